@@ -1,0 +1,73 @@
+"""HSD: images for large sets of prompts, paying once for the denoising steps that similar prompts share.
+
+>>> import hsd
+>>> pipe = hsd.load("demo")
+>>> plan = hsd.compile(["a red star", "a blue star", "a green ring"], tau=1.0, model=pipe)
+>>> print(plan)  # doctest: +SKIP
+>>> hsd.generate(plan, pipe, out="images")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._core import Program, Tree, __version__
+from .compiler import build_tree, compile
+from .errors import (
+    Error,
+    OutputError,
+    PlanMismatch,
+    PromptError,
+    UnknownModel,
+    UnsupportedPipeline,
+    UnsupportedScheduler,
+)
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from .generation import Image, Run, generate, stream
+    from .models import load
+
+__all__ = [
+    "Error",
+    "Image",
+    "OutputError",
+    "Plan",
+    "PlanMismatch",
+    "Program",
+    "PromptError",
+    "Run",
+    "Tree",
+    "UnknownModel",
+    "UnsupportedPipeline",
+    "UnsupportedScheduler",
+    "__version__",
+    "build_tree",
+    "compile",
+    "generate",
+    "load",
+    "stream",
+]
+
+# Planning needs no torch: what does is imported when it is first asked for.
+_LAZY = {
+    "generate": ".generation",
+    "stream": ".generation",
+    "Image": ".generation",
+    "Run": ".generation",
+    "load": ".models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,283 @@
+"""The command line: ``hsd generate`` and ``hsd plan``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from . import __version__
+from .compiler import compile as compile_plan
+from .errors import Error
+from .names import ImageFormat, Linkage, Noise, Order, ScheduleName
+from .output import PLAN
+from .plan import Plan
+from .prompts import read_prompts
+from .report import duration, plan_summary
+
+app = typer.Typer(
+    name="hsd",
+    help="Generate large sets of images from text prompts; pay once for the steps that similar prompts share.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+Prompts = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROMPTS",
+        help="A UTF-8 text file, one prompt a line; '-' for standard input; 'demo' for the built-in set.",
+        show_default=False,
+    ),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(help="How unlike prompts that share a step may be: 0 shares nothing. 1.0 if no budget is given."),
+]
+Budget = Annotated[
+    float | None, typer.Option(help="Instead of --tau: the share of evaluations to save, inside (0, 1).")
+]
+Steps = Annotated[int, typer.Option(help="Inference steps of the scheduler.")]
+Seed = Annotated[int, typer.Option(help="Prompt i gets the seed SEED + i.")]
+Images = Annotated[int, typer.Option("--images-per-prompt", help="Different images of each prompt.")]
+BatchSize = Annotated[int, typer.Option(help="Latents a call of the denoiser.")]
+OrderOption = Annotated[Order, typer.Option(help="depth: images early, few latents alive; breadth: fewest calls.")]
+MaxSlots = Annotated[int | None, typer.Option(help="At most so many latents alive at once.", show_default="as needed")]
+LinkageOption = Annotated[Linkage, typer.Option(help="How clusters are compared.")]
+ScheduleOption = Annotated[ScheduleName, typer.Option(help="How the threshold falls to 0 over the steps.")]
+NoiseOption = Annotated[Noise, typer.Option(help="A first latent for each root cluster, or one for all.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")]
+Negative = Annotated[str | None, typer.Option(help="What the images should not show.", show_default=False)]
+Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")]
+Width = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run: cuda, cuda:1, cpu...", show_default="cuda if there is one")
+]
+
+
+@app.command()
+def generate(
+    prompts: Prompts,
+    out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
+    model: Annotated[str, typer.Option(help="demo, a short name, a hub id (org/name) or a folder.")] = "demo",
+    tau: Tau = None,
+    budget: Budget = None,
+    steps: Steps = 40,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    images_per_prompt: Images = 1,
+    linkage: LinkageOption = "ward",
+    schedule: ScheduleOption = "linear",
+    noise: NoiseOption = "independent",
+    order: OrderOption = "depth",
+    max_slots: MaxSlots = None,
+    guidance_scale: Guidance = None,
+    negative_prompt: Negative = None,
+    height: Height = None,
+    width: Width = None,
+    device: Device = None,
+    image_format: Annotated[ImageFormat, typer.Option("--format", help="Image files.")] = "png",
+) -> None:
+    """Generate an image for every prompt into a folder.
+
+    The folder opens with datasets.load_dataset("imagefolder", data_dir=...). Run the same command again after an
+    interruption: only what is missing is made.
+    """
+    from .generation import generate as run_plan
+
+    texts = _read(prompts)
+    adapter = _load(model, device, guidance_scale, negative_prompt, height, width)
+    request = {
+        "tau": tau,
+        "budget": budget,
+        "steps": steps,
+        "linkage": linkage,
+        "schedule": schedule,
+        "seeds": seed,
+        "images_per_prompt": images_per_prompt,
+        "noise": noise,
+    }
+    plan = _continued(out, texts, adapter.name, request)
+    if plan is None:
+        typer.echo(f"Planning {len(texts):,} prompts...", err=True)
+        plan = compile_plan(texts, model=adapter, **request)
+        typer.echo(plan_summary(plan, batch_size, _speed(adapter)), err=True)
+    run = run_plan(
+        plan,
+        adapter,
+        out,
+        batch_size=batch_size,
+        order=order,
+        max_slots=max_slots,
+        image_format=image_format,
+    )
+    there = f" ({run.existing:,} were there already)" if run.existing else ""
+    typer.echo(f"{run.images:,} images in {run.out}{there}, {duration(run.seconds['total'])}.")
+    if run.images:
+        typer.echo(
+            f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
+            f"{run.savings:.1%} saved."
+        )
+
+
+@app.command()
+def plan(
+    prompts: Prompts,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Cluster by this model's own embeddings, and estimate its time once a run has measured its speed.",
+            show_default="a small offline text encoder",
+        ),
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="A .npy file (N, D) to cluster by instead.", show_default=False)
+    ] = None,
+    tau: Tau = None,
+    budget: Budget = None,
+    steps: Steps = 40,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    images_per_prompt: Images = 1,
+    linkage: LinkageOption = "ward",
+    schedule: ScheduleOption = "linear",
+    noise: NoiseOption = "independent",
+    device: Device = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers for programs.")] = False,
+) -> None:
+    """Say what a set of prompts would cost, before anything runs."""
+    texts = _read(prompts)
+    adapter = _load(model, device) if model is not None else None
+    vectors = None
+    if embeddings is not None:
+        try:
+            vectors = np.load(embeddings, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
+    result = compile_plan(
+        texts,
+        tau,
+        budget=budget,
+        model=adapter,
+        embeddings=vectors,
+        steps=steps,
+        linkage=linkage,
+        schedule=schedule,
+        seeds=seed,
+        images_per_prompt=images_per_prompt,
+        noise=noise,
+    )
+    if save is not None:
+        result.save(save)
+    speed = _speed(adapter)
+    if as_json:
+        typer.echo(json.dumps(_numbers(result, batch_size, speed)))
+    else:
+        typer.echo(plan_summary(result, batch_size, speed))
+
+
+def _numbers(plan: Plan, batch_size: int, speed: float | None) -> dict[str, Any]:
+    program = plan.program(batch_size)
+    return {
+        "prompts": plan.n_prompts,
+        "steps": plan.n_steps,
+        "tau": plan.tau,
+        "node_steps": plan.node_steps,
+        "standard_node_steps": plan.standard_node_steps,
+        "savings": plan.savings,
+        "active": plan.counts().tolist(),
+        "batch_size": batch_size,
+        "calls": program.n_calls,
+        "calls_lower_bound": program.lower_bound,
+        "occupancy": program.occupancy,
+        "slots": program.n_slots,
+        "seconds": None if speed is None else speed * plan.node_steps,
+    }
+
+
+def _read(source: str) -> list[str]:
+    if source == "demo" and not Path(source).exists():
+        from .demo import PROMPTS
+
+        return read_prompts(PROMPTS)
+    return read_prompts(source)
+
+
+def _load(
+    model: str,
+    device: str | None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Any:
+    from .models import load
+
+    settings = {
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+    }
+    return load(model, device=device, **{name: value for name, value in settings.items() if value is not None})
+
+
+def _speed(adapter: Any) -> float | None:
+    if adapter is None:
+        return None
+    from .speeds import recall
+
+    return recall(adapter)
+
+
+def _continued(out: Path, texts: list[str], encoder: str, request: dict[str, Any]) -> Plan | None:
+    """The plan of an earlier run into ``out``, if the same was asked for: it need not be made again."""
+    if not (out / PLAN).is_file():
+        return None
+    plan = Plan.load(out / PLAN)
+    asked = {
+        **request,
+        "tau": 1.0 if request["tau"] is None and request["budget"] is None else request["tau"],
+    }
+    seed, repeats = asked.pop("seeds"), asked["images_per_prompt"]
+    if asked["budget"] is not None:
+        asked.pop("tau")  # found from the budget
+    same = all(plan.request.get(name) == value for name, value in asked.items())
+    same = same and plan.request.get("encoder") == encoder
+    same = same and plan.prompts == [text for text in texts for _ in range(repeats)]
+    same = same and np.array_equal(plan.seeds, seed + np.arange(plan.n_prompts))
+    return plan if same else None
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hsd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: HSD's errors and bad arguments become one line on standard error, and exit code 1."""
+    try:
+        app()
+    except (Error, ValueError, TypeError) as error:
+        typer.echo(f"hsd: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
+        sys.exit(130)

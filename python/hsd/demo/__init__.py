@@ -1,0 +1,18 @@
+"""The bundled model and prompts: coloured shapes on patterned backgrounds, small enough to run anywhere.
+
+A Kandinsky 2.2 model in miniature, loaded by the same adapter: ``hsd.load("demo")``. See ``docs/demo-model.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "model"
+"""What ``KandinskyV22CombinedPipeline.from_pretrained`` reads."""
+
+PROMPTS = Path(__file__).parent / "prompts.txt"
+"""The built-in example prompts, one a line."""
+
+SETTINGS: dict[str, Any] = {"height": 64, "width": 64}
+"""The settings the model was trained for, as :func:`hsd.load` takes them."""

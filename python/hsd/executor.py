@@ -1,0 +1,132 @@
+"""The machine that replays a program: gather lanes from the slots, evaluate, update, scatter. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._core import Program
+from .conditioning import Conditioning
+from .errors import PlanMismatch
+from .models.base import Adapter
+from .plan import Plan
+from .sampler import SamplerTable
+
+
+class Executor:
+    """Slots on the device, index tables beside them, and one loop over the calls of a program.
+
+    Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
+    padding would write), and one row of conditioning a slot. Index tables are on the device before the first call.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        program: Program,
+        adapter: Adapter,
+        conditioning: Conditioning,
+        sampler: SamplerTable,
+    ) -> None:
+        if sampler.n_steps != plan.n_steps:
+            raise PlanMismatch(
+                f"the plan has {plan.n_steps} steps, but {sampler.scheduler} takes {sampler.n_steps} evaluations for "
+                f"steps={plan.request['steps']}: compile the plan with model=..., which counts them"
+            )
+        if len(conditioning.vectors) != plan.n_prompts:
+            raise PlanMismatch(f"{len(conditioning.vectors)} rows of conditioning for {plan.n_prompts} prompts")
+        self.program = program
+        self.adapter = adapter
+        self.conditioning = conditioning
+        device = adapter.device
+        self.sampler = sampler.to(device, torch.float32)
+
+        segments = plan.segments
+        self._seeds = plan.seeds
+        self._range = np.stack([segments["leaf_begin"], segments["leaf_end"]], axis=1)
+        self._representative = segments["representative"]
+        self._leaf_order = torch.from_numpy(plan.tree.leaf_order.copy())
+        self._shared_latent = plan.noise == "shared"
+        # A generator lives as long as some segment draws from it: it is handed on to the child that keeps the
+        # representative, and dropped where no such child follows.
+        children = np.flatnonzero(segments["parent"] >= 0)
+        parents = segments["parent"][children]
+        hands_on = parents[segments["representative"][children] == segments["representative"][parents]]
+        self._drops_generator = np.ones(len(segments), dtype=bool)
+        self._drops_generator[hands_on] = False
+        self._last_step = segments["end_step"] - 1
+        self._generators: dict[int, torch.Generator] = {}
+
+        calls = program.calls
+        self._host = calls
+        self._lanes = [int(n) for n in program.lanes]
+        self._step = torch.from_numpy(calls["step"].astype(np.int64)).to(device)  # [calls, B]
+        self._source = torch.from_numpy(calls["source"].astype(np.int64)).to(device)
+        self._target = torch.from_numpy(calls["target"].astype(np.int64)).to(device)
+
+        slots, shape = program.n_slots + 1, adapter.latent_shape()
+        self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
+        self.noise = torch.zeros((program.batch_size, self.sampler.n_noise, *shape), device=device)
+        self._rows = {
+            name: torch.zeros((slots, *rows.shape[1:]), dtype=rows.dtype, device=device)
+            for name, rows in conditioning.rows.items()
+        }
+        self._shared = {name: row.to(device) for name, row in conditioning.shared.items()}
+        self._timesteps = self.sampler.timesteps.to(device)
+
+    def run(self) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
+        """Replay all calls. After each, yields its lanes and what it finished: (prompt, latent (1, *latent))."""
+        for call, lanes in enumerate(self._lanes):
+            self._prepare(call, lanes)
+            self._evaluate(call, lanes)
+            yield lanes, self._finished(call, lanes)
+
+    @torch.no_grad()
+    def _evaluate(self, call: int, lanes: int) -> None:
+        """One call: every lane reads its source before any lane writes its target."""
+        step, target = self._step[call, :lanes], self._target[call, :lanes]
+        state = self.state[self._source[call, :lanes]]  # [B, S, *latent]
+        rows = {name: buffer[target] for name, buffer in self._rows.items()}
+        rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
+        latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]
+        output, variance = self.adapter.denoise(latents, self._timesteps[step], rows)
+        self.state[target] = self.sampler.update(state, output, self.noise[:lanes], step, variance)
+
+    def _prepare(self, call: int, lanes: int) -> None:
+        """Put in place what the lanes of a call need: conditioning, first latents, fresh noise."""
+        for lane, entry in enumerate(self._host[call, :lanes]):
+            segment = int(entry["segment"])
+            if entry["begins"]:
+                begin, end = self._range[segment]
+                for name, row in self.conditioning.mean(self._leaf_order[begin:end]).items():
+                    self._rows[name][entry["target"]] = row
+            if entry["fresh"]:
+                self.state[entry["source"]] = 0.0
+                self.state[entry["source"], 0] = self._first_latent(segment)
+            for draw, dtype in enumerate(self.sampler.noise_dtypes[entry["step"]]):
+                self.noise[lane, draw] = self.adapter.noise(self._generator(segment), dtype)[0]
+            if entry["step"] == self._last_step[segment] and self._drops_generator[segment]:
+                self._generators.pop(int(self._representative[segment]), None)
+
+    def _finished(self, call: int, lanes: int) -> list[tuple[int, Tensor]]:
+        """Copies of the latents that reached the last step: their slots are free from here on."""
+        done = self._host[call, :lanes]
+        done = done[done["final"]]
+        return [(int(self._representative[s]), self.state[int(t), :1].clone()) for s, t in done[["segment", "target"]]]
+
+    def _generator(self, segment: int) -> torch.Generator:
+        """The generator of a segment's representative, started when it is first drawn from."""
+        representative = int(self._representative[segment])
+        if representative not in self._generators:
+            self._generators[representative] = self.adapter.generator(int(self._seeds[representative]))
+        return self._generators[representative]
+
+    def _first_latent(self, segment: int) -> Tensor:
+        """The pure noise that a root segment starts from, at the scheduler's own scale."""
+        latent = self.adapter.noise(self._generator(segment))
+        if self._shared_latent:  # drawn and set aside above, so that later draws do not depend on this choice
+            latent = self.adapter.noise(self.adapter.generator(int(self._seeds[0])))
+        return (latent * self.sampler.init_noise_sigma).float()[0]

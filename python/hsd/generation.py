@@ -1,0 +1,273 @@
+"""Plan to images: :func:`stream` yields them as they finish, :func:`generate` writes them to a folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+import transformers
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import _core, speeds
+from .conditioning import Conditioning
+from .errors import PlanMismatch
+from .executor import Executor
+from .models import Adapter, load
+from .names import ImageFormat, Order
+from .output import ImageFolder, Writers
+from .plan import Plan
+
+Progress = Callable[[int, int], object]
+"""Called after each call of the denoiser with the node-steps it ran and the images it finished."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One finished image."""
+
+    index: int
+    prompt: str
+    seed: int
+    pil: PIL.Image.Image
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`generate` did."""
+
+    out: Path
+    images: int
+    """Images written by this call."""
+    existing: int
+    """Images that were there already."""
+    node_steps: int
+    """Evaluations of the denoiser by this call."""
+    standard_node_steps: int
+    """What this call's images cost without sharing."""
+    seconds: dict[str, float]
+    """Wall time: ``total``, and within it ``encode``, ``denoise``, ``decode`` (writing runs beside them)."""
+
+    @property
+    def savings(self) -> float:
+        """1 - node_steps / standard_node_steps of this call; 0 if there was nothing left to do."""
+        return 1.0 - self.node_steps / self.standard_node_steps if self.standard_node_steps else 0.0
+
+
+def stream(
+    plan: Plan,
+    model: Any,
+    *,
+    batch_size: int = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Iterator[Image]:
+    """Generate the images of ``plan`` and yield each as soon as it is decoded.
+
+    Parameters
+    ----------
+    plan
+        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard makes its own images only.
+    model
+        A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
+    batch_size
+        Lanes a call: latents that the denoiser evaluates at once (twice as many rows with guidance).
+    order
+        ``depth`` finishes images early; ``breadth`` makes the fewest calls.
+    max_slots
+        At most so many latents alive at once. Default: what the order needs.
+    progress
+        Called as ``progress(node_steps, images)`` with what each call ran and finished.
+
+    Yields
+    ------
+    Image
+        In the order in which they finish. The images do not depend on ``batch_size``, ``order``, ``max_slots`` or
+        on how the plan is sharded.
+
+    Raises
+    ------
+    PlanMismatch
+        If the plan does not fit the model. Like all errors in arguments, at the call and not at the first image.
+    """
+    session = _Session(plan, load(model, **settings), batch_size, order, max_slots)
+    return session.images(plan, progress)
+
+
+def generate(
+    plan: Plan,
+    model: Any,
+    out: str | os.PathLike[str] = "images",
+    *,
+    batch_size: int = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    image_format: ImageFormat = "png",
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Run:
+    """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
+
+    The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
+    (file_name, text, index, seed), with the plan and a run record beside them. Calling again after an interruption
+    makes only what is missing. See :func:`stream` for the other parameters.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written to; before any expensive work.
+    PlanMismatch
+        If the plan does not fit the model, or the folder holds images of another plan.
+    """
+    started = time.perf_counter()
+    adapter = load(model, **settings)
+    session = _Session(plan, adapter, batch_size, order, max_slots)
+    folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
+    done = folder.done()
+    todo = [int(i) for i in plan.kept if int(i) not in done]
+    alone = _alone_from(plan)
+    part = plan.prune(todo) if todo else None
+    bar = None
+    if progress is True:
+        bar = _Bar(part, len(todo))
+    report: Progress | None = bar or (progress if callable(progress) else None)
+    images = 0
+    try:
+        if part is not None:
+            with Writers() as writers:
+                for image in session.images(part, report):
+                    writers.submit(folder.add, image.index, image.pil, {"alone_from": int(alone[image.index])})
+                    images += 1
+    finally:
+        if bar:
+            bar.close()
+    seconds = {**session.seconds, "total": time.perf_counter() - started}
+    node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
+    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, seconds)
+    folder.record_run(_record(run, plan, adapter, batch_size, order))
+    if part is not None:
+        speeds.remember(adapter, seconds["denoise"] / node_steps)
+    return run
+
+
+class _Session:
+    """A model and how to run plans on it, checked; keeps the clock of what each part took."""
+
+    def __init__(self, plan: Plan, adapter: Adapter, batch_size: int, order: Order, max_slots: int | None):
+        self.adapter = adapter
+        self.lowering = (batch_size, order, max_slots)
+        self.batch_size = batch_size
+        self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+        self.sampler = adapter.sampler(plan.request["steps"])
+        if self.sampler.n_steps != plan.n_steps:
+            raise PlanMismatch(
+                f"the plan has {plan.n_steps} steps, but {self.sampler.scheduler} makes {self.sampler.n_steps} "
+                f"evaluations for steps={plan.request['steps']}: compile the plan with model=, which counts them"
+            )
+        plan.program(*self.lowering)  # a bad batch size, order or max_slots is said now
+
+    def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
+        """Encode, replay, decode in batches."""
+        conditioning = self._clocked("encode", lambda: self.conditioning(plan))
+        executor = Executor(plan, plan.program(*self.lowering), self.adapter, conditioning, self.sampler)
+        finished: list[tuple[int, Tensor]] = []
+        calls = executor.run()
+        while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
+            lanes, latents = call
+            finished += latents
+            while len(finished) >= self.batch_size:
+                batch, finished = finished[: self.batch_size], finished[self.batch_size :]
+                yield from self._decode(plan, batch)
+            if progress:
+                progress(lanes, len(latents))
+        if finished:
+            yield from self._decode(plan, finished)
+
+    def conditioning(self, plan: Plan) -> Conditioning:
+        """What the plan was compiled with, if it was this model's; encoded now otherwise."""
+        if plan.encoded is not None and self.adapter.has_conditioning_of(plan.encoded[0]):
+            return plan.encoded[1]
+        return self.adapter.encode(plan.prompts, plan.seeds)
+
+    def _decode(self, plan: Plan, finished: list[tuple[int, Tensor]]) -> Iterator[Image]:
+        pictures = self._clocked("decode", lambda: self.adapter.decode(torch.cat([x for _, x in finished])))
+        for (index, _), picture in zip(finished, pictures, strict=True):
+            yield Image(index, plan.prompts[index], int(plan.seeds[index]), picture)
+
+    def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+
+class _Bar:
+    """A progress bar that counts node-steps, with images beside them and the time left."""
+
+    def __init__(self, plan: Plan | None, images: int):
+        self._images, self._total = 0, images
+        self._bar = tqdm(total=plan.node_steps if plan else 0, unit=" node-steps", disable=None, smoothing=0.05)
+        self._bar.set_postfix_str(f"0/{images} images")
+
+    def __call__(self, node_steps: int, images: int) -> None:
+        self._images += images
+        self._bar.set_postfix_str(f"{self._images}/{self._total} images", refresh=False)
+        self._bar.update(node_steps)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _alone_from(plan: Plan) -> np.ndarray:
+    """(N,) the step from which each prompt has a cluster of its own; before it, its latent was shared."""
+    segments = plan.segments
+    leaf = segments[segments["end_step"] == plan.n_steps]
+    single = leaf["leaf_end"] - leaf["leaf_begin"] == 1
+    out = np.full(plan.n_prompts, plan.n_steps, dtype=np.int64)
+    out[leaf["representative"][single]] = leaf["first_step"][single]
+    return out
+
+
+def _record(run: Run, plan: Plan, adapter: Adapter, batch_size: int, order: str) -> dict[str, Any]:
+    device = adapter.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "images": run.images,
+        "existing": run.existing,
+        "node_steps": run.node_steps,
+        "standard_node_steps": run.standard_node_steps,
+        "savings": run.savings,
+        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+        "plan": {
+            "node_steps": plan.node_steps,
+            "savings": plan.savings,
+            "n_steps": plan.n_steps,
+            "tau": plan.tau,
+        },
+        "batch_size": batch_size,
+        "order": order,
+        "scheduler": type(adapter.scheduler()).__name__,
+        "device": f"{device.type} ({name})",
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "versions": {
+            "hsd": _core.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }

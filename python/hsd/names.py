@@ -1,0 +1,21 @@
+"""The names that arguments take: one list each, for types, for checks and for the command line."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar, get_args
+
+Linkage = Literal["ward", "centroid", "average", "complete"]
+Order = Literal["depth", "breadth"]
+Noise = Literal["independent", "shared"]
+ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
+ImageFormat = Literal["png", "jpg", "webp"]
+
+T = TypeVar("T")
+
+
+def check_name(what: str, value: T, names: object) -> T:
+    """``value``, or a ``ValueError`` that lists the names it could have been."""
+    known = get_args(names)
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}: one of {', '.join(known)}")
+    return value

@@ -1,0 +1,239 @@
+"""The folder of images: an ``imagefolder`` data set with the plan and a run record beside it.
+
+Files appear by atomic rename and the line in ``metadata.jsonl`` follows, so an interrupted run leaves whole images
+only, and the same call again goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import PIL.Image
+from filelock import FileLock, Timeout
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import Error, OutputError, PlanMismatch
+from .names import ImageFormat, check_name
+from .plan import Plan
+
+_PIL_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+METADATA, PLAN, RUN = "metadata.jsonl", "plan.safetensors", "run.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either not there or whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes files that only their owner can read; give them what open() would have given.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+_UMASK_LOCK = threading.Lock()
+
+
+def _umask() -> int:
+    with _UMASK_LOCK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
+
+
+class ImageFolder:
+    """An output folder, opened for one plan. Raises before any expensive work if it cannot be used.
+
+    Parameters
+    ----------
+    path
+        The folder; made if it does not exist.
+    plan
+        What the images belong to. A folder takes one plan (all of its shards), with one model's settings.
+    model
+        Name and settings of the model, compared with those of an earlier run and recorded.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written to.
+    PlanMismatch
+        If it holds images of another plan, or of another model.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], plan: Plan, model: dict[str, Any], image_format: ImageFormat = "png"
+    ):
+        check_name("image format", image_format, ImageFormat)
+        self.path = Path(path)
+        self.plan = plan
+        self.format = image_format
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / ".hsd-write-test", b"")
+            (self.path / ".hsd-write-test").unlink()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror or error}; choose another folder"
+            ) from None
+        self._mutex = threading.Lock()  # between our threads; the file lock, which polls, is for other processes
+        self._lock = FileLock(self.path / ".hsd.lock", timeout=60, thread_local=False)
+        self._identity = {"plan": plan.fingerprint, "model": json.loads(json.dumps(model, default=str))}
+        with self._locked():
+            self._claim()
+            self._entries = self._read_metadata()
+
+    def done(self) -> set[int]:
+        """Indices of the images that are there, whole, with their line of metadata."""
+        return set(self._entries)
+
+    def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
+        """Write one image and its line of metadata. Safe to call from several threads and processes."""
+        name = f"{index:0{max(5, len(str(self.plan.n_prompts - 1)))}d}.{self.format}"
+        text, seed = self.plan.prompts[index], int(self.plan.seeds[index])
+        entry = {"file_name": name, "text": text, "index": index, "seed": seed, **extra}
+        buffer = BytesIO()
+        options: dict[str, Any] = {"quality": 95} if self.format != "png" else {"pnginfo": _png_info(entry)}
+        image.save(buffer, _PIL_FORMATS[self.format], **options)
+        write_atomically(self.path / name, buffer.getvalue())
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+        with self._locked(), open(self.path / METADATA, "ab") as file:
+            file.write(line)
+            self._entries[index] = entry
+        return self.path / name
+
+    def record_run(self, record: dict[str, Any]) -> None:
+        """Add one run (versions, parameters, savings, timings) to ``run.json``."""
+        with self._locked():
+            document = self._read_run()
+            document["runs"] = [*document.get("runs", []), record]
+            self._write_run(document)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._mutex:
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise OutputError(
+                    f"{self.path} has been locked by another process for a minute: is one stuck?"
+                ) from None
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    def _claim(self) -> None:
+        """Make the folder this plan's, or check that it is."""
+        document = self._read_run()
+        before = document.get("identity")
+        if before is not None and before != self._identity:
+            differs = "plan" if before.get("plan") != self._identity["plan"] else "model"
+            detail = "" if differs == "plan" else f" ({_difference(before['model'], self._identity['model'])})"
+            raise PlanMismatch(
+                f"{self.path} holds images of another {differs}{detail}: continue with the same prompts, seeds and "
+                "settings, or choose another folder"
+            )
+        if before is None:
+            if (self.path / METADATA).exists():
+                raise PlanMismatch(
+                    f"{self.path} holds another data set ({METADATA} without {RUN}): choose another folder"
+                )
+            self.plan.whole().save(self.path / PLAN)
+            self._write_run({"identity": self._identity, "request": self.plan.request, "runs": []})
+
+    def _read_run(self) -> dict[str, Any]:
+        try:
+            document = json.loads((self.path / RUN).read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is not a JSON object")
+            return document
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise Error(f"{self.path / RUN} cannot be read ({error}): move it away to start the folder anew") from None
+
+    def _write_run(self, document: dict[str, Any]) -> None:
+        write_atomically(self.path / RUN, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def _read_metadata(self) -> dict[int, dict[str, Any]]:
+        """Entries whose image is there. A half-written last line and entries without an image are taken out."""
+        path = self.path / METADATA
+        data = path.read_bytes() if path.exists() else b""
+        entries: dict[int, dict[str, Any]] = {}
+        for line in data.splitlines():
+            try:
+                entry = json.loads(line)
+                index, name = int(entry["index"]), str(entry["file_name"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if 0 <= index < self.plan.n_prompts and (self.path / name).is_file():
+                entries[index] = entry
+        sound = b"".join((json.dumps(e, ensure_ascii=False) + "\n").encode() for e in entries.values())
+        if sound != data:
+            write_atomically(path, sound)
+        return entries
+
+
+def _png_info(entry: dict[str, Any]) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt("prompt", entry["text"])
+    info.add_text("seed", str(entry["seed"]))
+    info.add_text("Software", "hsd")
+    return info
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    flat = [{**d, **d.get("settings", {})} for d in (before, now)]
+    keys = [k for k in flat[1] if k != "settings" and flat[0].get(k) != flat[1].get(k)]
+    return ", ".join(f"{k}: {flat[0].get(k)!r} then, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"
+
+
+class Writers:
+    """Threads that encode and write images, with a bounded queue: a slow disk slows the run, it does not fill memory."""
+
+    def __init__(self, threads: int = 4, queue: int = 64):
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hsd-writer")
+        self._room = threading.Semaphore(queue)
+        self._pending: set[Future[Any]] = set()
+
+    def submit(self, task: Callable[..., Any], *args: Any) -> None:
+        """Queue a task; waits while the queue is full. Raises what an earlier task raised."""
+        self._collect(wait=False)
+        self._room.acquire()
+        future = self._pool.submit(task, *args)
+        self._pending.add(future)
+        future.add_done_callback(lambda _: self._room.release())
+
+    def _collect(self, wait: bool) -> None:
+        for future in [f for f in self._pending if wait or f.done()]:
+            self._pending.discard(future)
+            try:
+                future.result()
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write an image: {error.strerror or error}. What is written is kept; make room and run "
+                    "the same call again"
+                ) from error
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+        """Wait for what is queued: also after an error nothing that was made is lost."""
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._collect(wait=True)

@@ -1,0 +1,208 @@
+"""The plan: which cluster of prompts runs at which steps. Independent of hardware; made by :func:`hsd.compile`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from ._core import Program, Tree
+from .errors import Error, PlanMismatch
+from .names import Noise, Order, check_name
+
+if TYPE_CHECKING:
+    from .conditioning import Conditioning
+    from .models.base import Adapter
+
+
+class Plan:
+    """Segments of clusters over steps, and the prompts and seeds they stand for. Immutable.
+
+    Attributes
+    ----------
+    prompts
+        The N prompts, repeats included (``images_per_prompt=r`` gives each r times in a row).
+    seeds
+        (N,) int64, the seed of each prompt's generator.
+    request
+        What was asked of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, encoder.
+    """
+
+    def __init__(self, core: _core.Plan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> None:
+        if len(prompts) != core.n_prompts or len(seeds) != core.n_prompts:
+            raise PlanMismatch(
+                f"the plan is for {core.n_prompts} prompts; got {len(prompts)} prompts and {len(seeds)} seeds"
+            )
+        self._core = core
+        self.prompts = prompts
+        self.seeds = seeds
+        self.request = request
+        # The model a plan was compiled with, and what it encoded: generating with the same one reuses it. Not saved.
+        self.encoded: tuple[Adapter, Conditioning] | None = None
+
+    # -- what it is
+
+    @property
+    def n_prompts(self) -> int:
+        """N, the prompts of the whole tree, whether or not this plan keeps them all."""
+        return self._core.n_prompts
+
+    @property
+    def n_steps(self) -> int:
+        """K, evaluations of the denoiser from noise to image."""
+        return self._core.n_steps
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Indices of the prompts this plan makes, ascending: all, unless pruned or sharded."""
+        return self._core.kept
+
+    @property
+    def tau(self) -> float:
+        """The threshold: 0 shares nothing."""
+        return float(self.request["tau"])
+
+    @property
+    def noise(self) -> str:
+        """``independent`` (one first latent for every root cluster) or ``shared`` (one for all)."""
+        return str(self.request["noise"])
+
+    @property
+    def phi(self) -> NDArray[np.float64]:
+        """(K,) the threshold at each step."""
+        return self._core.phi
+
+    @property
+    def tree(self) -> Tree:
+        """The tree of prompts."""
+        return self._core.tree
+
+    @property
+    def segments(self) -> NDArray[np.void]:
+        """Structured array, parents first: ``parent``, ``first_step``, ``end_step``, ``leaf_begin``, ``leaf_end``
+        (a range of ``tree.leaf_order``, the full cluster) and ``representative`` (its lowest prompt); all int32.
+        """
+        return self._core.segments
+
+    @property
+    def node_steps(self) -> int:
+        """Evaluations of the denoiser on one latent: the cost of the plan."""
+        return self._core.node_steps
+
+    @property
+    def standard_node_steps(self) -> int:
+        """What the same images cost without sharing: one evaluation an image a step."""
+        return len(self.kept) * self.n_steps
+
+    @property
+    def savings(self) -> float:
+        """1 - node_steps / (images * steps)."""
+        return 1.0 - self.node_steps / self.standard_node_steps
+
+    def counts(self) -> NDArray[np.int64]:
+        """(K,) number of active clusters at each step."""
+        return self._core.counts()
+
+    def active(self, k: int) -> NDArray[np.int64]:
+        """(N,) segment of each prompt at step ``k``; -1 where a prompt is not kept."""
+        return self._core.active(k)
+
+    # -- what to do with it
+
+    def prune(self, keep: Iterable[int] | NDArray[np.integer]) -> Plan:
+        """The plan restricted to the prompts ``keep``. Their images stay what they were: the segments that
+        remain keep their full cluster's conditioning and its representative's noise.
+        """
+        values = np.asarray(keep if isinstance(keep, np.ndarray) else list(keep))
+        if values.size and not np.issubdtype(values.dtype, np.integer):
+            raise TypeError(f"keep has to hold prompt indices (integers), not {values.dtype}")
+        return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
+
+    def shard(self, n: int) -> list[Plan]:
+        """At most ``n`` plans that together make the same images, balanced by node-steps: one a worker."""
+        return [self._with(part) for part in self._core.shard(n)]
+
+    def program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> Program:
+        """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
+        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once.
+        """
+        return self._core.program(batch_size, order, max_slots)
+
+    def summary(self, batch_size: int = 16) -> str:
+        """A page for people: what is saved, and how many clusters run at each step."""
+        from .report import plan_summary
+
+        return plan_summary(self, batch_size)
+
+    def describe(self, max_rows: int = 200) -> str:
+        """Segments as aligned text."""
+        return self._core.describe(max_rows)
+
+    # -- files
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of prompts, seeds, tree, phi and noise: equal for all shards of one plan, and only for those."""
+        whole = _core.Plan.compile(self.tree, self.phi)
+        request = json.dumps({"noise": self.noise}, sort_keys=True)
+        return hashlib.sha256(whole.to_bytes(self.prompts, self.seeds, request)).hexdigest()
+
+    def whole(self) -> Plan:
+        """The plan for all N prompts that this one was pruned from."""
+        return self._with(_core.Plan.compile(self.tree, self.phi))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file (arrays and JSON metadata), by atomic rename."""
+        from .output import write_atomically
+
+        data = self._core.to_bytes(self.prompts, self.seeds, json.dumps(self.request, sort_keys=True))
+        write_atomically(Path(path), data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a saved plan. Every array and invariant is checked: safe on files from anywhere.
+
+        Raises
+        ------
+        Error
+            If the file is not a sound plan.
+        OSError
+            If it cannot be read.
+        """
+        data = Path(path).read_bytes()
+        try:
+            core, prompts, seeds, metadata = _core.Plan.from_bytes(data)
+            request = json.loads(metadata)
+            if not isinstance(request, dict):
+                raise ValueError("its metadata is not a JSON object")
+            check_name("noise", request.get("noise"), Noise)
+            if not isinstance(request.get("tau"), (int, float)) or not isinstance(request.get("steps"), int):
+                raise ValueError("its metadata lacks tau or steps")
+        except ValueError as error:
+            raise Error(f"{path} is not a plan that can be used: {error}. Compile it again.") from None
+        return cls(core, prompts, seeds, request)
+
+    def _with(self, core: _core.Plan) -> Plan:
+        plan = Plan(core, self.prompts, self.seeds, self.request)
+        plan.encoded = self.encoded
+        return plan
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __repr__(self) -> str:
+        kept = f"{len(self.kept)} of " if len(self.kept) < self.n_prompts else ""
+        return (
+            f"<hsd.Plan: {kept}{self.n_prompts} prompts, {self.n_steps} steps, tau {self.tau:.4g}, "
+            f"{self.node_steps:,} node-steps, {self.savings:.1%} saved>"
+        )
+
+    def __str__(self) -> str:
+        return self.summary()

@@ -1,0 +1,109 @@
+"""Prompts in: lists that are checked, and text files that are read one prompt a line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PromptError
+
+MAX_SEED = 2**63 - 1
+"""Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all of its non-negative half."""
+
+
+def check_prompts(prompts: Iterable[str]) -> list[str]:
+    """A list of non-empty strings, or an error that names the first index that is not one.
+
+    Raises
+    ------
+    TypeError
+        If ``prompts`` is a single string or an item is not a string.
+    PromptError
+        If the list is empty or an item is blank.
+    """
+    if isinstance(prompts, (str, bytes)):
+        raise TypeError(f"prompts has to be a list of strings, not one {type(prompts).__name__}: wrap it in [...]")
+    prompts = list(prompts)
+    if not prompts:
+        raise PromptError("the list of prompts is empty: there is nothing to generate")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt {i} is {prompt!r} ({type(prompt).__name__}), not a string")
+        if not prompt.strip():
+            raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or say what it should show")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"prompt {i} has a lone surrogate at character {error.start}, which is not valid text: decode it again"
+            ) from None
+    return prompts
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Read a UTF-8 text file, one prompt a line; blank lines are skipped, ``-`` is standard input.
+
+    Raises
+    ------
+    PromptError
+        If the file cannot be read, a line is not UTF-8 (names the line), or no line has a prompt.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise PromptError(f"cannot read prompts from {name}: {error.strerror or error}") from None
+    prompts = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"{name}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; "
+                "save the file as UTF-8 and try again"
+            ) from None
+        if text:
+            prompts.append(text)
+    if not prompts:
+        raise PromptError(f"{name} has no prompts: write one a line")
+    return prompts
+
+
+def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDArray[np.int64]:
+    """(n,) int64 seeds: ``seeds + i`` for an integer, the given ones for a sequence.
+
+    Raises
+    ------
+    TypeError
+        If a seed is not an integer.
+    ValueError
+        If there are not ``n`` seeds, or one is negative or over 2**63 - 1.
+    """
+    if isinstance(seeds, (bool, np.bool_)) or (np.isscalar(seeds) and not isinstance(seeds, (int, np.integer))):
+        raise TypeError(f"seeds has to be an integer or a sequence of integers, not {seeds!r}")
+    values = [int(seeds) + i for i in range(n)] if isinstance(seeds, (int, np.integer)) else list(seeds)
+    if len(values) != n:
+        raise ValueError(f"{len(values)} seeds for {n} images: give one an image, or one integer for all")
+    for i, seed in enumerate(values):
+        if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
+            raise TypeError(f"seed {i} is {seed!r} ({type(seed).__name__}), not an integer")
+        if not 0 <= int(seed) <= MAX_SEED:
+            raise ValueError(f"seed {i} is {seed}, outside 0..{MAX_SEED}")
+    return np.array([int(seed) for seed in values], dtype=np.int64)
+
+
+def occurrences(prompts: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) how often each prompt has already occurred before its place: 0 for the first, 1 for the second...
+
+    The r-th occurrences are the r-th replica, a tree of its own: a repeat asks for a different image.
+    """
+    seen: dict[str, int] = {}
+    out = np.empty(len(prompts), dtype=np.int64)
+    for i, prompt in enumerate(prompts):
+        out[i] = seen.get(prompt, 0)
+        seen[prompt] = int(out[i]) + 1
+    return out

@@ -1,0 +1,72 @@
+"""The threshold schedule phi(k): how unlike the prompts of one cluster may be at step k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .names import ScheduleName, check_name
+
+Schedule = ScheduleName | Callable[[float], float] | Sequence[float] | NDArray[np.floating]
+
+
+def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
+    """The schedule for tau = 1: (steps,) float64 in [0, 1], non-increasing, 0 at the last step.
+
+    ``phi = tau * schedule_shape(schedule, steps)``. ``linear`` (the authors' code) falls from 1 to 0;
+    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; a callable gets k/(K-1) in [0, 1]; an array is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a wrong length, or values that rise, leave [0, 1] or do not end at 0.
+    """
+    if isinstance(schedule, str):
+        check_name("schedule", schedule, ScheduleName)
+        return _core.schedule_shape(schedule, steps)
+    if callable(schedule):
+        values: Any = [float(schedule(k / (steps - 1) if steps > 1 else 1.0)) for k in range(steps)]
+    else:
+        values = schedule
+    shape = np.ascontiguousarray(values, dtype=np.float64)
+    if shape.shape != (steps,):
+        raise ValueError(f"the schedule has shape {shape.shape}, but there are {steps} steps of the denoiser")
+    for k, value in enumerate(shape):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(
+                f"the schedule is {value} at step {k}: values are fractions of tau, within [0, 1]"
+            )
+        if k and value > shape[k - 1]:
+            raise ValueError(
+                f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise"
+            )
+    if shape[-1] != 0.0:
+        raise ValueError(
+            f"the schedule ends at {shape[-1]}, not at 0: at the last step every prompt stands alone"
+        )
+    return shape
+
+
+def check_tau(tau: float) -> float:
+    """``tau`` as a float; ``ValueError`` unless it is finite and >= 0."""
+    value = float(tau)
+    if not math.isfinite(value) or value < 0.0:
+        raise ValueError(
+            f"tau is {tau}: it has to be a finite number >= 0 (0 shares nothing; 0.5 to 1.5 is usual)"
+        )
+    return value
+
+
+def check_budget(budget: float) -> float:
+    """``budget`` as a float; ``ValueError`` unless it lies inside (0, 1)."""
+    value = float(budget)
+    if not 0.0 < value < 1.0:
+        raise ValueError(
+            f"budget is {budget}: it is the share of denoiser evaluations to save, inside (0, 1)"
+        )
+    return value

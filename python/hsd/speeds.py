@@ -1,0 +1,51 @@
+"""Measured seconds a node-step, kept between runs so that a plan can say how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from .models.base import Adapter
+from .output import write_atomically
+
+
+def _path() -> Path:
+    return Path(platformdirs.user_cache_dir("hsd")) / "speeds.json"
+
+
+def key(adapter: Adapter) -> str:
+    """What a speed depends on, as far as it is known before a run: model, latent size, guidance, device, dtype."""
+    device = adapter.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
+    shape = "x".join(map(str, adapter.latent_shape()))
+    guided = getattr(adapter, "guidance_scale", 0.0) > 1.0
+    return f"{adapter.name}|{shape}|{'guided' if guided else 'unguided'}|{name}|{adapter.dtype}"
+
+
+def remember(adapter: Adapter, seconds: float) -> None:
+    """Keep the latest speed. Failing to is no error: it is only an estimate's source."""
+    with contextlib.suppress(OSError):
+        speeds = _load()
+        speeds[key(adapter)] = seconds
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(_path(), json.dumps(speeds, indent=1, sort_keys=True).encode())
+
+
+def recall(adapter: Adapter) -> float | None:
+    """Seconds a node-step in the latest run like this one, or None."""
+    value = _load().get(key(adapter))
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+
+
+def _load() -> dict[str, Any]:
+    try:
+        speeds = json.loads(_path().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return speeds if isinstance(speeds, dict) else {}
