@@ -1,0 +1,68 @@
+"""Algorithm 1 of the paper, written as plainly as it goes: the oracle that sharing is held to.
+
+Loops over steps and clusters, one row a call, one deep copy of the diffusers scheduler a cluster. It knows nothing
+of plans, programs, slots or sampler tables; all it takes from HSD is the tree's merges and heights.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import numpy as np
+import torch
+
+
+def clusters(merges: np.ndarray, heights: np.ndarray, n: int, threshold: float) -> list[list[int]]:
+    """The maximal nodes with height < threshold, as sorted lists of leaves (DESIGN section 2)."""
+    members = {i: [i] for i in range(n)}
+    top = {i: i for i in range(n)}  # the cluster that holds a node, while it is below the threshold
+    for j, (a, b) in enumerate(merges):
+        if heights[j] < threshold:
+            node = n + j
+            members[node] = members.pop(top[int(a)]) + members.pop(top[int(b)])
+            top[node] = node
+    return sorted(sorted(m) for m in members.values())
+
+
+def algorithm1(
+    tree, phi, steps, scheduler, seeds, mean, evaluate, first_noise, new_generator, scale_input=True
+):
+    """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
+
+    ``mean(leaves)`` gives a cluster's conditioning, ``evaluate(latent, t, conditioning)`` the guided model output,
+    ``first_noise(generator)`` pure noise and ``new_generator(seed)`` a generator.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    n = tree.n_leaves
+    state = {}  # representative -> (leaves, latent, scheduler, generator)
+    rows = 0
+    for k, t in enumerate(timesteps):
+        now = {}
+        for leaves in clusters(tree.merges, tree.heights, n, phi[k]):
+            first = leaves[0]
+            parent = next((p for p in state.values() if set(leaves) <= set(p[0])), None)
+            if parent is None:
+                assert k == 0
+                generator = new_generator(int(seeds[first]))
+                latent = first_noise(generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+                now[first] = (leaves, latent, copy.deepcopy(scheduler), generator)
+            elif parent[0] == leaves:
+                now[first] = parent
+            else:
+                keeps = parent[0][0] == first
+                generator = parent[3] if keeps else new_generator(int(seeds[first]))
+                now[first] = (leaves, parent[1].clone(), copy.deepcopy(parent[2]), generator)
+        state = {}
+        for first, (leaves, latent, own, generator) in now.items():
+            x = own.scale_model_input(latent, t) if scale_input else latent
+            output = evaluate(x, t, mean(leaves))
+            rows += 1
+            kwargs = {"generator": generator} if takes_generator else {}
+            latent = own.step(output, t, latent, return_dict=False, **kwargs)[0]
+            state[first] = (leaves, latent, own, generator)
+    assert all(len(leaves) == 1 for leaves, *_ in state.values())
+    return {first: torch.as_tensor(latent) for first, (_, latent, *_) in state.items()}, rows

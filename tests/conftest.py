@@ -1,0 +1,53 @@
+"""Fixtures, and an environment in which nothing reaches for the network or for the user's caches."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+import hsd
+import tiny
+from helpers import make_scheduler
+
+PROMPTS = [
+    "a cat",
+    "a cat on a mat",
+    "a dog",
+    "a small dog",
+    "the sea at night",
+    "the sea by day",
+    "the sea by day, in oil",
+    "a red bicycle",
+    "a cat",
+]
+"""Nine, the last a repeat of the first."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Measured speeds go to a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A tiny Stable Diffusion with a stochastic scheduler: every draw of noise matters."""
+    pipe = tiny.stable_diffusion(make_scheduler("euler-ancestral", tiny.sd_ddim().config))
+    return hsd.load(pipe, height=32, width=32, guidance_scale=3.0)
+
+
+@pytest.fixture(scope="session")
+def plan(model):
+    """A plan with forks early and late, more than one root and a replica."""
+    return hsd.compile(PROMPTS, 0.9, model=model, steps=6, seeds=100)

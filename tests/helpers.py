@@ -1,0 +1,77 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from hsd.executor import Executor
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real prompt sets and embeddings, beside the repository where they are at hand."""
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real prompt sets are not at {SHARED}")
+
+SCHEDULERS = ["ddim", "ddpm", "euler", "euler-ancestral", "dpm++2m", "unipc"]
+
+
+class UniPCTakingGenerator(UniPCMultistepScheduler):
+    """The Kandinsky pipeline hands ``generator`` to every scheduler; UniPC draws nothing and does not take it."""
+
+    def step(self, model_output, timestep, sample, return_dict=True, generator=None):
+        return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+
+def make_scheduler(name, config):
+    """A scheduler by short name, with the betas and the prediction type of ``config``, and nothing nonlinear."""
+    classes = {
+        "ddim": DDIMScheduler,
+        "ddpm": DDPMScheduler,
+        "euler": EulerDiscreteScheduler,
+        "euler-ancestral": EulerAncestralDiscreteScheduler,
+        "dpm++2m": DPMSolverMultistepScheduler,
+        "unipc": UniPCTakingGenerator,
+    }
+    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    options = {key: config[key] for key in keep if key in config}
+    if name in ("ddim", "ddpm"):
+        options["clip_sample"] = False
+    return classes[name](**options)
+
+
+def latents_of(plan, model, **lowering):
+    """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
+    lowering.setdefault("batch_size", 4)
+    conditioning = model.encode(plan.prompts, plan.seeds)
+    executor = Executor(
+        plan, plan.program(**lowering), model, conditioning, model.sampler(plan.request["steps"])
+    )
+    finished = [pair for _, latents in executor.run() for pair in latents]
+    assert len(finished) == len(dict(finished))
+    return dict(finished)
+
+
+def largest_difference(a, b):
+    """Largest absolute difference between two images, in steps of 1/255."""
+    return int(_difference(a, b).max())
+
+
+def mean_difference(a, b):
+    """Mean absolute difference between two images, in steps of 1/255."""
+    return float(_difference(a, b).mean())
+
+
+def _difference(a, b):
+    a, b = (np.array(image, dtype=np.int16) for image in (a, b))
+    assert a.shape == b.shape
+    return np.abs(a - b)

@@ -1,0 +1,256 @@
+"""Bad input gets an error that names the index, the value and the way out, before any expensive work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import hsd
+import tiny
+from hsd.prompts import read_prompts
+
+GOOD = ["a cat", "a dog", "the sea"]
+E = np.eye(3, 8)
+
+
+def bad(row, column, value, dtype=np.float64):
+    e = np.arange(1.0, 25.0).reshape(3, 8).astype(dtype)
+    e[row, column] = value
+    return e
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "says"),
+    [
+        ([], ValueError, "empty"),
+        ("a cat", TypeError, "list of strings"),
+        (["a", ""], ValueError, "prompt 1 is blank"),
+        (["a", " \t"], ValueError, "prompt 1 is blank"),
+        (["a", "b", 3], TypeError, r"prompt 2 is 3 \(int\)"),
+        (["a", None], TypeError, "prompt 1 is None"),
+        (["a", "b\ud800"], ValueError, "prompt 1 has a lone surrogate at character 1"),
+    ],
+)
+def test_prompts(prompts, error, says):
+    with pytest.raises(error, match=says):
+        hsd.compile(prompts, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("row", "value", "says"),
+    [(1, np.nan, "row 1.*NaN"), (2, np.inf, "row 2.*inf"), (0, -np.inf, "row 0.*inf")],
+)
+def test_embeddings_that_are_not_finite(dtype, row, value, says):
+    with pytest.raises(ValueError, match=f"(?i){says}"):
+        hsd.compile(GOOD, 1.0, embeddings=bad(row, 3, value, dtype))
+
+
+def test_embeddings_of_zeros():
+    with pytest.raises(ValueError, match="(?i)row 2.*zero"):
+        hsd.compile(GOOD, 1.0, embeddings=np.diag([1.0, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "error", "says"),
+    [
+        (np.eye(4, 8), ValueError, "4 rows for 3 prompts"),
+        (np.ones(3), ValueError, r"shape \(3,\)"),
+        (np.ones((3, 0)), ValueError, "rows are empty"),
+        (np.array([["a", "b"]] * 3), TypeError, "numbers"),
+        (np.eye(3).astype(complex), TypeError, "complex128"),
+    ],
+)
+def test_embeddings_of_another_shape(embeddings, error, says):
+    with pytest.raises(error, match=says):
+        hsd.compile(GOOD, 1.0, embeddings=embeddings)
+
+
+def test_tree_of_nothing():
+    with pytest.raises(ValueError, match="(?i)empty|no rows|0 rows"):
+        hsd.build_tree(np.ones((0, 4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tau": -0.1}, "tau is -0.1"),
+        ({"tau": float("nan")}, "tau is nan"),
+        ({"tau": float("inf")}, "tau is inf"),
+        ({"budget": 0.0}, "budget is 0.0"),
+        ({"budget": 1.0}, "budget is 1.0"),
+        ({"budget": -2}, "budget is -2"),
+        ({"budget": float("nan")}, "budget is nan"),
+        ({"budget": 0.99}, "cannot be met.*0.65"),
+        ({"tau": 1.0, "budget": 0.5}, "not both"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": -3}, "steps is -3"),
+        ({"images_per_prompt": 0}, "images_per_prompt is 0"),
+        ({"linkage": "single"}, "unknown linkage 'single'.*ward"),
+        ({"schedule": "quadratic"}, "unknown schedule 'quadratic'.*linear"),
+        ({"schedule": lambda x: x}, "rises"),
+        ({"schedule": lambda x: 1.0}, "ends at 1.0"),
+        ({"schedule": [1.0, 0.0]}, r"shape \(2,\)"),
+        ({"schedule": np.linspace(2, 0, 40)}, "2.0 at step 0"),
+        ({"noise": "pink"}, "unknown noise 'pink'"),
+        ({"seeds": [1, 2]}, "2 seeds for 3 images"),
+        ({"seeds": [1, 2, -3]}, "seed 2 is -3"),
+        ({"seeds": 2**63 - 2}, "seed 2 is"),
+    ],
+    ids=str,
+)
+def test_values(options, says):
+    with pytest.raises(ValueError, match=says):
+        hsd.compile(GOOD, embeddings=E, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 4.5}, "steps has to be an integer"),
+        ({"steps": True}, "steps has to be an integer"),
+        ({"seeds": 1.5}, "seeds has to be an integer"),
+        ({"seeds": [1, 2, 3.0]}, "seed 2 is 3.0"),
+        ({"typo": 1}, "typo"),
+    ],
+    ids=str,
+)
+def test_types(options, says):
+    with pytest.raises(TypeError, match=says):
+        hsd.compile(GOOD, embeddings=E, **options)
+
+
+def test_checks_come_before_the_encoder_runs():
+    def encoder(_):
+        pytest.fail("encoded before the arguments were checked")
+
+    for options in ({"tau": -1}, {"steps": 0}, {"seeds": [1]}, {"schedule": "no"}, {"linkage": "no"}):
+        with pytest.raises(ValueError, match=r"."):
+            hsd.compile(GOOD, encoder=encoder, **options)
+
+
+def test_prune_and_shard():
+    plan = hsd.compile(GOOD, 1.0, embeddings=E)
+    for keep, says in (([], "(?i)empty|no prompt"), ([3], "3"), ([-1], "-1"), ([1, 1], "1")):
+        with pytest.raises(ValueError, match=says):
+            plan.prune(keep)
+    with pytest.raises(ValueError, match="2"):
+        plan.prune([0, 1]).prune([2])
+    with pytest.raises(TypeError, match="float64"):
+        plan.prune([0.5])
+    with pytest.raises(ValueError, match="0"):
+        plan.shard(0)
+    with pytest.raises(IndexError, match="40"):
+        plan.active(40)
+
+
+@pytest.mark.parametrize(
+    ("lowering", "says"),
+    [
+        ({"batch_size": 0}, "batch.size.*0"),
+        ({"order": "sideways"}, "sideways"),
+        ({"max_slots": 1}, "(?s)max_slots.*1.*2"),
+    ],
+)
+def test_lowering(lowering, says, model):
+    plan = hsd.compile(GOOD, 3.0, model=model, steps=4)
+    with pytest.raises(ValueError, match=says):
+        plan.program(**lowering)
+    with pytest.raises(ValueError, match=says):
+        hsd.stream(plan, model, **lowering)  # at the call, not at the first image
+
+
+def test_unknown_models(tmp_path):
+    with pytest.raises(hsd.UnknownModel, match="unknown model 'dmeo': did you mean 'demo'"):
+        hsd.load("dmeo")
+    with pytest.raises(hsd.UnknownModel, match="model_index.json"):
+        hsd.load(tmp_path)
+    with pytest.raises(hsd.UnknownModel, match="cannot load nobody/nothing"):
+        hsd.load("nobody/nothing")
+
+
+def test_unsupported_pipelines():
+    prior, decoder = tiny.k22_prior(), tiny.k22_decoder()
+    with pytest.raises(hsd.UnsupportedPipeline, match=r"half of Kandinsky 2.2: pass the pair"):
+        hsd.load(decoder)
+    with pytest.raises(hsd.UnsupportedPipeline, match="in this order"):
+        hsd.load((decoder, prior))
+
+    class StableDiffusionPlusPipeline:
+        pass
+
+    with pytest.raises(hsd.UnsupportedPipeline, match="nearest that has is StableDiffusionPipeline.*five"):
+        hsd.load(StableDiffusionPlusPipeline())
+
+
+def test_unknown_settings(model):
+    with pytest.raises(TypeError, match="guidence_scale.*did you mean 'guidance_scale'"):
+        hsd.load(model.pipe, guidence_scale=3.0)
+    with pytest.raises(ValueError, match="height is 33"):
+        hsd.load(model.pipe, height=33)
+    with pytest.raises(TypeError, match="device="):
+        hsd.load(model.pipe, device="cpu")
+
+
+def test_a_plan_that_does_not_fit_the_model():
+    from diffusers import PNDMScheduler
+
+    pipe = tiny.stable_diffusion()
+    pipe.scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    model = hsd.load(pipe, height=32, width=32)
+    blind = hsd.compile(GOOD, 1.0, steps=5)
+    with pytest.raises(hsd.PlanMismatch, match=r"5 steps.*PNDMScheduler makes 6.*compile the plan with model="):
+        hsd.stream(blind, model)
+    assert hsd.compile(GOOD, 1.0, model=model, steps=5).n_steps == 6
+
+
+def test_a_scheduler_that_cannot_be_expressed():
+    pipe = tiny.stable_diffusion()
+
+    class Odd(type(pipe.scheduler)):
+        def step(self, model_output, timestep, sample, **kwargs):
+            return super().step(torch.tanh(model_output), timestep, sample, **kwargs)
+
+    pipe.scheduler = Odd.from_config(pipe.scheduler.config)
+    with pytest.raises(hsd.UnsupportedScheduler, match="Odd"):
+        hsd.compile(GOOD, 1.0, model=hsd.load(pipe, height=32, width=32), steps=4)
+
+
+def test_prompt_files(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cat\r\n\r\n  a dog \nthé sea".encode())
+    assert read_prompts(path) == ["a cat", "a dog", "thé sea"]
+    path.write_bytes("a cat\na dög\n".encode() + b"a d\xf6g\n")
+    with pytest.raises(hsd.PromptError, match="line 3: byte 4 .0xf6. is not UTF-8"):
+        read_prompts(path)
+    path.write_bytes(b"\n \n")
+    with pytest.raises(hsd.PromptError, match="no prompts"):
+        read_prompts(path)
+    with pytest.raises(hsd.PromptError, match="missing.txt: No such file"):
+        read_prompts(tmp_path / "missing.txt")
+    with pytest.raises(hsd.PromptError, match="directory"):
+        read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "text", "flip", "metadata"])
+def test_plan_files(tmp_path, damage):
+    plan = hsd.compile(GOOD, 1.0, embeddings=E)
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    data = bytearray(path.read_bytes())
+    if damage == "empty":
+        data = bytearray()
+    elif damage == "short":
+        data = data[:-9]
+    elif damage == "text":
+        data = bytearray(b"a cat\n" * 9)
+    elif damage == "flip":
+        data[-3] ^= 0x40
+    else:
+        data = data.replace(b"independent", b"indapendent")
+    path.write_bytes(data)
+    with pytest.raises(hsd.Error, match=r"is not a plan that can be used: .*Compile it again"):
+        hsd.Plan.load(path)
+    with pytest.raises(OSError, match="missing"):
+        hsd.Plan.load(tmp_path / "missing.safetensors")

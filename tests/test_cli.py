@@ -1,0 +1,143 @@
+"""The command line as a user types it, in a process of its own where that matters."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import hsd
+from hsd import cli
+from hsd.demo import PROMPTS
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS.read_text().splitlines()[:6]) + "\n")
+    return path
+
+
+def hsd_command(*args, **kwargs):
+    """Run ``hsd`` as an installed command: exit code, standard output and error."""
+    code = "import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs
+    )
+    return run.returncode, run.stdout, run.stderr
+
+
+def test_generate_then_continue(prompts, tmp_path):
+    out = tmp_path / "images"
+    command = [
+        "generate",
+        str(prompts),
+        "--out",
+        str(out),
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--seed",
+        "9",
+    ]
+    first = RUN.invoke(cli.app, command)
+    assert first.exit_code == 0, first.output
+    assert "6 images in" in first.output
+    assert re.search(r"\d+ evaluations of the denoiser instead of 18: [\d.]+% saved", first.output)
+    entries = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert {e["seed"] for e in entries} == set(range(9, 15))
+    next(out.glob("*3.png")).unlink()
+    second = RUN.invoke(cli.app, command)
+    assert second.exit_code == 0, second.output
+    assert "1 images in" in second.output
+    assert "(5 were there already)" in second.output
+    assert "Planning" not in second.output  # the plan in the folder is taken up again
+    other = RUN.invoke(cli.app, [*command, "--tau", "0.1"])
+    assert isinstance(other.exception, hsd.PlanMismatch)
+
+
+def test_budget(prompts, tmp_path):
+    command = ["generate", prompts, "--out", tmp_path / "images", "--budget", "0.3", "--steps", "4"]
+    code, out, err = hsd_command(*command)
+    assert code == 0, err
+    saved = float(re.search(r"([\d.]+)% saved", out)[1])
+    assert saved >= 30
+    assert "instead of 24" in out
+
+
+def test_plan_says_the_cost(prompts, tmp_path):
+    result = RUN.invoke(cli.app, ["plan", str(prompts), "--batch-size", "4", "--save", str(tmp_path / "p.safetensors")])
+    assert result.exit_code == 0, result.output
+    plan = hsd.compile(prompts.read_text().splitlines(), 1.0)
+    assert f"{plan.node_steps:,} instead of 240" in result.output
+    assert f"{plan.savings:.1%}" in result.output
+    assert f"{plan.program(4).n_slots} latents" in result.output
+    assert np.array_equal(hsd.Plan.load(tmp_path / "p.safetensors").segments, plan.segments)
+
+
+def test_plan_as_json(prompts, tmp_path):
+    np.save(tmp_path / "e.npy", np.eye(6))
+    result = RUN.invoke(
+        cli.app, ["plan", str(prompts), "--json", "--embeddings", str(tmp_path / "e.npy"), "--tau", "0"]
+    )
+    numbers = json.loads(result.output)
+    assert numbers["node_steps"] == numbers["standard_node_steps"] == 240
+    assert numbers["active"] == [6] * 40
+    assert numbers["seconds"] is None
+
+
+def test_plan_estimates_the_time_once_a_speed_is_known(prompts, tmp_path):
+    command = ["plan", str(prompts), "--model", "demo", "--steps", "3"]
+    assert "denoising time" not in RUN.invoke(cli.app, command).output
+    RUN.invoke(cli.app, ["generate", str(prompts), "--out", str(tmp_path / "i"), "--steps", "3"])
+    assert re.search(r"denoising time +about .* instead of", RUN.invoke(cli.app, command).output)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["plan", "missing.txt"], "cannot read prompts from missing.txt"),
+        (["plan", "latin.txt"], "latin.txt, line 2: byte 3 (0xe9) is not UTF-8"),
+        (["plan", "empty.txt"], "empty.txt has no prompts"),
+        (["plan", "ok.txt", "--tau", "-1"], "tau is -1"),
+        (["plan", "ok.txt", "--budget", "2"], "budget is 2"),
+        (["plan", "ok.txt", "--steps", "0"], "steps is 0"),
+        (["plan", "ok.txt", "--batch-size", "0"], "batch"),
+        (["plan", "ok.txt", "--embeddings", "ok.txt"], "cannot read ok.txt as a .npy array"),
+        (["generate", "ok.txt", "--out", "ok.txt"], "cannot write to ok.txt"),
+        (["generate", "ok.txt", "--out", "i", "--model", "dmeo"], "did you mean 'demo'"),
+        (["generate", "ok.txt", "--out", "i", "--guidance-scale", "x"], "not a valid float"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_line_and_exit_code_1_or_2(args, says, tmp_path):
+    (tmp_path / "ok.txt").write_text("a red star\na blue star\n")
+    (tmp_path / "latin.txt").write_bytes(b"a red star\nca\xe9\n")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    code, out, err = hsd_command(*args, cwd=tmp_path)
+    assert code in (1, 2)
+    assert says in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_standard_input_and_version():
+    code, out, _ = hsd_command("plan", "-", "--json", input="a red star\na blue star\n")
+    assert code == 0
+    assert json.loads(out)["prompts"] == 2
+    assert hsd_command("--version")[1].strip() == f"hsd {hsd.__version__}"
+
+
+def test_the_built_in_prompts(tmp_path):
+    result = RUN.invoke(cli.app, ["plan", "demo", "--json"])
+    numbers = json.loads(result.output)
+    assert numbers["prompts"] >= 100
+    assert 0.2 < numbers["savings"] < 0.98

@@ -1,0 +1,196 @@
+"""From prompts to plan: encoders, budgets, replicas, and the numbers of the real prompt sets."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hsd
+from helpers import SHARED, needs_shared
+from hsd.conditioning import Conditioning
+from hsd.encoders import default_encoder
+from hsd.names import ScheduleName
+from hsd.prompts import read_prompts
+from hsd.schedule import schedule_shape
+
+SCHEDULES = get_args(ScheduleName)
+
+SETS = {
+    "style_variations": "style_variations.minilm384",
+    "animals": "animals.minilm384",
+    "genai_bench": "genai_bench.minilm384",
+    "prompt_templates": "prompt_templates.minilm384",
+}
+
+
+def unique_prompts(n):
+    return [f"prompt {i}" for i in range(n)]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.5])
+def test_active_clusters_of_the_real_sets(name, tau):
+    expected = json.loads((SHARED / "expected" / "ward_minilm.json").read_text())["datasets"][name][f"tau={tau}"]
+    embeddings = np.load(SHARED / "embeddings" / f"{SETS[name]}.npy")
+    plan = hsd.compile(unique_prompts(len(embeddings)), tau, embeddings=embeddings, steps=40)
+    assert plan.counts().tolist() == expected["active"]
+    assert plan.node_steps == expected["node_steps"]
+    assert plan.savings == pytest.approx(expected["savings"], abs=1e-12)
+
+
+@needs_shared
+def test_default_encoder_is_near_a_sentence_encoder():
+    """Savings within 15 points of those with sentence embeddings, on every set, with no network."""
+    expected = json.loads((SHARED / "expected" / "ward_minilm.json").read_text())["datasets"]
+    for name in SETS:
+        prompts = read_prompts(SHARED / "prompts" / f"{name}.txt")
+        plan = hsd.compile(list(dict.fromkeys(prompts)), 1.0)
+        assert plan.savings == pytest.approx(expected[name]["tau=1.0"]["savings"], abs=0.15), name
+
+
+def test_default_encoder_puts_like_with_like():
+    e = default_encoder()(["a photo of a dog", "a picture of a puppy", "the stock market fell"])
+    e = e / np.linalg.norm(e, axis=1, keepdims=True)
+    assert e[0] @ e[1] > e[0] @ e[2] + 0.2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.floats(0.02, 0.9), st.sampled_from(SCHEDULES), st.integers(2, 30))
+def test_budget_gives_the_smallest_tau_that_meets_it(n, budget, schedule, steps):
+    e = np.random.default_rng(n).normal(size=(n, 5))
+    options = {"embeddings": e, "schedule": schedule, "steps": steps}
+    try:
+        plan = hsd.compile(unique_prompts(n), budget=budget, **options)
+    except ValueError as error:
+        assert "cannot be met" in str(error)  # noqa: PT017
+        most = hsd.compile(unique_prompts(n), 1e9, **options)
+        assert most.savings < budget
+        return
+    assert plan.savings >= budget - 1e-9
+    if plan.tau > 0:
+        less = hsd.compile(unique_prompts(n), np.nextafter(plan.tau, 0), **options)
+        assert less.savings < budget
+
+
+def test_replicas_meet_at_infinity():
+    prompts = ["a", "b", "a", "c", "a"]
+    plan = hsd.compile(prompts, 1e6, embeddings=np.random.default_rng(0).normal(size=(5, 4)), steps=4)
+    assert plan.counts().tolist() == [3, 3, 3, 5]
+    roots = [frozenset(np.flatnonzero(plan.active(0) == label)) for label in set(plan.active(0))]
+    assert set(roots) == {frozenset({0, 1, 3}), frozenset({2}), frozenset({4})}
+    with pytest.raises(ValueError, match="cannot be met"):
+        hsd.compile(["a"] * 6, budget=0.1, embeddings=np.ones((6, 3)))
+
+
+def test_images_per_prompt_repeats_each_in_a_row():
+    plan = hsd.compile(["a", "b"], 1.0, images_per_prompt=2, seeds=5, embeddings=np.eye(2))
+    assert plan.prompts == ["a", "a", "b", "b"]
+    assert plan.seeds.tolist() == [5, 6, 7, 8]
+
+
+def test_equal_embeddings_share_all_but_the_last_step():
+    plan = hsd.compile(unique_prompts(4), 0.1, embeddings=np.ones((4, 3)), steps=5)
+    assert plan.counts().tolist() == [1, 1, 1, 1, 4]
+
+
+def test_one_prompt_and_one_step():
+    assert hsd.compile(["a"], 1.0, steps=3).counts().tolist() == [1, 1, 1]
+    assert hsd.compile(["a", "b"], 5.0, steps=1).counts().tolist() == [2]
+
+
+@pytest.mark.parametrize("make", [np.float16, np.float32, np.float64, "torch", "bfloat16", "strided", "list"])
+def test_embeddings_in_any_form(make):
+    e = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float16).astype(np.float64)
+    forms = {
+        "torch": lambda: torch.from_numpy(e),
+        "bfloat16": lambda: torch.from_numpy(e).to(torch.bfloat16),
+        "strided": lambda: np.repeat(e, 2, axis=1)[:, ::2],
+        "list": lambda: e.tolist(),
+    }
+    given_form = forms[make]() if isinstance(make, str) else e.astype(make)
+    ours, reference = (hsd.compile(unique_prompts(6), 0.7, embeddings=x) for x in (given_form, e))
+    tolerance = 0.05 if make == "bfloat16" else 1e-5
+    np.testing.assert_allclose(ours.tree.heights, reference.tree.heights, rtol=tolerance)
+
+
+def test_schedules():
+    k = np.arange(7)
+    np.testing.assert_allclose(schedule_shape("linear", 7), 1 - k / 6, atol=1e-15)
+    np.testing.assert_allclose(schedule_shape("paper-eq7", 7), 1 - (k + 1) / 7, atol=1e-15)
+    np.testing.assert_allclose(schedule_shape(lambda x: (1 - x) ** 2, 7), (1 - k / 6) ** 2, atol=1e-15)
+    for name in SCHEDULES:
+        for steps in (1, 2, 40):
+            shape = schedule_shape(name, steps)
+            assert shape[-1] == 0.0
+            assert (np.diff(shape) <= 0).all()
+            assert (shape >= 0).all()
+            assert (shape <= 1).all()
+
+
+def test_save_and_load_keep_everything(tmp_path):
+    prompts = ["a cat", "naïve café ☕", "犬", "a cat"]
+    plan = hsd.compile(prompts, 0.7, seeds=[9, 8, 2**62, 6], linkage="average", noise="shared")
+    for part in (plan, plan.prune([3, 1])):
+        part.save(tmp_path / "p.safetensors")
+        again = hsd.Plan.load(tmp_path / "p.safetensors")
+        assert again.prompts == prompts
+        assert again.seeds.tolist() == [9, 8, 2**62, 6]
+        assert again.request == part.request
+        assert (again.tau, again.noise) == (0.7, "shared")
+        assert again.kept.tolist() == part.kept.tolist()
+        assert np.array_equal(again.segments, part.segments)
+        assert np.array_equal(again.tree.scores, part.tree.scores)
+        assert again.fingerprint == plan.fingerprint
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "p.safetensors", "np") as file:  # anyone's reader opens it
+        assert "segments" in file.keys()  # noqa: SIM118
+    other = hsd.compile(prompts, 0.7, seeds=[9, 8, 2**62, 7], linkage="average", noise="shared")
+    assert other.fingerprint != plan.fingerprint
+
+
+def test_summary_says_what_it_costs():
+    plan = hsd.compile(unique_prompts(50), 1.0, embeddings=np.random.default_rng(1).normal(size=(50, 8)))
+    text = str(plan)
+    assert f"{plan.node_steps:,} instead of 2,000" in text
+    assert f"{plan.savings:.1%}" in text
+    assert f"{plan.program(16).n_calls:,} (" in text
+    assert "50 prompts" in repr(plan)
+
+
+def conditioning(rows, index=None):
+    n = len(rows) if index is None else len(index)
+    options = {} if index is None else {"index": torch.tensor(index)}
+    return Conditioning({"e": rows}, {}, np.ones((n, 2), np.float32), **options)
+
+
+def test_mean_conditioning():
+    rows = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
+    c = conditioning(rows)
+    assert torch.equal(c.mean(torch.tensor([3]))["e"], rows[3])
+    torch.testing.assert_close(c.mean(torch.tensor([0, 2, 4]))["e"], rows[[0, 2, 4]].mean(0))
+    torch.testing.assert_close(
+        c.mean(torch.tensor([4, 0, 2]))["e"], c.mean(torch.tensor([0, 2, 4]))["e"], atol=0, rtol=0
+    )
+
+
+def test_mean_of_equal_rows_is_the_row():
+    rows = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    c = conditioning(rows, index=[0, 1, 0, 0])
+    assert torch.equal(c.mean(torch.tensor([0, 2, 3]))["e"], rows[0])
+    torch.testing.assert_close(c.mean(torch.tensor([0, 1, 2]))["e"], (2 * rows[0] + rows[1]) / 3)
+
+
+def test_mean_is_accumulated_in_float32():
+    rows = torch.full((600, 4), 1.0, dtype=torch.float16)
+    rows[0] = 2048.0  # in float16, 2048 + 1 is 2048
+    mean = conditioning(rows).mean(torch.arange(600))["e"]
+    assert mean.dtype == torch.float16
+    torch.testing.assert_close(mean.float(), torch.full((4,), (2048 + 599) / 600), rtol=1e-3, atol=0)

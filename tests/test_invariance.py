@@ -1,0 +1,87 @@
+"""The images depend on prompts, seeds, tau and model: not on how the work is cut up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hsd
+import tiny
+from helpers import latents_of
+
+
+@pytest.fixture(scope="module")
+def reference(plan, model):
+    assert 0.1 < plan.savings < 0.9
+    assert plan.counts()[0] >= 2  # several roots: also the repeated prompt's
+    return latents_of(plan, model, batch_size=len(plan.prompts))
+
+
+def assert_equal(latents, reference, prompts=None):
+    assert sorted(latents) == sorted(reference if prompts is None else prompts)
+    for i, latent in latents.items():
+        assert (latent - reference[i]).abs().max() < 1e-4 * reference[i].abs().max(), i
+
+
+@pytest.mark.parametrize("order", ["depth", "breadth"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_batch_size_and_order(plan, model, reference, batch_size, order):
+    assert_equal(latents_of(plan, model, batch_size=batch_size, order=order), reference)
+
+
+@pytest.mark.parametrize("order", ["depth", "breadth"])
+@pytest.mark.parametrize("extra", [0, 1, 3])
+def test_max_slots(plan, model, reference, order, extra):
+    slots = plan._core.least_slots() + extra
+    assert plan.program(4, order, slots).n_slots <= slots
+    assert_equal(latents_of(plan, model, batch_size=4, order=order, max_slots=slots), reference)
+
+
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_shards(plan, model, reference, n):
+    made = {}
+    for shard in plan.shard(n):
+        part = latents_of(shard, model)
+        assert not set(part) & set(made)
+        made |= part
+    assert_equal(made, reference)
+
+
+def test_prune_to_each_single_prompt(plan, model, reference):
+    for i in range(plan.n_prompts):
+        assert_equal(latents_of(plan.prune([i]), model), reference, [i])
+
+
+def test_shared_noise_survives_pruning(model):
+    plan = hsd.compile(["a cat", "a dog", "the sea"], 0.2, model=model, steps=4, noise="shared")
+    reference = latents_of(plan, model)
+    assert_equal(latents_of(plan.prune([2]), model), reference, [2])
+
+
+def test_saved_and_loaded(plan, model, reference, tmp_path):
+    plan.save(tmp_path / "plan.safetensors")
+    assert_equal(latents_of(hsd.Plan.load(tmp_path / "plan.safetensors"), model), reference)
+
+
+def test_two_runs_of_one_executor_class_do_not_touch_the_pipeline(model, plan):
+    scheduler = model.pipe.scheduler
+    before = {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)}
+    latents_of(plan, model)
+    after = {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)}
+    assert before == after
+
+
+def test_repeats_are_different_images_with_their_own_trunk(model):
+    plan = hsd.compile(["a cat", "a dog"], 100.0, model=model, steps=4, images_per_prompt=3)
+    assert plan.prompts == ["a cat"] * 3 + ["a dog"] * 3
+    assert plan.counts().tolist() == [3, 3, 3, 6]  # one trunk a replica, however large tau is
+    latents = latents_of(plan, model)
+    for i in range(3):
+        for j in range(i):
+            assert (latents[i] - latents[j]).abs().max() > 0.1
+
+
+def test_kandinsky_images_do_not_depend_on_the_batch(model):
+    model = hsd.load(tiny.k22_combined(), height=64, width=64, prior_steps=2)
+    plan = hsd.compile(["a cat", "a dog", "the sea", "a cat on a mat"], 0.5, model=model, steps=4)
+    assert_equal(latents_of(plan, model, batch_size=1), latents_of(plan, model, batch_size=3, order="breadth"))
