@@ -218,6 +218,7 @@ def _load(
     height: int | None = None,
     width: int | None = None,
 ) -> Any:
+    _hush()
     from .models import load
 
     settings = {
@@ -227,6 +228,16 @@ def _load(
         "width": width,
     }
     return load(model, device=device, **{name: value for name, value in settings.items() if value is not None})
+
+
+def _hush() -> None:
+    """Keep the libraries' notices and loading bars out of the output; downloads still show theirs."""
+    import diffusers
+    import transformers
+
+    for library in (transformers, diffusers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def _speed(adapter: Any) -> float | None:

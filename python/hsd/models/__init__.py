@@ -89,7 +89,7 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     try:
         # The text-to-image class of a repository: for Kandinsky 2.2 the combined pipeline, prior included.
-        pipe = AutoPipelineForText2Image.from_pretrained(str(source), torch_dtype=dtype)
+        pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
     except (OSError, ValueError) as error:
         raise UnknownModel(f"cannot load {source}: {error}") from error
     return pipe.to(device)
