@@ -1,0 +1,18 @@
+"""A diffusers scheduler, compiled into a table of per-step coefficients.
+
+A scheduler is a linear machine.  With ``s`` the latent and every tensor that the scheduler remembers,
+``e`` the model output and ``z`` fresh noise, one step is ``s' = A_k s + B_k e + C_k z``.  The stages are files:
+
+==============  =========================================================================================
+`stepping`      calls a private copy of a scheduler the way pipelines do, and answers its random draws
+`probe`         runs that copy on symbols, and reads the coefficients of every step from what comes out
+`reduce`        forgets memory that is never read again, and merges memory that is held twice
+`table`         `SamplerTable`: the padded coefficients, and the update of lanes at different steps
+`build`         `compile_sampler`: all of the above, then the proof that table and scheduler agree
+==============  =========================================================================================
+"""
+
+from hsd.sampler.build import compile_sampler
+from hsd.sampler.table import SamplerTable
+
+__all__ = ["SamplerTable", "compile_sampler"]

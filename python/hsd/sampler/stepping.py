@@ -1,0 +1,226 @@
+"""Call a private copy of a scheduler the way the pipelines do, and answer its random draws."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from diffusers import SCMScheduler
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hsd.errors import UnsupportedScheduler
+
+LEARNED_VARIANCE = ("learned", "learned_range")
+
+Draw = Callable[[tuple[int, ...], torch.dtype], Tensor]
+Clip = Callable[[Tensor, float, float], "Tensor | None"]
+
+# Any of these inside step() is noise that the generator of a lane does not control.  (torch.randn is judged by
+# the generator it is called with: it is what diffusers.utils.torch_utils.randn_tensor comes down to.)
+_FOREIGN_NOISE = {
+    torch.randn_like, torch.rand, torch.rand_like, torch.randint, torch.normal, torch.bernoulli,
+    torch.multinomial, torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_,
+    torch.Tensor.exponential_, torch.Tensor.multinomial,
+}  # fmt: skip
+
+_CLAMPS = {
+    torch.clamp, torch.clip, torch.Tensor.clamp, torch.Tensor.clip, torch.clamp_min, torch.clamp_max,
+    torch.Tensor.clamp_min, torch.Tensor.clamp_max, torch.Tensor.clamp_, torch.Tensor.clip_,
+    torch.Tensor.clamp_min_, torch.Tensor.clamp_max_, torch.clamp_, torch.clamp_min_, torch.clamp_max_,
+}  # fmt: skip
+
+_WAY_OUT = (
+    "Give the pipeline a scheduler that HSD can compile (docs/samplers.md lists them), for example "
+    "pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
+)
+
+
+def refuse(scheduler: object, step: int | None, reason: str, hint: str = _WAY_OUT) -> NoReturn:
+    """Raise `UnsupportedScheduler` naming the scheduler, the step (None: no one step), why, and a way out."""
+    where = "" if step is None else f" at step {step}"
+    raise UnsupportedScheduler(f"{type(scheduler).__name__} cannot be compiled{where}: {reason}. {hint}")
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `function` to every tensor in `value`: in place where the container allows, else in a new one."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, deque)):
+        for i, item in enumerate(value):
+            value[i] = _map_tensors(item, function)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _map_tensors(item, function)
+    elif type(value) is tuple:
+        return tuple(_map_tensors(item, function) for item in value)
+    return value
+
+
+def map_memory(scheduler: Any, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every tensor that `scheduler` holds in its attributes by `function` of it, in a fixed order."""
+    for name, value in list(vars(scheduler).items()):
+        if name != "_internal_dict":  # the config, which is read-only
+            setattr(scheduler, name, _map_tensors(value, function))
+
+
+def held_tensors(scheduler: Any) -> list[Tensor]:
+    """Return every tensor that `scheduler` holds in its attributes, in the order of `map_memory`."""
+    held: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    map_memory(scheduler, note)
+    return held
+
+
+class Stepper:
+    """A private copy of a scheduler, stepped the way diffusers' pipelines step it.
+
+    Parameters
+    ----------
+    scheduler
+        A diffusers scheduler after ``set_timesteps``; it is copied and never touched.
+    step_kwargs
+        More arguments of ``step`` (``eta``, ``s_churn``, ...), the same at every step.
+    draw
+        ``draw(shape, dtype)`` answers the scheduler's random draws.
+    clip
+        ``clip(tensor, low, high)`` answers a clamp; None from it (or no `clip`) lets the clamp go ahead.
+    """
+
+    def __init__(
+        self, scheduler: Any, step_kwargs: Mapping[str, Any] | None, draw: Draw, clip: Clip | None = None
+    ) -> None:
+        self.arguments = _step_arguments(scheduler, dict(step_kwargs or {}))
+        self.scheduler = copy.deepcopy(scheduler)
+        map_memory(self.scheduler, Tensor.cpu)  # Tensor.cpu returns the tensor itself when it is there already
+        if hasattr(self.scheduler, "set_begin_index"):
+            # Without it the first step looks its index up by timestep, which is ambiguous where timesteps repeat.
+            self.scheduler.set_begin_index(0)
+        self.timesteps: Tensor = self.scheduler.timesteps
+        # SCM's timesteps are the borders of its steps, so there is one more of them than there are steps.
+        self.n_steps = len(self.timesteps) - (1 if isinstance(scheduler, SCMScheduler) else 0)
+        self.generator = torch.Generator()
+        self.draw, self.clip = draw, clip
+        self.step_index = 0
+
+    @property
+    def doubles_channels(self) -> bool:
+        """Whether ``step`` is given twice the channels of the latent: model output and learned variance."""
+        return self.scheduler.config.get("variance_type") in LEARNED_VARIANCE
+
+    def model_input(self, k: int, sample: Tensor) -> Tensor:
+        """Run ``scale_model_input`` of step `k`."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return sample
+        with torch.no_grad(), _Interception(self):
+            return self._own_errors(k, lambda: self.scheduler.scale_model_input(sample, self.timesteps[k]))
+
+    def step(self, k: int, model_output: Tensor, sample: Tensor) -> Tensor:
+        """Run ``step`` number `k` and return the next latent."""
+        arguments = dict(self.arguments)
+        parameters = inspect.signature(self.scheduler.step).parameters
+        if "prev_timestep" in parameters and "prev_timestep" not in arguments:
+            arguments["prev_timestep"] = self.timesteps[k + 1] if k + 1 < len(self.timesteps) else None
+        if "generator" in parameters:
+            arguments["generator"] = self.generator
+        if "return_dict" in parameters:
+            arguments["return_dict"] = False
+        with torch.no_grad(), _Interception(self):
+            result = self._own_errors(
+                k, lambda: self.scheduler.step(model_output, self.timesteps[k], sample, **arguments)
+            )
+        return result[0]
+
+    def _own_errors(self, k: int, call: Callable[[], Any]) -> Any:
+        """Run `call`, turning what the scheduler itself raises into a refusal."""
+        self.step_index = k
+        try:
+            return call()
+        except UnsupportedScheduler:
+            raise
+        except Exception as error:
+            reason = f"the scheduler itself raises {type(error).__name__}: {str(error).strip().rstrip('.')}"
+            if not self.doubles_channels:
+                refuse(self.scheduler, k, reason)
+            hint = (
+                "Its config says that the model predicts a variance, which this scheduler may not know; leave that "
+                "out: config = dict(pipe.scheduler.config); config.pop('variance_type'); "
+                "pipe.scheduler = type(pipe.scheduler).from_config(config)."
+            )
+            refuse(self.scheduler, k, reason, hint)
+
+
+def _step_arguments(scheduler: Any, step_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Check that ``step`` can be called as pipelines do, with `step_kwargs`, and return those."""
+    if not hasattr(scheduler, "step") or not hasattr(scheduler, "timesteps"):
+        refuse(scheduler, None, "it has no step() or no timesteps")
+    parameters = inspect.signature(scheduler.step).parameters
+    if list(parameters)[:3] != ["model_output", "timestep", "sample"]:
+        refuse(scheduler, None, f"step() takes ({', '.join(parameters)}), not (model_output, timestep, sample, ...)")
+    for name, parameter in list(parameters.items())[3:]:
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if needed and name not in step_kwargs and name not in ("prev_timestep", "generator"):
+            refuse(scheduler, None, f"step() needs the argument '{name}', which text-to-image generation has not")
+    for name in step_kwargs:
+        if name in ("generator", "return_dict", "model_output", "timestep", "sample") or (
+            name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        ):
+            raise TypeError(
+                f"step_kwargs: {type(scheduler).__name__}.step() takes no '{name}' here; "
+                f"it takes {', '.join(list(parameters)[3:]) or 'no more arguments'}"
+            )
+    unset = getattr(scheduler, "num_inference_steps", 0) is None and not getattr(scheduler, "custom_timesteps", False)
+    if unset or len(scheduler.timesteps) == 0:
+        raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call scheduler.set_timesteps(n) first")
+    return step_kwargs
+
+
+class _Interception(TorchFunctionMode):
+    """Answers random draws and clamps made in this thread, instead of patching modules that others use too."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        super().__init__()
+        self.stepper = stepper
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        stepper = self.stepper
+        if func is torch.randn:
+            if kwargs.get("generator") is not stepper.generator:
+                refuse(stepper.scheduler, stepper.step_index, _foreign_noise("torch.randn"))
+            size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
+            return stepper.draw(tuple(size), kwargs.get("dtype") or torch.get_default_dtype())
+        if func in _FOREIGN_NOISE:
+            refuse(stepper.scheduler, stepper.step_index, _foreign_noise(func.__name__))
+        if stepper.clip is not None and func in _CLAMPS:
+            answer = stepper.clip(*_clamp_arguments(func, args, kwargs))
+            if answer is not None:
+                return args[0].copy_(answer) if func.__name__.endswith("_") else answer
+        return func(*args, **kwargs)
+
+
+def _foreign_noise(function: str) -> str:
+    return f"it draws noise with {function}, which the generator given to step() does not control"
+
+
+def _clamp_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Any]:
+    """Return (tensor, low, high) of a call of the clamp family; None is no bound."""
+    tensor = args[0] if args else kwargs["input"]
+    first = args[1] if len(args) > 1 else None
+    second = args[2] if len(args) > 2 else None
+    if func.__name__.startswith("clamp_max"):
+        return tensor, None, kwargs.get("max", first)
+    return tensor, kwargs.get("min", first), kwargs.get("max", second)

@@ -1,0 +1,66 @@
+"""The tiny pipelines are worth testing against: deterministic, and their images depend on the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+
+PROMPTS = ["a cat", "a dog", "two birds on a wire"]
+SMALL = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "latent"}
+
+
+def seed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def prior_run(prompt: str) -> Tensor:
+    return tiny.k22_prior()(prompt, num_inference_steps=4, generator=seed()).image_embeds
+
+
+def decoder_run(prompt: str, scheduler: Any = None) -> Tensor:
+    embeds = torch.randn(1, tiny.WIDTH, generator=torch.Generator().manual_seed(PROMPTS.index(prompt)))
+    negative = tiny.k22_prior().get_zero_embed(1)
+    return tiny.k22_decoder(scheduler)(embeds, negative, generator=seed(), **SMALL).images
+
+
+def stock_decoder_run(prompt: str) -> Tensor:
+    return decoder_run(prompt, tiny.k22_ddpm())
+
+
+def combined_run(prompt: str) -> Tensor:
+    return tiny.k22_combined()(prompt, prior_num_inference_steps=4, generator=seed(), **SMALL).images
+
+
+def sd_run(prompt: str) -> Tensor:
+    return tiny.stable_diffusion()(prompt, generator=seed(), **SMALL).images
+
+
+@pytest.mark.parametrize("run", [prior_run, decoder_run, stock_decoder_run, combined_run, sd_run])
+def test_prompts_matter_and_runs_repeat(run: Any) -> None:
+    cat, dog, birds = (run(prompt) for prompt in PROMPTS)
+    assert cat.isfinite().all()
+    assert torch.equal(cat, run(PROMPTS[0]))
+    for other in (dog, birds):
+        assert (cat - other).norm() / cat.norm() > 0.05
+
+
+def test_whole_images_differ_too() -> None:
+    import numpy as np
+
+    arguments = SMALL | {"output_type": "np"}
+    for pipeline in (tiny.k22_combined(), tiny.stable_diffusion()):
+        cat, birds = (pipeline(prompt, generator=seed(), **arguments).images[0] for prompt in (PROMPTS[0], PROMPTS[2]))
+        assert cat.shape == (64, 64, 3)
+        assert np.abs(cat - birds).mean() > 0.01
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    tiny.k22_combined()
+    tiny.stable_diffusion()
+    assert torch.equal(before, torch.get_rng_state())
