@@ -25,9 +25,7 @@ def clusters(merges: np.ndarray, heights: np.ndarray, n: int, threshold: float) 
     return sorted(sorted(m) for m in members.values())
 
 
-def algorithm1(
-    tree, phi, steps, scheduler, seeds, mean, evaluate, first_noise, new_generator, scale_input=True
-):
+def algorithm1(tree, phi, steps, scheduler, seeds, mean, evaluate, first_noise, new_generator, scale_input=True):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
     ``mean(leaves)`` gives a cluster's conditioning, ``evaluate(latent, t, conditioning)`` the guided model output,

@@ -53,9 +53,7 @@ def latents_of(plan, model, **lowering):
     """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
     lowering.setdefault("batch_size", 4)
     conditioning = model.encode(plan.prompts, plan.seeds)
-    executor = Executor(
-        plan, plan.program(**lowering), model, conditioning, model.sampler(plan.request["steps"])
-    )
+    executor = Executor(plan, plan.program(**lowering), model, conditioning, model.sampler(plan.request["steps"]))
     finished = [pair for _, latents in executor.run() for pair in latents]
     assert len(finished) == len(dict(finished))
     return dict(finished)

@@ -40,7 +40,11 @@ def test_prompts(prompts, error, says):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("row", "value", "says"),
-    [(1, np.nan, "row 1.*NaN"), (2, np.inf, "row 2.*inf"), (0, -np.inf, "row 0.*inf")],
+    [
+        (1, np.nan, "embedding 1.*NaN.*column 3"),
+        (2, np.inf, "embedding 2.*inf.*column 3"),
+        (0, -np.inf, "embedding 0.*-inf.*column 3"),
+    ],
 )
 def test_embeddings_that_are_not_finite(dtype, row, value, says):
     with pytest.raises(ValueError, match=f"(?i){says}"):
@@ -48,7 +52,7 @@ def test_embeddings_that_are_not_finite(dtype, row, value, says):
 
 
 def test_embeddings_of_zeros():
-    with pytest.raises(ValueError, match="(?i)row 2.*zero"):
+    with pytest.raises(ValueError, match="embedding 2 is all zeros"):
         hsd.compile(GOOD, 1.0, embeddings=np.diag([1.0, 2.0, 0.0]))
 
 
@@ -68,7 +72,7 @@ def test_embeddings_of_another_shape(embeddings, error, says):
 
 
 def test_tree_of_nothing():
-    with pytest.raises(ValueError, match="(?i)empty|no rows|0 rows"):
+    with pytest.raises(ValueError, match=r"shape \(0, 4\); at least one row"):
         hsd.build_tree(np.ones((0, 4)))
 
 

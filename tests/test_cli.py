@@ -59,7 +59,8 @@ def test_generate_then_continue(prompts, tmp_path):
     assert second.exit_code == 0, second.output
     assert "1 images in" in second.output
     assert "(5 were there already)" in second.output
-    assert "Planning" not in second.output  # the plan in the folder is taken up again
+    assert "clusters by step" in first.output
+    assert "clusters by step" not in second.output  # the plan in the folder is taken up again
     other = RUN.invoke(cli.app, [*command, "--tau", "0.1"])
     assert isinstance(other.exception, hsd.PlanMismatch)
 
@@ -114,7 +115,7 @@ def test_plan_estimates_the_time_once_a_speed_is_known(prompts, tmp_path):
         (["plan", "ok.txt", "--embeddings", "ok.txt"], "cannot read ok.txt as a .npy array"),
         (["generate", "ok.txt", "--out", "ok.txt"], "cannot write to ok.txt"),
         (["generate", "ok.txt", "--out", "i", "--model", "dmeo"], "did you mean 'demo'"),
-        (["generate", "ok.txt", "--out", "i", "--guidance-scale", "x"], "not a valid float"),
+        (["generate", "ok.txt", "--out", "i", "--guidance-scale", "x"], "guidance-scale"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

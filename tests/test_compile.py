@@ -194,3 +194,14 @@ def test_mean_is_accumulated_in_float32():
     mean = conditioning(rows).mean(torch.arange(600))["e"]
     assert mean.dtype == torch.float16
     torch.testing.assert_close(mean.float(), torch.full((4,), (2048 + 599) / 600), rtol=1e-3, atol=0)
+
+
+def test_progress_reports_both_stages(model):
+    seen = []
+    hsd.compile(unique_prompts(70), 1.0, model=model, steps=3, progress=lambda *event: seen.append(event))
+    for stage in ("encode", "cluster"):
+        fractions = [fraction for name, fraction in seen if name == stage]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+        assert 0.0 <= fractions[0] <= 1.0
+    assert [name for name, _ in seen] == sorted((name for name, _ in seen), reverse=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from tqdm.auto import tqdm
 
 from . import __version__
 from .compiler import compile as compile_plan
@@ -93,7 +94,7 @@ def generate(
 
     texts = _read(prompts)
     adapter = _load(model, device, guidance_scale, negative_prompt, height, width)
-    request = {
+    request: dict[str, Any] = {
         "tau": tau,
         "budget": budget,
         "steps": steps,
@@ -105,8 +106,8 @@ def generate(
     }
     plan = _continued(out, texts, adapter.name, request)
     if plan is None:
-        typer.echo(f"Planning {len(texts):,} prompts...", err=True)
-        plan = compile_plan(texts, model=adapter, **request)
+        with _Stages() as stages:
+            plan = compile_plan(texts, model=adapter, progress=stages, **request)
         typer.echo(plan_summary(plan, batch_size, _speed(adapter)), err=True)
     run = run_plan(
         plan,
@@ -161,19 +162,21 @@ def plan(
             vectors = np.load(embeddings, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
-    result = compile_plan(
-        texts,
-        tau,
-        budget=budget,
-        model=adapter,
-        embeddings=vectors,
-        steps=steps,
-        linkage=linkage,
-        schedule=schedule,
-        seeds=seed,
-        images_per_prompt=images_per_prompt,
-        noise=noise,
-    )
+    with _Stages() as stages:
+        result = compile_plan(
+            texts,
+            tau,
+            budget=budget,
+            model=adapter,
+            embeddings=vectors,
+            steps=steps,
+            linkage=linkage,
+            schedule=schedule,
+            seeds=seed,
+            images_per_prompt=images_per_prompt,
+            noise=noise,
+            progress=stages,
+        )
     if save is not None:
         result.save(save)
     speed = _speed(adapter)
@@ -181,6 +184,32 @@ def plan(
         typer.echo(json.dumps(_numbers(result, batch_size, speed)))
     else:
         typer.echo(plan_summary(result, batch_size, speed))
+
+
+class _Stages:
+    """A bar for each stage of planning, on a terminal; gone when the stage is done."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: Any = None
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+            self._bar = tqdm(total=1.0, desc=stage, bar_format=form, disable=None, leave=False)
+        self._bar.update(fraction - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _numbers(plan: Plan, batch_size: int, speed: float | None) -> dict[str, Any]:
@@ -221,7 +250,7 @@ def _load(
     _hush()
     from .models import load
 
-    settings = {
+    settings: dict[str, Any] = {
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "height": height,

@@ -19,7 +19,8 @@ from .schedule import Schedule, check_budget, check_tau, schedule_shape
 if TYPE_CHECKING:
     from .models.base import Adapter
 
-Progress = Callable[[float], object]
+Progress = Callable[[str, float], object]
+"""Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
 
 
 def compile(
@@ -70,7 +71,7 @@ def compile(
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
     progress
-        Called with the finished fraction of the clustering (0 to 1).
+        Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1).
 
     Raises
     ------
@@ -102,13 +103,14 @@ def compile(
     shape = schedule_shape(schedule, n_steps)
 
     if embeddings is not None:
-        vectors = np.repeat(_as_matrix(embeddings, n_given, "embeddings"), repeats, axis=0)
+        vectors = _as_matrix(embeddings, n_given, "embeddings")
+        vectors = vectors if repeats == 1 else np.repeat(vectors, repeats, axis=0)
         source = "embeddings"
     elif encoder is not None:
         vectors = _as_matrix(encoder(prompts), len(prompts), "what the encoder returned")
-        source = getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__)
+        source = str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     elif adapter is not None:
-        conditioning = adapter.encode(prompts, seed_array)
+        conditioning = adapter.encode(prompts, seed_array, _encode_progress(progress, len(prompts)))
         vectors = _as_matrix(conditioning.vectors, len(prompts), "the model's embeddings")
         source = adapter.name
     else:
@@ -136,8 +138,10 @@ def compile(
     return plan
 
 
-def build_tree(embeddings: Any, linkage: Linkage = "ward", *, progress: Progress | None = None) -> Tree:
-    """Cluster (N, D) embeddings by cosine distance. See :class:`Tree`.
+def build_tree(
+    embeddings: Any, linkage: Linkage = "ward", *, progress: Callable[[float], object] | None = None
+) -> Tree:
+    """Cluster (N, D) embeddings by cosine distance; ``progress`` gets the finished fraction. See :class:`Tree`.
 
     Raises
     ------
@@ -187,9 +191,14 @@ def _replica_tree(
     return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
 
 
-def _part_of(progress: Progress, done: int, of: int) -> Progress:
-    """Report one of ``of`` equal parts as a share of the whole."""
-    return lambda fraction: progress((done + fraction) / of)
+def _encode_progress(progress: Progress | None, n: int) -> Callable[[int], object] | None:
+    """Report prompts encoded as a share of all ``n``."""
+    return None if progress is None else lambda done: progress("encode", done / n)
+
+
+def _part_of(progress: Progress, done: int, of: int) -> Callable[[float], object]:
+    """Report one of ``of`` equal parts as a share of the whole clustering."""
+    return lambda fraction: progress("cluster", (done + fraction) / of)
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:

@@ -232,7 +232,9 @@ class Writers:
     def __enter__(self) -> Writers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Wait for what is queued: also after an error nothing that was made is lost."""
         self._pool.shutdown(wait=True)
         if kind is None:

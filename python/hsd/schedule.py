@@ -38,17 +38,11 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
         raise ValueError(f"the schedule has shape {shape.shape}, but there are {steps} steps of the denoiser")
     for k, value in enumerate(shape):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(
-                f"the schedule is {value} at step {k}: values are fractions of tau, within [0, 1]"
-            )
+            raise ValueError(f"the schedule is {value} at step {k}: values are fractions of tau, within [0, 1]")
         if k and value > shape[k - 1]:
-            raise ValueError(
-                f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise"
-            )
+            raise ValueError(f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise")
     if shape[-1] != 0.0:
-        raise ValueError(
-            f"the schedule ends at {shape[-1]}, not at 0: at the last step every prompt stands alone"
-        )
+        raise ValueError(f"the schedule ends at {shape[-1]}, not at 0: at the last step every prompt stands alone")
     return shape
 
 
@@ -56,9 +50,7 @@ def check_tau(tau: float) -> float:
     """``tau`` as a float; ``ValueError`` unless it is finite and >= 0."""
     value = float(tau)
     if not math.isfinite(value) or value < 0.0:
-        raise ValueError(
-            f"tau is {tau}: it has to be a finite number >= 0 (0 shares nothing; 0.5 to 1.5 is usual)"
-        )
+        raise ValueError(f"tau is {tau}: it has to be a finite number >= 0 (0 shares nothing; 0.5 to 1.5 is usual)")
     return value
 
 
@@ -66,7 +58,5 @@ def check_budget(budget: float) -> float:
     """``budget`` as a float; ``ValueError`` unless it lies inside (0, 1)."""
     value = float(budget)
     if not 0.0 < value < 1.0:
-        raise ValueError(
-            f"budget is {budget}: it is the share of denoiser evaluations to save, inside (0, 1)"
-        )
+        raise ValueError(f"budget is {budget}: it is the share of denoiser evaluations to save, inside (0, 1)")
     return value

@@ -57,6 +57,7 @@ def load(
         return dataclasses.replace(model, **settings) if settings else model
     if isinstance(model, (str, Path)):
         name = str(model)
+        source: str | Path
         if name == "demo":
             from ..demo import FOLDER, SETTINGS
 
