@@ -203,7 +203,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 class Writers:
-    """Threads that encode and write images, with a bounded queue: a slow disk slows the run, it does not fill memory."""
+    """Threads that write images, with a bounded queue: a slow disk slows the run, it does not fill memory."""
 
     def __init__(self, threads: int = 4, queue: int = 64):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hsd-writer")

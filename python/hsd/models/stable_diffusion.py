@@ -98,9 +98,8 @@ class StableDiffusion(Adapter):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        assert self.height is not None and self.width is not None  # set in __post_init__
-        factor = self.pipe.vae_scale_factor
-        return (self.pipe.unet.config.in_channels, self.height // factor, self.width // factor)
+        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
+        return (self.pipe.unet.config.in_channels, *sides)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""
