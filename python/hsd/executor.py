@@ -75,7 +75,6 @@ class Executor:
             for name, rows in conditioning.rows.items()
         }
         self._shared = {name: row.to(device) for name, row in conditioning.shared.items()}
-        self._timesteps = self.sampler.timesteps.to(device)
 
     def run(self) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
         """Replay all calls. After each, yields its lanes and what it finished: (prompt, latent (1, *latent))."""
@@ -92,7 +91,7 @@ class Executor:
         rows = {name: buffer[target] for name, buffer in self._rows.items()}
         rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
         latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]
-        output, variance = self.adapter.denoise(latents, self._timesteps[step], rows)
+        output, variance = self.adapter.denoise(latents, self.sampler.timesteps[step], rows)
         self.state[target] = self.sampler.update(state, output, self.noise[:lanes], step, variance)
 
     def _prepare(self, call: int, lanes: int) -> None:
