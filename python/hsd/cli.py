@@ -90,6 +90,7 @@ def generate(
     The folder opens with datasets.load_dataset("imagefolder", data_dir=...). Run the same command again after an
     interruption: only what is missing is made.
     """
+    _hush()
     from .generation import generate as run_plan
 
     texts = _read(prompts)
