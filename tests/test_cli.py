@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +144,26 @@ def test_the_built_in_prompts(tmp_path):
     numbers = json.loads(result.output)
     assert numbers["prompts"] >= 100
     assert 0.2 < numbers["savings"] < 0.98
+
+
+def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
+    out = tmp_path / "images"
+    command = ["generate", str(prompts), "--out", str(out), "--steps", "20", "--batch-size", "1", "--tau", "0"]
+    code = "import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.png")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    made = len((out / "metadata.jsonl").read_text().splitlines())
+    assert process.returncode == 130
+    assert err.strip().endswith("hsd: interrupted; run the same command again to continue")
+    assert 1 <= made < 6
+    assert made == len(list(out.glob("*.png")))
+    second = RUN.invoke(cli.app, command)
+    assert second.exit_code == 0, second.output
+    assert f"{6 - made} images in" in second.output
+    assert f"({made} were there already)" in second.output

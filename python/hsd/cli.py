@@ -110,15 +110,19 @@ def generate(
         with _Stages() as stages:
             plan = compile_plan(texts, model=adapter, progress=stages, **request)
         typer.echo(plan_summary(plan, batch_size, _speed(adapter)), err=True)
-    run = run_plan(
-        plan,
-        adapter,
-        out,
-        batch_size=batch_size,
-        order=order,
-        max_slots=max_slots,
-        image_format=image_format,
-    )
+    try:
+        run = run_plan(
+            plan,
+            adapter,
+            out,
+            batch_size=batch_size,
+            order=order,
+            max_slots=max_slots,
+            image_format=image_format,
+        )
+    except KeyboardInterrupt:
+        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
     there = f" ({run.existing:,} were there already)" if run.existing else ""
     typer.echo(f"{run.images:,} images in {run.out}{there}, {duration(run.seconds['total'])}.")
     if run.images:
@@ -319,6 +323,3 @@ def main() -> None:
     except (Error, ValueError, TypeError) as error:
         typer.echo(f"hsd: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
-        sys.exit(130)
