@@ -2,8 +2,8 @@
 
     python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--json FILE]
 
-Uses the bundled model on the CPU, or on CUDA with --device cuda. The denoiser's own time is measured inside each
-run, so the executor's overhead shows as what is left. Each side makes all images, decoded; nothing is written.
+Uses the bundled model on the CPU, or on CUDA with --device cuda. The networks' own time is measured inside each run,
+so what pipeline and executor add shows as what is left. Each side makes all images, decoded; nothing is written.
 """
 
 from __future__ import annotations
@@ -21,38 +21,48 @@ from hsd.demo import PROMPTS
 from hsd.prompts import read_prompts
 
 
-class DenoiserClock:
-    """Seconds spent inside the UNet, and the rows it saw."""
+class Clock:
+    """Seconds spent inside some methods, and the rows that the first one saw."""
 
-    def __init__(self, unet):
-        self.seconds, self.rows = 0.0, 0
-        self._hooks = [
-            unet.register_forward_pre_hook(self._start, with_kwargs=True),
-            unet.register_forward_hook(self._stop),
-        ]
+    def __init__(self, parts):
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self.rows = 0
+        self._undo = []
+        for name, (owner, method) in parts.items():
+            self._wrap(name, owner, method, count=name == "denoiser")
 
-    def _start(self, _, args, kwargs):
-        self.rows += len(kwargs["sample"] if "sample" in kwargs else args[0])
-        self._began = time.perf_counter()
+    def _wrap(self, name, owner, method, count):
+        original = getattr(owner, method)
 
-    def _stop(self, *_):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self._began
+        def timed(*args, **kwargs):
+            if count:
+                self.rows += len(kwargs["sample"] if "sample" in kwargs else args[0])
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            synchronize()
+            self.seconds[name] += time.perf_counter() - start
+            return result
+
+        setattr(owner, method, timed)
+        self._undo.append(lambda: delattr(owner, method))
 
     def close(self):
-        for hook in self._hooks:
-            hook.remove()
+        for undo in self._undo:
+            undo()
 
 
-def timed(unet, work):
-    clock, start = DenoiserClock(unet), time.perf_counter()
-    images = work()
+def synchronize():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def timed(parts, work):
+    clock, start = Clock(parts), time.perf_counter()
+    images = work()
+    synchronize()
     total = time.perf_counter() - start
     clock.close()
-    return {"seconds": total, "denoiser_seconds": clock.seconds, "rows": clock.rows, "images": images}
+    return {"seconds": total, "inside": clock.seconds, "rows": clock.rows, "images": images}
 
 
 def main():
@@ -69,7 +79,11 @@ def main():
     model = hsd.load("demo", device=args.device, dtype=torch.float32)
     pipe = model.pipe
     pipe.set_progress_bar_config(disable=True)
-    unet = model.decoder.unet
+    parts = {
+        "denoiser": (model.decoder.unet, "forward"),
+        "prior": (model.prior_pipe.prior, "forward"),
+        "decode": (model.decoder.movq, "decode"),
+    }
     seeds = range(len(prompts))
 
     def diffusers():
@@ -94,11 +108,11 @@ def main():
         return plan, [image.pil for image in images]
 
     pipe(prompts[: args.batch_size], num_inference_steps=2, height=model.height, width=model.width)  # warm up
-    results = {"diffusers": timed(unet, diffusers)}
+    results = {"diffusers": timed(parts, diffusers)}
     plans = {}
     for tau in [0.0, *args.tau]:
         name = f"hsd tau={tau}"
-        row = timed(unet, lambda tau=tau: ours(tau))
+        row = timed(parts, lambda tau=tau: ours(tau))
         plans[name], row["images"] = row["images"]
         results[name] = row
 
@@ -115,21 +129,19 @@ def main():
         f"{len(prompts)} prompts x {args.steps} steps, batch {args.batch_size}, {model.height} px, {args.device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     )
-    print(f"{'':16}{'seconds':>9}{'speed-up':>10}{'1/(1-saved)':>13}{'rows':>9}{'outside the denoiser':>22}")
+    columns = ("seconds", "speed-up", "1/(1-saved)", "rows", *parts, "all else")
+    print(f"{'':13}" + "".join(f"{name:>12}" for name in columns))
     table = {}
     for name, row in results.items():
         ideal = 1.0 / (1.0 - plans[name].savings) if name in plans else 1.0
-        outside = 1.0 - row["denoiser_seconds"] / row["seconds"]
+        rest = row["seconds"] - sum(row["inside"].values())
         print(
-            f"{name:16}{row['seconds']:9.2f}{base / row['seconds']:9.2f}x{ideal:12.2f}x{row['rows']:9}{outside:21.1%}"
+            f"{name:13}{row['seconds']:12.2f}{base / row['seconds']:11.2f}x{ideal:11.2f}x{row['rows']:12}"
+            + "".join(f"{seconds:12.2f}" for seconds in row["inside"].values())
+            + f"{rest:12.2f}"
         )
-        table[name] = {
-            "seconds": row["seconds"],
-            "denoiser_seconds": row["denoiser_seconds"],
-            "rows": row["rows"],
-            "speed_up": base / row["seconds"],
-            "ideal_speed_up": ideal,
-        }
+        table[name] = {key: row[key] for key in ("seconds", "inside", "rows")}
+        table[name] |= {"speed_up": base / row["seconds"], "ideal_speed_up": ideal}
     print(f"largest difference at tau = 0: {difference}/255")
     if args.json:
         with open(args.json, "w") as file:
