@@ -1,0 +1,229 @@
+"""The compiled core of HSD: trees, plans and programs. Pure data in, pure data out; no torch.
+
+Arrays must have the type that is written here; another one is a ``TypeError`` that names both. Only the embeddings
+have to be contiguous. Tables that do not fit in memory are a ``MemoryError``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Linkage = Literal["ward", "centroid", "average", "complete"]
+Order = Literal["depth", "breadth"]
+
+__version__: str
+
+def build_info() -> dict[str, str]:
+    """Versions and build settings of the compiled module: ``version``, ``target``, ``profile``
+    ("debug" or "release") and ``plan_format``, the version of the plan files it reads and writes.
+    """
+
+def schedule_shape(name: str, steps: int) -> NDArray[np.float64]:
+    """A threshold curve for tau = 1: (K,) values in [0, 1] that never rise and end at exactly 0.
+
+    With x = k / (K - 1): ``linear`` is 1 - x, ``cosine`` is cos(x pi / 2), ``log`` is ln(1 + (e - 1)(1 - x));
+    ``paper-eq7`` is the paper's Eq. 7, 1 - (k + 1) / K. A single step is 0 in all of them.
+
+    Raises ``ValueError`` for an unknown name and for steps < 1.
+    """
+
+@final
+class Tree:
+    """A binary merge tree over N prompts. Immutable."""
+
+    @staticmethod
+    def build(
+        embeddings: NDArray[np.float32] | NDArray[np.float64],
+        linkage: Linkage = "ward",
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> Tree:
+        """Cluster the rows of ``embeddings`` (N, D), C-contiguous, by cosine distance.
+
+        ``progress`` is called with the finished fraction (0..1) at the start, about ten times a second, and
+        at the end; what it raises ends the work and comes out. Ctrl-C is answered within a second. The GIL is
+        released meanwhile.
+
+        Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names the column too),
+        for a row of zeros (each names the row), for an array that is not C-contiguous and for an unknown
+        linkage; ``TypeError`` for anything but a float32 or float64 array with two axes.
+        """
+    @staticmethod
+    def from_merges(merges: NDArray[np.int64], scores: NDArray[np.float64], linkage: str = "ward") -> Tree:
+        """A tree from its merges (N-1, 2), ids as in SciPy (leaf i is i, merge j is N + j), and scores (N-1,).
+
+        ``linkage`` is any name of at most 64 bytes; it is only remembered. Scores may be infinite.
+        Raises ``ValueError`` if this is not one binary tree, or a score is negative or NaN.
+        """
+    @staticmethod
+    def join(trees: Sequence[Tree], leaves: Sequence[NDArray[np.int64]]) -> Tree:
+        """One tree over the union of the leaves: tree t's leaf i becomes leaf ``leaves[t][i]``.
+
+        The roots are joined, in the order given, by merges of infinite score, so that no cluster ever spans two
+        of them. The linkage is the trees' own, or "mixed" if they differ.
+        Raises ``ValueError`` unless the leaves are a permutation of 0..N-1.
+        """
+    @property
+    def n_leaves(self) -> int: ...
+    @property
+    def linkage(self) -> str: ...
+    @property
+    def merges(self) -> NDArray[np.int64]:
+        """(N-1, 2) ids of the two children of each merge, children before parents, SciPy's numbering."""
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(N-1,) how unlike the two children of each merge are (the linkage's own distance).
+
+        A built tree's merges stand in the order in which they were made: by ascending score for ``ward``,
+        ``average`` and ``complete``; for ``centroid`` scores may fall.
+        """
+    @property
+    def heights(self) -> NDArray[np.float64]:
+        """(N-1,) max of the score and the children's heights; never falls on the way up."""
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(N-1,) number of leaves below each merge."""
+    @property
+    def leaf_order(self) -> NDArray[np.int64]:
+        """(N,) the leaves from left to right. Every cluster is a contiguous run that begins with its lowest leaf."""
+    def to_scipy(self) -> NDArray[np.float64]:
+        """(N-1, 4) SciPy linkage matrix: two children (smaller id first), height, size; sorted by height.
+
+        A joined tree has infinite heights, which SciPy's own functions refuse.
+        """
+    def cut(self, height: float) -> NDArray[np.int64]:
+        """(N,) cluster label of each leaf when every node with ``node height >= height`` is split.
+
+        Labels count from 0 in leaf order. Raises ``ValueError`` for a negative or NaN height.
+        """
+    def counts(self, phi: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(K,) number of active clusters at each step for thresholds ``phi`` (K,): 1 + #{heights >= phi[k]}.
+
+        ``phi`` has to be non-increasing, finite, >= 0 and 0 at the end, here and wherever thresholds are given.
+        """
+    def node_steps(self, phi: NDArray[np.float64]) -> int:
+        """Sum of ``counts(phi)``, from sorted heights alone."""
+    def tau_for_node_steps(self, shape: NDArray[np.float64], target: int) -> float:
+        """The smallest tau >= 0 with ``node_steps(tau * shape) <= target``, exact to the last bit of a float.
+
+        ``shape`` is checked as thresholds are. Raises ``ValueError`` if no tau reaches the target; the message
+        gives the least node-steps there can be.
+        """
+
+@final
+class Plan:
+    """Which cluster runs when. Every invariant is checked before one exists. Immutable."""
+
+    @staticmethod
+    def compile(tree: Tree, phi: NDArray[np.float64]) -> Plan:
+        """Cut ``tree`` at thresholds ``phi`` (K,): non-increasing, finite, >= 0, last entry 0.
+
+        Raises ``ValueError`` naming the step and the value otherwise.
+        """
+    @property
+    def tree(self) -> Tree: ...
+    @property
+    def phi(self) -> NDArray[np.float64]: ...
+    @property
+    def n_prompts(self) -> int:
+        """N, the prompts of the whole tree, kept or not."""
+    @property
+    def n_steps(self) -> int: ...
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Prompts this plan makes, ascending. All of them unless pruned."""
+    @property
+    def segments(self) -> NDArray[np.void]:
+        """Structured array, one row a segment, parents before children.
+
+        Ordered by first step, then by place in the leaf order. Read-only; the same array at every access.
+        Fields, all int32: ``parent`` (row, -1 for none), ``first_step``, ``end_step`` (exclusive),
+        ``leaf_begin``, ``leaf_end`` (range of the leaf order: the *full* cluster, also when pruned) and
+        ``representative`` (the full cluster's lowest prompt).
+        """
+    @property
+    def node_steps(self) -> int:
+        """Evaluations of the denoiser on one latent: the sum of the segments' lengths."""
+    def counts(self) -> NDArray[np.int64]:
+        """(K,) number of segments active at each step."""
+    def active(self, step: int) -> NDArray[np.int64]:
+        """(N,) segment row of each prompt at ``step``; -1 for a prompt that is not kept.
+
+        Raises ``IndexError`` if there is no such step.
+        """
+    def prune(self, keep: NDArray[np.int64]) -> Plan:
+        """The plan restricted to prompts ``keep`` (any order, no repeats), full clusters' ranges unchanged.
+
+        Raises ``ValueError`` for an empty, repeated, out-of-range or not kept prompt (names it).
+        """
+    def shard(self, n: int) -> list[Plan]:
+        """At most ``n`` plans that together make the same prompts: contiguous shares of the leaf order,
+        balanced by node-steps. Fewer than n when there are fewer prompts. ``ValueError`` for n < 1.
+        """
+    def program(self, batch_size: int, order: Order = "depth", max_slots: int | None = None) -> Program:
+        """Lower to calls of ``batch_size`` lanes. See :class:`Program`. Raises ``ValueError`` for a batch size
+        < 1 and for a ``max_slots`` below the least that suffices (the message gives it).
+        """
+    def lower_bound(self, batch_size: int) -> int:
+        """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls."""
+    def least_slots(self) -> int:
+        """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
+    def describe(self, max_rows: int = 200) -> str:
+        """Segments as aligned text, for people and for golden files."""
+    def to_bytes(self, prompts: Sequence[str], seeds: NDArray[np.int64], metadata: str) -> bytes:
+        """A safetensors file: tree, phi, kept, prompts (UTF-8 and offsets), seeds (N,), and ``metadata`` (JSON text).
+
+        The header's one entry, ``hsd``, is JSON: ``format``, ``linkage``, ``metadata``, ``prompts_sha256`` (of prompts
+        and seeds) and ``sha256`` (of everything). The same plan gives the same bytes. For other readers the file also
+        holds ``segments`` (M, 6), int32, columns as in :attr:`segments`.
+        Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
+        """
+    @staticmethod
+    def from_bytes(data: bytes) -> tuple[Plan, list[str], NDArray[np.int64], str]:
+        """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on hostile bytes: every
+        shape, index, digest and invariant is checked; ``ValueError`` says what is wrong.
+        """
+
+@final
+class Program:
+    """A plan lowered to a table of calls. Every invariant is checked before one exists. Immutable.
+
+    In each call all lanes read their source before any lane writes its target. A lane may write the slot
+    that it reads itself; no lane reads a slot that another lane of the same call writes.
+    """
+
+    @property
+    def calls(self) -> NDArray[np.void]:
+        """Structured array (n_calls, batch_size), filled lanes first. Read-only; the same array at every access.
+
+        Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
+        (int32 slots; ``n_slots``, a scratch row, in padding), ``fresh`` (bool: the lane starts a root segment, its
+        first latent has to be drawn into ``source`` before the call), ``begins`` (bool: first step of its segment:
+        its conditioning has to be there), ``final`` (bool: last step; the finished latent is in ``target``
+        right after the call).
+
+        A segment's target is the same slot at all its steps. A slot is handed on at the earliest in the call after
+        the one that last needs it, so a finished latent has to be copied out before the next call.
+        """
+    @property
+    def lanes(self) -> NDArray[np.int64]:
+        """(n_calls,) filled lanes of each call."""
+    @property
+    def n_calls(self) -> int: ...
+    @property
+    def n_slots(self) -> int:
+        """Slots used, without the scratch row."""
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def order(self) -> str: ...
+    @property
+    def occupancy(self) -> float:
+        """Filled lanes / all lanes."""
+    @property
+    def lower_bound(self) -> int:
+        """No program of this plan has fewer calls at this batch size."""
+    def describe(self, max_rows: int = 200) -> str:
+        """Calls and slots as aligned text, for people and for golden files."""

@@ -1,0 +1,52 @@
+//! Progress of a long computation, and the one way to stop it.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// How often progress is reported.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Calls a function with the finished fraction, at the start, at the end and every [`INTERVAL`] between.
+///
+/// The function stops the work by [`ControlFlow::Break`]; the work then ends with [`Error::Interrupted`].
+pub struct Progress<'a> {
+    report: &'a mut dyn FnMut(f64) -> ControlFlow<()>,
+    last: Option<Instant>,
+    range: (f64, f64),
+}
+
+impl<'a> Progress<'a> {
+    /// Reports to `report`.
+    pub fn new(report: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
+        Progress { report, last: None, range: (0.0, 1.0) }
+    }
+
+    /// From now on a phase's 0..1 stands for `begin`..`end` of the whole.
+    pub(crate) fn phase(&mut self, begin: f64, end: f64) {
+        self.range = (begin, end);
+    }
+
+    /// Reports `done` of `total` if the last report is old enough.
+    pub(crate) fn at(&mut self, done: usize, total: usize) -> Result<()> {
+        if self.last.is_some_and(|last| last.elapsed() < INTERVAL) {
+            return Ok(());
+        }
+        let (begin, end) = self.range;
+        self.send(begin + (end - begin) * (done as f64 / total.max(1) as f64))
+    }
+
+    /// Reports that all is done.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.send(1.0)
+    }
+
+    fn send(&mut self, fraction: f64) -> Result<()> {
+        self.last = Some(Instant::now());
+        match (self.report)(fraction) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
+    }
+}

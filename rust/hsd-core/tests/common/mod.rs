@@ -1,0 +1,137 @@
+//! Trees, thresholds and embeddings of every shape, for the property tests.
+#![allow(dead_code)] // Every test file uses its own part of this.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use hsd_core::{Linkage, Plan, Progress, Result, Tree};
+use proptest::prelude::*;
+
+/// Clusters rows with two threads and without a progress report.
+pub fn build(rows: &[Vec<f64>], linkage: Linkage) -> Result<Tree> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let rows = hsd_core::distance::UnitRows::new(&rows.concat(), rows.len(), columns)?;
+    let mut go_on = |_| ControlFlow::Continue(());
+    hsd_core::linkage::build(&rows, linkage, 2, &mut Progress::new(&mut go_on))
+}
+
+/// Rows in general position.
+pub fn rows(most: usize) -> impl Strategy<Value = Vec<Vec<f64>>> {
+    (1..=most, 2..6usize)
+        .prop_flat_map(|(n, d)| prop::collection::vec(prop::collection::vec(-1.0..1.0, d), n))
+        .prop_filter("a row of zeros has no direction", |rows: &Vec<Vec<f64>>| {
+            rows.iter().all(|row| row.iter().map(|x| x * x).sum::<f64>() > 1e-6)
+        })
+}
+
+/// Rows with many ties, duplicates and opposites.
+pub fn tied_rows(most: usize) -> impl Strategy<Value = Vec<Vec<f64>>> {
+    (1..=most, 1..4usize)
+        .prop_flat_map(|(n, d)| prop::collection::vec(prop::collection::vec((-2..3i32).prop_map(f64::from), d), n))
+        .prop_map(|mut rows| {
+            for row in &mut rows {
+                if row.iter().all(|&x| x == 0.0) {
+                    row[0] = 1.0;
+                }
+            }
+            rows
+        })
+}
+
+/// How a random tree picks its next two clusters.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Random,
+    Chain,
+    Balanced,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    prop_oneof![Just(Shape::Random), Just(Shape::Chain), Just(Shape::Balanced)]
+}
+
+/// Scores that rise, fall, tie, vanish, or are all the same (a star).
+fn scores(n: usize) -> impl Strategy<Value = Vec<f64>> {
+    let score = prop_oneof![0.0..2.0f64, (0..5i32).prop_map(|x| f64::from(x) / 4.0)];
+    prop_oneof![
+        prop::collection::vec(score.clone(), n),
+        prop::collection::vec(score, n).prop_map(|mut scores| {
+            scores.sort_by(f64::total_cmp);
+            scores
+        }),
+        (0..3i32).prop_map(move |x| vec![f64::from(x) / 2.0; n]),
+    ]
+}
+
+/// One tree, without infinite scores.
+fn plain_tree(most: usize) -> impl Strategy<Value = Tree> {
+    (1..=most, shape())
+        .prop_flat_map(|(n, shape)| {
+            let picks = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), n - 1);
+            (Just(n), Just(shape), picks, scores(n - 1), Just((0..n as i64).collect::<Vec<_>>()).prop_shuffle())
+        })
+        .prop_map(|(n, shape, picks, scores, leaves)| {
+            let mut open: Vec<i64> = leaves;
+            let mut merges = Vec::new();
+            for (merge, (x, y)) in picks.into_iter().enumerate() {
+                let (a, b) = match shape {
+                    Shape::Random => {
+                        let a = open.swap_remove(x.index(open.len()));
+                        (a, open.swap_remove(y.index(open.len())))
+                    }
+                    Shape::Chain => (open.pop().unwrap(), open.pop().unwrap()),
+                    Shape::Balanced => (open.remove(0), open.remove(0)),
+                };
+                merges.push([a, b]);
+                open.push((n + merge) as i64);
+            }
+            Tree::from_merges(&merges, scores, "ward").unwrap()
+        })
+}
+
+/// A tree, or several joined by merges of infinite score.
+pub fn tree(most: usize) -> impl Strategy<Value = Tree> {
+    let forest = prop::collection::vec(plain_tree(most / 2 + 1), 1..4)
+        .prop_flat_map(|trees| {
+            let n = trees.iter().map(Tree::n_leaves).sum::<usize>();
+            (Just(trees), Just((0..n as i64).collect::<Vec<_>>()).prop_shuffle())
+        })
+        .prop_map(|(trees, leaves)| {
+            let mut rest = leaves.as_slice();
+            let mut parts = Vec::new();
+            for tree in &trees {
+                let (part, tail) = rest.split_at(tree.n_leaves());
+                parts.push(part);
+                rest = tail;
+            }
+            Tree::join(&trees.iter().collect::<Vec<_>>(), &parts).unwrap()
+        });
+    prop_oneof![3 => plain_tree(most), 1 => forest]
+}
+
+/// Thresholds that never rise and end at 0.
+pub fn phi() -> impl Strategy<Value = Vec<f64>> {
+    let value = prop_oneof![0.0..2.5f64, (0..6i32).prop_map(|x| f64::from(x) / 4.0)];
+    prop::collection::vec(value, 0..12).prop_map(|mut phi| {
+        phi.sort_by(|x, y| y.total_cmp(x));
+        phi.push(0.0);
+        phi
+    })
+}
+
+/// A plan of all its prompts.
+pub fn whole_plan(most: usize) -> impl Strategy<Value = Plan> {
+    (tree(most), phi()).prop_map(|(tree, phi)| Plan::compile(Arc::new(tree), &phi).unwrap())
+}
+
+/// A plan, pruned or not.
+pub fn plan(most: usize) -> impl Strategy<Value = Plan> {
+    (whole_plan(most), any::<bool>(), any::<u64>()).prop_map(|(plan, pruned, bits)| {
+        let keep: Vec<i64> = (0..plan.n_prompts() as i64).filter(|prompt| bits >> (prompt % 64) & 1 == 1).collect();
+        if pruned && !keep.is_empty() {
+            plan.prune(&keep).unwrap()
+        } else {
+            plan
+        }
+    })
+}
