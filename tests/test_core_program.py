@@ -1,0 +1,136 @@
+"""Programs, run by an independent simulator: slots hold the history of the latent in them."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_cases import chain, plans
+from hsd import _core
+
+
+def run(plan: _core.Plan, program: _core.Program) -> None:
+    """Replays ``program``: every prompt must come out once, after its own segments' steps and nothing else."""
+    rows, order = plan.segments, plan.tree.leaf_order
+    slots: list[list[tuple[int, int]] | None] = [None] * program.n_slots
+    finished = {}
+    target_of: dict[int, int] = {}
+    for call, filled in zip(program.calls, program.lanes, strict=True):
+        assert 1 <= filled <= program.batch_size == len(call)
+        lanes, padding = call[:filled], call[filled:]
+        assert (padding["segment"] == -1).all()
+        assert (padding["step"] == 0).all()
+        assert (padding["source"] == program.n_slots).all()
+        assert (padding["target"] == program.n_slots).all()
+        assert not (padding["fresh"] | padding["begins"] | padding["final"]).any()
+        # Roots are drawn before the call; that must not destroy what another lane reads.
+        for lane in lanes[lanes["fresh"]]:
+            assert lane["source"] == lane["target"]
+            slots[lane["source"]] = []
+        sources, targets = lanes["source"].tolist(), lanes["target"].tolist()
+        assert len(set(targets)) == len(targets)
+        for at, target in enumerate(targets):
+            assert target not in sources[:at] + sources[at + 1 :]
+        # With these, the order of lanes within a call cannot matter.
+        read = [slots[source] for source in sources]
+        for lane, history in zip(lanes, read, strict=True):
+            segment, step, target = int(lane["segment"]), int(lane["step"]), int(lane["target"])
+            row = rows[segment]
+            assert row["first_step"] <= step < row["end_step"]
+            assert lane["begins"] == (step == row["first_step"])
+            assert lane["fresh"] == (lane["begins"] and row["parent"] == -1)
+            assert lane["final"] == (step == plan.n_steps - 1)
+            assert target_of.setdefault(segment, target) == target
+            history = [*history, (segment, step)]
+            slots[target] = history
+            if lane["final"]:
+                assert row["leaf_end"] - row["leaf_begin"] == 1
+                prompt = int(order[row["leaf_begin"]])
+                assert prompt not in finished
+                finished[prompt] = history
+                # The slot may be given away now.
+    assert sorted(finished) == plan.kept.tolist()
+    active = np.array([plan.active(step) for step in range(plan.n_steps)])
+    for prompt, history in finished.items():
+        assert history == [(segment, step) for step, segment in enumerate(active[:, prompt].tolist())]
+
+
+ORDERS = st.sampled_from(["depth", "breadth"])
+
+
+@given(plans(), st.integers(1, 40), ORDERS)
+@settings(max_examples=200)
+def test_programs_make_every_prompt(plan, batch_size, order):
+    program = plan.program(batch_size, order)
+    run(plan, program)
+    assert (program.batch_size, program.order) == (batch_size, order)
+    assert program.lanes.sum() == plan.node_steps
+    assert program.calls.shape == (program.n_calls, batch_size)
+    assert program.occupancy == pytest.approx(plan.node_steps / program.calls.size)
+    counts = plan.counts()
+    bound = max(step + -(-counts[step:].sum() // batch_size) for step in range(plan.n_steps))
+    assert program.lower_bound == plan.lower_bound(batch_size) == bound
+    assert program.n_calls >= bound
+    if order == "breadth":
+        assert program.n_calls == bound
+
+
+@given(plans(), st.integers(1, 40), ORDERS, st.integers(0, 5))
+@settings(max_examples=200)
+def test_few_slots_suffice(plan, batch_size, order, spare):
+    least = plan.least_slots()
+    program = plan.program(batch_size, order, max_slots=least + spare)
+    assert program.n_slots <= least + spare
+    run(plan, program)
+    with pytest.raises(ValueError, match=f"max_slots is {least - 1}, but this plan needs at least {least}"):
+        plan.program(batch_size, order, max_slots=least - 1)
+
+
+@given(plans())
+def test_one_lane_at_a_time_needs_the_least(plan):
+    program = plan.program(1)
+    assert program.n_slots == plan.least_slots()
+    assert program.n_calls == plan.node_steps
+
+
+@given(plans(20), st.integers(1, 8), ORDERS)
+def test_programs_are_the_same_every_time(plan, batch_size, order):
+    first, second = plan.program(batch_size, order), plan.program(batch_size, order)
+    assert first.calls.tobytes() == second.calls.tobytes()
+    assert pickle.loads(pickle.dumps(first)).calls.tobytes() == first.calls.tobytes()
+
+
+def test_depth_keeps_few_latents_alive():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16))
+    E = centres[rng.integers(40, size=800)] + 0.6 * rng.normal(size=(800, 16))
+    plan = _core.Plan.compile(_core.Tree.build(E), _core.schedule_shape("linear", 40))
+    depth, breadth = plan.program(16), plan.program(16, "breadth")
+    assert depth.n_slots * 5 < breadth.n_slots
+    assert depth.n_calls < 1.04 * depth.lower_bound
+    few = plan.program(16, max_slots=40)
+    assert few.n_slots <= 40
+    run(plan, few)
+
+
+def test_bad_parameters_are_refused():
+    plan = _core.Plan.compile(chain(4), np.array([1.0, 0.0]))
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be at least 1"):
+            plan.program(batch_size)
+    with pytest.raises(ValueError, match='"sideways".*depth.*breadth'):
+        plan.program(2, "sideways")
+    with pytest.raises(ValueError, match="max_slots is -3"):
+        plan.program(2, max_slots=-3)
+    with pytest.raises(ValueError, match="lanes are more than"):
+        plan.program(2**40)
+    with pytest.raises(ValueError, match="read-only"):
+        plan.program(2).calls["step"] = 0
+
+
+def test_the_table_is_made_once():
+    program = _core.Plan.compile(chain(4), np.array([1.0, 0.0])).program(2)
+    assert program.calls is program.calls
+    assert repr(program) == f"Program({program.n_calls} calls of 2 lanes, {program.n_slots} slots, order='depth')"
