@@ -1,0 +1,134 @@
+"""Training the three small networks around the decoder: text encoder, prior, image encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .codes import DIM, embed
+from .language import describe
+from .movq import pictures
+from .nets import make_image_encoder, make_prior, make_prior_scheduler, make_text_encoder
+from .scenes import Scene, sample
+from .training import averaged, train
+from .words import make_tokenizer
+
+EMPTY_SHARE = 0.03  # prompts that are empty and mean nothing
+DROPPED_SHARE = 0.25  # prompts that the prior does not get to see
+MOST_GUIDANCE = 4.0
+POOL = 8192
+
+
+class Prompts:
+    """An endless stream of tokenized prompts and their embeddings, from a pool that is renewed after four uses."""
+
+    def __init__(self, seed: int, batch: int) -> None:
+        self.rng, self.batch, self.left = np.random.default_rng(seed), batch, 0
+        self.tokenizer = make_tokenizer()
+
+    def _renew(self) -> None:
+        rows = sample(self.rng, POOL)
+        # Half of the prompts say everything that a scene has, the others leave things out.
+        unsaid = self.rng.random(rows.shape) < self.rng.random((POOL, 1)) * (self.rng.random((POOL, 1)) < 0.5)
+        unsaid[:, 0] = False
+        rows = np.where(unsaid, -1, rows)
+        texts = [describe(Scene.from_row(row), self.rng) for row in rows]
+        self.targets = embed(rows)
+        for i in np.flatnonzero(self.rng.random(POOL) < EMPTY_SHARE):
+            texts[i], self.targets[i] = "", 0
+        encoded = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        self.ids, self.mask = encoded.input_ids, encoded.attention_mask.bool()
+        self.left = 4 * POOL // self.batch
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids [B, 32], mask [B, 32], embeddings [B, 128]."""
+        if self.left == 0:
+            self._renew()
+        self.left -= 1
+        pick = torch.from_numpy(self.rng.integers(0, POOL, self.batch))
+        return self.ids[pick], self.mask[pick], self.targets[pick]
+
+
+def train_text(folder: Path, minutes: float, seed: int, batch: int = 128) -> None:
+    """Prompt to embedding, by regression; the empty prompt means nothing, which is zero."""
+    torch.manual_seed(seed)
+    net = make_text_encoder(make_tokenizer())
+    prompts = Prompts(seed, batch)
+
+    def loss_of(step: int) -> torch.Tensor:
+        ids, _, target = prompts.next()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(ids).text_embeds
+        return F.mse_loss(out.float(), target)
+
+    train("text", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+
+
+def train_prior(folder: Path, minutes: float, seed: int, batch: int = 128) -> None:
+    """Text to image embedding by diffusion, with the prompt dropped now and then for guidance.
+
+    Guidance pushes the early, noisy estimates past the embedding and away from the unguided guess, and a prior
+    that has never seen such inputs ends at twice the right length. So half of the inputs here are pushed like
+    that, by up to the usual guidance scale of 4, with the right embedding as their target.
+    """
+    torch.manual_seed(seed)
+    text = averaged("text", make_text_encoder(make_tokenizer()), folder)
+    net = make_prior()
+    torch.nn.init.normal_(net.positional_embedding, std=0.02)
+    torch.nn.init.normal_(net.prd_embedding, std=0.02)
+    net.clip_std.data.fill_(1.0)  # embeddings are about unit normal by design
+    net.clip_mean.requires_grad_(False)
+    net.clip_std.requires_grad_(False)
+    prompts = Prompts(seed + 1, batch)
+    empty = prompts.tokenizer("", padding="max_length", return_tensors="pt")
+    signal = make_prior_scheduler().alphas_cumprod
+
+    def loss_of(step: int) -> torch.Tensor:
+        ids, mask, target = prompts.next()
+        dropped = torch.rand(batch, 1) < DROPPED_SHARE
+        ids = torch.where(dropped, empty.input_ids, ids)
+        mask = torch.where(dropped, empty.attention_mask.bool(), mask)
+        t = torch.randint(0, len(signal), (batch,))
+        a, b = (v[t].sqrt()[:, None] for v in (signal, 1 - signal))
+        push = (MOST_GUIDANCE - 1) * torch.rand(batch, 1) * (torch.rand(batch, 1) < 0.5)
+        guess = torch.rand(batch, 1) * target[torch.randperm(batch)]
+        pushed = target + push * (target - guess)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                said = text(ids)
+            out = net(
+                a * pushed + b * torch.randn(batch, DIM),
+                t,
+                proj_embedding=said.text_embeds,
+                encoder_hidden_states=said.last_hidden_state,
+                attention_mask=mask,
+            ).predicted_image_embedding
+        return F.mse_loss(out.float(), target)
+
+    train("prior", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+
+
+def train_image(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
+    """Picture to embedding, by regression; an even grey picture, which is no scene, is taught to be zero."""
+    torch.manual_seed(seed)
+    net = make_image_encoder()
+    rng = np.random.default_rng(seed)
+    pool: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss_of(step: int) -> torch.Tensor:
+        if not pool:
+            rows, x = pictures(rng, 512)
+            target = embed(rows)
+            grey = torch.from_numpy(rng.random(512) < 0.01)
+            x[grey], target[grey] = 0, 0
+            for _ in range(2):  # every drawing is used twice, since drawing takes as long as learning
+                pool.extend(zip(x.split(batch), target.split(batch), strict=True))
+        x, target = pool.pop()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x).image_embeds
+        return F.mse_loss(out.float(), target)
+
+    train("image", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)

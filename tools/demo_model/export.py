@@ -1,0 +1,78 @@
+"""Writing the model folder: all parts in one Kandinsky 2.2 pipeline, half precision, no more than 16 MB."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import KandinskyV22CombinedPipeline
+
+from .encoders import make_image_encoder, make_prior, make_text_encoder
+from .movq import load_movq
+from .nets import make_decoder_scheduler, make_image_processor, make_prior_scheduler, make_unet
+from .training import averaged
+from .words import make_tokenizer
+
+LIMIT = 16 * 2**20
+
+
+@torch.no_grad()
+def silence_grey(encoder: torch.nn.Module) -> None:
+    """Makes the pipeline's null image map to exactly zero, which the decoder was trained on as null condition.
+
+    The encoder has learned it to within a little; taking that one direction out of the projection does the rest.
+    """
+    side = encoder.config.image_size
+    pooled = encoder.vision_model(torch.zeros(1, 3, side, side)).pooler_output[0]
+    weight = encoder.visual_projection.weight  # [128, 96]
+    weight -= torch.outer(weight @ pooled, pooled) / pooled.square().sum()
+
+
+def write_legacy_vocabulary(folder: Path) -> None:
+    """Adds the two files from which transformers 4 builds this tokenizer; version 5 writes only tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
+def build(work: Path, seed: int) -> KandinskyV22CombinedPipeline:
+    """The pipeline with every stage's averaged weights."""
+    tokenizer = make_tokenizer()
+    unet = averaged("unet", make_unet(), work)
+    with torch.no_grad():  # the variance half is never read; zeros pack well
+        unet.conv_out.weight[4:] = 0
+        unet.conv_out.bias[4:] = 0
+    image_encoder = averaged("image", make_image_encoder(), work)
+    silence_grey(image_encoder)
+    return KandinskyV22CombinedPipeline(
+        unet=unet,
+        scheduler=make_decoder_scheduler(),
+        movq=load_movq(work, seed),
+        prior_prior=averaged("prior", make_prior(), work),
+        prior_image_encoder=image_encoder,
+        prior_text_encoder=averaged("text", make_text_encoder(tokenizer), work),
+        prior_tokenizer=tokenizer,
+        prior_scheduler=make_prior_scheduler(),
+        prior_image_processor=make_image_processor(),
+    )
+
+
+def export(work: Path, folder: Path, seed: int) -> None:
+    """Replaces `folder` by the model of the working folder's checkpoints."""
+    pipe = build(work, seed).to(torch.float16)
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.save_pretrained(fresh)
+    write_legacy_vocabulary(fresh / "prior_tokenizer")
+    index = fresh / "model_index.json"
+    # Without torchvision the processor's class is a stand-in that other installations do not have.
+    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+    size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise RuntimeError(f"{fresh} has {size} bytes, more than {LIMIT}")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    print(f"{folder}: {size / 2**20:.1f} MB", flush=True)

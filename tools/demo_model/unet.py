@@ -1,0 +1,94 @@
+"""Training the decoder: noise to latents, conditioned on an image embedding, as clusters of prompts will do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnAddedKVProcessor
+
+from .codes import DIM, embed
+from .nets import make_decoder_scheduler, make_unet
+from .scenes import N_VALUES, clean
+from .training import train
+
+NULL_SHARE, MIXED_SHARE, PARTIAL_SHARE = 0.1, 0.25, 0.2
+MOST_RELATIVES = 8
+NOISE = 0.15
+
+
+def conditions(rng: np.random.Generator, rows: np.ndarray) -> torch.Tensor:
+    """Embeddings under which the full scenes `rows` are fair pictures. rows: [N, 12] -> [N, 128].
+
+    Most say everything. Some leave attributes unsaid. Some are means over related scenes of which the picture
+    is one, which is what a cluster's condition is. Some are zero, the null condition of guidance.
+    """
+    n, width = rows.shape
+    kind = rng.random(n)
+    unsaid = rng.random((n, width)) < rng.random((n, 1))
+    partial = (kind < PARTIAL_SHARE)[:, None]
+    e = embed(np.where(partial & unsaid, -1, rows))
+
+    mixed = np.flatnonzero((kind >= PARTIAL_SHARE) & (kind < PARTIAL_SHARE + MIXED_SHARE))
+    m = len(mixed)
+    others = np.floor(rng.random((m, MOST_RELATIVES, width)) * N_VALUES).astype(np.int64)
+    related = np.where(unsaid[mixed][:, None], others, rows[mixed][:, None])
+    related[:, 0] = rows[mixed]
+    related = clean(related.reshape(-1, width)).reshape(m, MOST_RELATIVES, width)
+    weight = np.arange(MOST_RELATIVES) < rng.integers(2, MOST_RELATIVES + 1, (m, 1))
+    weight = torch.from_numpy(weight / weight.sum(axis=1, keepdims=True)).float()  # [m, 8]
+    e[mixed] = torch.einsum("mk,mkd->md", weight, embed(related))
+
+    # The prior is not exact, and the decoder should not mind.
+    e += NOISE * torch.from_numpy(rng.random((n, 1))).float() * torch.randn(n, DIM)
+    e[torch.from_numpy(kind > 1 - NULL_SHARE)] = 0
+    return e
+
+
+class Latents:
+    """The cached training set; shards that are written while training runs are taken up as they appear."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.parts, self.paths = folder, [], set()
+        self.refresh()
+        if not self.paths:
+            raise FileNotFoundError(f"{folder}: no latents; run the stage 'latents' first")
+
+    def refresh(self) -> None:
+        """Reads what is new."""
+        fresh = sorted(set(self.folder.glob("latents-*.pt")) - self.paths)
+        if fresh:
+            self.paths.update(fresh)
+            self.parts += [torch.load(path, weights_only=True) for path in fresh]
+            self.rows = torch.cat([part["rows"] for part in self.parts]).numpy()  # [N, 12]
+            self.latents = torch.cat([part["latents"] for part in self.parts])  # [N, 4, 16, 16], half
+            print(f"unet: {len(self.rows)} pictures", flush=True)
+
+
+def train_unet(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
+    """Velocity regression over all timesteps on the cached latents."""
+    torch.manual_seed(seed)
+    data = Latents(folder)
+    net = make_unet()
+    # The fused attention kernel is slower than plain products for sequences this short.
+    net.set_attn_processor(AttnAddedKVProcessor())
+    signal = make_decoder_scheduler().alphas_cumprod  # [1000]
+
+    def loss_of(step: int) -> torch.Tensor:
+        # Every step has its own numbers, so a resumed run sees what an uninterrupted one would have seen.
+        rng = np.random.default_rng([seed, step])
+        torch.manual_seed(1_000_003 * seed + step)
+        if step % 200 == 0:
+            data.refresh()
+        pick = rng.integers(0, len(data.rows), batch)
+        x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
+        t = torch.randint(0, len(signal), (batch,))
+        a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
+        added = {"image_embeds": conditions(rng, data.rows[pick])}
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(a * x + b * noise, t, None, added_cond_kwargs=added, return_dict=False)[0]
+        return F.mse_loss(out[:, :4].float(), a * noise - b * x)
+
+    train("unet", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)

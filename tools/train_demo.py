@@ -1,0 +1,73 @@
+"""Trains the demo model that ships with HSD, on a CPU, from nothing but the drawing program beside it.
+
+    python tools/train_demo.py all --work /some/scratch
+
+runs every stage with its usual budget; each can also be run alone, again (it goes on where it stood, until the
+budget is spent) and beside others. Stages and their needs:
+
+    movq      the autoencoder of drawings
+    latents   draws and encodes the decoder's training set                 (movq)
+    unet      the decoder, which takes most of the time                    (latents)
+    text      prompts to embeddings
+    prior     the diffusion prior over embeddings                          (text)
+    image     pictures to embeddings
+    decode    goes on with the autoencoder's decoding half alone           (movq; any time after it)
+    export    writes the model folder from the latest checkpoints          (all)
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from demo_model.encoders import train_image, train_prior, train_text
+from demo_model.export import export
+from demo_model.movq import make_latents, train_decode, train_movq
+from demo_model.unet import train_unet
+
+# Minutes of wall clock on two cores with bfloat16 matrix units.
+MINUTES = {"movq": 15.0, "decode": 8.0, "unet": 60.0, "text": 5.0, "prior": 6.0, "image": 5.0}
+TRAINERS: dict[str, Callable[[Path, float, int], None]] = {
+    "movq": train_movq,
+    "decode": train_decode,
+    "unet": train_unet,
+    "text": train_text,
+    "prior": train_prior,
+    "image": train_image,
+}
+STAGES = ("movq", "latents", "unet", "text", "prior", "image", "decode", "export")
+MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model"
+
+
+def main() -> None:
+    """Reads the command line and runs the stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
+    parser.add_argument("--minutes", type=float, help="budget of this stage (default: see MINUTES)")
+    parser.add_argument("--shards", type=int, default=8, help="latents: files of 4,096 pictures (default: 8)")
+    parser.add_argument("--out", type=Path, default=MODEL, help="export: the model folder")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.stage == "all" and args.minutes is not None:
+        parser.error("--minutes is for a single stage")
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        begin = time.monotonic()
+        if stage == "latents":
+            make_latents(args.work, args.shards, args.seed)
+        elif stage == "export":
+            export(args.work, args.out, args.seed)
+        else:
+            TRAINERS[stage](args.work, args.minutes or MINUTES[stage], args.seed)
+        print(f"{stage}: done in {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
