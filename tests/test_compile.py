@@ -205,3 +205,11 @@ def test_progress_reports_both_stages(model):
         assert fractions[-1] == 1.0
         assert 0.0 <= fractions[0] <= 1.0
     assert [name for name, _ in seen] == sorted((name for name, _ in seen), reverse=True)
+
+
+def test_default_tau_is_one_or_what_suits_the_model():
+    assert hsd.compile(["a", "b"]).tau == 1.0
+    demo = hsd.load("demo", prior_steps=2)
+    assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3).tau == demo.default_tau == 0.3
+    assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3, embeddings=np.eye(2)).tau == 1.0
+    assert hsd.compile(["a red star", "a blue star"], 0.7, model=demo, steps=3).tau == 0.7

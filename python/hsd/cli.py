@@ -39,7 +39,9 @@ Prompts = Annotated[
 ]
 Tau = Annotated[
     float | None,
-    typer.Option(help="How unlike prompts that share a step may be: 0 shares nothing. 1.0 if no budget is given."),
+    typer.Option(
+        help="How unlike prompts that share a step may be: 0 shares nothing.", show_default="1.0; 0.3 for demo"
+    ),
 ]
 Budget = Annotated[
     float | None, typer.Option(help="Instead of --tau: the share of evaluations to save, inside (0, 1).")
@@ -105,6 +107,8 @@ def generate(
         "images_per_prompt": images_per_prompt,
         "noise": noise,
     }
+    if tau is None and budget is None:
+        request["tau"] = adapter.default_tau
     plan = _continued(out, texts, adapter.name, request)
     if plan is None:
         with _Stages() as stages:

@@ -46,7 +46,8 @@ def compile(
     prompts
         N non-empty strings. One that occurs r times asks for r different images.
     tau
-        How unlike the prompts of one cluster may be at the first step; 0 shares nothing. Default 1.0.
+        How unlike the prompts of one cluster may be at the first step; 0 shares nothing. Default: 1.0, or what
+        suits the model's own embeddings.
     budget
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
         saves at least this much is taken.
@@ -82,7 +83,7 @@ def compile(
     if tau is not None and budget is not None:
         raise ValueError(f"give tau ({tau}) or budget ({budget}), not both")
     budget = None if budget is None else check_budget(budget)
-    threshold = check_tau(1.0 if tau is None else tau)
+    threshold = 1.0 if tau is None else check_tau(tau)
     steps = _count("steps", steps)
     repeats = _count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
@@ -100,6 +101,8 @@ def compile(
 
         adapter = load(model)
         n_steps = adapter.sampler(steps).n_steps
+        if tau is None and embeddings is None and encoder is None:
+            threshold = adapter.default_tau  # it belongs to the scale of the model's own embeddings
     shape = schedule_shape(schedule, n_steps)
 
     if embeddings is not None:

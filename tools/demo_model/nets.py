@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import DDIMScheduler, PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, VQModel
+from diffusers import DDPMScheduler, PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, VQModel
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -57,13 +57,15 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-def make_decoder_scheduler() -> DDIMScheduler:
-    """Velocity prediction on a schedule that ends in pure noise, sampled without noise of its own.
+def make_decoder_scheduler() -> DDPMScheduler:
+    """Velocity prediction on a schedule that ends in pure noise, sampled with fresh noise at every step.
 
     With the released model's schedule a flat background shines through the noise of the first step, which a
-    sampler that starts from pure noise never shows; a schedule rescaled to zero signal has no such gap.
+    sampler that starts from pure noise never shows; a schedule rescaled to zero signal has no such gap. The noise
+    lets late steps mend what early ones laid down, which matters where those ran on the mean of several prompts.
     """
-    return DDIMScheduler(
+    return DDPMScheduler(
+        variance_type="fixed_small",
         num_train_timesteps=1000,
         beta_schedule="linear",
         beta_start=0.00085,
@@ -72,7 +74,6 @@ def make_decoder_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
-        set_alpha_to_one=True,
     )
 
 

@@ -16,3 +16,6 @@ PROMPTS = Path(__file__).parent / "prompts.txt"
 
 SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 2.0, "prior_guidance_scale": 1.0}
 """The settings under which the model draws best, as :func:`hsd.load` takes them."""
+
+TAU = 0.3
+"""The default threshold for this model: its embeddings keep every attribute apart, so it stands less sharing."""

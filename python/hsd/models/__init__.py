@@ -59,10 +59,11 @@ def load(
         name = str(model)
         source: str | Path
         if name == "demo":
-            from ..demo import FOLDER, SETTINGS
+            from ..demo import FOLDER, SETTINGS, TAU
 
-            source, settings = FOLDER, {**SETTINGS, **settings}
-        elif (Path(name) / "model_index.json").is_file():
+            demo = _wrap(_from_pretrained(FOLDER, device, dtype), name=name, settings={**SETTINGS, **settings})
+            return dataclasses.replace(demo, default_tau=TAU)
+        if (Path(name) / "model_index.json").is_file():
             source = name
         elif name in MODELS or _looks_like_hub_id(name):
             source = MODELS.get(name, name)
@@ -109,7 +110,8 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     for adapter in ADAPTERS:
         if any(cls in adapter.pipelines for cls in classes):
             _check_settings(adapter, settings)
-            return adapter(pipe, **({"name": name} if name else {}), **settings)
+            options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
+            return adapter(pipe, **options)
     known = [cls for adapter in ADAPTERS for cls in adapter.pipelines]
     if classes[0] in ("KandinskyV22Pipeline", "KandinskyV22PriorPipeline"):
         raise UnsupportedPipeline(
@@ -124,7 +126,7 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
 
 
 def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
-    accepted = [f.name for f in dataclasses.fields(adapter) if f.name not in ("pipe", "name")]
+    accepted = adapter.setting_names()
     for name in settings:
         if name not in accepted:
             near = difflib.get_close_matches(name, accepted, n=1)

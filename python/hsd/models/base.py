@@ -10,7 +10,7 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,10 +29,12 @@ EncodeProgress = Callable[[int], object]
 
 @dataclass(eq=False)
 class Adapter(ABC):
-    """A diffusers pipeline as the executor sees it. Fields beyond ``pipe`` and ``name`` are its settings."""
+    """A diffusers pipeline as the executor sees it. The other fields of a family are its settings."""
 
     pipe: Any
     name: str
+    default_tau: float = field(default=1.0, kw_only=True)
+    """The tau that suits the scale of the model's embeddings, used where none is given."""
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
@@ -91,7 +93,12 @@ class Adapter(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the images beside prompts, seeds and plan."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pipe", "name")}
+        return {name: getattr(self, name) for name in self.setting_names()}
+
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        """What :func:`hsd.load` takes for this family."""
+        return tuple(f.name for f in fields(cls) if f.name not in ("pipe", "name", "default_tau"))
 
     def sampler(self, steps: int) -> SamplerTable:
         """The pipeline's scheduler, compiled for ``steps`` inference steps."""
