@@ -2,8 +2,8 @@
 
     python tools/train_demo.py all --work SCRATCH
 
-runs every stage with its usual budget, two and a half hours in all. Each can also be run alone, again (it goes on where it
-stood, until the budget is spent) and beside others. Stages and their needs:
+runs every stage with its usual budget, two and a half hours in all. Each can also be run alone, again (it goes on
+where it stood, until the budget is spent) and beside others. Stages and their needs:
 
     movq      the autoencoder of drawings
     latents   draws and encodes the decoder's training set                 (movq)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ._core import Program
@@ -41,7 +42,9 @@ class Executor:
         self.program = program
         self.adapter = adapter
         self.conditioning = conditioning
-        device = adapter.device
+        # Asked once: a pipeline looks through all of its modules to find its device.
+        device, shape = adapter.device, adapter.latent_shape()
+        self._device, self._dtype, self._noise_shape = device, adapter.dtype, (1, *shape)
         self.sampler = sampler.to(device, torch.float32)
 
         segments = plan.segments
@@ -67,7 +70,7 @@ class Executor:
         self._source = torch.from_numpy(calls["source"].astype(np.int64)).to(device)
         self._target = torch.from_numpy(calls["target"].astype(np.int64)).to(device)
 
-        slots, shape = program.n_slots + 1, adapter.latent_shape()
+        slots = program.n_slots + 1
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
         self.noise = torch.zeros((program.batch_size, self.sampler.n_noise, *shape), device=device)
         self._rows = {
@@ -106,7 +109,7 @@ class Executor:
                 self.state[entry["source"]] = 0.0
                 self.state[entry["source"], 0] = self._first_latent(segment)
             for draw, dtype in enumerate(self.sampler.noise_dtypes[entry["step"]]):
-                self.noise[lane, draw] = self.adapter.noise(self._generator(segment), dtype)[0]
+                self.noise[lane, draw] = self._noise(self._generator(segment), dtype)[0]
             if entry["step"] == self._last_step[segment] and self._drops_generator[segment]:
                 self._generators.pop(int(self._representative[segment]), None)
 
@@ -123,9 +126,13 @@ class Executor:
             self._generators[representative] = self.adapter.generator(int(self._seeds[representative]))
         return self._generators[representative]
 
+    def _noise(self, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
+        """One draw, (1, *latent), in the model's dtype unless the scheduler fixes another."""
+        return randn_tensor(self._noise_shape, generator=generator, device=self._device, dtype=dtype or self._dtype)
+
     def _first_latent(self, segment: int) -> Tensor:
         """The pure noise that a root segment starts from, at the scheduler's own scale."""
-        latent = self.adapter.noise(self._generator(segment))
+        latent = self._noise(self._generator(segment))
         if self._shared_latent:  # drawn and set aside above, so that later draws do not depend on this choice
-            latent = self.adapter.noise(self.adapter.generator(int(self._seeds[0])))
+            latent = self._noise(self.adapter.generator(int(self._seeds[0])))
         return (latent * self.sampler.init_noise_sigma).float()[0]

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -118,11 +117,6 @@ class Adapter(ABC):
     def generator(self, seed: int) -> torch.Generator:
         """The generator of one prompt, where the denoising of the image starts to draw from it."""
         return torch.Generator("cpu").manual_seed(seed)
-
-    def noise(self, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """One draw of fresh noise, (1, *latent_shape), in the model's dtype unless another is given."""
-        shape = (1, *self.latent_shape())
-        return randn_tensor(shape, generator=generator, device=self.device, dtype=dtype or self.dtype)
 
     def has_conditioning_of(self, other: Adapter) -> bool:
         """Whether ``other`` encodes prompts to the same rows: the same pipeline with the same settings."""
