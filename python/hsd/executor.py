@@ -17,6 +17,15 @@ from .plan import Plan
 from .sampler import SamplerTable
 
 
+def check_fit(plan: Plan, sampler: SamplerTable) -> None:
+    """``PlanMismatch`` unless the plan has as many steps as the scheduler makes evaluations."""
+    if sampler.n_steps != plan.n_steps:
+        raise PlanMismatch(
+            f"the plan has {plan.n_steps} steps, but {sampler.scheduler} makes {sampler.n_steps} evaluations for "
+            f"steps={plan.request['steps']}: compile the plan with model=, which counts them"
+        )
+
+
 class Executor:
     """Slots on the device, index tables beside them, and one loop over the calls of a program.
 
@@ -32,11 +41,7 @@ class Executor:
         conditioning: Conditioning,
         sampler: SamplerTable,
     ) -> None:
-        if sampler.n_steps != plan.n_steps:
-            raise PlanMismatch(
-                f"the plan has {plan.n_steps} steps, but {sampler.scheduler} takes {sampler.n_steps} evaluations for "
-                f"steps={plan.request['steps']}: compile the plan with model=..., which counts them"
-            )
+        check_fit(plan, sampler)
         if len(conditioning.vectors) != plan.n_prompts:
             raise PlanMismatch(f"{len(conditioning.vectors)} rows of conditioning for {plan.n_prompts} prompts")
         self.program = program

@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 
 from . import _core, speeds
 from .conditioning import Conditioning
-from .errors import PlanMismatch
-from .executor import Executor
+from .executor import Executor, check_fit
 from .models import Adapter, load
 from .names import ImageFormat, Order
 from .output import ImageFolder, Writers
@@ -171,11 +170,7 @@ class _Session:
         self.batch_size = batch_size
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
         self.sampler = adapter.sampler(plan.request["steps"])
-        if self.sampler.n_steps != plan.n_steps:
-            raise PlanMismatch(
-                f"the plan has {plan.n_steps} steps, but {self.sampler.scheduler} makes {self.sampler.n_steps} "
-                f"evaluations for steps={plan.request['steps']}: compile the plan with model=, which counts them"
-            )
+        check_fit(plan, self.sampler)
         plan.program(*self.lowering)  # a bad batch size, order or max_slots is said now
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
