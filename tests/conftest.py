@@ -11,19 +11,9 @@ import torch
 
 import hsd
 import tiny
-from helpers import make_scheduler
+from helpers import PROMPTS, make_scheduler
 
-PROMPTS = [
-    "a cat",
-    "a cat on a mat",
-    "a dog",
-    "a small dog",
-    "the sea at night",
-    "the sea by day",
-    "the sea by day, in oil",
-    "a red bicycle",
-    "a cat",
-]
+WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
 """Nine, the last a repeat of the first."""
 
 
@@ -50,4 +40,4 @@ def model():
 @pytest.fixture(scope="session")
 def plan(model):
     """A plan with forks early and late, more than one root and a replica."""
-    return hsd.compile(PROMPTS, 0.9, model=model, steps=6, seeds=100)
+    return hsd.compile(WITH_REPEAT, 0.9, model=model, steps=6, seeds=100)

@@ -25,6 +25,19 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real prompt 
 SCHEDULERS = ["ddim", "ddpm", "euler", "euler-ancestral", "dpm++2m", "unipc"]
 
 
+PROMPTS = [
+    "a cat",
+    "a cat on a mat",
+    "a dog",
+    "a small dog",
+    "the sea at night",
+    "the sea by day",
+    "the sea by day, in oil",
+    "a red bicycle",
+]
+"""Eight: families and loners."""
+
+
 class UniPCTakingGenerator(UniPCMultistepScheduler):
     """The Kandinsky pipeline hands ``generator`` to every scheduler; UniPC draws nothing and does not take it."""
 

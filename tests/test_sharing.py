@@ -10,18 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 import hsd
 import tiny
 from algorithm1 import algorithm1
-from helpers import SCHEDULERS, latents_of, make_scheduler
+from helpers import PROMPTS, SCHEDULERS, latents_of, make_scheduler
 
-PROMPTS = [
-    "a cat",
-    "a cat on a mat",
-    "a dog",
-    "a small dog",
-    "the sea at night",
-    "the sea by day",
-    "the sea by day, in oil",
-    "a red bicycle",
-]
 STEPS = 6
 RNG = np.random.default_rng(5)
 # Two tight families and loners: forks of two and of many, early and late.

@@ -291,10 +291,7 @@ def _continued(out: Path, texts: list[str], encoder: str, request: dict[str, Any
     if not (out / PLAN).is_file():
         return None
     plan = Plan.load(out / PLAN)
-    asked = {
-        **request,
-        "tau": 1.0 if request["tau"] is None and request["budget"] is None else request["tau"],
-    }
+    asked = dict(request)
     seed, repeats = asked.pop("seeds"), asked["images_per_prompt"]
     if asked["budget"] is not None:
         asked.pop("tau")  # found from the budget
