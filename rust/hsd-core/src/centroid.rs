@@ -7,9 +7,9 @@
 //! Means of zero length need no rule: the nearest of three or more clusters have `cos >= -1/2`, so only the last
 //! merge can make one, and nothing is measured from there.
 
-use crate::distance::Condensed;
 use crate::error::Result;
 use crate::linkage::Join;
+use crate::matrix::{least, Matrix};
 use crate::progress::Progress;
 
 /// Length of `s_a + s_b`.
@@ -17,86 +17,62 @@ pub fn joined_length(a: f64, b: f64, distance: f64) -> f64 {
     ((a + b) * (a + b) - 2.0 * a * b * distance).max(0.0).sqrt()
 }
 
-/// Distance from `a ∪ b` to a third cluster; `a`, `b` and `joined` are lengths.
-pub fn joined_distance(a: f64, b: f64, joined: f64, ab: f64, ac: f64, bc: f64) -> f64 {
-    if joined == 0.0 {
-        return 1.0; // Unreachable, see above; a right angle is what a vector without direction would get.
-    }
-    // joined - a - b, without cancellation.
-    let shortening = 2.0 * a * b * ab / (a + b + joined);
-    ((a * ac + b * bc - shortening) / joined).max(0.0)
-}
-
 /// Joins the nearest pair until one is left; ties go to the lowest pair of places.
 ///
-/// Centroid linkage is not reducible: a joined cluster may come nearer to a third than its parts were, so the
-/// chain does not apply. Instead every place remembers its nearest later place, or a lower bound of that distance
-/// (Müllner's generic algorithm, arXiv 1109.2378, section 3.1, with a scan in place of the heap: finding a
+/// Centroid linkage is not reducible: a joined cluster may come nearer to a third than its parts were, so neither
+/// rounds nor the chain apply. Instead every place remembers its nearest earlier place, or a lower bound of that
+/// distance (Müllner's generic algorithm, arXiv 1109.2378, section 3.1, with a scan in place of the heap: finding a
 /// neighbour anew costs as much as the scan).
-pub fn agglomerate(mut distances: Condensed, lengths: &[f64], progress: &mut Progress<'_>) -> Result<Vec<Join>> {
+pub fn agglomerate(mut distances: Matrix, lengths: &[f64], progress: &mut Progress<'_>) -> Result<Vec<Join>> {
     let n = distances.len();
     let mut length = lengths.to_vec();
-    let mut active: Vec<usize> = (0..n).collect();
-    // For each place: a lower bound of the distance to any later place, and the place that attains it if known.
+    // For each place: a lower bound of the distance to any earlier place (infinite if there is none), and the place
+    // that attains it, if known.
     let mut bound = vec![f32::NEG_INFINITY; n];
     let mut attained: Vec<Option<usize>> = vec![None; n];
-    let mut joins = Vec::with_capacity(n.saturating_sub(1));
-    while active.len() > 1 {
+    bound[0] = f32::INFINITY;
+    let mut joins = Vec::with_capacity(n - 1);
+    while joins.len() + 1 < n {
         progress.at(joins.len(), n)?;
-        let (from, into) = loop {
-            let place = lowest(&active, &bound);
-            match attained[place] {
-                Some(other) => break (place, other),
-                None => {
-                    let (other, distance) = nearest_later(&distances, &active, place);
-                    (attained[place], bound[place]) = (Some(other), distance);
-                }
+        let (from, into, nearest) = loop {
+            let lowest = least(&bound);
+            let place = bound.iter().position(|&bound| bound == lowest).unwrap_or_default();
+            if let Some(other) = attained[place] {
+                break (other, place, lowest);
             }
+            (attained[place], bound[place]) = nearest_earlier(distances.lower(place));
         };
-        let ab = f64::from(bound[from]);
-        let (a, b) = (length[from], length[into]);
+        let (a, b, ab) = (length[from], length[into], f64::from(nearest));
         let joined = joined_length(a, b, ab);
-        active.retain(|&place| place != from);
-        for &place in active.iter().filter(|&&place| place != into) {
-            let (ac, bc) = (distances.get(from, place).into(), distances.get(into, place).into());
-            let distance = joined_distance(a, b, joined, ab, ac, bc) as f32;
-            distances.set(into, place, distance);
-            if place > into {
-                continue;
-            }
-            if distance < bound[place] || (distance == bound[place] && attained[place].is_some_and(|at| into < at)) {
+        // joined - a - b, without cancellation.
+        let shortening = 2.0 * a * b * ab / (a + b + joined);
+        let row = distances.join(from, into, &length, |ac, bc, _| {
+            ((a * f64::from(ac) + b * f64::from(bc) - shortening) / joined).max(0.0) as f32
+        });
+        (attained[into], bound[into]) = nearest_earlier(&row[..into]);
+        (attained[from], bound[from]) = (None, f32::INFINITY);
+        for attained in attained[from..into].iter_mut().filter(|attained| **attained == Some(from)) {
+            *attained = None; // The bound stays one: nothing has come nearer.
+        }
+        for place in into + 1..n {
+            let (distance, at) = (row[place], attained[place]);
+            if distance < bound[place] || (distance == bound[place] && at.is_some_and(|at| into < at)) {
                 (attained[place], bound[place]) = (Some(into), distance);
-            } else if attained[place] == Some(from) || (attained[place] == Some(into) && distance > bound[place]) {
-                attained[place] = None; // The bound stays one: nothing else has come nearer.
+            } else if at.is_some_and(|at| at == from || (at == into && distance > bound[place])) {
+                attained[place] = None;
             }
         }
-        // Places between `from` and `into` keep no memory of `from`; earlier ones were treated above.
-        (attained[into], bound[into]) = (None, f32::NEG_INFINITY);
         length[into] = joined;
         joins.push(Join { from, into, distance: ab });
     }
     Ok(joins)
 }
 
-/// The active place with the lowest bound; the last active place has no later one and is left out.
-fn lowest(active: &[usize], bound: &[f32]) -> usize {
-    let mut best = active[0];
-    for &place in &active[..active.len() - 1] {
-        if bound[place] < bound[best] {
-            best = place;
-        }
+/// The nearest of the places before one, if there is any, and its distance.
+fn nearest_earlier(lower: &[f32]) -> (Option<usize>, f32) {
+    let least = least(lower);
+    if least == f32::INFINITY {
+        return (None, least);
     }
-    best
-}
-
-fn nearest_later(distances: &Condensed, active: &[usize], place: usize) -> (usize, f32) {
-    let later = &active[active.partition_point(|&other| other <= place)..];
-    let (mut nearest, mut least) = (usize::MAX, f32::INFINITY);
-    for &other in later {
-        let distance = distances.get(other, place);
-        if distance < least {
-            (nearest, least) = (other, distance);
-        }
-    }
-    (nearest, least)
+    (lower.iter().position(|&distance| distance == least), least)
 }

@@ -1,215 +1,211 @@
-//! Cosine distances between all rows of an embedding matrix.
+//! Cosine distances, a tile at a time.
 //!
-//! `1 - dot` in single precision has an error near 1e-7, which is a whole percent of the distance between two
-//! near-duplicate prompts. So rows are normalised and multiplied in double precision; only the finished
-//! distances are stored in single precision, whose error is relative and therefore harmless.
+//! `1 - dot` in single precision has an error near 1e-7 of the lengths multiplied, which is a whole percent of the
+//! distance between two near-duplicate prompts. Three things keep the digits: a common centre is taken off all points
+//! first, so that the lengths are those of what tells the points apart; pairs much nearer than that are done again in
+//! double precision; and where a tile is full of such pairs, the whole tile is.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{channel, RecvTimeoutError};
-use std::sync::Mutex;
+use std::ops::Range;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, Axis, Slice};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 
-use crate::error::{index_count, reserve, Error, Result};
-use crate::progress::{Progress, INTERVAL};
+/// Points of at most unit length. The distance of two is `1 - dot`: for unit rows the cosine distance, for means of
+/// unit rows the mean distance between the members of one and the members of the other.
+pub trait Points: Sync {
+    /// Number of points.
+    fn len(&self) -> usize;
 
-/// Rows and columns of one block of the Gram matrix: small enough that its buffer stays in the L2 cache,
-/// large enough that packing the operands costs little.
-const BLOCK_ROWS: usize = 128;
-const BLOCK_COLUMNS: usize = 512;
-
-/// Below this distance, `1 - dot` in double precision has lost more digits than single precision holds.
-const NEAR: f64 = 1e-7;
-
-/// The lower triangle of a symmetric matrix with a zero diagonal, row by row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Condensed {
-    n: usize,
-    data: Vec<f32>,
-}
-
-/// Where row `i` of the lower triangle begins.
-fn row_start(i: usize) -> usize {
-    i * i.saturating_sub(1) / 2
-}
-
-impl Condensed {
-    /// All zeros.
-    pub fn zeros(n: usize) -> Result<Self> {
-        let mut data = reserve("the distances between all prompts", row_start(n))?;
-        data.resize(row_start(n), 0.0);
-        Ok(Condensed { n, data })
-    }
-
-    /// Number of rows of the whole matrix.
-    pub fn len(&self) -> usize {
-        self.n
-    }
-
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.n == 0
-    }
-
-    /// Entries `(i, 0..i)`.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[row_start(i)..row_start(i) + i]
-    }
-
-    /// Entry `(i, j)`, `i != j`.
-    pub fn get(&self, i: usize, j: usize) -> f32 {
-        self.data[row_start(i.max(j)) + i.min(j)]
-    }
-
-    /// Sets entry `(i, j)`, `i != j`.
-    pub fn set(&mut self, i: usize, j: usize, value: f32) {
-        self.data[row_start(i.max(j)) + i.min(j)] = value;
-    }
-}
-
-/// The rows of an embedding matrix, checked, each of length 1, and the lengths they had.
-#[derive(Debug, Clone)]
-pub struct UnitRows {
-    unit: Array2<f64>,
-    /// The rows' lengths, in units of the largest entry of the whole matrix.
-    pub lengths: Vec<f64>,
-}
-
-impl UnitRows {
-    /// Checks and normalises `rows` rows of `columns` entries each.
-    pub fn new<T: Copy + Into<f64>>(data: &[T], rows: usize, columns: usize) -> Result<Self> {
-        if rows == 0 || columns == 0 {
-            return Err(Error::NoEmbeddings { rows, columns });
-        }
-        if rows.checked_mul(columns) != Some(data.len()) {
-            return Err(Error::Length {
-                what: "the embeddings' data",
-                found: data.len(),
-                expected: rows.saturating_mul(columns),
-            });
-        }
-        index_count("prompts", rows)?;
-        // Scaling by the largest entry first keeps the squares of huge and tiny rows representable.
-        let mut largest = Vec::with_capacity(rows);
-        for (row, entries) in data.chunks_exact(columns).enumerate() {
-            let mut most = 0.0f64;
-            for (column, &entry) in entries.iter().enumerate() {
-                let value: f64 = entry.into();
-                if !value.is_finite() {
-                    return Err(Error::NotFinite { row, column, value });
-                }
-                most = most.max(value.abs());
-            }
-            if most == 0.0 {
-                return Err(Error::ZeroRow { row });
-            }
-            largest.push(most);
-        }
-        let unit_of_length = largest.iter().copied().fold(0.0, f64::max);
-        let mut unit = Vec::with_capacity(data.len());
-        let mut lengths = Vec::with_capacity(rows);
-        for (entries, &most) in data.chunks_exact(columns).zip(&largest) {
-            let start = unit.len();
-            unit.extend(entries.iter().map(|&entry| entry.into() / most));
-            let row = &mut unit[start..];
-            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-            row.iter_mut().for_each(|x| *x /= length);
-            // A length that underflows would make the mean of two such rows 0/0.
-            lengths.push((length * (most / unit_of_length)).max(1e-150));
-        }
-        let unit = Array2::from_shape_vec((rows, columns), unit).map_err(|_| Error::NoEmbeddings { rows, columns })?;
-        Ok(UnitRows { unit, lengths })
-    }
-
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.unit.nrows()
-    }
-
-    /// Whether there are no rows; never the case.
-    pub fn is_empty(&self) -> bool {
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The rows, each of length 1.
-    pub fn view(&self) -> ArrayView2<'_, f64> {
-        self.unit.view()
+    /// Number of coordinates.
+    fn columns(&self) -> usize;
+
+    /// A point near all of them.
+    fn centre(&self) -> &[f64];
+
+    /// Point `i`.
+    fn read(&self, i: usize, out: &mut [f64]);
+
+    /// The distance of point `i` from itself, `1 - |i|²`: 0 for a unit row.
+    fn spread(&self, i: usize) -> f64;
+}
+
+/// The most points of a block: two blocks and the tile between them stay in the L2 cache.
+pub const BLOCK: usize = 512;
+
+/// Below this share of what the pair is from the centre, single precision has lost too many digits.
+const NEAR: f64 = 1.0 / 32.0;
+
+/// With more near pairs than one of so many, a tile is done again as a whole.
+const CROWDED: usize = 128;
+
+/// Below this distance, `1 - dot` in double precision has lost more digits than single precision holds.
+const NEAR_DOUBLE: f64 = 1e-7;
+
+/// Up to [`BLOCK`] consecutive points, ready to be multiplied.
+#[derive(Debug, Default)]
+pub struct Block {
+    range: Range<usize>,
+    /// The points less the centre, row by row.
+    rows: Vec<f32>,
+    /// Half of what each point adds to its distances: half its squared length and half its spread.
+    halves: Vec<f64>,
+    room: Vec<f64>,
+}
+
+impl Block {
+    /// Replaces the block's points.
+    pub fn load(&mut self, points: &dyn Points, range: Range<usize>) {
+        self.rows.clear();
+        self.halves.clear();
+        self.room.resize(points.columns(), 0.0);
+        for i in range.clone() {
+            points.read(i, &mut self.room);
+            let start = self.rows.len();
+            self.rows.extend(self.room.iter().zip(points.centre()).map(|(x, centre)| (x - centre) as f32));
+            self.halves.push((square(&self.rows[start..]) + points.spread(i)) / 2.0);
+        }
+        self.range = range;
+    }
+
+    /// The points.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
     }
 }
 
-/// All pairwise cosine distances, by `threads` threads; the result is the same for any number of them.
-pub fn cosine_distances(rows: &UnitRows, threads: usize, progress: &mut Progress<'_>) -> Result<Condensed> {
-    let n = rows.len();
-    let mut distances = Condensed::zeros(n)?;
-    let total = distances.data.len();
-    let mut bands = Vec::new();
-    let mut rest = distances.data.as_mut_slice();
-    for first in (0..n).step_by(BLOCK_ROWS) {
-        let last = (first + BLOCK_ROWS).min(n);
-        let (band, tail) = rest.split_at_mut(row_start(last) - row_start(first));
-        bands.push((first, last, band));
-        rest = tail;
+/// The distances between two blocks, and the room to find them in.
+#[derive(Debug, Default)]
+pub struct Tile {
+    cells: Vec<f32>,
+    width: usize,
+    doubles: Doubles,
+    one: Vec<f64>,
+    other: Vec<f64>,
+}
+
+/// Room for a tile in double precision.
+#[derive(Debug, Default)]
+struct Doubles {
+    rows: Vec<f64>,
+    columns: Vec<f64>,
+    cells: Vec<f64>,
+}
+
+impl Tile {
+    /// Distances from a point of the first block to those of the second.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.cells.chunks_exact(self.width)
     }
-    // The longest bands last in the list are taken first, so that no thread is left alone at the end.
-    let threads = threads.clamp(1, bands.len());
-    let bands = Mutex::new(bands);
-    let stop = AtomicBool::new(false);
-    let (sender, receiver) = channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, bands, stop) = (sender.clone(), &bands, &stop);
-            scope.spawn(move || {
-                let mut gram = Array2::zeros((BLOCK_ROWS, BLOCK_COLUMNS));
-                while !stop.load(Ordering::Relaxed) {
-                    let Some((first, last, band)) = bands.lock().ok().and_then(|mut bands| bands.pop()) else { break };
-                    fill_band(rows.view(), first, last, band, &mut gram);
-                    if sender.send(band.len()).is_err() {
-                        break;
+
+    /// Finds all distances from `rows` to `columns`. Of two equal blocks only those below the diagonal are exact.
+    pub fn fill(&mut self, points: &dyn Points, rows: &Block, columns: &Block) {
+        let (height, width, depth) = (rows.halves.len(), columns.halves.len(), points.columns());
+        self.width = width;
+        self.cells.resize(height * width, 0.0);
+        matmul(
+            MatMut::from_row_major_slice_mut(&mut self.cells, height, width),
+            Accum::Replace,
+            MatRef::from_row_major_slice(&rows.rows, height, depth),
+            MatRef::from_row_major_slice(&columns.rows, width, depth).transpose(),
+            1.0,
+            Par::Seq,
+        );
+        let mut near = 0;
+        for (cells, &half) in self.cells.chunks_exact_mut(width).zip(&rows.halves) {
+            for (cell, &other) in cells.iter_mut().zip(&columns.halves) {
+                let sum = half + other;
+                let distance = sum - f64::from(*cell);
+                near += usize::from(distance < NEAR * sum);
+                *cell = distance.max(0.0) as f32;
+            }
+        }
+        if near > height * width / CROWDED + height {
+            self.fill_in_doubles(points, rows.range(), columns.range());
+        } else if near > 0 {
+            self.refine(points, rows, columns);
+        }
+    }
+
+    /// Finds near distances again.
+    fn refine(&mut self, points: &dyn Points, rows: &Block, columns: &Block) {
+        self.one.resize(points.columns(), 0.0);
+        self.other.resize(points.columns(), 0.0);
+        for (i, cells) in self.cells.chunks_exact_mut(self.width).enumerate() {
+            let row = rows.range.start + i;
+            let mut is_read = false;
+            for (j, cell) in cells.iter_mut().enumerate() {
+                let column = columns.range.start + j;
+                // Of a block with itself, one half is enough.
+                let sum = rows.halves[i] + columns.halves[j];
+                if f64::from(*cell) < NEAR * sum && (column < row || rows.range != columns.range) {
+                    if !is_read {
+                        points.read(row, &mut self.one);
+                        is_read = true;
                     }
+                    points.read(column, &mut self.other);
+                    *cell = exact(&self.one, &self.other, points.spread(row), points.spread(column)) as f32;
                 }
-            });
-        }
-        drop(sender);
-        let mut done = 0;
-        loop {
-            match receiver.recv_timeout(INTERVAL) {
-                Ok(cells) => done += cells,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            }
-            if let Err(error) = progress.at(done, total) {
-                stop.store(true, Ordering::Relaxed);
-                return Err(error);
             }
         }
-    })?;
-    Ok(distances)
-}
+    }
 
-/// Distances of rows `first..last` to all rows before them, into that band of the triangle.
-fn fill_band(unit: ArrayView2<'_, f64>, first: usize, last: usize, band: &mut [f32], gram: &mut Array2<f64>) {
-    let ours = unit.slice_axis(Axis(0), Slice::from(first..last));
-    for left in (0..last).step_by(BLOCK_COLUMNS) {
-        let right = (left + BLOCK_COLUMNS).min(last);
-        let theirs = unit.slice_axis(Axis(0), Slice::from(left..right));
-        let mut gram = gram.slice_axis_mut(Axis(0), Slice::from(..last - first));
-        gram.slice_axis_inplace(Axis(1), Slice::from(..right - left));
-        general_mat_mul(1.0, &ours, &theirs.t(), 0.0, &mut gram);
-        for i in first..last {
-            let width = right.min(i).saturating_sub(left);
-            let start = row_start(i) - row_start(first) + left;
-            let out = band.get_mut(start..start + width).unwrap_or_default();
-            for (j, (cell, &dot)) in out.iter_mut().zip(gram.row(i - first)).enumerate() {
+    /// Finds all distances again.
+    fn fill_in_doubles(&mut self, points: &dyn Points, rows: Range<usize>, columns: Range<usize>) {
+        let depth = points.columns();
+        let read = |out: &mut Vec<f64>, range: Range<usize>| {
+            out.resize(range.len() * depth, 0.0);
+            out.chunks_exact_mut(depth).zip(range).for_each(|(out, i)| points.read(i, out));
+        };
+        read(&mut self.doubles.rows, rows.clone());
+        read(&mut self.doubles.columns, columns.clone());
+        let Doubles { rows: left, columns: right, cells } = &mut self.doubles;
+        cells.resize(rows.len() * columns.len(), 0.0);
+        matmul(
+            MatMut::from_row_major_slice_mut(cells, rows.len(), columns.len()),
+            Accum::Replace,
+            MatRef::from_row_major_slice(left, rows.len(), depth),
+            MatRef::from_row_major_slice(right, columns.len(), depth).transpose(),
+            1.0,
+            Par::Seq,
+        );
+        for (i, (cells, dots)) in
+            self.cells.chunks_exact_mut(self.width).zip(cells.chunks_exact(columns.len())).enumerate()
+        {
+            for (j, (cell, dot)) in cells.iter_mut().zip(dots).enumerate() {
                 let far = 1.0 - dot;
-                *cell = if far < NEAR { near_distance(unit, i, left + j) } else { far } as f32;
+                let distance = if far < NEAR_DOUBLE && (columns.start + j < rows.start + i || rows != columns) {
+                    let (one, other) = (&left[i * depth..][..depth], &right[j * depth..][..depth]);
+                    exact(one, other, points.spread(rows.start + i), points.spread(columns.start + j))
+                } else {
+                    far
+                };
+                *cell = distance.max(0.0) as f32;
             }
         }
     }
 }
 
-/// `1 - cos` of two unit rows as half their squared difference: exact to the last digits however near they
-/// are, and 0 for equal rows.
-fn near_distance(unit: ArrayView2<'_, f64>, i: usize, j: usize) -> f64 {
-    unit.row(i).iter().zip(unit.row(j)).map(|(x, y)| (x - y) * (x - y)).sum::<f64>() / 2.0
+/// The squared length of a row, summed in several lanes at once.
+fn square(row: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f64; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest: f64 = chunks.remainder().iter().map(|&y| f64::from(y) * f64::from(y)).sum();
+    for chunk in chunks {
+        for (lane, &y) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(y) * f64::from(y);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+/// `1 - dot` as half the squared difference and half the spreads: exact to the last digits however near two points
+/// are, and 0 for equal unit rows.
+fn exact(x: &[f64], y: &[f64], spread_x: f64, spread_y: f64) -> f64 {
+    (x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>() + spread_x + spread_y) / 2.0
 }

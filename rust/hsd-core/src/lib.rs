@@ -5,17 +5,25 @@
 //! and no hash order reaches a result. What is built or loaded is checked before it exists.
 #![forbid(unsafe_code)]
 
+mod cells;
 pub mod centroid;
-pub mod distance;
+pub mod chain;
+mod clusters;
+mod distance;
+pub mod embeddings;
 mod error;
 pub mod file;
 pub mod forest;
+mod large;
 pub mod linkage;
+mod matrix;
 pub mod naive;
+mod parallel;
 mod plan;
 mod program;
 mod progress;
 mod prune;
+mod rounds;
 pub mod schedule;
 pub mod simulate;
 mod slots;
@@ -23,8 +31,9 @@ mod text;
 mod tree;
 pub mod validate;
 
+pub use embeddings::Embeddings;
 pub use error::{Error, Result};
-pub use linkage::Linkage;
+pub use linkage::{Linkage, Method, Resources};
 pub use plan::{Plan, Segment};
 pub use program::{Lane, Order, Program};
 pub use progress::{Progress, INTERVAL};

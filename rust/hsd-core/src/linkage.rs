@@ -1,17 +1,19 @@
-//! Agglomerative clustering of a distance matrix.
-//!
-//! `ward`, `average` and `complete` are reducible (joining two clusters brings neither nearer to a third), so
-//! the nearest-neighbour chain finds their merges in O(N²): Müllner, *Modern hierarchical, agglomerative
-//! clustering algorithms*, arXiv 1109.2378, section 3.2. They share one loop and differ by one formula.
+//! Agglomerative clustering: embeddings in, a tree out.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::centroid;
-use crate::distance::{cosine_distances, Condensed, UnitRows};
+use crate::clusters::{Clusters, Entries};
+use crate::distance::Points;
+use crate::embeddings::Embeddings;
 use crate::error::{Error, Result};
+use crate::matrix::{Matrix, Shape};
 use crate::progress::Progress;
 use crate::tree::Tree;
+use crate::chain::Triple;
+use crate::rounds::Rounds;
+use crate::large::{self, Sizes};
+use crate::{centroid, chain, rounds};
 
 /// How the distance between two clusters follows from the distances between their members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,39 +61,6 @@ impl FromStr for Linkage {
     }
 }
 
-/// The two clusters about to be joined, and a third: distances and sizes.
-#[derive(Debug, Clone, Copy)]
-pub struct Triple {
-    /// Distance between the two.
-    pub ab: f64,
-    /// Distance from the first to the third.
-    pub ac: f64,
-    /// Distance from the second to the third.
-    pub bc: f64,
-    /// Size of the first.
-    pub a: f64,
-    /// Size of the second.
-    pub b: f64,
-    /// Size of the third.
-    pub c: f64,
-}
-
-/// Ward's update (Müllner, Figure 2): squares weighted by size.
-pub fn ward(t: Triple) -> f64 {
-    let squares = (t.a + t.c) * t.ac * t.ac + (t.b + t.c) * t.bc * t.bc - t.c * t.ab * t.ab;
-    (squares.max(0.0) / (t.a + t.b + t.c)).sqrt()
-}
-
-/// The mean over all pairs.
-pub fn average(t: Triple) -> f64 {
-    (t.a * t.ac + t.b * t.bc) / (t.a + t.b)
-}
-
-/// The larger of the two.
-pub fn complete(t: Triple) -> f64 {
-    t.ac.max(t.bc)
-}
-
 /// One step of the agglomeration: the two places joined, `from < into`, and their distance. The joined cluster
 /// stands at `into` from then on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,24 +73,109 @@ pub struct Join {
     pub distance: f64,
 }
 
-/// Clusters the rows by cosine distance.
-pub fn build(rows: &UnitRows, linkage: Linkage, threads: usize, progress: &mut Progress<'_>) -> Result<Tree> {
-    // Measured: at a few hundred dimensions the two phases take about as long.
-    progress.phase(0.0, 0.5);
-    let distances = cosine_distances(rows, threads, progress)?;
-    progress.phase(0.5, 1.0);
-    let mut joins = match linkage {
-        Linkage::Ward => chain(distances, ward, progress)?,
-        Linkage::Average => chain(distances, average, progress)?,
-        Linkage::Complete => chain(distances, complete, progress)?,
-        Linkage::Centroid => centroid::agglomerate(distances, &rows.lengths, progress)?,
+/// How the tree is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Exactly, if there is memory for it and it does not take too long; approximately otherwise.
+    Auto,
+    /// Exactly, or not at all.
+    Exact,
+    /// Approximately, even a set that could be done exactly.
+    Approximate,
+}
+
+/// What the work may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Resources {
+    /// Threads; the tree does not depend on them.
+    pub threads: usize,
+    /// Bytes, besides the embeddings. The tree may depend on them: they decide what is done exactly.
+    pub memory: usize,
+}
+
+/// The most prompts that [`Method::Auto`] clusters exactly: beyond, minutes become hours.
+pub const MOST_EXACT: usize = 100_000;
+
+/// The most clusters of a cell, and of the matrix in which an approximate clustering ends.
+const CELL: usize = 16_384;
+const LAST: usize = 30_000;
+
+/// Clusters the embeddings by cosine distance.
+pub fn build(
+    embeddings: &Embeddings<'_>,
+    linkage: Linkage,
+    method: Method,
+    resources: Resources,
+    progress: &mut Progress<'_>,
+) -> Result<Tree> {
+    let n = embeddings.len();
+    let Resources { threads, memory } = resources;
+    let fits = |shape: Shape| Matrix::bytes(n, shape) <= memory;
+    let shape = if fits(Shape::Whole) { Shape::Whole } else { Shape::Lower };
+    let is_exact = match method {
+        Method::Exact if !fits(shape) => {
+            let gigabytes = Matrix::bytes(n, shape) as f64 / 1e9;
+            return Err(Error::NoMemory { what: "the distances between all prompts", gigabytes });
+        }
+        Method::Exact => true,
+        Method::Auto => n <= MOST_EXACT && fits(shape),
+        Method::Approximate => false,
     };
+    if !is_exact {
+        let fitting = ((memory / size_of::<f32>()) as f64).sqrt() as usize;
+        let sizes = Sizes { cell: fitting.clamp(2, CELL), last: fitting.clamp(2, LAST) };
+        return large::build(embeddings, linkage, sizes, threads, progress);
+    }
+    let clusters = Clusters::singles(embeddings, embeddings.lengths());
+    let mut joins = agglomerate(&clusters, linkage, shape, threads, progress)?;
     if linkage != Linkage::Centroid {
-        // The chain finds merges out of order; their distances never fall on the way up, so sorting restores it.
+        // Merges are found out of order; their distances never fall on the way up, so sorting restores it.
         joins.sort_by(|x, y| x.distance.total_cmp(&y.distance));
     }
     progress.finish()?;
-    label(rows.len(), &joins, linkage)
+    label(n, &joins, linkage)
+}
+
+/// Joins clusters until one is left, by the matrix of all their distances. Children come before parents.
+pub(crate) fn agglomerate(
+    clusters: &Clusters<'_>,
+    linkage: Linkage,
+    shape: Shape,
+    threads: usize,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<Join>> {
+    let is_single = clusters.starts.is_none();
+    let entries = match linkage {
+        Linkage::Ward if is_single => Entries::Squared,
+        Linkage::Ward => Entries::Spread,
+        Linkage::Complete if !is_single => Entries::Farthest,
+        _ => Entries::Plain,
+    };
+    let distances = progress.part(0.0, 0.6, |progress| Matrix::new(clusters, entries, shape, threads, progress))?;
+    progress.part(0.6, 1.0, |progress| match linkage {
+        Linkage::Ward => {
+            let mut joins = reduce(distances, &clusters.sizes, chain::ward, threads, progress)?;
+            joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
+            Ok(joins)
+        }
+        Linkage::Average => reduce(distances, &clusters.sizes, chain::average, threads, progress),
+        Linkage::Complete => reduce(distances, &clusters.sizes, chain::complete, threads, progress),
+        Linkage::Centroid => centroid::agglomerate(distances, &clusters.lengths, progress),
+    })
+}
+
+/// Reducible linkages: in rounds while they pay, then by the chain, which always does.
+fn reduce(
+    distances: Matrix,
+    sizes: &[f64],
+    update: impl Fn(Triple) -> f64 + Copy + Sync,
+    threads: usize,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<Join>> {
+    let Rounds { mut joins, distances, sizes, places } = rounds::agglomerate(distances, sizes, update, threads, progress)?;
+    let rest = chain::agglomerate(distances, &sizes, update, progress)?;
+    joins.extend(rest.iter().map(|join| Join { from: places[join.from], into: places[join.into], ..*join }));
+    Ok(joins)
 }
 
 /// Names the clusters that `joins` make one after the other as SciPy does: leaf i is i, merge j is N + j.
@@ -139,78 +193,10 @@ pub fn label(n: usize, joins: &[Join], linkage: Linkage) -> Result<Tree> {
     Tree::from_merges(&merges, joins.iter().map(|join| join.distance).collect(), linkage.name())
 }
 
-fn root_of(above: &mut [usize], mut place: usize) -> usize {
+pub(crate) fn root_of(above: &mut [usize], mut place: usize) -> usize {
     while above[place] != place {
         above[place] = above[above[place]];
         place = above[place];
     }
     place
-}
-
-/// The nearest-neighbour chain. Ties go to the cluster that the chain came from, then to the lowest place, as in
-/// SciPy, so that equal distances give equal merges.
-pub fn chain(
-    mut distances: Condensed,
-    update: impl Fn(Triple) -> f64,
-    progress: &mut Progress<'_>,
-) -> Result<Vec<Join>> {
-    let n = distances.len();
-    let mut size = vec![1.0; n];
-    let mut active: Vec<usize> = (0..n).collect();
-    let mut chain: Vec<usize> = Vec::new();
-    let mut joins = Vec::with_capacity(n.saturating_sub(1));
-    while active.len() > 1 {
-        progress.at(joins.len(), n)?;
-        let tip = *chain.last().unwrap_or(&active[0]);
-        if chain.is_empty() {
-            chain.push(tip);
-        }
-        let before = chain.len().checked_sub(2).map(|i| chain[i]);
-        let (nearest, distance) = nearest(&distances, &active, tip, before);
-        if Some(nearest) != before {
-            chain.push(nearest);
-            continue;
-        }
-        chain.truncate(chain.len() - 2);
-        let (from, into) = (tip.min(nearest), tip.max(nearest));
-        active.retain(|&place| place != from);
-        for &place in active.iter().filter(|&&place| place != into) {
-            let (ac, bc) = (distances.get(from, place), distances.get(into, place));
-            let joined = update(Triple {
-                ab: distance.into(),
-                ac: ac.into(),
-                bc: bc.into(),
-                a: size[from],
-                b: size[into],
-                c: size[place],
-            });
-            // Rounding must not bring the joined cluster nearer than its parts were, or the chain would break.
-            distances.set(into, place, (joined as f32).max(ac.min(bc)));
-        }
-        size[into] += size[from];
-        joins.push(Join { from, into, distance: distance.into() });
-    }
-    Ok(joins)
-}
-
-/// The active place nearest to `tip` and its distance, with `before` first among equals.
-fn nearest(distances: &Condensed, active: &[usize], tip: usize, before: Option<usize>) -> (usize, f32) {
-    let (mut place, mut least) = match before {
-        Some(before) => (before, distances.get(tip, before)),
-        None => (usize::MAX, f32::INFINITY),
-    };
-    let row = distances.row(tip);
-    let lower = active.partition_point(|&other| other < tip);
-    for &other in &active[..lower] {
-        if row[other] < least {
-            (place, least) = (other, row[other]);
-        }
-    }
-    for &other in &active[lower + 1..] {
-        let distance = distances.get(other, tip);
-        if distance < least {
-            (place, least) = (other, distance);
-        }
-    }
-    (place, least)
 }

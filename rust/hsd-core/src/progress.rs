@@ -23,9 +23,14 @@ impl<'a> Progress<'a> {
         Progress { report, last: None, range: (0.0, 1.0) }
     }
 
-    /// From now on a phase's 0..1 stands for `begin`..`end` of the whole.
-    pub(crate) fn phase(&mut self, begin: f64, end: f64) {
-        self.range = (begin, end);
+    /// Does a part of the work, from `begin` to `end` of what is under way; its own 0..1 is scaled to that.
+    pub(crate) fn part<T>(&mut self, begin: f64, end: f64, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let whole = self.range;
+        let at = |fraction: f64| whole.0 + (whole.1 - whole.0) * fraction;
+        self.range = (at(begin), at(end));
+        let result = work(self);
+        self.range = whole;
+        result
     }
 
     /// Reports `done` of `total` if the last report is old enough.

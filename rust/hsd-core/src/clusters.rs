@@ -1,0 +1,180 @@
+//! What is clustered: prompts, or clusters of prompts that stand for more than one point each.
+
+use std::ops::Range;
+
+use crate::distance::{Block, Points, Tile};
+use crate::error::Result;
+use crate::parallel::{share, Task};
+use crate::progress::Progress;
+
+/// Clusters, each a run of points. Of a single prompt that is the prompt; of many, some points that stand for them.
+pub struct Clusters<'a> {
+    /// All points.
+    pub points: &'a dyn Points,
+    /// Cluster `c` has points `starts[c]..starts[c + 1]`; none if every cluster is one point.
+    pub starts: Option<Vec<usize>>,
+    /// Share of its cluster that each point stands for; empty if every cluster is one point.
+    pub shares: Vec<f64>,
+    /// Number of prompts in each cluster.
+    pub sizes: Vec<f64>,
+    /// Length of the sum of each cluster's embeddings.
+    pub lengths: Vec<f64>,
+}
+
+impl<'a> Clusters<'a> {
+    /// Every point a cluster.
+    pub fn singles(points: &'a dyn Points, lengths: &[f64]) -> Self {
+        let sizes = vec![1.0; points.len()];
+        Clusters { points, starts: None, shares: Vec::new(), sizes, lengths: lengths.to_vec() }
+    }
+
+    /// Number of clusters.
+    pub fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sizes.is_empty()
+    }
+
+    /// The points of consecutive clusters.
+    pub fn points_of(&self, clusters: Range<usize>) -> Range<usize> {
+        match &self.starts {
+            None => clusters,
+            Some(starts) => starts[clusters.start]..starts[clusters.end],
+        }
+    }
+
+    /// All clusters in runs of at most `size` points, or of one cluster.
+    pub fn blocks(&self, size: usize) -> Vec<Range<usize>> {
+        let mut blocks = Vec::new();
+        let mut begin = 0;
+        while begin < self.len() {
+            let mut end = begin + 1;
+            while end < self.len() && self.points_of(begin..end + 1).len() <= size {
+                end += 1;
+            }
+            blocks.push(begin..end);
+            begin = end;
+        }
+        blocks
+    }
+
+    /// For [`Entries::Spread`], each cluster's mean squared distance from itself; empty for others.
+    pub fn spreads(&self, entries: Entries, threads: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
+        if entries != Entries::Spread {
+            return Ok(Vec::new());
+        }
+        let mut spreads = vec![0.0; self.len()];
+        let mut rest = spreads.as_mut_slice();
+        let mut tasks = Vec::new();
+        for band in self.blocks(crate::distance::BLOCK) {
+            let (head, tail) = rest.split_at_mut(band.len());
+            tasks.push(Task { cost: 0, item: (band, head) });
+            rest = tail;
+        }
+        let work = |(block, tile): &mut (Block, Tile), (band, out): (Range<usize>, &mut [f64]), _: &_| {
+            for (cluster, out) in band.zip(out) {
+                let points = self.points_of(cluster..cluster + 1);
+                block.load(self.points, points.clone());
+                tile.fill(self.points, block, block);
+                for (i, row) in tile.rows().enumerate() {
+                    let (share, spread) = (self.shares[points.start + i], self.points.spread(points.start + i));
+                    *out += share * share * spread * spread;
+                    for (j, &distance) in row[..i].iter().enumerate() {
+                        *out += 2.0 * share * self.shares[points.start + j] * f64::from(distance).powi(2);
+                    }
+                }
+            }
+        };
+        share(threads, tasks, progress, Default::default, work)?;
+        Ok(spreads)
+    }
+}
+
+/// How the entry for two clusters follows from the distances between their points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entries {
+    /// The distance; every cluster is one point.
+    Plain,
+    /// The distance squared; every cluster is one point.
+    Squared,
+    /// Ward's: what the Lance-Williams update gives for two clusters however they were made,
+    /// `2 a b / (a + b) (mean d² between - mean d² within / 2)`, `within` for both.
+    Spread,
+    /// The largest distance.
+    Farthest,
+}
+
+impl Entries {
+    /// Writes what a tile says into the rows of `band`, at the places of `block` that come before each.
+    pub(crate) fn write(
+        self,
+        clusters: &Clusters<'_>,
+        spreads: &[f64],
+        band: Range<usize>,
+        block: Range<usize>,
+        tile: &Tile,
+        rows: &mut [Vec<f32>],
+    ) {
+        let before = |cluster: usize| block.start..block.end.min(cluster).max(block.start);
+        match self {
+            Entries::Plain => {
+                for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
+                    row[before(cluster)].iter_mut().zip(cells).for_each(|(to, &cell)| *to = cell);
+                }
+            }
+            Entries::Squared => {
+                for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
+                    row[before(cluster)].iter_mut().zip(cells).for_each(|(to, &cell)| *to = cell * cell);
+                }
+            }
+            Entries::Spread => {
+                let mut sums = vec![0.0; block.len()];
+                let mut tile = tile.rows();
+                for (cluster, row) in band.zip(rows) {
+                    sums.fill(0.0);
+                    for (point, cells) in clusters.points_of(cluster..cluster + 1).zip(tile.by_ref()) {
+                        let share = clusters.shares[point];
+                        clusters.each_in(&block, cells, |at, points, cells| {
+                            let shares = &clusters.shares[points];
+                            let mean: f64 = cells.iter().zip(shares).map(|(&d, s)| s * f64::from(d) * f64::from(d)).sum();
+                            sums[at] += share * mean;
+                        });
+                    }
+                    let (a, own) = (clusters.sizes[cluster], spreads[cluster]);
+                    for ((to, &between), other) in row[before(cluster)].iter_mut().zip(&sums).zip(block.clone()) {
+                        let b = clusters.sizes[other];
+                        let spread = between - (own + spreads[other]) / 2.0;
+                        *to = (2.0 * a * b / (a + b) * spread).max(0.0) as f32;
+                    }
+                }
+            }
+            Entries::Farthest => {
+                let mut most = vec![0.0f32; block.len()];
+                let mut tile = tile.rows();
+                for (cluster, row) in band.zip(rows) {
+                    most.fill(0.0);
+                    for (_, cells) in clusters.points_of(cluster..cluster + 1).zip(tile.by_ref()) {
+                        clusters.each_in(&block, cells, |at, _, cells| {
+                            most[at] = cells.iter().copied().fold(most[at], f32::max);
+                        });
+                    }
+                    row[before(cluster)].iter_mut().zip(&most).for_each(|(to, &most)| *to = most);
+                }
+            }
+        }
+    }
+}
+
+impl Clusters<'_> {
+    /// Calls `f` with the place within `block`, the points and their cells, for each cluster of `block`.
+    fn each_in(&self, block: &Range<usize>, cells: &[f32], mut f: impl FnMut(usize, Range<usize>, &[f32])) {
+        let first = self.points_of(block.clone()).start;
+        for (at, cluster) in block.clone().enumerate() {
+            let points = self.points_of(cluster..cluster + 1);
+            f(at, points.clone(), &cells[points.start - first..points.end - first]);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The matrix of distances between clusters, while clusters are being joined.
+//!
+//! Joining two clusters changes one row and one column. The row is contiguous and quick to write; the column would
+//! touch every other row, a cache miss each. So columns are not written: an entry is looked up where it was last
+//! written, in the row of whichever of its two clusters was joined later, when the other's row is next needed. A log
+//! of the joins says what a row has missed.
+
+use std::mem::take;
+use std::ops::Range;
+
+use crate::clusters::{Clusters, Entries};
+use crate::distance::{Block, Points, Tile, BLOCK};
+use crate::error::{reserve, Error, Result};
+use crate::parallel::{runs, share, Stop, Task};
+use crate::progress::Progress;
+
+/// Rows that a thread mirrors at a time: as many cache lines as the L1 cache likes to keep open.
+const MIRROR: usize = 64;
+
+/// How much of each row is stored from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Everything: n² entries.
+    Whole,
+    /// What lies before the diagonal, n²/2 entries; a row is completed when it is first needed as a whole.
+    Lower,
+}
+
+/// A symmetric matrix over n places; the diagonal and what concerns an empty place is infinite.
+#[derive(Debug)]
+pub struct Matrix {
+    /// Row `i` holds entries `0..i` or all; none once its place is empty.
+    rows: Vec<Vec<f32>>,
+    log: Vec<Join>,
+    /// How much of the log each row has seen.
+    seen: Vec<usize>,
+    /// Where the log last speaks of each place.
+    latest: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Join {
+    from: usize,
+    into: usize,
+}
+
+impl Matrix {
+    /// The distances between all clusters; the same for any number of threads.
+    pub fn new(
+        clusters: &Clusters<'_>,
+        entries: Entries,
+        shape: Shape,
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let n = clusters.len();
+        let mut rows = Vec::with_capacity(n);
+        for i in 0..n {
+            let length = if shape == Shape::Whole { n } else { i };
+            rows.push(reserve("the distances between all prompts", length)?);
+        }
+        fill(&mut rows, clusters, entries, shape, threads, progress)?;
+        if shape == Shape::Whole {
+            mirror(&mut rows, threads, progress)?;
+        }
+        Ok(Matrix::from_rows(rows))
+    }
+
+    /// A matrix of these rows.
+    pub fn from_rows(rows: Vec<Vec<f32>>) -> Self {
+        let n = rows.len();
+        Matrix { rows, log: Vec::new(), seen: vec![0; n], latest: vec![usize::MAX; n] }
+    }
+
+    /// Whether every row is whole from the start.
+    pub fn is_whole(&self) -> bool {
+        self.rows.first().is_some_and(|first| first.len() == self.rows.len())
+    }
+
+    /// The rows.
+    pub fn into_rows(self) -> Vec<Vec<f32>> {
+        self.rows
+    }
+
+    /// Bytes that a matrix of this shape takes.
+    pub fn bytes(n: usize, shape: Shape) -> usize {
+        let entries = n.saturating_mul(n) / if shape == Shape::Whole { 1 } else { 2 };
+        entries.saturating_mul(size_of::<f32>())
+    }
+
+    /// Number of places.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no places; never the case.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Distances from `place` to all places.
+    pub fn row(&mut self, place: usize) -> &[f32] {
+        self.complete(place);
+        self.refresh(place);
+        &self.rows[place]
+    }
+
+    /// Distances from `place` to the places before it.
+    pub fn lower(&mut self, place: usize) -> &[f32] {
+        self.refresh(place);
+        &self.rows[place][..place]
+    }
+
+    /// Joins two clusters: the new one stands at `into`, and `from` falls empty. `update` takes the distances from
+    /// the two to a third, and the third's weight.
+    ///
+    /// Returns the new distances.
+    pub fn join(
+        &mut self,
+        from: usize,
+        into: usize,
+        weights: &[f64],
+        update: impl Fn(f32, f32, f64) -> f32,
+    ) -> &[f32] {
+        self.row(from);
+        self.row(into);
+        let gone = take(&mut self.rows[from]);
+        let row = &mut self.rows[into];
+        for ((cell, &other), &weight) in row.iter_mut().zip(&gone).zip(weights) {
+            *cell = update(other, *cell, weight);
+        }
+        row[from] = f32::INFINITY;
+        row[into] = f32::INFINITY;
+        (self.latest[from], self.latest[into]) = (self.log.len(), self.log.len());
+        self.log.push(Join { from, into });
+        self.seen[into] = self.log.len();
+        &self.rows[into]
+    }
+
+    /// Adds to a row that has only its lower part what stands in the rows after it.
+    fn complete(&mut self, place: usize) {
+        let n = self.rows.len();
+        if self.rows[place].len() == n {
+            return;
+        }
+        // A place that was joined has a whole row, so this one stands as at the start, and every later row, whenever
+        // it was written, holds the entry for it.
+        let mut row = take(&mut self.rows[place]);
+        row.reserve_exact(n - place);
+        row.push(f32::INFINITY);
+        row.extend(self.rows[place + 1..].iter().map(|later| later.get(place).copied().unwrap_or(f32::INFINITY)));
+        self.rows[place] = row;
+    }
+
+    /// Brings a row up to date with the joins that it has not seen.
+    fn refresh(&mut self, place: usize) {
+        let mut row = take(&mut self.rows[place]);
+        for (at, &Join { from, into }) in self.log.iter().enumerate().skip(self.seen[place]) {
+            if let Some(cell) = row.get_mut(from) {
+                *cell = f32::INFINITY;
+            }
+            // What has been joined again or fallen empty since comes further on.
+            if self.latest[into] == at {
+                if let (Some(cell), Some(&joined)) = (row.get_mut(into), self.rows[into].get(place)) {
+                    *cell = joined;
+                }
+            }
+        }
+        self.seen[place] = self.log.len();
+        self.rows[place] = row;
+    }
+}
+
+/// The least entry of a row.
+pub fn least(row: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let lesser = |x: f32, y: f32| if y < x { y } else { x };
+    let mut lanes = [f32::INFINITY; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, lesser);
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = lesser(*lane, x);
+        }
+    }
+    lanes.into_iter().fold(rest, lesser)
+}
+
+/// What a thread fills at a time: consecutive clusters and their rows.
+type Band<'a> = (Range<usize>, &'a mut [Vec<f32>]);
+
+/// Fills the lower part of all rows, and makes them as long as they are to be.
+fn fill(
+    rows: &mut [Vec<f32>],
+    clusters: &Clusters<'_>,
+    entries: Entries,
+    shape: Shape,
+    threads: usize,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    let n = rows.len();
+    let blocks = clusters.blocks(BLOCK);
+    let mut tasks = Vec::new();
+    let mut rest = rows;
+    // The longest rows are last and so the first to be taken: no thread is left alone with much at the end.
+    for band in &blocks {
+        let (head, tail) = rest.split_at_mut(band.len());
+        tasks.push(Task { item: (band.clone(), head), cost: band.len() * band.end });
+        rest = tail;
+    }
+    let spreads = clusters.spreads(entries, threads, progress)?;
+    let work = |(ours, theirs, tile): &mut (Block, Block, Tile), (band, rows): Band<'_>, stop: &Stop| {
+        for (i, row) in band.clone().zip(rows.iter_mut()) {
+            row.resize(if shape == Shape::Whole { n } else { i }, f32::INFINITY);
+        }
+        ours.load(clusters.points, clusters.points_of(band.clone()));
+        for block in blocks.iter().take_while(|block| block.start < band.end && !stop.is_set()) {
+            theirs.load(clusters.points, clusters.points_of(block.clone()));
+            tile.fill(clusters.points, ours, theirs);
+            entries.write(clusters, &spreads, band.clone(), block.clone(), tile, rows);
+        }
+    };
+    share(threads, tasks, progress, Default::default, work)
+}
+
+/// Copies the lower part of all rows to the upper.
+fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) -> Result<()> {
+    let n = rows.len();
+    let (lower, mut upper): (Vec<&[f32]>, Vec<&mut [f32]>) = rows
+        .iter_mut()
+        .enumerate()
+        .map(|(i, row)| {
+            let (lower, upper) = row.split_at_mut(i);
+            (&*lower, upper)
+        })
+        .unzip();
+    let tasks = runs(n, MIRROR).zip(upper.chunks_mut(MIRROR)).map(|(band, rows)| {
+        let cost = band.len() * (n - band.start);
+        Task { item: (band, rows), cost }
+    });
+    let mut tasks: Vec<_> = tasks.collect();
+    tasks.reverse();
+    let work = |(): &mut (), (band, rows): (Range<usize>, &mut [&mut [f32]]), stop: &Stop| {
+        for columns in runs(n - band.start, MIRROR).take_while(|_| !stop.is_set()) {
+            for column in columns.start + band.start..columns.end + band.start {
+                for (i, (row, &cell)) in band.clone().zip(rows.iter_mut().zip(&lower[column][band.start.min(column)..])) {
+                    row[column - i] = cell;
+                }
+            }
+        }
+    };
+    share(threads, tasks, progress, || (), work)
+}
+
+/// Whether a matrix of `n` places can be had at all.
+pub fn check_size(n: usize, shape: Shape, limit: usize) -> Result<()> {
+    let bytes = Matrix::bytes(n, shape);
+    if bytes > limit {
+        return Err(Error::NoMemory { what: "the distances between all prompts", gigabytes: bytes as f64 / 1e9 });
+    }
+    Ok(())
+}
