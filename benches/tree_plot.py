@@ -32,6 +32,7 @@ class Line(NamedTuple):
 LINES = (
     Line("scipy pdist + linkage, ward", "scipy", "ward", True, "#CC79A7", "D"),
     Line("sklearn + fastcluster, ward", "fastcluster", "ward", True, "#E69F00", "^"),
+    Line("numpy + fastcluster, ward", "gram", "ward", True, "#D55E00", "P"),
     Line("hsd, ward", "hsd", "ward", True, "#0072B2", "o"),
     Line("hsd, centroid", "hsd", "centroid", True, "#56B4E9", "s"),
     Line("hsd, ward, approximate", "hsd", "ward", False, "#009E73", "v"),
