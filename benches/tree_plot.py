@@ -53,6 +53,7 @@ def draw(book: dict[str, Any], path: Path) -> None:
     for axes, what in ((seconds, "seconds"), (memory, "extra memory at the peak")):
         dress(axes, what, sizes)
     seconds.yaxis.set_major_formatter(FuncFormatter(lambda time, _: in_seconds(time)))
+    seconds.yaxis.set_minor_formatter(NullFormatter())
     memory.yaxis.set_major_locator(FixedLocator([1 << power for power in range(20, 42, 2)]))
     memory.yaxis.set_major_formatter(FuncFormatter(lambda size, _: in_units(size)))
     memory.yaxis.set_minor_locator(NullLocator())
