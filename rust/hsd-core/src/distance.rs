@@ -38,7 +38,7 @@ pub trait Points: Sync {
 pub const BLOCK: usize = 512;
 
 /// Below this share of what the pair is from the centre, single precision has lost too many digits.
-const NEAR: f64 = 1.0 / 32.0;
+const NEAR: f64 = 1.0 / 8.0;
 
 /// With more near pairs than one of so many, a tile is done again as a whole.
 const CROWDED: usize = 128;
@@ -67,7 +67,9 @@ impl Block {
             points.read(i, &mut self.room);
             let start = self.rows.len();
             self.rows.extend(self.room.iter().zip(points.centre()).map(|(x, centre)| (x - centre) as f32));
-            self.halves.push((square(&self.rows[start..]) + points.spread(i)) / 2.0);
+            let row = &self.rows[start..];
+            let square = sum_of(row, row, |x, y| f64::from(x) * f64::from(y));
+            self.halves.push((square + points.spread(i)) / 2.0);
         }
         self.range = range;
     }
@@ -190,15 +192,15 @@ impl Tile {
     }
 }
 
-/// The squared length of a row, summed in several lanes at once.
-fn square(row: &[f32]) -> f64 {
+/// The sum of `f` over pairs of entries, in several lanes at once: one after the other, each would wait for the last.
+fn sum_of<X: Copy, Y: Copy>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> f64) -> f64 {
     const LANES: usize = 16;
-    let mut lanes = [0.0f64; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest: f64 = chunks.remainder().iter().map(|&y| f64::from(y) * f64::from(y)).sum();
-    for chunk in chunks {
-        for (lane, &y) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(y) * f64::from(y);
+    let mut lanes = [0.0; LANES];
+    let (heads, tails) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f64 = heads.remainder().iter().zip(tails.remainder()).map(|(&x, &y)| f(x, y)).sum();
+    for (x, y) in heads.zip(tails) {
+        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f(x, y);
         }
     }
     lanes.iter().sum::<f64>() + rest
@@ -207,5 +209,5 @@ fn square(row: &[f32]) -> f64 {
 /// `1 - dot` as half the squared difference and half the spreads: exact to the last digits however near two points
 /// are, and 0 for equal unit rows.
 fn exact(x: &[f64], y: &[f64], spread_x: f64, spread_y: f64) -> f64 {
-    (x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>() + spread_x + spread_y) / 2.0
+    (sum_of(x, y, |x, y| (x - y) * (x - y)) + spread_x + spread_y) / 2.0
 }

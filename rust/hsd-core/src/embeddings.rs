@@ -25,12 +25,18 @@ trait Source: Sync {
     fn read(&self, row: usize, out: &mut [f64]);
 }
 
-impl<T: Copy + Into<f64> + Sync> Source for ArrayView2<'_, T> {
+/// An array and what its entries mean.
+struct Array<'a, T, F> {
+    view: ArrayView2<'a, T>,
+    value: F,
+}
+
+impl<T: Copy + Sync, F: Fn(T) -> f64 + Sync> Source for Array<'_, T, F> {
     fn read(&self, row: usize, out: &mut [f64]) {
-        let row = self.row(row);
+        let row = self.view.row(row);
         match row.as_slice() {
-            Some(row) => out.iter_mut().zip(row).for_each(|(to, &from)| *to = from.into()),
-            None => out.iter_mut().zip(row).for_each(|(to, &from)| *to = from.into()),
+            Some(row) => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
+            None => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
         }
     }
 }
@@ -46,9 +52,10 @@ pub struct Embeddings<'a> {
 }
 
 impl<'a> Embeddings<'a> {
-    /// Checks every row; an error names the first bad one.
-    pub fn new<T: Copy + Into<f64> + Sync>(
+    /// Checks every row; an error names the first bad one. `value` says what an entry means: `f64::from`, say.
+    pub fn new<T: Copy + Sync>(
         view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
         threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
@@ -57,7 +64,7 @@ impl<'a> Embeddings<'a> {
             return Err(Error::NoEmbeddings { rows, columns });
         }
         index_count("prompts", rows)?;
-        let source: Box<dyn Source + 'a> = Box::new(view);
+        let source: Box<dyn Source + 'a> = Box::new(Array { view, value });
         // Of each row, its largest entry and its length in units of that: squares of huge and tiny entries fit.
         let mut measures = vec![(0.0, 0.0); rows];
         let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);

@@ -9,8 +9,8 @@ use std::mem::take;
 use std::ops::Range;
 
 use crate::clusters::{Clusters, Entries};
-use crate::distance::{Block, Points, Tile, BLOCK};
-use crate::error::{reserve, Error, Result};
+use crate::distance::{Block, Tile, BLOCK};
+use crate::error::{reserve, Result};
 use crate::parallel::{runs, share, Stop, Task};
 use crate::progress::Progress;
 
@@ -250,13 +250,4 @@ fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) ->
         }
     };
     share(threads, tasks, progress, || (), work)
-}
-
-/// Whether a matrix of `n` places can be had at all.
-pub fn check_size(n: usize, shape: Shape, limit: usize) -> Result<()> {
-    let bytes = Matrix::bytes(n, shape);
-    if bytes > limit {
-        return Err(Error::NoMemory { what: "the distances between all prompts", gigabytes: bytes as f64 / 1e9 });
-    }
-    Ok(())
 }

@@ -100,11 +100,11 @@ impl Program {
         let mut program =
             Program { plan, forest, batch_size, order, rule: order, max_slots, n_calls: usize::MAX, n_slots: 0 };
         if order == Order::Breadth && max_slots.is_some() {
-            progress.phase(0.0, 0.5);
-            program.try_rule(Order::Depth, progress)?;
-            progress.phase(0.5, 1.0);
+            progress.part(0.0, 0.5, |progress| program.try_rule(Order::Depth, progress))?;
+            progress.part(0.5, 1.0, |progress| program.try_rule(order, progress))?;
+        } else {
+            program.try_rule(order, progress)?;
         }
-        program.try_rule(order, progress)?;
         progress.finish()?;
         Ok(program)
     }

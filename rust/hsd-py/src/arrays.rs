@@ -28,16 +28,6 @@ pub fn pairs<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResul
     }
 }
 
-/// The entries of a C-contiguous two-axis array, and its shape. A borrow, because it may be large.
-pub fn table<'a, T: Element>(what: &str, array: &'a PyReadonlyArray2<'_, T>) -> PyResult<(&'a [T], usize, usize)> {
-    let hint = || PyValueError::new_err(format!("{what} must be C-contiguous; pass numpy.ascontiguousarray(...)"));
-    // `as_slice` would take Fortran's order as well.
-    if !array.is_c_contiguous() {
-        return Err(hint());
-    }
-    Ok((array.as_slice().map_err(|_| hint())?, array.shape()[0], array.shape()[1]))
-}
-
 /// `what` must be `needed`, but is `found`.
 pub fn wrong_type(what: &str, needed: &str, found: &Bound<'_, PyAny>) -> PyErr {
     let text = |name: &str| found.getattr(name).and_then(|value| Ok(value.str()?.to_string()));

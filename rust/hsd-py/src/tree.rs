@@ -3,14 +3,15 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use hsd_core::distance::UnitRows;
-use hsd_core::{linkage, schedule, Linkage, Progress};
+use half::{bf16, f16};
+use hsd_core::{linkage, schedule, Embeddings, Error, Linkage, Method, Progress, Resources};
+use numpy::ndarray::ArrayView2;
 use numpy::{PyArray1, PyArray2, PyReadonlyArray2, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::arrays::{pairs, table, vector, wrong_type};
-use crate::errors::raise;
+use crate::arrays::{pairs, vector, wrong_type};
+use crate::errors::{positive, raise};
 use crate::progress::watched;
 
 /// A binary merge tree over N prompts. Immutable.
@@ -28,23 +29,49 @@ impl From<hsd_core::Tree> for Tree {
 #[pymethods]
 impl Tree {
     #[staticmethod]
-    #[pyo3(signature = (embeddings, linkage = "ward", *, progress = None))]
+    #[pyo3(signature = (
+        embeddings, linkage = "ward", *, exact = None, threads = None, memory = None, bfloat16 = false, progress = None
+    ))]
+    #[allow(clippy::too_many_arguments)] // Keywords, each with a default.
     fn build(
         py: Python<'_>,
         embeddings: &Bound<'_, PyAny>,
         linkage: &str,
+        exact: Option<bool>,
+        threads: Option<i64>,
+        memory: Option<i64>,
+        bfloat16: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let linkage = linkage.parse().map_err(raise)?;
+        let threads = match threads {
+            Some(threads) => positive("threads", threads)?,
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        let memory = match memory {
+            Some(bytes) => usize::try_from(bytes).ok().filter(|&bytes| bytes > 0).ok_or_else(|| {
+                raise(Error::NotPositive { what: "memory", value: bytes })
+            })?,
+            None => usize::MAX,
+        };
+        let method = exact.map_or(Method::Auto, |exact| if exact { Method::Exact } else { Method::Approximate });
+        let request =
+            Request { linkage: linkage.parse().map_err(raise)?, method, resources: Resources { threads, memory } };
+        if bfloat16 {
+            if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, u16>>() {
+                return request.build(py, array.as_array(), |bits| bf16::from_bits(bits).to_f64(), progress);
+            }
+            return Err(wrong_type("embeddings", "uint16 array of shape (N, D), for bfloat16=True", embeddings));
+        }
         if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f32>>() {
-            let (data, rows, columns) = table("embeddings", &array)?;
-            return build(py, data, rows, columns, linkage, progress);
+            return request.build(py, array.as_array(), f64::from, progress);
         }
         if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f64>>() {
-            let (data, rows, columns) = table("embeddings", &array)?;
-            return build(py, data, rows, columns, linkage, progress);
+            return request.build(py, array.as_array(), |x| x, progress);
         }
-        Err(wrong_type("embeddings", "float32 or float64 array of shape (N, D)", embeddings))
+        if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f16>>() {
+            return request.build(py, array.as_array(), f16::to_f64, progress);
+        }
+        Err(wrong_type("embeddings", "float16, float32 or float64 array of shape (N, D)", embeddings))
     }
 
     #[staticmethod]
@@ -158,18 +185,25 @@ fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> Py
     PyArray1::from_vec(py, flat).reshape([rows, columns])
 }
 
-fn build<T: Copy + Into<f64> + Sync>(
-    py: Python<'_>,
-    data: &[T],
-    rows: usize,
-    columns: usize,
+/// What tree is asked for.
+struct Request {
     linkage: Linkage,
-    callback: Option<Py<PyAny>>,
-) -> PyResult<Tree> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let build = |progress: &mut Progress<'_>| {
-        let unit_rows = UnitRows::new(data, rows, columns)?;
-        linkage::build(&unit_rows, linkage, threads, progress)
-    };
-    Ok(watched(py, callback.as_ref(), build)?.into())
+    method: Method,
+    resources: Resources,
+}
+
+impl Request {
+    fn build<T: Copy + Sync>(
+        &self,
+        py: Python<'_>,
+        view: ArrayView2<'_, T>,
+        value: impl Fn(T) -> f64 + Send + Sync,
+        callback: Option<Py<PyAny>>,
+    ) -> PyResult<Tree> {
+        let build = |progress: &mut Progress<'_>| {
+            let embeddings = Embeddings::new(view, value, self.resources.threads, progress)?;
+            linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+        };
+        Ok(watched(py, callback.as_ref(), build)?.into())
+    }
 }
