@@ -53,8 +53,6 @@ pub fn partition(
 struct Cut {
     direction: Vec<f64>,
     threshold: f64,
-    /// The share of points below it is kept within these.
-    shares: (f64, f64),
 }
 
 impl Cut {
@@ -68,7 +66,7 @@ impl Cut {
         }
         let pick = |at: usize| rows[at * columns..][..columns].to_vec();
         let mut means = [pick(random.below(count)), pick(random.below(count))];
-        let mut cut = Cut::between(&means, random);
+        let mut cut = Cut::between(&means);
         for _ in 0..STEPS {
             let mut sums = [vec![0.0; columns], vec![0.0; columns]];
             let mut counts = [0.0; 2];
@@ -84,18 +82,15 @@ impl Cut {
                 sum.iter_mut().for_each(|x| *x /= count);
             }
             means = sums;
-            cut = Cut { shares: cut.shares, ..Cut::between(&means, random) };
+            cut = Cut::between(&means);
         }
         cut
     }
 
     /// Half-way between two points.
-    fn between([low, high]: &[Vec<f64>; 2], random: &mut Random) -> Self {
-        let direction: Vec<f64> = high.iter().zip(low).map(|(x, y)| x - y).collect();
-        let threshold = (dot(high, high) - dot(low, low)) / 2.0;
-        let middle = LEAST_SHARE + (1.0 - 2.0 * LEAST_SHARE) * random.unit();
-        let slack = 0.1;
-        Cut { direction, threshold, shares: ((middle - slack).max(LEAST_SHARE), (middle + slack).min(1.0 - LEAST_SHARE)) }
+    fn between([low, high]: &[Vec<f64>; 2]) -> Self {
+        let direction = high.iter().zip(low).map(|(x, y)| x - y).collect();
+        Cut { direction, threshold: (dot(high, high) - dot(low, low)) / 2.0 }
     }
 
     /// How far along the direction each point lies.
@@ -124,8 +119,8 @@ impl Cut {
         let mut order: Vec<usize> = (0..cell.len()).collect();
         order.sort_unstable_by(|&x, &y| along[x].total_cmp(&along[y]).then(x.cmp(&y)));
         let natural = order.partition_point(|&at| along[at] < self.threshold);
-        let share = |share: f64| (share * cell.len() as f64) as usize;
-        let below = natural.clamp(share(self.shares.0).max(1), share(self.shares.1).max(1));
+        let least = ((LEAST_SHARE * cell.len() as f64) as usize).max(1);
+        let below = natural.clamp(least, cell.len() - least);
         let mut is_low = vec![false; cell.len()];
         order[..below].iter().for_each(|&at| is_low[at] = true);
         let side = |low: bool| cell.iter().zip(&is_low).filter(move |(_, &is)| is == low).map(|(&i, _)| i).collect();
@@ -152,10 +147,5 @@ impl Random {
     /// Below `n`.
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
-    }
-
-    /// In [0, 1).
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

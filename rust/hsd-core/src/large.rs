@@ -16,18 +16,20 @@ use crate::cells::partition;
 use crate::clusters::Clusters;
 use crate::distance::Points;
 use crate::embeddings::Embeddings;
-use crate::error::Result;
-use crate::linkage::{agglomerate, Join, Linkage};
+use crate::error::{reserve, Result};
+use crate::linkage::{agglomerate, root_of, Join, Linkage};
 use crate::matrix::Shape;
 use crate::parallel::{runs, share, Task};
 use crate::progress::Progress;
 use crate::tree::Tree;
 
-/// What a level leaves of the clusters, unless one matrix holds more.
-const LEVEL: f64 = 0.4;
+/// What a level leaves of the clusters, unless one matrix holds more. The less a level does, the fewer clusters join
+/// another than the one across a border that they should: at 0.4 the savings of 20,000 prompts in 1,024 clusters a cell
+/// are off by up to 2.7 points, at 0.75 by 0.7, at 0.85 by 0.2 for three times the time.
+const LEVEL: f64 = 0.75;
 
-/// The most points that stand for a cluster.
-const POINTS: usize = 8;
+/// The most points that stand for a cluster. More than four change nothing that can be measured.
+const POINTS: usize = 4;
 
 /// Nodes whose points a thread finds at a time.
 const BAND: usize = 256;
@@ -194,8 +196,7 @@ impl<'a> Forest<'a> {
             let mut above: Vec<usize> = (0..cell.len()).collect();
             let mut joins: Vec<(f64, &Join)> = heights(cell.len(), joins).zip(joins).collect();
             joins.sort_by(|x, y| x.0.total_cmp(&y.0));
-            for &(own, join) in joins.iter().take_while(|(own, _)| *own <= height) {
-                let _ = own;
+            for &(_, join) in joins.iter().take_while(|(own, _)| *own <= height) {
                 let from = root_of(&mut above, join.from);
                 let into = root_of(&mut above, join.into);
                 let pair = [nodes[cell[from]], nodes[cell[into]]];
@@ -271,8 +272,6 @@ fn heights<'a>(n: usize, joins: &'a [Join]) -> impl Iterator<Item = f64> + 'a {
     })
 }
 
-use crate::linkage::root_of;
-
 /// Every root as one point, made when it is read: for finding cells, which needs few passes.
 struct Means<'a> {
     forest: &'a Forest<'a>,
@@ -341,7 +340,7 @@ struct Rows<'a> {
 impl<'a> Rows<'a> {
     fn new(forest: &'a Forest<'_>, nodes: &[u32], threads: usize, progress: &mut Progress<'_>) -> Result<Self> {
         let columns = forest.embeddings.columns();
-        let mut rows = crate::error::reserve("the points that stand for clusters", nodes.len() * columns)?;
+        let mut rows = reserve("the points that stand for clusters", nodes.len() * columns)?;
         rows.resize(nodes.len() * columns, 0.0f32);
         let mut measures = vec![(0.0, 0.0); nodes.len()];
         let bands = runs(nodes.len(), BAND).zip(rows.chunks_mut(BAND * columns)).zip(measures.chunks_mut(BAND));
