@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._core import Program, Tree, __version__
-from .compiler import build_tree, compile
+from .clustering import build_tree
+from .compiler import compile
 from .errors import (
     Error,
     OutputError,

@@ -1,7 +1,7 @@
 """The compiled core of HSD: trees, plans and programs. Pure data in, pure data out; no torch.
 
-Arrays must have the type that is written here; another one is a ``TypeError`` that names both. Only the embeddings
-have to be contiguous. Tables that do not fit in memory are a ``MemoryError``.
+Arrays must have the type that is written here; another one is a ``TypeError`` that names both. Tables that do not
+fit in memory are a ``MemoryError``.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,20 +35,32 @@ class Tree:
 
     @staticmethod
     def build(
-        embeddings: NDArray[np.float32] | NDArray[np.float64],
+        embeddings: NDArray[np.floating] | NDArray[np.uint16],
         linkage: Linkage = "ward",
         *,
+        rows: NDArray[np.int64] | None = None,
+        exact: bool | None = None,
+        threads: int | None = None,
+        memory: int | None = None,
+        bfloat16: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> Tree:
-        """Cluster the rows of ``embeddings`` (N, D), C-contiguous, by cosine distance.
+        """Cluster the rows of ``embeddings``, (N, D) float16, float32 or float64 in any layout, by cosine distance.
+
+        They are read where they lie and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
+        ``rows`` clusters some of them only: leaf i is row ``rows[i]``.
+
+        ``memory`` is how many bytes the clustering may take (default: no limit). If all distances fit (4 N²
+        bytes, or half of that for more time) and N is at most 100,000, the tree is exact, otherwise approximate;
+        ``exact`` asks for one or the other. The tree does not depend on ``threads`` (default: one a core).
 
         ``progress`` is called with the finished fraction (0..1) at the start, about ten times a second, and
         at the end; what it raises ends the work and comes out. Ctrl-C is answered within a second. The GIL is
         released meanwhile.
 
         Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names the column too),
-        for a row of zeros (each names the row), for an array that is not C-contiguous and for an unknown
-        linkage; ``TypeError`` for anything but a float32 or float64 array with two axes.
+        for a row of zeros (each names the row) and for an unknown linkage, a row that does not exist, and threads
+        or memory below 1; ``TypeError`` for anything but such an array; ``MemoryError`` if ``exact=True`` does not fit.
         """
     @staticmethod
     def from_merges(

@@ -168,7 +168,7 @@ def plan(
     vectors = None
     if embeddings is not None:
         try:
-            vectors = np.load(embeddings, allow_pickle=False)
+            vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
     with _Stages() as stages:

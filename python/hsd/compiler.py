@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import Tree
+from .clustering import Limits, as_vectors, replica_tree
 from .encoders import Encoder, default_encoder
-from .names import Linkage, Noise, check_name
+from .names import Linkage, Noise, check_count, check_name
 from .plan import Plan
 from .prompts import check_prompts, make_seeds, occurrences
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
@@ -37,6 +38,9 @@ def compile(
     seeds: int | Sequence[int] | NDArray[np.integer] = 0,
     images_per_prompt: int = 1,
     noise: Noise = "independent",
+    exact: bool | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: who shares which denoising steps with whom.
@@ -55,7 +59,8 @@ def compile(
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own
         embeddings, and ``steps`` are counted by its scheduler.
     embeddings
-        (N, D) floats to cluster by instead: NumPy, or a torch tensor on any device. Cosine distance.
+        (N, D) floats to cluster by instead, one row a prompt given: NumPy (memory-mapped too), or a torch tensor
+        on any device. Cosine distance. Read where they lie, not copied.
     encoder
         A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network.
     steps
@@ -71,6 +76,8 @@ def compile(
         r images of each prompt, each in a tree of its own. Images of one prompt are neighbours in the list.
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
+    exact, threads, memory
+        How the tree may be built: see :func:`build_tree`. By default exactly, where N and the memory allow it.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1).
 
@@ -84,14 +91,17 @@ def compile(
         raise ValueError(f"give tau ({tau}) or budget ({budget}), not both")
     budget = None if budget is None else check_budget(budget)
     threshold = 1.0 if tau is None else check_tau(tau)
-    steps = _count("steps", steps)
-    repeats = _count("images_per_prompt", images_per_prompt)
+    steps = check_count("steps", steps)
+    repeats = check_count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
     check_name("noise", noise, Noise)
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
-    n_given = len(prompts)
-    prompts = [prompt for prompt in prompts for _ in range(repeats)]
+    limits = Limits(exact, threads, memory)
+    limits.arguments()  # a bad one is said now
+    given = prompts
+    rows = np.repeat(np.arange(len(given), dtype=np.int64), repeats)
+    prompts = [prompt for prompt in given for _ in range(repeats)]
     seed_array = make_seeds(seeds, len(prompts))
 
     adapter = conditioning = None
@@ -106,21 +116,23 @@ def compile(
     shape = schedule_shape(schedule, n_steps)
 
     if embeddings is not None:
-        vectors = _as_matrix(embeddings, n_given, "embeddings")
-        vectors = vectors if repeats == 1 else np.repeat(vectors, repeats, axis=0)
+        vectors = as_vectors(embeddings, len(given), "embeddings")
         source = "embeddings"
     elif encoder is not None:
-        vectors = _as_matrix(encoder(prompts), len(prompts), "what the encoder returned")
+        vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
         source = str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     elif adapter is not None:
+        # An image's seed may be part of its conditioning, so each image has a row of its own.
         conditioning = adapter.encode(prompts, seed_array, _encode_progress(progress, len(prompts)))
-        vectors = _as_matrix(conditioning.vectors, len(prompts), "the model's embeddings")
+        vectors = as_vectors(conditioning.vectors, len(prompts), "the model's embeddings")
+        rows = np.arange(len(prompts), dtype=np.int64)
         source = adapter.name
     else:
         static = default_encoder()
-        vectors, source = static(prompts), static.name
+        vectors = as_vectors(static(given, _encode_progress(progress, len(given))), len(given), "the embeddings")
+        source = static.name
 
-    tree = _replica_tree(vectors, occurrences(prompts), linkage, progress)
+    tree = replica_tree(vectors, rows, occurrences(prompts), linkage, limits, progress)
     if budget is not None:
         threshold = _tau_for_budget(tree, shape, budget)
     core = _core.Plan.compile(tree, threshold * shape)
@@ -141,67 +153,9 @@ def compile(
     return plan
 
 
-def build_tree(
-    embeddings: Any, linkage: Linkage = "ward", *, progress: Callable[[float], object] | None = None
-) -> Tree:
-    """Cluster (N, D) embeddings by cosine distance; ``progress`` gets the finished fraction. See :class:`Tree`.
-
-    Raises
-    ------
-    ValueError
-        For an empty set, a NaN, infinite or all-zero row (named), or an unknown linkage.
-    """
-    check_name("linkage", linkage, Linkage)
-    return Tree.build(_as_matrix(embeddings, None, "embeddings"), linkage, progress=progress)
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} has to be an integer, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}: it has to be at least 1")
-    return int(value)
-
-
-def _as_matrix(values: Any, n: int | None, what: str) -> NDArray[Any]:
-    """``values`` as a C-contiguous (N, D) float32 or float64 array, without a copy where that is possible."""
-    if hasattr(values, "detach"):  # a torch tensor, on any device and in any float type
-        values = values.detach().cpu()
-        values = (values if values.dtype.itemsize >= 4 else values.float()).numpy()
-    array = np.asarray(values)
-    if array.ndim != 2:
-        raise ValueError(f"{what} has shape {array.shape}: it has to be (N, D), one row a prompt")
-    if n is not None and len(array) != n:
-        raise ValueError(f"{what} has {len(array)} rows for {n} prompts: give one row a prompt")
-    if array.shape[1] == 0:
-        raise ValueError(f"{what} has shape {array.shape}: the rows are empty")
-    if array.dtype == np.float64:
-        return np.ascontiguousarray(array)
-    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        raise TypeError(f"{what} holds {array.dtype}: it has to be numbers")
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _replica_tree(
-    vectors: NDArray[Any], replica: NDArray[np.int64], linkage: Linkage, progress: Progress | None
-) -> Tree:
-    """One tree a replica, joined at infinite height: images of one prompt never share a step."""
-    groups = [np.flatnonzero(replica == r) for r in range(int(replica.max()) + 1)]
-    trees: list[Tree] = []
-    for done, group in enumerate(groups):
-        part = None if progress is None else _part_of(progress, done, len(groups))
-        trees.append(Tree.build(vectors[group] if len(groups) > 1 else vectors, linkage, progress=part))
-    return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
-
-
 def _encode_progress(progress: Progress | None, n: int) -> Callable[[int], object] | None:
     """Report prompts encoded as a share of all ``n``."""
     return None if progress is None else lambda done: progress("encode", done / n)
-
-
-def _part_of(progress: Progress, done: int, of: int) -> Callable[[float], object]:
-    """Report one of ``of`` equal parts as a share of the whole clustering."""
-    return lambda fraction: progress("cluster", (done + fraction) / of)
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:

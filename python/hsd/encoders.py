@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Error
+from .errors import Error, PromptError
 
 Encoder = Callable[[list[str]], Any]
 """Takes N prompts, gives (N, D) floats: NumPy, or anything that ``numpy.asarray`` reads."""
+
+
+CHUNK = 4096
+"""Prompts encoded at a time: a million tokenised at once would take gigabytes."""
 
 
 class StaticEncoder:
@@ -36,11 +40,21 @@ class StaticEncoder:
         self._table = load_file(root / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
         self._tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
 
-    def __call__(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed ``prompts`` as (N, 256) float32."""
+    def __call__(self, prompts: Sequence[str], progress: Callable[[int], object] | None = None) -> NDArray[np.float32]:
+        """Embed ``prompts`` as (N, 256) float32; ``progress`` gets the number done, a few thousand at a time."""
         out = np.empty((len(prompts), self._table.shape[1]), dtype=np.float32)
-        for i, encoding in enumerate(self._tokenizer.encode_batch(list(prompts), add_special_tokens=False)):
-            out[i] = self._table[encoding.ids].astype(np.float32).mean(axis=0)
+        for start in range(0, len(prompts), CHUNK):
+            chunk = list(prompts[start : start + CHUNK])
+            tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False)]
+            counts = np.array([len(ids) for ids in tokens])
+            if not counts.all():
+                i = start + int(np.argmin(counts))
+                raise PromptError(f"prompt {i} ({prompts[i]!r}) has nothing that the default encoder reads")
+            vectors = self._table[np.concatenate(tokens)].astype(np.float32)
+            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            out[start : start + len(chunk)] = np.add.reduceat(vectors, starts) / counts[:, None]
+            if progress:
+                progress(start + len(chunk))
         return out
 
 

@@ -1,8 +1,10 @@
-"""The names that arguments take: one list each, for types, for checks and for the command line."""
+"""The names and counts that arguments take: one list each, for types, for checks and for the command line."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeVar, get_args
+
+import numpy as np
 
 Linkage = Literal["ward", "centroid", "average", "complete"]
 Order = Literal["depth", "breadth"]
@@ -19,3 +21,12 @@ def check_name(what: str, value: T, names: object) -> T:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}: one of {', '.join(known)}")
     return value
+
+
+def check_count(name: str, value: int) -> int:
+    """``value`` if it is an integer of at least 1, or an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} has to be an integer, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: it has to be at least 1")
+    return int(value)

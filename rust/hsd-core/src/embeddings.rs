@@ -25,15 +25,17 @@ trait Source: Sync {
     fn read(&self, row: usize, out: &mut [f64]);
 }
 
-/// An array and what its entries mean.
+/// Some rows of an array, and what its entries mean.
 struct Array<'a, T, F> {
     view: ArrayView2<'a, T>,
     value: F,
+    /// The rows; all if none.
+    rows: Option<&'a [usize]>,
 }
 
 impl<T: Copy + Sync, F: Fn(T) -> f64 + Sync> Source for Array<'_, T, F> {
     fn read(&self, row: usize, out: &mut [f64]) {
-        let row = self.view.row(row);
+        let row = self.view.row(self.rows.map_or(row, |rows| rows[row]));
         match row.as_slice() {
             Some(row) => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
             None => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
@@ -59,12 +61,37 @@ impl<'a> Embeddings<'a> {
         threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
-        let (rows, columns) = view.dim();
+        Embeddings::check(view, value, None, threads, progress)
+    }
+
+    /// The same of some rows only, in the order given. An error names the row of the whole.
+    pub fn of_rows<T: Copy + Sync>(
+        view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
+        rows: &'a [usize],
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let count = view.nrows();
+        if let Some(&row) = rows.iter().find(|&&row| row >= count) {
+            return Err(Error::OutOfRange { what: "row", index: row as i64, count });
+        }
+        Embeddings::check(view, value, Some(rows), threads, progress)
+    }
+
+    fn check<T: Copy + Sync>(
+        view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
+        chosen: Option<&'a [usize]>,
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let (rows, columns) = (chosen.map_or(view.nrows(), <[_]>::len), view.ncols());
         if rows == 0 || columns == 0 {
             return Err(Error::NoEmbeddings { rows, columns });
         }
         index_count("prompts", rows)?;
-        let source: Box<dyn Source + 'a> = Box::new(Array { view, value });
+        let source: Box<dyn Source + 'a> = Box::new(Array { view, value, rows: chosen });
         // Of each row, its largest entry and its length in units of that: squares of huge and tiny entries fit.
         let mut measures = vec![(0.0, 0.0); rows];
         let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);
@@ -73,7 +100,7 @@ impl<'a> Embeddings<'a> {
         let check = |room: &mut Vec<f64>, (range, out): (Range<usize>, &mut [(f64, f64)]), _: &_| {
             for (row, measure) in range.zip(out) {
                 source.read(row, room);
-                match measure_row(row, room) {
+                match measure_row(chosen.map_or(row, |chosen| chosen[row]), room) {
                     Ok(found) => *measure = found,
                     Err(error) => {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,13 +30,15 @@ impl From<hsd_core::Tree> for Tree {
 impl Tree {
     #[staticmethod]
     #[pyo3(signature = (
-        embeddings, linkage = "ward", *, exact = None, threads = None, memory = None, bfloat16 = false, progress = None
+        embeddings, linkage = "ward", *, rows = None, exact = None, threads = None, memory = None, bfloat16 = false,
+        progress = None
     ))]
     #[allow(clippy::too_many_arguments)] // Keywords, each with a default.
     fn build(
         py: Python<'_>,
         embeddings: &Bound<'_, PyAny>,
         linkage: &str,
+        rows: Option<&Bound<'_, PyAny>>,
         exact: Option<bool>,
         threads: Option<i64>,
         memory: Option<i64>,
@@ -54,8 +56,9 @@ impl Tree {
             None => usize::MAX,
         };
         let method = exact.map_or(Method::Auto, |exact| if exact { Method::Exact } else { Method::Approximate });
-        let request =
-            Request { linkage: linkage.parse().map_err(raise)?, method, resources: Resources { threads, memory } };
+        let resources = Resources { threads, memory };
+        let rows = rows.map(row_indices).transpose()?;
+        let request = Request { linkage: linkage.parse().map_err(raise)?, method, resources, rows };
         if bfloat16 {
             if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, u16>>() {
                 return request.build(py, array.as_array(), |bits| bf16::from_bits(bits).to_f64(), progress);
@@ -190,6 +193,13 @@ struct Request {
     linkage: Linkage,
     method: Method,
     resources: Resources,
+    rows: Option<Vec<usize>>,
+}
+
+/// Row numbers; a negative one becomes one that is out of range.
+fn row_indices(rows: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let rows: Vec<i64> = vector("rows", rows)?;
+    Ok(rows.into_iter().map(|row| row as usize).collect())
 }
 
 impl Request {
@@ -201,7 +211,11 @@ impl Request {
         callback: Option<Py<PyAny>>,
     ) -> PyResult<Tree> {
         let build = |progress: &mut Progress<'_>| {
-            let embeddings = Embeddings::new(view, value, self.resources.threads, progress)?;
+            let threads = self.resources.threads;
+            let embeddings = match &self.rows {
+                None => Embeddings::new(view, value, threads, progress)?,
+                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress)?,
+            };
             linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
         };
         Ok(watched(py, callback.as_ref(), build)?.into())

@@ -1,0 +1,176 @@
+"""Embeddings to tree: arrays of any kind in, without a second copy of them, within the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from ._core import Tree
+from .names import Linkage, check_count, check_name
+
+MEMORY_SHARE = 0.6
+"""Share of the free memory that clustering takes, unless told otherwise."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Vectors(NamedTuple):
+    """(N, D) floats as they lie in memory."""
+
+    array: NDArray[Any]
+    """float16, float32 or float64; uint16 for the bits of bfloat16, which NumPy does not have."""
+    bfloat16: bool = False
+
+
+class Limits(NamedTuple):
+    """How a tree may be built."""
+
+    exact: bool | None = None
+    """True: the linkage itself or ``MemoryError``. False: approximately. None: as N and the memory decide."""
+    threads: int | None = None
+    """None: one a core."""
+    memory: int | None = None
+    """Bytes besides the embeddings. None: a share of what is free."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords for ``Tree.build``."""
+        memory = memory_budget() if self.memory is None else check_count("memory", self.memory)
+        threads = None if self.threads is None else check_count("threads", self.threads)
+        return {"exact": self.exact, "threads": threads, "memory": memory}
+
+
+def build_tree(
+    embeddings: Any,
+    linkage: Linkage = "ward",
+    *,
+    exact: bool | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> Tree:
+    """Cluster embeddings by cosine distance.
+
+    Parameters
+    ----------
+    embeddings
+        (N, D) floats: NumPy (float16, float32, float64, in any layout, memory-mapped too) or a torch tensor
+        (bfloat16 too). Read where they lie; only what a device holds is copied to the host.
+    linkage
+        ``ward``, ``centroid``, ``average`` or ``complete``.
+    exact
+        True: the linkage itself, as SciPy defines it, or ``MemoryError``. False: approximately, cell by cell.
+        Default: exact up to 100,000 prompts if the memory suffices for their distances, 2 N² bytes (4 N² is faster).
+    threads
+        Default: one a core. The tree does not depend on it.
+    memory
+        Bytes that clustering may take besides the embeddings. Default: 60 % of what is free.
+    progress
+        Called with the finished fraction, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        For an empty set, a NaN, infinite or all-zero row (named), or an unknown linkage.
+    MemoryError
+        If ``exact=True`` needs more memory than it may take.
+    """
+    check_name("linkage", linkage, Linkage)
+    vectors = as_vectors(embeddings, None, "embeddings")
+    limits = Limits(exact, threads, memory)
+    return Tree.build(vectors.array, linkage, bfloat16=vectors.bfloat16, progress=progress, **limits.arguments())
+
+
+def replica_tree(
+    vectors: Vectors,
+    rows: NDArray[np.int64],
+    replica: NDArray[np.int64],
+    linkage: Linkage,
+    limits: Limits,
+    progress: Callable[[str, float], object] | None,
+) -> Tree:
+    """One tree a replica, joined at infinite height: images of one prompt never share a step.
+
+    ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to.
+    Replicas of the same rows have the same tree, which is built once.
+    """
+    groups = [np.flatnonzero(replica == r) for r in range(int(replica.max()) + 1)]
+    parts = {rows[group].tobytes(): rows[group] for group in groups}
+    if len(parts) > 1:
+        # All rows are looked at before any is clustered: a bad one in a late part would waste the early ones.
+        check_rows(vectors)
+    everything = np.arange(len(vectors.array), dtype=np.int64)
+    arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
+    built: dict[bytes, Tree] = {}
+    for done, (key, part) in enumerate(parts.items()):
+        report = None if progress is None else _part_of(progress, done, len(parts))
+        chosen = None if np.array_equal(part, everything) else part
+        built[key] = Tree.build(vectors.array, linkage, rows=chosen, progress=report, **arguments)
+    trees = [built[rows[group].tobytes()] for group in groups]
+    return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
+
+
+def check_rows(vectors: Vectors, chunk: int = 65536) -> None:
+    """``ValueError`` for the first row with an entry that is not finite, named; a chunk of rows at a time."""
+    for start in range(0, len(vectors.array), chunk):
+        values = vectors.array[start : start + chunk]
+        if vectors.bfloat16:
+            values = (values.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            found = f"embedding {start + row} holds {values[row, column]} at column {column}"
+            raise ValueError(f"{found}; every entry must be finite")
+
+
+def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
+    """``values`` as (N, D) floats that the core can read; a copy only of what it cannot."""
+    bfloat16 = False
+    if hasattr(values, "detach"):  # a torch tensor, on any device and in any float type
+        import torch
+
+        values = values.detach().cpu()
+        bfloat16 = values.dtype == torch.bfloat16
+        if bfloat16:
+            values = values.view(torch.uint16)
+        elif values.dtype.is_floating_point and values.dtype.itemsize < 2:
+            values = values.half()
+        values = values.numpy()
+    array = np.asarray(values)
+    if array.ndim != 2:
+        raise ValueError(f"{what} has shape {array.shape}: it has to be (N, D), one row a prompt")
+    if n is not None and len(array) != n:
+        raise ValueError(f"{what} has {len(array)} rows for {n} prompts: give one row a prompt")
+    if array.shape[1] == 0:
+        raise ValueError(f"{what} has shape {array.shape}: the rows are empty")
+    if bfloat16:
+        return Vectors(array, True)
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise TypeError(f"{what} holds {array.dtype}: it has to be numbers")
+    if np.issubdtype(array.dtype, np.integer):
+        return Vectors(array.astype(np.float32))
+    if array.dtype.itemsize > 8:
+        return Vectors(array.astype(np.float64))
+    native = array.dtype.newbyteorder("=")
+    return Vectors(array if array.dtype == native and array.flags.aligned else array.astype(native))
+
+
+def memory_budget() -> int:
+    """Bytes that clustering may take: a share of what is free, of the machine or of the container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            free = min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass  # not in a container, or not on Linux
+    return max(1, int(free * MEMORY_SHARE))
+
+
+def _part_of(progress: Callable[[str, float], object], done: int, of: int) -> Callable[[float], object]:
+    """Report one of ``of`` equal parts as a share of the whole clustering."""
+    return lambda fraction: progress("cluster", (done + fraction) / of)
