@@ -6,6 +6,7 @@ use crate::distance::{Block, Points, Tile};
 use crate::error::Result;
 use crate::parallel::{share, Task};
 use crate::progress::Progress;
+use crate::simd::widest;
 
 /// Clusters, each a run of points. Of a single prompt that is the prompt; of many, some points that stand for them.
 pub struct Clusters<'a> {
@@ -31,11 +32,6 @@ impl<'a> Clusters<'a> {
     /// Number of clusters.
     pub fn len(&self) -> usize {
         self.sizes.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.sizes.is_empty()
     }
 
     /// The points of consecutive clusters.
@@ -131,20 +127,25 @@ impl Entries {
                 }
             }
             Entries::Spread => {
-                let mut sums = vec![0.0; block.len()];
+                let columns = clusters.points_of(block.clone());
+                let shares = &clusters.shares[columns.clone()];
+                let mut squares = vec![0.0f64; columns.len()];
                 let mut tile = tile.rows();
                 for (cluster, row) in band.zip(rows) {
-                    sums.fill(0.0);
+                    squares.fill(0.0);
                     for (point, cells) in clusters.points_of(cluster..cluster + 1).zip(tile.by_ref()) {
-                        let share = clusters.shares[point];
-                        clusters.each_in(&block, cells, |at, points, cells| {
-                            let shares = &clusters.shares[points];
-                            let mean: f64 = cells.iter().zip(shares).map(|(&d, s)| s * f64::from(d) * f64::from(d)).sum();
-                            sums[at] += share * mean;
+                        let own = clusters.shares[point];
+                        widest(|| {
+                            for ((sum, &cell), share) in squares.iter_mut().zip(cells).zip(shares) {
+                                *sum += own * share * f64::from(cell) * f64::from(cell);
+                            }
                         });
                     }
                     let (a, own) = (clusters.sizes[cluster], spreads[cluster]);
-                    for ((to, &between), other) in row[before(cluster)].iter_mut().zip(&sums).zip(block.clone()) {
+                    for (to, other) in row[before(cluster)].iter_mut().zip(block.clone()) {
+                        let points = clusters.points_of(other..other + 1);
+                        let between: f64 =
+                            squares[points.start - columns.start..points.end - columns.start].iter().sum();
                         let b = clusters.sizes[other];
                         let spread = between - (own + spreads[other]) / 2.0;
                         *to = (2.0 * a * b / (a + b) * spread).max(0.0) as f32;
@@ -152,29 +153,23 @@ impl Entries {
                 }
             }
             Entries::Farthest => {
-                let mut most = vec![0.0f32; block.len()];
+                let columns = clusters.points_of(block.clone());
+                let mut farthest = vec![0.0f32; columns.len()];
                 let mut tile = tile.rows();
                 for (cluster, row) in band.zip(rows) {
-                    most.fill(0.0);
+                    farthest.fill(0.0);
                     for (_, cells) in clusters.points_of(cluster..cluster + 1).zip(tile.by_ref()) {
-                        clusters.each_in(&block, cells, |at, _, cells| {
-                            most[at] = cells.iter().copied().fold(most[at], f32::max);
-                        });
+                        for (most, &cell) in farthest.iter_mut().zip(cells) {
+                            *most = if cell > *most { cell } else { *most };
+                        }
                     }
-                    row[before(cluster)].iter_mut().zip(&most).for_each(|(to, &most)| *to = most);
+                    for (to, other) in row[before(cluster)].iter_mut().zip(block.clone()) {
+                        let points = clusters.points_of(other..other + 1);
+                        let cells = &farthest[points.start - columns.start..points.end - columns.start];
+                        *to = cells.iter().copied().fold(0.0, f32::max);
+                    }
                 }
             }
-        }
-    }
-}
-
-impl Clusters<'_> {
-    /// Calls `f` with the place within `block`, the points and their cells, for each cluster of `block`.
-    fn each_in(&self, block: &Range<usize>, cells: &[f32], mut f: impl FnMut(usize, Range<usize>, &[f32])) {
-        let first = self.points_of(block.clone()).start;
-        for (at, cluster) in block.clone().enumerate() {
-            let points = self.points_of(cluster..cluster + 1);
-            f(at, points.clone(), &cells[points.start - first..points.end - first]);
         }
     }
 }

@@ -10,16 +10,13 @@ use std::ops::Range;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use crate::simd::widest;
+
 /// Points of at most unit length. The distance of two is `1 - dot`: for unit rows the cosine distance, for means of
 /// unit rows the mean distance between the members of one and the members of the other.
 pub trait Points: Sync {
     /// Number of points.
     fn len(&self) -> usize;
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 
     /// Number of coordinates.
     fn columns(&self) -> usize;
@@ -60,15 +57,17 @@ pub struct Block {
 impl Block {
     /// Replaces the block's points.
     pub fn load(&mut self, points: &dyn Points, range: Range<usize>) {
-        self.rows.clear();
         self.halves.clear();
         self.room.resize(points.columns(), 0.0);
-        for i in range.clone() {
+        self.rows.resize(range.len() * points.columns(), 0.0);
+        for (i, row) in range.clone().zip(self.rows.chunks_exact_mut(points.columns())) {
             points.read(i, &mut self.room);
-            let start = self.rows.len();
-            self.rows.extend(self.room.iter().zip(points.centre()).map(|(x, centre)| (x - centre) as f32));
-            let row = &self.rows[start..];
-            let square = sum_of(row, row, |x, y| f64::from(x) * f64::from(y));
+            let square = widest(|| {
+                for ((y, x), centre) in row.iter_mut().zip(&self.room).zip(points.centre()) {
+                    *y = (x - centre) as f32;
+                }
+                sum_of(row, row, |x, y| f64::from(x) * f64::from(y))
+            });
             self.halves.push((square + points.spread(i)) / 2.0);
         }
         self.range = range;
@@ -117,15 +116,18 @@ impl Tile {
             1.0,
             Par::Seq,
         );
-        let mut near = 0;
-        for (cells, &half) in self.cells.chunks_exact_mut(width).zip(&rows.halves) {
-            for (cell, &other) in cells.iter_mut().zip(&columns.halves) {
-                let sum = half + other;
-                let distance = sum - f64::from(*cell);
-                near += usize::from(distance < NEAR * sum);
-                *cell = distance.max(0.0) as f32;
+        let near = widest(|| {
+            let mut near = 0;
+            for (cells, &half) in self.cells.chunks_exact_mut(width).zip(&rows.halves) {
+                for (cell, &other) in cells.iter_mut().zip(&columns.halves) {
+                    let sum = half + other;
+                    let distance = sum - f64::from(*cell);
+                    near += u64::from(distance < NEAR * sum);
+                    *cell = if distance > 0.0 { distance as f32 } else { 0.0 };
+                }
             }
-        }
+            near as usize
+        });
         if near > height * width / CROWDED + height {
             self.fill_in_doubles(points, rows.range(), columns.range());
         } else if near > 0 {
@@ -193,6 +195,7 @@ impl Tile {
 }
 
 /// The sum of `f` over pairs of entries, in several lanes at once: one after the other, each would wait for the last.
+#[inline(always)]
 fn sum_of<X: Copy, Y: Copy>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> f64) -> f64 {
     const LANES: usize = 16;
     let mut lanes = [0.0; LANES];
@@ -209,5 +212,5 @@ fn sum_of<X: Copy, Y: Copy>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> f64) -> f64 {
 /// `1 - dot` as half the squared difference and half the spreads: exact to the last digits however near two points
 /// are, and 0 for equal unit rows.
 fn exact(x: &[f64], y: &[f64], spread_x: f64, spread_y: f64) -> f64 {
-    (sum_of(x, y, |x, y| (x - y) * (x - y)) + spread_x + spread_y) / 2.0
+    (widest(|| sum_of(x, y, |x, y| (x - y) * (x - y))) + spread_x + spread_y) / 2.0
 }

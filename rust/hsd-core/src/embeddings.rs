@@ -9,6 +9,7 @@ use crate::distance::Points;
 use crate::error::{index_count, Error, Result};
 use crate::parallel::{runs, share, Task};
 use crate::progress::Progress;
+use crate::simd::widest;
 
 /// Rows checked by a thread at a time.
 const BAND: usize = 1024;
@@ -37,7 +38,7 @@ impl<T: Copy + Sync, F: Fn(T) -> f64 + Sync> Source for Array<'_, T, F> {
     fn read(&self, row: usize, out: &mut [f64]) {
         let row = self.view.row(self.rows.map_or(row, |rows| rows[row]));
         match row.as_slice() {
-            Some(row) => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
+            Some(row) => widest(|| out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from))),
             None => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
         }
     }
@@ -161,7 +162,7 @@ impl Points for Embeddings<'_> {
         self.source.read(i, out);
         let scale = self.scales[i];
         if scale.is_normal() {
-            out.iter_mut().for_each(|x| *x *= scale);
+            widest(|| out.iter_mut().for_each(|x| *x *= scale));
         } else if let Ok((entry, length)) = measure_row(i, out) {
             out.iter_mut().for_each(|x| *x = *x / entry / length);
         }

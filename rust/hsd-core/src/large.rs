@@ -350,8 +350,8 @@ impl<'a> Rows<'a> {
             for ((&node, to), out) in nodes.iter().zip(rows.chunks_exact_mut(columns)).zip(out) {
                 let length = forest.stand_for(node, row, mean);
                 to.iter_mut().zip(&*mean).for_each(|(to, &x)| *to = x as f32);
-                let is_unit = forest.members(node).len() == 1
-                    || matches!(forest.linkage, Linkage::Centroid | Linkage::Complete);
+                let is_unit =
+                    forest.members(node).len() == 1 || matches!(forest.linkage, Linkage::Centroid | Linkage::Complete);
                 let square: f64 = mean.iter().map(|x| x * x).sum();
                 *out = (if is_unit { 0.0 } else { (1.0 - square).max(0.0) }, length);
             }

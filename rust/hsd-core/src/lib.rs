@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod cells;
-pub mod centroid;
-pub mod chain;
+mod centroid;
+mod chain;
 mod clusters;
 mod distance;
 pub mod embeddings;
@@ -26,10 +26,12 @@ mod prune;
 mod rounds;
 pub mod schedule;
 mod scheduler;
+mod simd;
 pub mod simulate;
 mod slots;
 mod text;
 mod tree;
+mod update;
 pub mod validate;
 
 pub use embeddings::Embeddings;

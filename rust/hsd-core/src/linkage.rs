@@ -7,12 +7,12 @@ use crate::clusters::{Clusters, Entries};
 use crate::distance::Points;
 use crate::embeddings::Embeddings;
 use crate::error::{Error, Result};
+use crate::large::{self, Sizes};
 use crate::matrix::{Matrix, Shape};
 use crate::progress::Progress;
-use crate::tree::Tree;
-use crate::chain::Triple;
 use crate::rounds::Rounds;
-use crate::large::{self, Sizes};
+use crate::tree::Tree;
+use crate::update::{Average, Complete, Power, Update, Ward};
 use crate::{centroid, chain, rounds};
 
 /// How the distance between two clusters follows from the distances between their members.
@@ -153,28 +153,28 @@ pub(crate) fn agglomerate(
     };
     let distances = progress.part(0.0, 0.6, |progress| Matrix::new(clusters, entries, shape, threads, progress))?;
     progress.part(0.6, 1.0, |progress| match linkage {
-        Linkage::Ward => {
-            let mut joins = reduce(distances, &clusters.sizes, chain::ward, threads, progress)?;
-            joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
-            Ok(joins)
-        }
-        Linkage::Average => reduce(distances, &clusters.sizes, chain::average, threads, progress),
-        Linkage::Complete => reduce(distances, &clusters.sizes, chain::complete, threads, progress),
+        Linkage::Ward => reduce(distances, &clusters.sizes, Ward, threads, progress),
+        Linkage::Average => reduce(distances, &clusters.sizes, Average, threads, progress),
+        Linkage::Complete => reduce(distances, &clusters.sizes, Complete, threads, progress),
         Linkage::Centroid => centroid::agglomerate(distances, &clusters.lengths, progress),
     })
 }
 
 /// Reducible linkages: in rounds while they pay, then by the chain, which always does.
-fn reduce(
+fn reduce<U: Update>(
     distances: Matrix,
     sizes: &[f64],
-    update: impl Fn(Triple) -> f64 + Copy + Sync,
+    update: U,
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
-    let Rounds { mut joins, distances, sizes, places } = rounds::agglomerate(distances, sizes, update, threads, progress)?;
+    let Rounds { mut joins, distances, sizes, places } =
+        rounds::agglomerate(distances, sizes, update, threads, progress)?;
     let rest = chain::agglomerate(distances, &sizes, update, progress)?;
     joins.extend(rest.iter().map(|join| Join { from: places[join.from], into: places[join.into], ..*join }));
+    if U::POWER == Power::Two {
+        joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
+    }
     Ok(joins)
 }
 

@@ -13,6 +13,7 @@ use crate::distance::{Block, Tile, BLOCK};
 use crate::error::{reserve, Result};
 use crate::parallel::{runs, share, Stop, Task};
 use crate::progress::Progress;
+use crate::simd::widest;
 
 /// Rows that a thread mirrors at a time: as many cache lines as the L1 cache likes to keep open.
 const MIRROR: usize = 64;
@@ -93,11 +94,6 @@ impl Matrix {
         self.rows.len()
     }
 
-    /// Whether there are no places; never the case.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Distances from `place` to all places.
     pub fn row(&mut self, place: usize) -> &[f32] {
         self.complete(place);
@@ -115,20 +111,16 @@ impl Matrix {
     /// the two to a third, and the third's weight.
     ///
     /// Returns the new distances.
-    pub fn join(
-        &mut self,
-        from: usize,
-        into: usize,
-        weights: &[f64],
-        update: impl Fn(f32, f32, f64) -> f32,
-    ) -> &[f32] {
+    pub fn join(&mut self, from: usize, into: usize, weights: &[f64], update: impl Fn(f32, f32, f64) -> f32) -> &[f32] {
         self.row(from);
         self.row(into);
         let gone = take(&mut self.rows[from]);
         let row = &mut self.rows[into];
-        for ((cell, &other), &weight) in row.iter_mut().zip(&gone).zip(weights) {
-            *cell = update(other, *cell, weight);
-        }
+        widest(|| {
+            for ((cell, &other), &weight) in row.iter_mut().zip(&gone).zip(weights) {
+                *cell = update(other, *cell, weight);
+            }
+        });
         row[from] = f32::INFINITY;
         row[into] = f32::INFINITY;
         (self.latest[from], self.latest[into]) = (self.log.len(), self.log.len());
@@ -175,15 +167,17 @@ impl Matrix {
 pub fn least(row: &[f32]) -> f32 {
     const LANES: usize = 32;
     let lesser = |x: f32, y: f32| if y < x { y } else { x };
-    let mut lanes = [f32::INFINITY; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, lesser);
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = lesser(*lane, x);
+    widest(|| {
+        let mut lanes = [f32::INFINITY; LANES];
+        let chunks = row.chunks_exact(LANES);
+        let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, lesser);
+        for chunk in chunks {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = lesser(*lane, x);
+            }
         }
-    }
-    lanes.into_iter().fold(rest, lesser)
+        lanes.into_iter().fold(rest, lesser)
+    })
 }
 
 /// What a thread fills at a time: consecutive clusters and their rows.
@@ -243,7 +237,8 @@ fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) ->
     let work = |(): &mut (), (band, rows): (Range<usize>, &mut [&mut [f32]]), stop: &Stop| {
         for columns in runs(n - band.start, MIRROR).take_while(|_| !stop.is_set()) {
             for column in columns.start + band.start..columns.end + band.start {
-                for (i, (row, &cell)) in band.clone().zip(rows.iter_mut().zip(&lower[column][band.start.min(column)..])) {
+                for (i, (row, &cell)) in band.clone().zip(rows.iter_mut().zip(&lower[column][band.start.min(column)..]))
+                {
                     row[column - i] = cell;
                 }
             }

@@ -29,7 +29,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Does a part of the work, from `begin` to `end` of what is under way; its own 0..1 is scaled to that.
-    pub(crate) fn part<T>(&mut self, begin: f64, end: f64, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub fn part<T>(&mut self, begin: f64, end: f64, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let whole = self.range;
         let at = |fraction: f64| whole.0 + (whole.1 - whole.0) * fraction;
         self.range = (at(begin), at(end));

@@ -7,12 +7,13 @@
 //!
 //! There may be few such pairs (one a round, on a line of growing gaps); then the chain goes on from here.
 
-use crate::chain::{update_of, Triple};
 use crate::error::Result;
 use crate::linkage::Join;
 use crate::matrix::{least, Matrix};
 use crate::parallel::{share, Stop, Task};
 use crate::progress::Progress;
+use crate::simd::widest;
+use crate::update::Update;
 
 /// A round has to join one of so many clusters to be worth its while.
 const LEAST_SHARE: usize = 32;
@@ -43,11 +44,24 @@ struct Line {
     nearest: (usize, f32),
 }
 
-/// A new column: the old one, and the other old one if two are joined, with their distance.
+/// What the new places are made of.
+struct Columns {
+    /// Of each new place, the old one; of two old ones, the first.
+    first: Vec<usize>,
+    /// The new places made of two, ascending.
+    pairs: Vec<Pair>,
+}
+
+/// Two old places that become one.
 #[derive(Clone, Copy)]
-struct Column {
+struct Pair {
+    /// The new place.
+    place: usize,
     first: usize,
-    second: Option<(usize, f32)>,
+    second: usize,
+    distance: f32,
+    /// Their sizes.
+    sizes: [f64; 2],
 }
 
 /// Joins clusters in rounds for as long as that pays. Ties go to the lowest pair of places. A matrix that is not whole
@@ -55,135 +69,162 @@ struct Column {
 pub fn agglomerate(
     distances: Matrix,
     sizes: &[f64],
-    update: impl Fn(Triple) -> f64 + Copy + Sync,
+    update: impl Update,
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Rounds> {
     let n = distances.len();
-    let mut rounds = Rounds { joins: Vec::with_capacity(n), distances, sizes: sizes.to_vec(), places: (0..n).collect() };
+    let places = (0..n).collect();
+    let mut rounds = Rounds { joins: Vec::with_capacity(n), distances, sizes: sizes.to_vec(), places };
     if !rounds.distances.is_whole() {
         return Ok(rounds);
     }
     let rows = std::mem::replace(&mut rounds.distances, Matrix::from_rows(Vec::new())).into_rows();
     let mut lines: Vec<Line> = rows.into_iter().map(|row| Line { row, ..Line::default() }).collect();
     for line in &mut lines {
+        progress.at(0, 1)?;
         line.nearest = nearest(&line.row);
     }
     while lines.len() > SMALL {
-        let columns = pair(&lines);
-        if (lines.len() - columns.len()) * LEAST_SHARE < lines.len() {
+        let columns = Columns::of(&lines, &rounds.sizes);
+        if columns.pairs.len() * LEAST_SHARE < lines.len() {
             break;
         }
         // What is left to do is about the square of what is left.
         let done = |left: usize| 1.0 - (left as f64 / n as f64).powi(2);
-        let next = progress.part(done(lines.len()), done(columns.len()), |progress| {
-            round(lines, &columns, &mut rounds, update, threads, progress)
-        });
-        lines = next?;
+        let (begin, end) = (done(lines.len()), done(columns.first.len()));
+        let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, threads, progress);
+        lines = progress.part(begin, end, round)?;
     }
     rounds.distances = Matrix::from_rows(lines.into_iter().map(|line| line.row).collect());
     Ok(rounds)
 }
 
-/// The clusters after a round, by their lowest place.
-fn pair(lines: &[Line]) -> Vec<Column> {
-    let is_mutual = |place: usize| lines[lines[place].nearest.0].nearest.0 == place;
-    let stays = |&place: &usize| !is_mutual(place) || place < lines[place].nearest.0;
-    let column = |place: usize| Column { first: place, second: is_mutual(place).then_some(lines[place].nearest) };
-    (0..lines.len()).filter(stays).map(column).collect()
+impl Columns {
+    /// All pairs of places that are each other's nearest become one, at the first of the two.
+    fn of(lines: &[Line], sizes: &[f64]) -> Self {
+        let mut columns = Columns { first: Vec::with_capacity(lines.len()), pairs: Vec::new() };
+        for (first, line) in lines.iter().enumerate() {
+            let (second, distance) = line.nearest;
+            if lines[second].nearest.0 == first {
+                if second < first {
+                    continue;
+                }
+                let place = columns.first.len();
+                let sizes = [sizes[first], sizes[second]];
+                columns.pairs.push(Pair { place, first, second, distance, sizes });
+            }
+            columns.first.push(first);
+        }
+        columns
+    }
 }
 
-/// One round: the lines of the new columns.
-fn round(
-    mut lines: Vec<Line>,
-    columns: &[Column],
-    rounds: &mut Rounds,
-    update: impl Fn(Triple) -> f64 + Copy + Sync,
-    threads: usize,
-    progress: &mut Progress<'_>,
-) -> Result<Vec<Line>> {
-    let sizes = std::mem::take(&mut rounds.sizes);
-    let places = std::mem::take(&mut rounds.places);
-    let mut next = Vec::with_capacity(columns.len());
-    for &Column { first, second } in columns {
-        let mut line = std::mem::take(&mut lines[first]);
-        let mut size = sizes[first];
-        if let Some((other, distance)) = second {
-            line.other = std::mem::take(&mut lines[other].row);
-            size += sizes[other];
-            rounds.joins.push(Join { from: places[other], into: places[first], distance: distance.into() });
+impl Rounds {
+    /// One round: the new lines.
+    fn round(
+        &mut self,
+        mut lines: Vec<Line>,
+        columns: &Columns,
+        update: impl Update,
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<Line>> {
+        let old_sizes = std::mem::take(&mut self.sizes);
+        let old_places = std::mem::take(&mut self.places);
+        self.sizes = columns.first.iter().map(|&first| old_sizes[first]).collect();
+        self.places = columns.first.iter().map(|&first| old_places[first]).collect();
+        let mut new: Vec<(Line, Option<Pair>)> =
+            columns.first.iter().map(|&first| (std::mem::take(&mut lines[first]), None)).collect();
+        for pair in &columns.pairs {
+            self.sizes[pair.place] = pair.sizes[0] + pair.sizes[1];
+            let (from, into) = (old_places[pair.second], old_places[pair.first]);
+            self.joins.push(Join { from, into, distance: pair.distance.into() });
+            new[pair.place].0.other = std::mem::take(&mut lines[pair.second].row);
+            new[pair.place].1 = Some(*pair);
         }
-        rounds.sizes.push(size);
-        rounds.places.push(places[first]);
-        next.push(line);
+        let tasks = new.chunks_mut(BAND).enumerate().map(|(band, lines)| Task { item: (band * BAND, lines), cost: 1 });
+        let work = |room: &mut Room, (start, lines): (usize, &mut [(Line, Option<Pair>)]), _: &Stop| {
+            for (at, (line, pair)) in lines.iter_mut().enumerate() {
+                match pair {
+                    None => line.rewrite(old_sizes[columns.first[start + at]], columns, update, room),
+                    Some(pair) => line.rewrite_joined(*pair, &old_sizes, columns, update, room),
+                }
+                line.nearest = nearest(&line.row);
+            }
+        };
+        share(threads, tasks.collect(), progress, Room::default, work)?;
+        Ok(new.into_iter().map(|(line, _)| line).collect())
     }
-    let mut tasks: Vec<Task<(usize, &mut [Line])>> = Vec::new();
-    for (band, lines) in next.chunks_mut(BAND).enumerate() {
-        tasks.push(Task { item: (band * BAND, lines), cost: BAND });
-    }
-    let work = |room: &mut Room, (start, lines): (usize, &mut [Line]), _: &Stop| {
-        for (at, line) in lines.iter_mut().enumerate() {
-            line.rewrite(columns[start + at], columns, &sizes, update, room);
-            line.nearest = nearest(&line.row);
-        }
-    };
-    share(threads, tasks, progress, Room::default, work)?;
-    Ok(next)
 }
 
 /// Room to write a new row in.
 #[derive(Default)]
 struct Room {
     joined: Vec<f32>,
+    /// Entries of both old places of each pair, from either old row, and what becomes of them.
+    between: [Vec<f32>; 4],
     new: Vec<f32>,
 }
 
 impl Line {
-    /// Writes the new row over the old.
-    ///
-    /// The distance of two new clusters takes two updates, and their order shows in the last bit. It is the same seen
-    /// from either cluster: the pair with the lower place goes first.
-    fn rewrite(
-        &mut self,
-        own: Column,
-        columns: &[Column],
-        sizes: &[f64],
-        update: impl Fn(Triple) -> f64,
-        room: &mut Room,
-    ) {
-        let Line { row, other, .. } = self;
-        let Room { joined, new } = room;
-        let a = sizes[own.first];
-        new.clear();
-        match own.second {
-            None => new.extend(columns.iter().map(|&Column { first, second }| match second {
-                None => row[first],
-                Some((second, cd)) => update_of(&update, cd, [row[first], row[second]], [sizes[first], sizes[second], a]),
-            })),
-            Some((place, ab)) => {
-                let b = sizes[place];
-                let pairs = row.iter().zip(other.iter()).zip(sizes);
-                joined.clear();
-                joined.extend(pairs.map(|((&ac, &bc), &c)| update_of(&update, ab, [ac, bc], [a, b, c])));
-                new.extend(columns.iter().map(|&Column { first, second }| match second {
-                    _ if first == own.first => f32::INFINITY,
-                    None => joined[first],
-                    Some((second, cd)) => {
-                        let (c, d) = (sizes[first], sizes[second]);
-                        if first > own.first {
-                            return update_of(&update, cd, [joined[first], joined[second]], [c, d, a + b]);
-                        }
-                        let one = update_of(&update, cd, [row[first], row[second]], [c, d, a]);
-                        let two = update_of(&update, cd, [other[first], other[second]], [c, d, b]);
-                        update_of(&update, ab, [one, two], [a, b, c + d])
-                    }
-                }));
+    /// Writes the new row of a cluster that stays, of size `own`, over the old.
+    fn rewrite(&mut self, own: f64, columns: &Columns, update: impl Update, room: &mut Room) {
+        let Room { between: [ac, bc, new, _], .. } = room;
+        gather(ac, &self.row, columns.pairs.iter().map(|pair| pair.first));
+        gather(bc, &self.row, columns.pairs.iter().map(|pair| pair.second));
+        new.resize(columns.pairs.len(), 0.0);
+        widest(|| {
+            for (((new, pair), &ac), &bc) in new.iter_mut().zip(&columns.pairs).zip(&*ac).zip(&*bc) {
+                *new = update.pair(pair.distance, [ac, bc], [pair.sizes[0], pair.sizes[1], own]);
             }
+        });
+        // Places only move to the front, so the row can be written over itself.
+        for (place, &first) in columns.first.iter().enumerate() {
+            self.row[place] = self.row[first];
         }
-        *other = Vec::new();
-        row.clear();
-        row.extend_from_slice(new);
+        self.row.truncate(columns.first.len());
+        for (pair, &new) in columns.pairs.iter().zip(&*new) {
+            self.row[pair.place] = new;
+        }
     }
+
+    /// Writes the new row of two clusters that are joined over the old one of the first.
+    fn rewrite_joined(&mut self, own: Pair, sizes: &[f64], columns: &Columns, update: impl Update, room: &mut Room) {
+        let Line { row, other, .. } = self;
+        let Room { joined, between, new } = room;
+        let [a, b] = own.sizes;
+        joined.resize(row.len(), 0.0);
+        for (out, (row, second)) in
+            between.iter_mut().zip([(&*row, false), (&*row, true), (&*other, false), (&*other, true)])
+        {
+            gather(out, row, columns.pairs.iter().map(|pair| if second { pair.second } else { pair.first }));
+        }
+        new.resize(columns.pairs.len(), 0.0);
+        let [ac, ad, bc, bd] = between;
+        widest(|| {
+            for (((joined, &ac), &bc), &c) in joined.iter_mut().zip(&*row).zip(&*other).zip(sizes) {
+                *joined = update.pair(own.distance, [ac, bc], [a, b, c]);
+            }
+            let between = ac.iter().zip(&*ad).zip(bc.iter().zip(&*bd));
+            for ((new, pair), ((&ac, &ad), (&bc, &bd))) in new.iter_mut().zip(&columns.pairs).zip(between) {
+                let [c, d] = pair.sizes;
+                *new = update.pairs(own.distance, pair.distance, [ac, ad, bc, bd], [a, b, c, d]);
+            }
+        });
+        gather(row, joined, columns.first.iter().copied());
+        for (pair, &new) in columns.pairs.iter().zip(&*new) {
+            row[pair.place] = new;
+        }
+        row[own.place] = f32::INFINITY;
+        *other = Vec::new();
+    }
+}
+
+/// Fills `out` with the entries of `row` at `places`.
+fn gather(out: &mut Vec<f32>, row: &[f32], places: impl Iterator<Item = usize>) {
+    out.clear();
+    out.extend(places.map(|place| row[place]));
 }
 
 fn nearest(row: &[f32]) -> (usize, f32) {

@@ -50,9 +50,10 @@ impl Tree {
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
         let memory = match memory {
-            Some(bytes) => usize::try_from(bytes).ok().filter(|&bytes| bytes > 0).ok_or_else(|| {
-                raise(Error::NotPositive { what: "memory", value: bytes })
-            })?,
+            Some(bytes) => usize::try_from(bytes)
+                .ok()
+                .filter(|&bytes| bytes > 0)
+                .ok_or_else(|| raise(Error::NotPositive { what: "memory", value: bytes }))?,
             None => usize::MAX,
         };
         let method = exact.map_or(Method::Auto, |exact| if exact { Method::Exact } else { Method::Approximate });
@@ -188,6 +189,9 @@ fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> Py
     PyArray1::from_vec(py, flat).reshape([rows, columns])
 }
 
+/// Share of the work that checking the embeddings is, as far as progress is concerned.
+const CHECK: f64 = 0.02;
+
 /// What tree is asked for.
 struct Request {
     linkage: Linkage,
@@ -212,11 +216,13 @@ impl Request {
     ) -> PyResult<Tree> {
         let build = |progress: &mut Progress<'_>| {
             let threads = self.resources.threads;
-            let embeddings = match &self.rows {
-                None => Embeddings::new(view, value, threads, progress)?,
-                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress)?,
-            };
-            linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+            let embeddings = progress.part(0.0, CHECK, |progress| match &self.rows {
+                None => Embeddings::new(view, value, threads, progress),
+                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress),
+            })?;
+            progress.part(CHECK, 1.0, |progress| {
+                linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+            })
         };
         Ok(watched(py, callback.as_ref(), build)?.into())
     }
