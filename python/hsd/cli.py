@@ -15,7 +15,7 @@ from . import __version__
 from .compiler import compile as compile_plan
 from .errors import Error
 from .names import ImageFormat, Linkage, Noise, Order, ScheduleName
-from .output import PLAN
+from .output import PLAN, make_folder
 from .plan import Plan
 from .prompts import read_prompts
 from .report import duration, plan_summary
@@ -96,6 +96,7 @@ def generate(
     from .generation import generate as run_plan
 
     texts = _read(prompts)
+    make_folder(out)  # before a model is loaded and a prior has run for nothing
     adapter = _load(model, device, guidance_scale, negative_prompt, height, width)
     request: dict[str, Any] = {
         "tau": tau,

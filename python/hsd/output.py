@@ -54,6 +54,18 @@ def _umask() -> int:
     return mask
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made if it does not exist; ``OutputError`` if it cannot be made or written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / ".hsd-write-test", b"")
+        (path / ".hsd-write-test").unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {error.strerror or error}; choose another folder") from None
+    return path
+
+
 class ImageFolder:
     """An output folder, opened for one plan. Raises before any expensive work if it cannot be used.
 
@@ -78,17 +90,9 @@ class ImageFolder:
         self, path: str | os.PathLike[str], plan: Plan, model: dict[str, Any], image_format: ImageFormat = "png"
     ):
         check_name("image format", image_format, ImageFormat)
-        self.path = Path(path)
+        self.path = make_folder(path)
         self.plan = plan
         self.format = image_format
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / ".hsd-write-test", b"")
-            (self.path / ".hsd-write-test").unlink()
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror or error}; choose another folder"
-            ) from None
         self._mutex = threading.Lock()  # between our threads; the file lock, which polls, is for other processes
         self._lock = FileLock(self.path / ".hsd.lock", timeout=60, thread_local=False)
         self._identity = {"plan": plan.fingerprint, "model": json.loads(json.dumps(model, default=str))}
