@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import hsd
 from helpers import SHARED, needs_shared
+from hsd import _core
 from hsd.conditioning import Conditioning
 from hsd.encoders import default_encoder
 from hsd.names import ScheduleName
@@ -163,6 +164,10 @@ def test_summary_says_what_it_costs():
     assert f"{plan.savings:.1%}" in text
     assert f"{plan.program(16).n_calls:,} (" in text
     assert "50 prompts" in repr(plan)
+    assert "approximate" not in text
+    tree = hsd.Tree.from_merges(plan.tree.merges, plan.tree.scores, exact=False)
+    core = _core.Plan.compile(tree, plan.phi)
+    assert "approximate ward on" in str(hsd.Plan(core, plan.prompts, plan.seeds, plan.request))
 
 
 def conditioning(rows, index=None):

@@ -144,7 +144,8 @@ def test_files_are_plain_safetensors():
     assert arrays["prompt_bytes"].tobytes().decode() == "ébcd"
     size = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["hsd"])
-    assert header["format"] == 1
+    assert header["format"] == 2
+    assert header["exact"] is True
     assert header["linkage"] == "ward"
     assert len(header["sha256"]) == len(header["prompts_sha256"]) == 64
 
@@ -168,7 +169,7 @@ def forged(change) -> bytes:
     arrays = safetensors.numpy.load(data)
     change(arrays)
     digest = hashlib.sha256()
-    parts = [b"ward", b"{}", *(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))]
+    parts = [b"ward", b"\x01", b"{}", *(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     size = int.from_bytes(data[:8], "little")
@@ -236,6 +237,17 @@ def test_plans_pickle(plan):
     assert again.segments.tolist() == plan.segments.tolist()
     assert again.kept.tolist() == plan.kept.tolist()
     assert repr(again) == repr(plan)
+
+
+def test_an_approximate_tree_stays_one():
+    exact = chain(3)
+    tree = _core.Tree.from_merges(exact.merges, exact.scores, exact=False)
+    plan = _core.Plan.compile(tree, np.array([1.0, 0.0]))
+    again, *_ = _core.Plan.from_bytes(plan.to_bytes(["a", "b", "c"], np.arange(3), "{}"))
+    for other in (tree, plan.tree, again.tree, pickle.loads(pickle.dumps(tree)), pickle.loads(pickle.dumps(plan)).tree):
+        assert not other.exact
+    assert exact.exact
+    assert pickle.loads(pickle.dumps(exact)).exact
 
 
 def test_a_chain_of_ten_thousand():

@@ -51,10 +51,12 @@ class Tree:
         linkage; ``TypeError`` for anything but a float32 or float64 array with two axes.
         """
     @staticmethod
-    def from_merges(merges: NDArray[np.int64], scores: NDArray[np.float64], linkage: str = "ward") -> Tree:
+    def from_merges(
+        merges: NDArray[np.int64], scores: NDArray[np.float64], linkage: str = "ward", exact: bool = True
+    ) -> Tree:
         """A tree from its merges (N-1, 2), ids as in SciPy (leaf i is i, merge j is N + j), and scores (N-1,).
 
-        ``linkage`` is any name of at most 64 bytes; it is only remembered. Scores may be infinite.
+        ``linkage`` is any name of at most 64 bytes; it and ``exact`` are only remembered. Scores may be infinite.
         Raises ``ValueError`` if this is not one binary tree, or a score is negative or NaN.
         """
     @staticmethod
@@ -69,6 +71,9 @@ class Tree:
     def n_leaves(self) -> int: ...
     @property
     def linkage(self) -> str: ...
+    @property
+    def exact(self) -> bool:
+        """Whether this is the linkage itself, not an approximation of it. A joined tree is if all its parts are."""
     @property
     def merges(self) -> NDArray[np.int64]:
         """(N-1, 2) ids of the two children of each merge, children before parents, SciPy's numbering."""
@@ -175,9 +180,9 @@ class Plan:
     def to_bytes(self, prompts: Sequence[str], seeds: NDArray[np.int64], metadata: str) -> bytes:
         """A safetensors file: tree, phi, kept, prompts (UTF-8 and offsets), seeds (N,), and ``metadata`` (JSON text).
 
-        The header's one entry, ``hsd``, is JSON: ``format``, ``linkage``, ``metadata``, ``prompts_sha256`` (of prompts
-        and seeds) and ``sha256`` (of everything). The same plan gives the same bytes. For other readers the file also
-        holds ``segments`` (M, 6), int32, columns as in :attr:`segments`.
+        The header's one entry, ``hsd``, is JSON: ``exact``, ``format``, ``linkage``, ``metadata``, ``prompts_sha256``
+        (of prompts and seeds) and ``sha256`` (of everything). The same plan gives the same bytes. For other readers
+        the file also holds ``segments`` (M, 6), int32, columns as in :attr:`segments`.
         Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
         """
     @staticmethod

@@ -16,10 +16,11 @@ def plan_summary(plan: Plan, batch_size: int, seconds_per_node_step: float | Non
     counts = plan.counts()
     kept = len(plan.kept)
     share = f" ({kept:,} kept)" if kept < plan.n_prompts else ""
+    approximate = "" if plan.tree.exact else "approximate "
     rows = [
         ("prompts", f"{plan.n_prompts:,}{share}"),
         ("steps", f"{plan.n_steps}"),
-        ("clustering", f"{plan.request['linkage']} on {plan.request['encoder']}, tau {plan.tau:.4g}"),
+        ("clustering", f"{approximate}{plan.request['linkage']} on {plan.request['encoder']}, tau {plan.tau:.4g}"),
         ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}"),
         ("saved", f"{plan.savings:.1%} of the denoiser's evaluations"),
         ("clusters by step", f"{counts[0]:,} {sparkline(counts)} {counts[-1]:,}"),

@@ -15,7 +15,7 @@ use crate::plan::{Plan, Segment};
 use crate::tree::Tree;
 
 /// Version of the format; a reader knows its own and no other.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 
 /// Key of the header's JSON entry. One entry holds everything, because the header's map has no fixed order.
 const KEY: &str = "hsd";
@@ -76,13 +76,14 @@ impl PlanFile {
             (vec![plan.segments().len(), 6], segment_bytes(plan.segments())),
         ];
         let arrays: Vec<&[u8]> = contents.iter().map(|(_, data)| data.as_slice()).collect();
-        let linkage = plan.tree().linkage();
+        let (linkage, exact) = (plan.tree().linkage(), plan.tree().exact());
         let header = json!({
+            "exact": exact,
             "format": FORMAT,
             "linkage": linkage,
             "metadata": self.metadata,
             "prompts_sha256": digest_prompts(&self.prompts, &self.seeds),
-            "sha256": digest(linkage, &self.metadata, &arrays),
+            "sha256": digest(linkage, exact, &self.metadata, &arrays),
         });
         let mut views = Vec::with_capacity(ARRAYS.len());
         for ((name, dtype), (shape, data)) in ARRAYS.iter().zip(&contents) {
@@ -108,8 +109,9 @@ impl PlanFile {
         };
         let field = |name: &str| header.get(name).and_then(Value::as_str).ok_or_else(|| bad(format!("no {name}")));
         let (linkage, metadata) = (field("linkage")?, field("metadata")?);
+        let exact = header.get("exact").and_then(Value::as_bool).ok_or_else(|| bad("no exact"))?;
         let contents = [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments].map(|array| array.data);
-        if field("sha256")? != digest(linkage, metadata, &contents) {
+        if field("sha256")? != digest(linkage, exact, metadata, &contents) {
             return Err(bad("its digest does not match its contents; it was damaged or edited"));
         }
         check_json(metadata)?;
@@ -128,6 +130,7 @@ impl PlanFile {
         let ids = numbers(merges.data, i64::from_le_bytes);
         let ids: Vec<[i64; 2]> = ids.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
         let tree = Tree::from_merges(&ids, numbers(scores.data, f64::from_le_bytes), linkage)?;
+        let tree = if exact { tree } else { tree.approximate() };
         let mut plan = Plan::compile(Arc::new(tree), &numbers(phi.vector()?, f64::from_le_bytes))?;
         let kept = numbers(kept.vector()?, i64::from_le_bytes);
         if !kept.is_sorted() {
@@ -241,9 +244,9 @@ pub fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
     hex(hash)
 }
 
-fn digest(linkage: &str, metadata: &str, arrays: &[&[u8]]) -> String {
+fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
-    for part in [linkage.as_bytes(), metadata.as_bytes()].iter().chain(arrays) {
+    for part in [linkage.as_bytes(), &[exact.into()], metadata.as_bytes()].iter().chain(arrays) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

@@ -10,6 +10,7 @@ const NAME_LIMIT: usize = 64;
 pub struct Tree {
     n: usize,
     linkage: String,
+    exact: bool,
     merges: Vec<[u32; 2]>,
     scores: Vec<f64>,
     heights: Vec<f64>,
@@ -85,7 +86,8 @@ impl Tree {
         heights.drain(..n);
         let mut sorted_heights = heights.clone();
         sorted_heights.sort_unstable_by(f64::total_cmp);
-        Tree { n, linkage, merges, scores, heights, sizes, parents, begins, leaf_order, sorted_heights }
+        let exact = true;
+        Tree { n, linkage, exact, merges, scores, heights, sizes, parents, begins, leaf_order, sorted_heights }
     }
 
     /// One tree over the union of the leaves: leaf `i` of `trees[t]` becomes leaf `leaves[t][i]`.
@@ -129,7 +131,13 @@ impl Tree {
             trunk = (n + merges.len() - 1) as i64;
         }
         let same = trees.iter().all(|tree| tree.linkage == first.linkage);
-        Tree::from_merges(&merges, scores, if same { &first.linkage } else { "mixed" })
+        let joined = Tree::from_merges(&merges, scores, if same { &first.linkage } else { "mixed" })?;
+        Ok(Tree { exact: trees.iter().all(|tree| tree.exact), ..joined })
+    }
+
+    /// This tree, marked as built by an approximate method.
+    pub fn approximate(self) -> Self {
+        Tree { exact: false, ..self }
     }
 
     /// Number of leaves.
@@ -150,6 +158,11 @@ impl Tree {
     /// Name of what made the tree.
     pub fn linkage(&self) -> &str {
         &self.linkage
+    }
+
+    /// Whether this is the linkage itself, not an approximation of it.
+    pub fn exact(&self) -> bool {
+        self.exact
     }
 
     /// The two children of each merge.

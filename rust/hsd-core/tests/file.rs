@@ -84,14 +84,25 @@ fn why(result: hsd_core::Result<PlanFile>) -> String {
 #[test]
 fn other_versions_and_other_files_are_named() {
     let bytes = small().to_bytes().unwrap();
-    let newer = with_header(&bytes, |header| header.replace("\\\"format\\\":1", "\\\"format\\\":7"));
+    let newer = with_header(&bytes, |header| header.replace("\\\"format\\\":2", "\\\"format\\\":7"));
     assert!(why(PlanFile::from_bytes(&newer)).contains("format 7"));
     let other = with_header(&bytes, |header| header.replace("\"hsd\"", "\"pt\""));
     assert!(why(PlanFile::from_bytes(&other)).contains("some other safetensors file"));
     let edited = with_header(&bytes, |header| header.replace("ward", "wart"));
     assert!(why(PlanFile::from_bytes(&edited)).contains("digest"));
+    let other_kind = with_header(&bytes, |header| header.replace("\\\"exact\\\":true", "\\\"exact\\\":false"));
+    assert!(why(PlanFile::from_bytes(&other_kind)).contains("digest"));
     let unnamed = with_header(&bytes, |header| header.replace("\"scores\"", "\"score5\""));
     assert!(why(PlanFile::from_bytes(&unnamed)).contains("no array scores"));
+}
+
+#[test]
+fn an_approximate_tree_stays_one() {
+    let tree = hsd_core::Tree::from_merges(&[[0, 1]], vec![0.5], "ward").unwrap().approximate();
+    let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap();
+    let file = PlanFile { plan, ..small() };
+    assert!(!PlanFile::from_bytes(&file.to_bytes().unwrap()).unwrap().plan.tree().exact());
+    assert!(PlanFile::from_bytes(&small().to_bytes().unwrap()).unwrap().plan.tree().exact());
 }
 
 #[test]

@@ -150,6 +150,8 @@ fn joins_that_do_not_fit_are_named() {
     assert_eq!(joined.merges(), [[2, 0], [1, 3]]);
     assert_eq!(joined.scores(), [0.5, f64::INFINITY]);
     assert_eq!(joined.linkage(), "mixed");
+    assert!(joined.exact());
+    assert!(!Tree::join(&[&two, &one.approximate()], &[&[2, 0], &[1]]).unwrap().exact());
     assert_eq!(joined.cut(f64::INFINITY).unwrap(), [0, 1, 0]);
     assert!(joined.cut(-1.0).is_err() && joined.cut(f64::NAN).is_err());
 }

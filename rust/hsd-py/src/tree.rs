@@ -48,10 +48,11 @@ impl Tree {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (merges, scores, linkage = "ward"))]
-    fn from_merges(merges: &Bound<'_, PyAny>, scores: &Bound<'_, PyAny>, linkage: &str) -> PyResult<Self> {
+    #[pyo3(signature = (merges, scores, linkage = "ward", exact = true))]
+    fn from_merges(merges: &Bound<'_, PyAny>, scores: &Bound<'_, PyAny>, linkage: &str, exact: bool) -> PyResult<Self> {
         let (merges, scores) = (pairs("merges", merges)?, vector("scores", scores)?);
-        Ok(hsd_core::Tree::from_merges(&merges, scores, linkage).map_err(raise)?.into())
+        let tree = hsd_core::Tree::from_merges(&merges, scores, linkage).map_err(raise)?;
+        Ok(if exact { tree } else { tree.approximate() }.into())
     }
 
     #[staticmethod]
@@ -70,6 +71,11 @@ impl Tree {
     #[getter]
     fn linkage(&self) -> &str {
         self.inner.linkage()
+    }
+
+    #[getter]
+    fn exact(&self) -> bool {
+        self.inner.exact()
     }
 
     #[getter]
@@ -126,7 +132,7 @@ impl Tree {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-        let arguments = ("from_merges", self.merges(py)?, self.scores(py), self.linkage());
+        let arguments = ("from_merges", self.merges(py)?, self.scores(py), self.linkage(), self.exact());
         rebuild(py, arguments, py.get_type::<Tree>())
     }
 }
