@@ -167,10 +167,22 @@ class Plan:
         """At most ``n`` plans that together make the same prompts: contiguous shares of the leaf order,
         balanced by node-steps. Fewer than n when there are fewer prompts. ``ValueError`` for n < 1.
         """
-    def program(self, batch_size: int, order: Order = "depth", max_slots: int | None = None) -> Program:
-        """Lower to calls of ``batch_size`` lanes. See :class:`Program`. Raises ``ValueError`` for a batch size
-        < 1 and for a ``max_slots`` below the least that suffices (the message gives it).
+    def program(
+        self,
+        batch_size: int,
+        order: Order = "depth",
+        max_slots: int | None = None,
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> Program:
+        """Lower to calls of ``batch_size`` lanes. See :class:`Program`.
+
+        ``breadth`` goes depth first where that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
+        are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1 and for a ``max_slots`` below the
+        least that suffices (the message gives it).
         """
+    def check_program(self, batch_size: int, order: Order = "depth", max_slots: int | None = None) -> None:
+        """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
     def lower_bound(self, batch_size: int) -> int:
         """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls."""
     def least_slots(self) -> int:
@@ -193,7 +205,10 @@ class Plan:
 
 @final
 class Program:
-    """A plan lowered to a table of calls. Every invariant is checked before one exists. Immutable.
+    """A plan lowered to calls. Every invariant is checked before one exists. Immutable.
+
+    It holds the plan and how to schedule it, not the calls: they are made anew, and the same, whenever they are asked
+    for. Its memory is linear in the plan's segments; that of :attr:`calls` and :attr:`lanes` is not.
 
     In each call all lanes read their source before any lane writes its target. A lane may write the slot
     that it reads itself; no lane reads a slot that another lane of the same call writes.
@@ -202,6 +217,8 @@ class Program:
     @property
     def calls(self) -> NDArray[np.void]:
         """Structured array (n_calls, batch_size), filled lanes first. Read-only; the same array at every access.
+
+        20 bytes a lane, so the memory is linear in node-steps: for large plans take :meth:`chunks`.
 
         Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
         (int32 slots; ``n_slots``, a scratch row, in padding), ``fresh`` (bool: the lane starts a root segment, its
@@ -212,9 +229,14 @@ class Program:
         A segment's target is the same slot at all its steps. A slot is handed on at the earliest in the call after
         the one that last needs it, so a finished latent has to be copied out before the next call.
         """
+    def chunks(self, calls: int = 1024) -> Chunks:
+        """The rows of :attr:`calls` in order, at most ``calls`` of them at a time, in memory for so many.
+
+        Raises ``ValueError`` for calls < 1.
+        """
     @property
     def lanes(self) -> NDArray[np.int64]:
-        """(n_calls,) filled lanes of each call."""
+        """(n_calls,) filled lanes of each call. Counted at every access."""
     @property
     def n_calls(self) -> int: ...
     @property
@@ -232,3 +254,11 @@ class Program:
         """No program of this plan has fewer calls at this batch size."""
     def describe(self, max_rows: int = 200) -> str:
         """Calls and slots as aligned text, for people and for golden files."""
+
+@final
+class Chunks:
+    """Arrays of consecutive calls; see :meth:`Program.chunks`. Ends, like a generator, once it has raised."""
+
+    def __iter__(self) -> Chunks: ...
+    def __next__(self) -> NDArray[np.void]:
+        """The next calls: fields as in :attr:`Program.calls`, read-only. Ctrl-C ends it."""

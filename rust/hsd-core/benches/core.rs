@@ -68,7 +68,7 @@ fn plans(c: &mut Criterion) {
     group.bench_function("shard in 8", |b| b.iter(|| black_box(&plan).shard(8)));
     for order in [Order::Depth, Order::Breadth] {
         for max_slots in [None, Some(128)] {
-            let compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots);
+            let compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots, &mut Progress::unwatched());
             let name =
                 format!("program, {order}, {}", max_slots.map_or("any slots".to_owned(), |n| format!("{n} slots")));
             assert!(compile().is_ok());

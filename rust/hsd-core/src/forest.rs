@@ -3,7 +3,7 @@
 use crate::plan::Segment;
 
 /// What a scheduler asks about a plan's segments.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Forest {
     /// Roots, in leaf order.
     roots: Vec<u32>,
@@ -89,11 +89,12 @@ impl Forest {
     pub fn with_rank(&self, rank: u32) -> u32 {
         self.by_rank[rank as usize]
     }
+}
 
-    /// The fewest slots in which any program can run.
-    pub fn least_slots(&self) -> usize {
-        self.roots.iter().map(|&root| self.need(root)).max().unwrap_or(0)
-    }
+/// The fewest slots in which any program of these segments can run.
+pub fn least_slots(segments: &[Segment]) -> usize {
+    // A child never needs more than what it forks from.
+    needs(segments).into_iter().max().unwrap_or(0) as usize
 }
 
 /// Sethi-Ullman numbers (*The Generation of Optimal Code for Arithmetic Expressions*, JACM 1970), upside down: a

@@ -1,16 +1,15 @@
-//! The program: a plan lowered to a table of batched calls.
+//! The program: a plan lowered to batched calls, which are made anew whenever they are asked for.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::{index_count, reserve, Error, Result};
-use crate::forest::Forest;
+use crate::error::{index_count, Error, Result};
+use crate::forest::{least_slots, Forest};
 use crate::plan::Plan;
-use crate::simulate::simulate;
-use crate::slots::Slots;
+use crate::progress::Progress;
+use crate::scheduler::Scheduler;
+use crate::simulate::Checker;
 
 /// Which ready node-steps a call takes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,43 +66,91 @@ pub struct Lane {
 }
 
 /// A plan lowered to calls. Sound by construction and checked besides.
+///
+/// The calls are not stored: they are linear in node-steps, and scheduling is fast and deterministic. Compiling runs
+/// the schedule once to check every call and count them; [`Program::calls`] runs it again. Memory, here and there, is
+/// linear in the plan's segments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Program {
     plan: Arc<Plan>,
+    forest: Arc<Forest>,
     batch_size: usize,
     order: Order,
+    /// The order that the calls are made in; not `order` where that would take more calls.
+    rule: Order,
     max_slots: Option<usize>,
+    n_calls: usize,
     n_slots: usize,
-    lanes: Vec<Lane>,
-    /// Call `c` is `lanes[ends[c - 1]..ends[c]]`.
-    ends: Vec<usize>,
 }
 
 impl Program {
     /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots.
-    pub fn compile(plan: Arc<Plan>, batch_size: i64, order: Order, max_slots: Option<i64>) -> Result<Self> {
+    ///
+    /// Breadth first fills a small buffer with latents that all wait for room to fork, and then goes on one by one.
+    /// Where depth first makes fewer calls in the same slots, the program goes depth first instead.
+    pub fn compile(
+        plan: Arc<Plan>,
+        batch_size: i64,
+        order: Order,
+        max_slots: Option<i64>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let (batch_size, max_slots) = Program::check(&plan, batch_size, max_slots)?;
+        let forest = Arc::new(Forest::new(plan.segments()));
+        let mut program =
+            Program { plan, forest, batch_size, order, rule: order, max_slots, n_calls: usize::MAX, n_slots: 0 };
+        if order == Order::Breadth && max_slots.is_some() {
+            progress.phase(0.0, 0.5);
+            program.try_rule(Order::Depth, progress)?;
+            progress.phase(0.5, 1.0);
+        }
+        program.try_rule(order, progress)?;
+        progress.finish()?;
+        Ok(program)
+    }
+
+    /// Checks the parameters of [`Program::compile`] without lowering the plan; as numbers of their true types.
+    pub fn check(plan: &Plan, batch_size: i64, max_slots: Option<i64>) -> Result<(usize, Option<usize>)> {
         let Some(batch_size) = usize::try_from(batch_size).ok().filter(|&size| size > 0) else {
             return Err(Error::NotPositive { what: "batch_size", value: batch_size });
         };
         index_count("lanes", batch_size)?;
-        let forest = Forest::new(plan.segments());
-        let least = forest.least_slots();
-        let limit = match max_slots {
-            None => None,
-            Some(most) => match usize::try_from(most).ok().filter(|&most| most >= least) {
-                None => return Err(Error::TooFewSlots { max_slots: most, least }),
-                limit => limit,
-            },
-        };
-        let mut scheduler = Scheduler::new(&plan, &forest, order, limit)?;
-        scheduler.run(batch_size)?;
-        let Scheduler { lanes, ends, slots, .. } = scheduler;
-        let n_slots = slots.used();
-        if limit.is_some_and(|limit| n_slots > limit) {
-            return Err(Error::BadProgram(format!("it uses {n_slots} slots of {limit:?}")));
+        let Some(max_slots) = max_slots else { return Ok((batch_size, None)) };
+        let least = least_slots(plan.segments());
+        match usize::try_from(max_slots).ok().filter(|&most| most >= least) {
+            None => Err(Error::TooFewSlots { max_slots, least }),
+            limit => Ok((batch_size, limit)),
         }
-        simulate(&plan, batch_size, n_slots, &lanes, &ends)?;
-        Ok(Program { plan, batch_size, order, max_slots: limit, n_slots, lanes, ends })
+    }
+
+    /// Runs through the schedule by `rule`, checks every call, and takes the rule unless it makes more calls than
+    /// the one before. Gives up as soon as that is certain.
+    fn try_rule(&mut self, rule: Order, progress: &mut Progress<'_>) -> Result<()> {
+        let mut scheduler = self.scheduler(rule);
+        let mut checker = Checker::new(&self.plan, self.batch_size);
+        let mut lanes = Vec::new();
+        let total = self.plan.node_steps();
+        let (mut done, mut n_calls) = (0, 0);
+        while done < total {
+            if n_calls + (total - done).div_ceil(self.batch_size) > self.n_calls {
+                return Ok(());
+            }
+            scheduler.next_call(&mut lanes);
+            checker.check(&lanes)?;
+            done += lanes.len();
+            n_calls += 1;
+            progress.at(done, total)?;
+        }
+        let n_slots = checker.finish()?;
+        if self.max_slots.is_some_and(|limit| n_slots > limit) {
+            return Err(Error::BadProgram(format!("it uses {n_slots} slots of {:?}", self.max_slots)));
+        }
+        (self.rule, self.n_calls, self.n_slots) = (rule, n_calls, n_slots);
+        Ok(())
+    }
+
+    fn scheduler(&self, rule: Order) -> Scheduler {
+        Scheduler::new(Arc::clone(&self.plan), Arc::clone(&self.forest), self.batch_size, rule, self.max_slots)
     }
 
     /// The plan that it runs.
@@ -116,9 +163,14 @@ impl Program {
         self.batch_size
     }
 
-    /// What its calls take first.
+    /// What its calls were asked to take first.
     pub fn order(&self) -> Order {
         self.order
+    }
+
+    /// What its calls take first.
+    pub fn rule(&self) -> Order {
+        self.rule
     }
 
     /// The limit that it was compiled under.
@@ -133,17 +185,17 @@ impl Program {
 
     /// Number of calls.
     pub fn n_calls(&self) -> usize {
-        self.ends.len()
+        self.n_calls
     }
 
-    /// The filled lanes of each call.
-    pub fn calls(&self) -> impl ExactSizeIterator<Item = &[Lane]> {
-        calls(&self.lanes, &self.ends)
+    /// The calls, made one after the other, the same every time.
+    pub fn calls(&self) -> Calls {
+        Calls { scheduler: self.scheduler(self.rule), lanes: Vec::new(), left: self.n_calls }
     }
 
     /// Filled lanes / all lanes.
     pub fn occupancy(&self) -> f64 {
-        self.lanes.len() as f64 / (self.n_calls() as f64 * self.batch_size as f64)
+        self.plan.node_steps() as f64 / (self.n_calls as f64 * self.batch_size as f64)
     }
 
     /// No program of this plan has fewer calls at this batch size.
@@ -152,177 +204,34 @@ impl Program {
     }
 }
 
-/// The runs of lanes that end at `ends`.
-pub(crate) fn calls<'a>(lanes: &'a [Lane], ends: &'a [usize]) -> impl ExactSizeIterator<Item = &'a [Lane]> {
-    (0..ends.len()).map(move |call| &lanes[call.checked_sub(1).map_or(0, |before| ends[before])..ends[call]])
-}
-
-/// Segments whose next step is ready, one heap of ranks a step.
-struct Ready {
-    by_step: Vec<BinaryHeap<Reverse<u32>>>,
-    /// One bit a step: whether its heap holds anything.
-    filled: Vec<u64>,
-    order: Order,
-}
-
-impl Ready {
-    fn new(n_steps: usize, order: Order) -> Self {
-        let by_step = (0..n_steps).map(|_| BinaryHeap::new()).collect();
-        Ready { by_step, filled: vec![0; n_steps.div_ceil(64)], order }
-    }
-
-    fn push(&mut self, step: u32, rank: u32) {
-        self.by_step[step as usize].push(Reverse(rank));
-        self.filled[step as usize / 64] |= 1 << (step % 64);
-    }
-
-    fn pop(&mut self) -> Option<(u32, u32)> {
-        let mut words = self.filled.iter().enumerate().filter(|(_, &word)| word != 0);
-        let (at, bit) = match self.order {
-            Order::Depth => words.next_back().map(|(at, word)| (at, 63 - word.leading_zeros()))?,
-            Order::Breadth => words.next().map(|(at, word)| (at, word.trailing_zeros()))?,
-        };
-        let step = at * 64 + bit as usize;
-        let Reverse(rank) = self.by_step[step].pop()?;
-        if self.by_step[step].is_empty() {
-            self.filled[at] &= !(1 << bit);
-        }
-        Some((step as u32, rank))
-    }
-}
-
-/// List scheduling, call by call.
-///
-/// Every live value has one entry in `ready`: a running segment its next step, a finished one the next child that
-/// reads it (children go in ascending need); the roots have one between them. So what waits for a slot is never
-/// more than what holds one.
-struct Scheduler<'a> {
-    plan: &'a Plan,
-    forest: &'a Forest,
-    ready: Ready,
-    slots: Slots,
-    /// Slot of every segment that has begun.
-    slot: Vec<Option<u32>>,
-    /// Number of children that have begun; of the roots in the last entry.
-    begun: Vec<usize>,
-    /// The last call in which a child read the segment's latent.
-    read_in: Vec<Option<usize>>,
+/// The calls of a program, made as they are asked for: the filled lanes of each.
+#[derive(Debug)]
+pub struct Calls {
+    scheduler: Scheduler,
+    /// Of the call that was made last.
     lanes: Vec<Lane>,
-    ends: Vec<usize>,
+    left: usize,
 }
 
-impl<'a> Scheduler<'a> {
-    fn new(plan: &'a Plan, forest: &'a Forest, order: Order, limit: Option<usize>) -> Result<Self> {
-        let n = plan.segments().len();
-        let mut ready = Ready::new(plan.n_steps(), order);
-        if let Some(&root) = forest.roots().first() {
-            ready.push(0, forest.rank(root));
-        }
-        Ok(Scheduler {
-            plan,
-            forest,
-            ready,
-            slots: Slots::new(limit),
-            slot: vec![None; n],
-            begun: vec![0; n + 1],
-            read_in: vec![None; n],
-            lanes: reserve("the lanes of the program", plan.node_steps())?,
-            ends: Vec::new(),
-        })
-    }
-
-    fn run(&mut self, batch_size: usize) -> Result<()> {
-        let total = self.plan.node_steps();
-        let mut waiting = Vec::new();
-        while self.lanes.len() < total {
-            let begin = self.lanes.len();
-            while self.lanes.len() - begin < batch_size {
-                let Some((step, rank)) = self.ready.pop() else { break };
-                match self.place(self.forest.with_rank(rank), step) {
-                    Some(lane) => self.lanes.push(lane),
-                    None => waiting.push((step, rank)),
-                }
-            }
-            if self.lanes.len() == begin {
-                return Err(Error::BadProgram(format!("no lane can go on after call {}", self.ends.len())));
-            }
-            for at in begin..self.lanes.len() {
-                self.follow(self.lanes[at]);
-            }
-            waiting.drain(..).for_each(|(step, rank)| self.ready.push(step, rank));
-            self.slots.end_call();
-            self.ends.push(self.lanes.len());
-        }
-        Ok(())
-    }
-
-    /// The lane of `row` at `step` in the call under way; none if it has to wait for a slot.
-    fn place(&mut self, row: u32, step: u32) -> Option<Lane> {
-        let segment = &self.plan.segments()[row as usize];
-        let (source, target, begins) = match self.slot[row as usize] {
-            Some(slot) => (slot, slot, false),
-            None => {
-                let (source, target) = match segment.parent {
-                    None => {
-                        let slot = self.slots.take(self.forest.need(row) - 1, None)?;
-                        (slot, slot)
-                    }
-                    Some(parent) => self.fork(parent, row)?,
-                };
-                self.slot[row as usize] = Some(target);
-                self.offer_sibling(segment.parent, step);
-                (source, target, true)
-            }
-        };
-        let last = step as usize + 1 == self.plan.n_steps();
-        if last {
-            self.slots.retire(0);
-            self.slots.give(target);
-        }
-        Some(Lane { segment: row, step, source, target, fresh: begins && segment.parent.is_none(), begins, last })
-    }
-
-    /// Slots that `row` reads and writes at its first step, if there is one to write.
-    fn fork(&mut self, parent: u32, row: u32) -> Option<(u32, u32)> {
-        let call = Some(self.ends.len());
-        let source = self.slot[parent as usize]?;
-        let remaining = &self.forest.children(parent)[self.begun[parent as usize]..];
-        let later = &remaining[1..];
-        if later.is_empty() && self.read_in[parent as usize] != call {
-            // The last reader, and no lane beside it reads: it takes the parent's place. One child alone has the
-            // extra that the parent had, so nothing changes for the banker.
-            return Some((source, source));
-        }
-        let to = (!later.is_empty()).then(|| self.forest.extra(later));
-        let reader = Some((self.forest.extra(remaining), to));
-        let target = self.slots.take(self.forest.need(row) - 1, reader)?;
-        self.read_in[parent as usize] = call;
-        if later.is_empty() {
-            self.slots.give(source);
-        }
-        Some((source, target))
-    }
-
-    /// Makes the next reader of the same value ready, in this very call.
-    fn offer_sibling(&mut self, parent: Option<u32>, step: u32) {
-        let (begun, siblings) = match parent {
-            Some(parent) => (&mut self.begun[parent as usize], self.forest.children(parent)),
-            None => (&mut self.begun[self.plan.segments().len()], self.forest.roots()),
-        };
-        *begun += 1;
-        if let Some(&next) = siblings.get(*begun) {
-            self.ready.push(step, self.forest.rank(next));
-        }
-    }
-
-    /// Makes ready what `lane` makes possible, for the next call.
-    fn follow(&mut self, lane: Lane) {
-        let segment = &self.plan.segments()[lane.segment as usize];
-        let next = lane.step + 1;
-        if next < segment.end_step {
-            self.ready.push(next, self.forest.rank(lane.segment));
-        } else if let Some(&child) = self.forest.children(lane.segment).first() {
-            self.ready.push(next, self.forest.rank(child));
-        }
+impl Calls {
+    /// The lanes of the next call. Lends one buffer again and again, where the iterator makes a vector a call.
+    pub fn next_call(&mut self) -> Option<&[Lane]> {
+        self.left = self.left.checked_sub(1)?;
+        self.scheduler.next_call(&mut self.lanes);
+        Some(&self.lanes)
     }
 }
+
+impl Iterator for Calls {
+    type Item = Vec<Lane>;
+
+    fn next(&mut self) -> Option<Vec<Lane>> {
+        self.next_call().map(<[Lane]>::to_vec)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Calls {}

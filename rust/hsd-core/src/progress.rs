@@ -12,7 +12,7 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 ///
 /// The function stops the work by [`ControlFlow::Break`]; the work then ends with [`Error::Interrupted`].
 pub struct Progress<'a> {
-    report: &'a mut dyn FnMut(f64) -> ControlFlow<()>,
+    report: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
     last: Option<Instant>,
     range: (f64, f64),
 }
@@ -20,7 +20,12 @@ pub struct Progress<'a> {
 impl<'a> Progress<'a> {
     /// Reports to `report`.
     pub fn new(report: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
-        Progress { report, last: None, range: (0.0, 1.0) }
+        Progress { report: Some(report), last: None, range: (0.0, 1.0) }
+    }
+
+    /// Reports to no one: the work runs to its end.
+    pub fn unwatched() -> Self {
+        Progress { report: None, last: None, range: (0.0, 1.0) }
     }
 
     /// From now on a phase's 0..1 stands for `begin`..`end` of the whole.
@@ -29,7 +34,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Reports `done` of `total` if the last report is old enough.
-    pub(crate) fn at(&mut self, done: usize, total: usize) -> Result<()> {
+    pub fn at(&mut self, done: usize, total: usize) -> Result<()> {
         if self.last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return Ok(());
         }
@@ -44,9 +49,9 @@ impl<'a> Progress<'a> {
 
     fn send(&mut self, fraction: f64) -> Result<()> {
         self.last = Some(Instant::now());
-        match (self.report)(fraction) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Interrupted),
+        match self.report.as_mut().map(|report| report(fraction)) {
+            Some(ControlFlow::Break(())) => Err(Error::Interrupted),
+            _ => Ok(()),
         }
     }
 }

@@ -1,10 +1,34 @@
-//! Proof that a table of calls runs a plan, from the table alone: one tag a slot, call by call.
+//! Proof that a stream of calls runs a plan, from the calls alone: one tag a slot, call by call.
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::program::{calls, Lane};
+use crate::program::Lane;
 
-/// Checks a program against its plan.
+/// Who reads a slot in the call under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Nobody,
+    Lane(u32),
+    Several,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    /// The segment and step whose latent it holds.
+    holds: Option<(u32, u32)>,
+    /// In the call under way.
+    reader: Reader,
+    /// In the call under way.
+    written: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    next_step: u32,
+    target: Option<u32>,
+}
+
+/// Checks calls against a plan, as they come. It remembers segments and slots, but no call.
 ///
 /// - Every call has 1 to `batch_size` lanes.
 /// - Every node-step occurs once, after the one before it, in a later call than that.
@@ -12,75 +36,122 @@ use crate::program::{calls, Lane};
 ///   the start of a root, the slot that it writes itself.
 /// - No slot is written twice in a call, or read by one lane and written by another.
 /// - A segment keeps one target, and the flags say what is the case.
-pub fn simulate(plan: &Plan, batch_size: usize, n_slots: usize, lanes: &[Lane], ends: &[usize]) -> Result<()> {
-    let segments = plan.segments();
-    let n_steps = plan.n_steps() as u32;
-    // The segment and step whose latent each slot holds.
-    let mut holds: Vec<Option<(u32, u32)>> = vec![None; n_slots];
-    let mut next_step: Vec<u32> = segments.iter().map(|segment| segment.first_step).collect();
-    let mut target: Vec<Option<u32>> = vec![None; segments.len()];
-    // The last call in which a slot was written, and in which it was read with its reader, or several.
-    let mut written: Vec<Option<usize>> = vec![None; n_slots];
-    let mut read: Vec<Option<(usize, Option<usize>)>> = vec![None; n_slots];
-    if ends.last().copied().unwrap_or(0) != lanes.len() || !ends.is_sorted() {
-        return Err(Error::BadProgram("its calls do not hold its lanes".to_owned()));
+#[derive(Debug)]
+pub struct Checker<'a> {
+    plan: &'a Plan,
+    batch_size: usize,
+    /// Number of calls so far.
+    call: usize,
+    segments: Vec<State>,
+    slots: Vec<Slot>,
+}
+
+impl<'a> Checker<'a> {
+    /// Before the first call.
+    pub fn new(plan: &'a Plan, batch_size: usize) -> Self {
+        let begin = |next_step| State { next_step, target: None };
+        let segments = plan.segments().iter().map(|segment| begin(segment.first_step)).collect();
+        Checker { plan, batch_size, call: 0, segments, slots: Vec::new() }
     }
-    for (call, lanes) in calls(lanes, ends).enumerate() {
-        if lanes.is_empty() || lanes.len() > batch_size {
-            return Err(Error::BadProgram(format!("call {call} has {} lanes of {batch_size}", lanes.len())));
+
+    /// Checks the next call. After an error the checker is of no more use.
+    pub fn check(&mut self, lanes: &[Lane]) -> Result<()> {
+        if lanes.is_empty() || lanes.len() > self.batch_size {
+            let why = format!("call {} has {} lanes of {}", self.call, lanes.len(), self.batch_size);
+            return Err(Error::BadProgram(why));
         }
+        // All lanes read before any writes.
+        self.each(lanes, Checker::read)?;
+        self.each(lanes, Checker::write)?;
+        for lane in lanes {
+            self.slots[lane.source as usize].reader = Reader::Nobody;
+            self.slots[lane.target as usize].written = false;
+        }
+        self.call += 1;
+        Ok(())
+    }
+
+    /// Checks that nothing is left to do. The number of slots that were used.
+    pub fn finish(self) -> Result<usize> {
+        let ends = self.plan.segments().iter().map(|segment| segment.end_step);
+        match self.segments.iter().zip(ends).position(|(state, end)| state.next_step != end) {
+            None => Ok(self.slots.len()),
+            Some(row) => {
+                let step = self.segments[row].next_step;
+                Err(Error::BadProgram(format!("segment {row} stops before step {step}")))
+            }
+        }
+    }
+
+    fn each(&mut self, lanes: &[Lane], check: fn(&mut Self, u32, &Lane) -> Outcome) -> Result<()> {
+        // Slots are numbered as they come into use, so that a wild number cannot make a large table.
+        let most = self.slots.len() + lanes.len();
         for (at, lane) in lanes.iter().enumerate() {
-            let bad = |why: String| Err(Error::BadLane { call, lane: at, why });
-            let (row, source) = (lane.segment as usize, lane.source as usize);
-            let Some(segment) = segments.get(row) else { return bad(format!("runs segment {row}, which is none")) };
-            if source >= n_slots || lane.target as usize >= n_slots {
-                return bad(format!("uses slots {source} and {} of {n_slots}", lane.target));
-            }
-            if lane.step != next_step[row] || lane.step >= segment.end_step {
-                return bad(format!("runs step {} of segment {row}, not step {}", lane.step, next_step[row]));
-            }
-            let begins = lane.step == segment.first_step;
-            let fresh = begins && segment.parent.is_none();
-            if (lane.begins, lane.fresh, lane.last) != (begins, fresh, lane.step + 1 == n_steps) {
-                return bad(format!("has wrong flags for step {} of segment {row}", lane.step));
-            }
-            if fresh {
-                if lane.source != lane.target {
-                    return bad("starts a root, but reads another slot than it writes".to_owned());
-                }
+            let slots = lane.source.max(lane.target) as usize + 1;
+            let outcome = if slots > most {
+                Err(format!("uses slots {} and {}, but {most} are in use at most", lane.source, lane.target))
             } else {
-                let from = if begins { segment.parent.unwrap_or_default() } else { lane.segment };
-                if holds[source] != Some((from, lane.step - 1)) {
-                    let found = holds[source];
-                    return bad(format!(
-                        "needs segment {from} after step {} in slot {source}: {found:?}",
-                        lane.step - 1
-                    ));
+                if slots > self.slots.len() {
+                    self.slots.resize(slots, Slot { holds: None, reader: Reader::Nobody, written: false });
                 }
-            }
-            if *target[row].get_or_insert(lane.target) != lane.target {
-                return bad(format!("moves segment {row} to slot {}", lane.target));
-            }
-            read[source] = match read[source] {
-                Some((then, _)) if then == call => Some((call, None)),
-                _ => Some((call, Some(at))),
+                check(self, at as u32, lane)
             };
+            outcome.map_err(|why| Error::BadLane { call: self.call, lane: at, why })?;
         }
-        for (at, lane) in lanes.iter().enumerate() {
-            let bad = |why: String| Err(Error::BadLane { call, lane: at, why });
-            let slot = lane.target as usize;
-            if written[slot].replace(call) == Some(call) {
-                return bad(format!("writes slot {slot}, which another lane writes"));
-            }
-            if read[slot].is_some_and(|(then, reader)| then == call && reader != Some(at)) {
-                return bad(format!("writes slot {slot}, which another lane reads"));
-            }
-            holds[slot] = Some((lane.segment, lane.step));
-            next_step[lane.segment as usize] += 1;
-        }
+        Ok(())
     }
-    match segments.iter().zip(&next_step).position(|(segment, &next)| next != segment.end_step) {
-        None => Ok(()),
-        Some(row) => Err(Error::BadProgram(format!("segment {row} stops before step {}", next_step[row]))),
+
+    fn read(&mut self, at: u32, lane: &Lane) -> Outcome {
+        let (row, source) = (lane.segment as usize, &mut self.slots[lane.source as usize]);
+        let Some(segment) = self.plan.segments().get(row) else {
+            return Err(format!("runs segment {row}, which is none"));
+        };
+        let state = &mut self.segments[row];
+        if lane.step != state.next_step || lane.step >= segment.end_step {
+            return Err(format!("runs step {} of segment {row}, not step {}", lane.step, state.next_step));
+        }
+        let begins = lane.step == segment.first_step;
+        let fresh = begins && segment.parent.is_none();
+        let last = lane.step as usize + 1 == self.plan.n_steps();
+        if (lane.begins, lane.fresh, lane.last) != (begins, fresh, last) {
+            return Err(format!("has wrong flags for step {} of segment {row}", lane.step));
+        }
+        if fresh {
+            if lane.source != lane.target {
+                return Err("starts a root, but reads another slot than it writes".to_owned());
+            }
+        } else {
+            let from = if begins { segment.parent.unwrap_or_default() } else { lane.segment };
+            let needed = (from, lane.step - 1);
+            if source.holds != Some(needed) {
+                let (slot, found) = (lane.source, source.holds);
+                return Err(format!("needs segment {from} after step {} in slot {slot}: {found:?}", needed.1));
+            }
+        }
+        if *state.target.get_or_insert(lane.target) != lane.target {
+            return Err(format!("moves segment {row} to slot {}", lane.target));
+        }
+        source.reader = match source.reader {
+            Reader::Nobody => Reader::Lane(at),
+            _ => Reader::Several,
+        };
+        Ok(())
+    }
+
+    fn write(&mut self, at: u32, lane: &Lane) -> Outcome {
+        let slot = &mut self.slots[lane.target as usize];
+        if slot.written {
+            return Err(format!("writes slot {}, which another lane writes", lane.target));
+        }
+        if ![Reader::Nobody, Reader::Lane(at)].contains(&slot.reader) {
+            return Err(format!("writes slot {}, which another lane reads", lane.target));
+        }
+        slot.written = true;
+        slot.holds = Some((lane.segment, lane.step));
+        self.segments[lane.segment as usize].next_step += 1;
+        Ok(())
     }
 }
+
+/// Nothing, or what is wrong with a lane.
+type Outcome = std::result::Result<(), String>;

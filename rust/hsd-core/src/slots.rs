@@ -18,17 +18,14 @@ pub struct Slots {
     freed: Vec<u32>,
     /// Number of live values by extra. Extras grow with the logarithm of the set, so this stays short.
     live: Vec<usize>,
+    /// Whether this call has changed what is free or live.
+    changed: bool,
 }
 
 impl Slots {
     /// At most `limit` slots.
     pub fn new(limit: Option<usize>) -> Self {
-        Slots { limit, used: 0, free: BinaryHeap::new(), freed: Vec::new(), live: Vec::new() }
-    }
-
-    /// Number of slots used so far.
-    pub fn used(&self) -> usize {
-        self.used
+        Slots { limit, used: 0, free: BinaryHeap::new(), freed: Vec::new(), live: Vec::new(), changed: false }
     }
 
     /// A free slot, the lowest first, for a new value with extra `extra`; `reader` is the change `(from, to)` in the
@@ -51,6 +48,7 @@ impl Slots {
             }
             return None;
         }
+        self.changed = true;
         Some(self.free.pop().map_or_else(
             || {
                 self.used += 1;
@@ -63,16 +61,19 @@ impl Slots {
     /// A value with extra `extra` is gone.
     pub fn retire(&mut self, extra: usize) {
         self.remove(extra);
+        self.changed = true;
     }
 
     /// `slot` holds nothing that is needed after this call.
     pub fn give(&mut self, slot: u32) {
         self.freed.push(slot);
+        self.changed = true;
     }
 
-    /// The call is complete.
-    pub fn end_call(&mut self) {
+    /// The call is complete. False if a value that found no slot in it would find none in the next one either.
+    pub fn end_call(&mut self) -> bool {
         self.free.extend(self.freed.drain(..).map(Reverse));
+        std::mem::take(&mut self.changed)
     }
 
     fn add(&mut self, extra: usize) {

@@ -42,7 +42,7 @@ impl Program {
     pub fn describe(&self, max_rows: usize) -> String {
         let mut text = format!(
             "program: {} first, {} calls of {} lanes (at least {}), {:.1} % filled, {} slots\n",
-            self.order(),
+            self.rule(),
             self.n_calls(),
             self.batch_size(),
             self.lower_bound(),

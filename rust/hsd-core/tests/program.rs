@@ -5,9 +5,9 @@ mod common;
 use std::sync::Arc;
 
 use common::plan;
-use hsd_core::forest::Forest;
-use hsd_core::simulate::simulate;
-use hsd_core::{Error, Lane, Order, Plan, Program, Segment, Tree};
+use hsd_core::forest::least_slots;
+use hsd_core::simulate::Checker;
+use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Segment, Tree};
 use proptest::prelude::*;
 
 fn order() -> impl Strategy<Value = Order> {
@@ -25,15 +25,21 @@ fn fewest_slots(segments: &[Segment], row: usize) -> usize {
     (0..needs.len()).filter_map(beside).min().unwrap_or(1)
 }
 
-fn table(program: &Program) -> (Vec<Lane>, Vec<usize>) {
-    let lanes: Vec<Lane> = program.calls().flatten().copied().collect();
-    let mut end = 0;
-    let ends = program.calls().map(|call| {
-        end += call.len();
-        end
-    });
-    let ends = ends.collect();
-    (lanes, ends)
+fn compile(plan: &Arc<Plan>, batch_size: i64, order: Order, max_slots: Option<i64>) -> Result<Program> {
+    Program::compile(Arc::clone(plan), batch_size, order, max_slots, &mut Progress::unwatched())
+}
+
+/// Whether `calls` run `plan` in `n_slots` slots.
+fn is_sound(plan: &Plan, batch_size: usize, n_slots: usize, calls: &[Vec<Lane>]) -> bool {
+    let mut checker = Checker::new(plan, batch_size);
+    calls.iter().all(|lanes| checker.check(lanes).is_ok()) && checker.finish() == Ok(n_slots)
+}
+
+/// A lane of a table, counted over all of its calls.
+fn lane_at(calls: &mut [Vec<Lane>], at: prop::sample::Index) -> &mut Lane {
+    let mut lanes: Vec<&mut Lane> = calls.iter_mut().flatten().collect();
+    let at = at.index(lanes.len());
+    lanes.swap_remove(at)
 }
 
 proptest! {
@@ -41,7 +47,7 @@ proptest! {
 
     #[test]
     fn breadth_meets_the_bound(plan in plan(40), batch_size in 1..41i64) {
-        let program = Program::compile(Arc::new(plan), batch_size, Order::Breadth, None).unwrap();
+        let program = compile(&Arc::new(plan), batch_size, Order::Breadth, None).unwrap();
         prop_assert_eq!(program.n_calls(), program.lower_bound());
     }
 
@@ -50,29 +56,48 @@ proptest! {
         let segments = plan.segments();
         let roots = (0..segments.len()).filter(|&row| segments[row].parent.is_none());
         let fewest = roots.map(|row| fewest_slots(segments, row)).max().unwrap();
-        prop_assert_eq!(Forest::new(segments).least_slots(), fewest);
+        prop_assert_eq!(least_slots(segments), fewest);
     }
 
     #[test]
     fn few_slots_never_deadlock(plan in plan(40), batch_size in 1..41i64, order in order(), spare in 0..6usize) {
         // Compiling proves the program sound.
-        let limit = Forest::new(plan.segments()).least_slots() + spare;
+        let least = least_slots(plan.segments());
+        let limit = least + spare;
         let plan = Arc::new(plan);
-        let program = Program::compile(Arc::clone(&plan), batch_size, order, Some(limit as i64)).unwrap();
+        let program = compile(&plan, batch_size, order, Some(limit as i64)).unwrap();
         prop_assert!(program.n_slots() <= limit);
-        prop_assert_eq!(program.calls().map(<[Lane]>::len).sum::<usize>(), plan.node_steps());
         prop_assert!(program.n_calls() >= program.lower_bound());
-        let least = Forest::new(plan.segments()).least_slots();
-        let error = Program::compile(plan, batch_size, order, Some(least as i64 - 1)).unwrap_err();
+        prop_assert!(program.n_calls() <= compile(&plan, batch_size, Order::Depth, Some(limit as i64)).unwrap().n_calls());
+        let error = compile(&plan, batch_size, order, Some(least as i64 - 1)).unwrap_err();
         prop_assert_eq!(error, Error::TooFewSlots { max_slots: least as i64 - 1, least });
     }
 
     #[test]
     fn one_lane_at_a_time_needs_the_least_slots(plan in plan(24)) {
-        let least = Forest::new(plan.segments()).least_slots();
-        let program = Program::compile(Arc::new(plan), 1, Order::Depth, None).unwrap();
+        let least = least_slots(plan.segments());
+        let program = compile(&Arc::new(plan), 1, Order::Depth, None).unwrap();
         prop_assert_eq!(program.n_slots(), least);
         prop_assert_eq!(program.n_calls(), program.lower_bound());
+    }
+
+    #[test]
+    fn calls_are_made_again_as_they_were_checked(
+        plan in plan(40), batch_size in 1..41i64, order in order(), limited in any::<bool>(),
+    ) {
+        let limit = limited.then(|| least_slots(plan.segments()) as i64 + 1);
+        let plan = Arc::new(plan);
+        let program = compile(&plan, batch_size, order, limit).unwrap();
+        let calls: Vec<Vec<Lane>> = program.calls().collect();
+        prop_assert_eq!((calls.len(), program.calls().len()), (program.n_calls(), program.n_calls()));
+        prop_assert_eq!(calls.iter().map(Vec::len).sum::<usize>(), plan.node_steps());
+        prop_assert!(is_sound(&plan, batch_size as usize, program.n_slots(), &calls));
+        let mut again = program.calls();
+        for lanes in &calls {
+            prop_assert_eq!(again.next_call(), Some(&lanes[..]));
+        }
+        prop_assert_eq!(again.next_call(), None);
+        prop_assert_eq!(program.occupancy(), plan.node_steps() as f64 / (calls.len() * batch_size as usize) as f64);
     }
 
     #[test]
@@ -81,15 +106,12 @@ proptest! {
         field in 0..7, value in 0..12u32,
     ) {
         let plan = Arc::new(plan);
-        let program = Program::compile(Arc::clone(&plan), batch_size, order, None).unwrap();
-        let (mut lanes, ends) = table(&program);
-        let n_slots = program.n_slots();
-        prop_assert!(simulate(&plan, batch_size as usize, n_slots, &lanes, &ends).is_ok());
-        let at = at.index(lanes.len());
-        let before = lanes[at];
+        let program = compile(&plan, batch_size, order, None).unwrap();
+        let mut calls: Vec<Vec<Lane>> = program.calls().collect();
+        let lane = lane_at(&mut calls, at);
+        let before = *lane;
         // A finished latent may come to lie in any slot that is free, if its segment has no other step.
         let free_to_move = before.last && before.begins;
-        let lane = &mut lanes[at];
         match field {
             0 => lane.segment = value,
             1 => lane.step = value,
@@ -100,8 +122,8 @@ proptest! {
             6 => lane.last ^= true,
             _ => {}
         }
-        let changed = lanes[at] != before;
-        prop_assert_eq!(simulate(&plan, batch_size as usize, n_slots, &lanes, &ends).is_err(), changed);
+        let changed = *lane != before;
+        prop_assert_eq!(is_sound(&plan, batch_size as usize, program.n_slots(), &calls), !changed);
     }
 
     #[test]
@@ -109,26 +131,21 @@ proptest! {
         plan in plan(16), batch_size in 1..9i64, order in order(), at in any::<prop::sample::Index>(), kind in 0..4,
     ) {
         let plan = Arc::new(plan);
-        let program = Program::compile(Arc::clone(&plan), batch_size, order, None).unwrap();
-        let (mut lanes, mut ends) = table(&program);
+        let program = compile(&plan, batch_size, order, None).unwrap();
+        let mut calls: Vec<Vec<Lane>> = program.calls().collect();
         match kind {
-            0 => {
-                lanes.pop();
-                *ends.last_mut().unwrap() -= 1;
-            }
+            0 => drop(calls.last_mut().unwrap().pop()),
             1 => {
-                lanes.push(lanes[at.index(lanes.len())]);
-                ends.push(lanes.len());
+                let lane = *lane_at(&mut calls, at);
+                calls.push(vec![lane]);
             }
-            2 => ends.insert(0, 0),
+            2 => calls.insert(0, Vec::new()),
             // All calls as one: no lane may read what another one of its call writes.
-            _ if ends.len() > 1 => ends = vec![lanes.len()],
+            _ if calls.len() > 1 => calls = vec![calls.concat()],
             _ => return Ok(()),
         }
-        let enough = lanes.len();
         let together = kind == 3 && plan.n_steps() == 1;
-        let sound = simulate(&plan, enough, program.n_slots(), &lanes, &ends).is_ok();
-        prop_assert!(!sound || together);
+        prop_assert!(!is_sound(&plan, plan.node_steps() + 1, program.n_slots(), &calls) || together);
     }
 }
 
@@ -143,7 +160,7 @@ fn wide_forks_and_many_roots() {
         let plan = Arc::new(Plan::compile(Arc::clone(&tree), &phi).unwrap());
         for order in [Order::Depth, Order::Breadth] {
             for max_slots in [None, Some(9), Some(2)] {
-                let program = Program::compile(Arc::clone(&plan), 8, order, max_slots).unwrap();
+                let program = compile(&plan, 8, order, max_slots).unwrap();
                 assert!(max_slots.is_none_or(|most| program.n_slots() <= most as usize));
                 assert!(max_slots == Some(2) || program.n_calls() <= program.lower_bound() + 3);
             }
@@ -155,7 +172,7 @@ fn wide_forks_and_many_roots() {
 fn parameters_that_do_not_fit_are_named() {
     let tree = Tree::from_merges(&[], vec![], "ward").unwrap();
     let plan = Arc::new(Plan::compile(Arc::new(tree), &[0.0]).unwrap());
-    let compile = |batch_size, slots| Program::compile(Arc::clone(&plan), batch_size, Order::Depth, slots);
+    let compile = |batch_size, slots| compile(&plan, batch_size, Order::Depth, slots);
     assert_eq!(compile(0, None), Err(Error::NotPositive { what: "batch_size", value: 0 }));
     assert_eq!(compile(1, Some(-1)), Err(Error::TooFewSlots { max_slots: -1, least: 1 }));
     assert!("sideways".parse::<Order>().is_err());

@@ -4,6 +4,7 @@ mod arrays;
 mod errors;
 mod plan;
 mod program;
+mod progress;
 mod tree;
 
 use numpy::{PyArray1, ToPyArray};
@@ -18,7 +19,7 @@ mod _core {
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]
-    use super::program::Program;
+    use super::program::{Chunks, Program};
     #[pymodule_export]
     use super::tree::Tree;
     use super::*;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hsd_core::file::PlanFile;
-use hsd_core::forest::Forest;
-use hsd_core::Order;
+use hsd_core::forest::least_slots;
+use hsd_core::{Order, Progress};
 use numpy::{PyArray1, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -13,6 +13,7 @@ use pyo3::types::{PyBytes, PyTuple};
 use crate::arrays::{records, vector};
 use crate::errors::{positive, raise};
 use crate::program::Program;
+use crate::progress::watched;
 use crate::tree::{indices, rebuild, Tree};
 
 /// Which cluster runs when. Every invariant is checked before one exists. Immutable.
@@ -113,12 +114,27 @@ impl Plan {
         Ok(shards.into_iter().map(Plan::from).collect())
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None))]
-    fn program(&self, py: Python<'_>, batch_size: i64, order: &str, max_slots: Option<i64>) -> PyResult<Program> {
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, progress = None))]
+    fn program(
+        &self,
+        py: Python<'_>,
+        batch_size: i64,
+        order: &str,
+        max_slots: Option<i64>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Program> {
         let order: Order = order.parse().map_err(raise)?;
         let plan = Arc::clone(&self.inner);
-        let program = py.detach(|| hsd_core::Program::compile(plan, batch_size, order, max_slots));
-        Ok(program.map_err(raise)?.into())
+        let compile =
+            |progress: &mut Progress<'_>| hsd_core::Program::compile(plan, batch_size, order, max_slots, progress);
+        Ok(watched(py, progress.as_ref(), compile)?.into())
+    }
+
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None))]
+    fn check_program(&self, batch_size: i64, order: &str, max_slots: Option<i64>) -> PyResult<()> {
+        order.parse::<Order>().map_err(raise)?;
+        hsd_core::Program::check(&self.inner, batch_size, max_slots).map_err(raise)?;
+        Ok(())
     }
 
     fn lower_bound(&self, batch_size: i64) -> PyResult<usize> {
@@ -126,7 +142,7 @@ impl Plan {
     }
 
     fn least_slots(&self) -> usize {
-        Forest::new(self.inner.segments()).least_slots()
+        least_slots(self.inner.segments())
     }
 
     #[pyo3(signature = (max_rows = 200))]

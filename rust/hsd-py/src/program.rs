@@ -2,28 +2,31 @@
 
 use std::sync::Arc;
 
+use hsd_core::Progress;
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
 use crate::arrays::records;
+use crate::errors::positive;
 use crate::plan::Plan;
+use crate::progress::watched;
 use crate::tree::rebuild;
 
-/// A plan lowered to a table of calls. Every invariant is checked before one exists. Immutable.
+/// A plan lowered to calls. Every invariant is checked before one exists. Immutable.
 ///
 /// In each call all lanes read their source before any lane writes its target. A lane may write the slot
 /// that it reads itself; no lane reads a slot that another lane of the same call writes.
 #[pyclass(frozen, module = "hsd._core")]
 pub struct Program {
-    inner: hsd_core::Program,
+    inner: Arc<hsd_core::Program>,
     calls: PyOnceLock<Py<PyAny>>,
 }
 
 impl From<hsd_core::Program> for Program {
     fn from(inner: hsd_core::Program) -> Self {
-        Program { inner, calls: PyOnceLock::new() }
+        Program { inner: Arc::new(inner), calls: PyOnceLock::new() }
     }
 }
 
@@ -46,34 +49,64 @@ fn write(record: &mut [u8], numbers: [i32; 4], flags: [bool; 3]) {
     tail.iter_mut().zip(flags).for_each(|(to, flag)| *to = flag.into());
 }
 
+/// The next `count` calls as a structured array, one row a call. Without the GIL, and ended by Ctrl-C.
+fn table<'py>(
+    py: Python<'py>,
+    program: &hsd_core::Program,
+    calls: &mut hsd_core::Calls,
+    count: usize,
+) -> PyResult<Bound<'py, PyAny>> {
+    let batch_size = program.batch_size();
+    let scratch = program.n_slots() as i32;
+    let mut outcome = Ok(());
+    let fill = |buffer: &mut [u8]| {
+        outcome = watched(py, None, |progress| {
+            for (call, records) in buffer.chunks_exact_mut(ITEMSIZE * batch_size).enumerate() {
+                let lanes = calls.next_call().unwrap_or_default();
+                for (at, record) in records.chunks_exact_mut(ITEMSIZE).enumerate() {
+                    match lanes.get(at) {
+                        None => write(record, [-1, 0, scratch, scratch], [false; 3]),
+                        Some(lane) => {
+                            let numbers = [lane.segment, lane.step, lane.source, lane.target];
+                            write(record, numbers.map(|n| n as i32), [lane.fresh, lane.begins, lane.last]);
+                        }
+                    }
+                }
+                progress.at(call, count)?;
+            }
+            Ok(())
+        });
+    };
+    let array = records(py, &FIELDS, ITEMSIZE, (count, Some(batch_size)), fill);
+    outcome.and(array)
+}
+
 #[pymethods]
 impl Program {
     #[getter]
     fn calls<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let batch_size = self.inner.batch_size();
-        let scratch = self.inner.n_slots() as i32;
-        let array = self.calls.get_or_try_init(py, || {
-            let fill = |buffer: &mut [u8]| {
-                for (call, lanes) in buffer.chunks_exact_mut(ITEMSIZE * batch_size).zip(self.inner.calls()) {
-                    for (at, record) in call.chunks_exact_mut(ITEMSIZE).enumerate() {
-                        match lanes.get(at) {
-                            None => write(record, [-1, 0, scratch, scratch], [false; 3]),
-                            Some(lane) => {
-                                let numbers = [lane.segment, lane.step, lane.source, lane.target];
-                                write(record, numbers.map(|n| n as i32), [lane.fresh, lane.begins, lane.last]);
-                            }
-                        }
-                    }
-                }
-            };
-            records(py, &FIELDS, ITEMSIZE, (self.inner.n_calls(), Some(batch_size)), fill).map(Bound::unbind)
-        })?;
-        Ok(array.bind(py).clone())
+        let make = || table(py, &self.inner, &mut self.inner.calls(), self.inner.n_calls()).map(Bound::unbind);
+        Ok(self.calls.get_or_try_init(py, make)?.bind(py).clone())
+    }
+
+    #[pyo3(signature = (calls = 1024))]
+    fn chunks(&self, calls: i64) -> PyResult<Chunks> {
+        let size = positive("calls", calls)?;
+        Ok(Chunks { program: Arc::clone(&self.inner), calls: self.inner.calls(), size })
     }
 
     #[getter]
-    fn lanes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.inner.calls().map(|lanes| lanes.len() as i64))
+    fn lanes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let mut calls = self.inner.calls();
+        let count = |progress: &mut Progress<'_>| {
+            let mut lanes = Vec::with_capacity(calls.len());
+            while let Some(call) = calls.next_call() {
+                lanes.push(call.len() as i64);
+                progress.at(lanes.len(), self.inner.n_calls())?;
+            }
+            Ok(lanes)
+        };
+        Ok(PyArray1::from_vec(py, watched(py, None, count)?))
     }
 
     #[getter]
@@ -124,5 +157,29 @@ impl Program {
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let arguments = ("program", self.inner.batch_size(), self.inner.order().name(), self.inner.max_slots());
         rebuild(py, arguments, Plan::from(Arc::clone(self.inner.plan())))
+    }
+}
+
+/// Consecutive calls of a program, a bounded number at a time.
+#[pyclass(module = "hsd._core")]
+pub struct Chunks {
+    program: Arc<hsd_core::Program>,
+    calls: hsd_core::Calls,
+    size: usize,
+}
+
+#[pymethods]
+impl Chunks {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let count = self.calls.len().min(self.size);
+        let chunk = (count > 0).then(|| table(py, &self.program, &mut self.calls, count)).transpose();
+        if chunk.is_err() {
+            self.size = 0; // Calls are lost: like a generator that has raised, it is at its end.
+        }
+        chunk
     }
 }

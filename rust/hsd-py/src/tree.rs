@@ -1,7 +1,6 @@
 //! `hsd._core.Tree`.
 
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use hsd_core::distance::UnitRows;
@@ -12,6 +11,7 @@ use pyo3::types::PyTuple;
 
 use crate::arrays::{pairs, table, vector, wrong_type};
 use crate::errors::raise;
+use crate::progress::watched;
 
 /// A binary merge tree over N prompts. Immutable.
 #[pyclass(frozen, module = "hsd._core")]
@@ -167,27 +167,9 @@ fn build<T: Copy + Into<f64> + Sync>(
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Tree> {
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    // What Python raised, in the callback or by a signal, comes out in place of the core's `Interrupted`.
-    let mut raised = None;
-    let result = py.detach(|| {
+    let build = |progress: &mut Progress<'_>| {
         let unit_rows = UnitRows::new(data, rows, columns)?;
-        let mut report = |fraction: f64| {
-            let outcome = Python::attach(|py| {
-                py.check_signals()?;
-                callback.as_ref().map_or(Ok(()), |callback| callback.call1(py, (fraction,)).map(drop))
-            });
-            match outcome {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    raised = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        };
-        linkage::build(&unit_rows, linkage, threads, &mut Progress::new(&mut report))
-    });
-    match (result, raised) {
-        (_, Some(error)) => Err(error),
-        (result, None) => Ok(result.map_err(raise)?.into()),
-    }
+        linkage::build(&unit_rows, linkage, threads, progress)
+    };
+    Ok(watched(py, callback.as_ref(), build)?.into())
 }
