@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +129,23 @@ class Plan:
         """At most ``n`` plans that together make the same images, balanced by node-steps: one a worker."""
         return [self._with(part) for part in self._core.shard(n)]
 
-    def program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> Program:
+    def program(
+        self,
+        batch_size: int = 16,
+        order: Order = "depth",
+        max_slots: int | None = None,
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
-        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once.
+        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once. ``progress`` gets the
+        finished fraction.
         """
-        return self._core.program(batch_size, order, max_slots)
+        return self._core.program(batch_size, order, max_slots, progress=progress)
+
+    def check_program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> None:
+        """Raise what :meth:`program` would raise for these arguments, without lowering the plan."""
+        self._core.check_program(batch_size, order, max_slots)
 
     def summary(self, batch_size: int = 16) -> str:
         """A page for people: what is saved, and how many clusters run at each step."""

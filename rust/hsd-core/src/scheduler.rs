@@ -39,6 +39,8 @@ impl Ready {
         let Reverse(rank) = self.by_step[step].pop()?;
         if self.by_step[step].is_empty() {
             self.filled[at] &= !(1 << bit);
+            // Breadth first passes through steps with a heap of all segments each: their room is not kept.
+            self.by_step[step].shrink_to(16);
         }
         Some((step as u32, rank))
     }
