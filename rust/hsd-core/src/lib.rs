@@ -12,6 +12,7 @@ pub mod file;
 pub mod forest;
 pub mod linkage;
 pub mod naive;
+mod places;
 mod plan;
 mod program;
 mod progress;

@@ -65,7 +65,7 @@ impl Plan {
     /// The only way in: no plan exists that [`validate`] has not passed.
     pub(crate) fn new(tree: Arc<Tree>, phi: Arc<[f64]>, kept: Vec<u32>, segments: Vec<Segment>) -> Result<Self> {
         index_count("segments", segments.len())?;
-        validate(tree.leaf_order(), phi.len(), &kept, &segments)?;
+        validate(&tree, phi.len(), &kept, &segments)?;
         Ok(Plan { tree, phi, kept, segments })
     }
 
