@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -162,12 +161,12 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of prompts, seeds, tree, phi and noise: equal for all shards of one plan, and only for those."""
-        whole = _core.Plan.compile(self.tree, self.phi)
-        request = json.dumps({"noise": self.noise}, sort_keys=True)
-        return hashlib.sha256(whole.to_bytes(self.prompts, self.seeds, request)).hexdigest()
+        return self._core.fingerprint(self.prompts, self.seeds, json.dumps({"noise": self.noise}))
 
     def whole(self) -> Plan:
         """The plan for all N prompts that this one was pruned from."""
+        if len(self) == self.n_prompts:
+            return self
         return self._with(_core.Plan.compile(self.tree, self.phi))
 
     def save(self, path: str | os.PathLike[str]) -> None:
