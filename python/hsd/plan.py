@@ -205,6 +205,10 @@ class Plan:
         plan.encoded = self.encoded
         return plan
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model and what it encoded: a plan is sent to workers that load their own."""
+        return {**self.__dict__, "encoded": None}
+
     def __len__(self) -> int:
         return len(self.kept)
 
