@@ -137,8 +137,8 @@ class Plan:
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
-        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once. ``progress`` gets the
-        finished fraction.
+        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once; where they are too few for
+        ``breadth``, it goes depth first. ``progress`` gets the finished fraction.
         """
         return self._core.program(batch_size, order, max_slots, progress=progress)
 
