@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import get_args
 
 import numpy as np
@@ -168,6 +169,14 @@ def test_summary_says_what_it_costs():
     tree = hsd.Tree.from_merges(plan.tree.merges, plan.tree.scores, exact=False)
     core = _core.Plan.compile(tree, plan.phi)
     assert "approximate ward on" in str(hsd.Plan(core, plan.prompts, plan.seeds, plan.request))
+
+
+def test_a_plan_is_pickled_without_its_model(model):
+    plan = hsd.compile(["a cat", "a dog"], 0.5, model=model, steps=3).shard(2)[1]
+    again = pickle.loads(pickle.dumps(plan))
+    assert plan.encoded is not None
+    assert again.encoded is None
+    assert (again.fingerprint, again.kept.tolist(), repr(again)) == (plan.fingerprint, plan.kept.tolist(), repr(plan))
 
 
 def conditioning(rows, index=None):

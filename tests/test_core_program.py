@@ -1,13 +1,14 @@
 """Programs, run by an independent simulator: slots hold the history of the latent in them."""
 
 import pickle
+import signal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core_cases import chain, plans
+from core_cases import chain, plans, tree_of
 from hsd import _core
 
 
@@ -95,6 +96,17 @@ def test_one_lane_at_a_time_needs_the_least(plan):
     assert program.n_calls == plan.node_steps
 
 
+@given(plans(), st.integers(1, 40), ORDERS, st.integers(1, 50))
+def test_chunks_are_the_calls_in_order(plan, batch_size, order, size):
+    program = plan.program(batch_size, order)
+    chunks = list(program.chunks(size))
+    assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    assert (np.concatenate(chunks) == program.calls).all()
+    assert chunks[0].dtype == program.calls.dtype
+    assert not chunks[0].flags.writeable
+    assert ((program.calls["segment"] >= 0).sum(axis=1) == program.lanes).all()
+
+
 @given(plans(20), st.integers(1, 8), ORDERS)
 def test_programs_are_the_same_every_time(plan, batch_size, order):
     first, second = plan.program(batch_size, order), plan.program(batch_size, order)
@@ -115,17 +127,37 @@ def test_depth_keeps_few_latents_alive():
     run(plan, few)
 
 
-def test_bad_parameters_are_refused():
+def test_breadth_goes_depth_first_where_that_is_shorter():
+    plan = _core.Plan.compile(tree_of(400, "random", "rising", 0), 2 * _core.schedule_shape("linear", 40))
+    few, many = plan.least_slots() + 20, len(plan.kept)
+    assert plan.program(16, "breadth", few).calls.tobytes() == plan.program(16, "depth", few).calls.tobytes()
+    assert plan.program(16, "breadth", many).calls.tobytes() == plan.program(16, "breadth").calls.tobytes()
+    assert plan.program(16, "breadth").n_calls < plan.program(16, "depth").n_calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "batch_size is 0; it must be at least 1"),
+        ((-1,), "batch_size is -1; it must be at least 1"),
+        ((2**40,), "lanes are more than"),
+        ((2, "sideways"), '"sideways".*depth.*breadth'),
+        ((2, "depth", -3), "max_slots is -3"),
+        ((2, "breadth", 1), "max_slots is 1, but this plan needs at least 2"),
+    ],
+)
+def test_bad_parameters_are_refused(arguments, message):
     plan = _core.Plan.compile(chain(4), np.array([1.0, 0.0]))
-    for batch_size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be at least 1"):
-            plan.program(batch_size)
-    with pytest.raises(ValueError, match='"sideways".*depth.*breadth'):
-        plan.program(2, "sideways")
-    with pytest.raises(ValueError, match="max_slots is -3"):
-        plan.program(2, max_slots=-3)
-    with pytest.raises(ValueError, match="lanes are more than"):
-        plan.program(2**40)
+    for refuse in (plan.program, plan.check_program):
+        with pytest.raises(ValueError, match=message):
+            refuse(*arguments)
+    plan.check_program(2, "breadth", 2)
+
+
+def test_tables_are_read_only_and_chunks_have_a_size():
+    plan = _core.Plan.compile(chain(4), np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="calls is 0; it must be at least 1"):
+        plan.program(2).chunks(0)
     with pytest.raises(ValueError, match="read-only"):
         plan.program(2).calls["step"] = 0
 
@@ -134,3 +166,27 @@ def test_the_table_is_made_once():
     program = _core.Plan.compile(chain(4), np.array([1.0, 0.0])).program(2)
     assert program.calls is program.calls
     assert repr(program) == f"Program({program.n_calls} calls of 2 lanes, {program.n_slots} slots, order='depth')"
+
+
+def test_progress_rises_to_one():
+    plan = _core.Plan.compile(tree_of(3000, "random", "rising", 0), _core.schedule_shape("linear", 40))
+    for order, max_slots in (("depth", None), ("breadth", None), ("breadth", 100)):
+        seen = []
+        plan.program(8, order, max_slots, progress=seen.append)
+        assert seen == sorted(seen)
+        assert 0.0 <= seen[0] < 0.5
+        assert seen[-1] == 1.0
+
+
+def test_what_progress_raises_comes_out():
+    def stop(fraction):
+        raise LookupError(fraction)
+
+    with pytest.raises(LookupError):
+        _core.Plan.compile(chain(4), np.array([1.0, 0.0])).program(2, progress=stop)
+
+
+def test_ctrl_c_stops_the_lowering():
+    plan = _core.Plan.compile(chain(300), _core.schedule_shape("linear", 40))
+    with pytest.raises(KeyboardInterrupt):
+        plan.program(2, progress=lambda fraction: signal.raise_signal(signal.SIGINT))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import hsd
 import tiny
 from helpers import latents_of
+from hsd.executor import Executor
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,33 @@ def test_shared_noise_survives_pruning(model):
 def test_saved_and_loaded(plan, model, reference, tmp_path):
     plan.save(tmp_path / "plan.safetensors")
     assert_equal(latents_of(hsd.Plan.load(tmp_path / "plan.safetensors"), model), reference)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_calls_come_in_chunks(plan, model, reference, calls, monkeypatch):
+    whole = latents_of(plan, model)
+    monkeypatch.setattr("hsd.executor._CHUNK", calls)
+    in_chunks = latents_of(plan, model)
+    assert all(torch.equal(in_chunks[i], latent) for i, latent in whole.items())
+    assert_equal(in_chunks, reference)
+
+
+def test_the_executor_never_asks_for_the_whole_table(plan, model):
+    program = plan.program(4)
+    streamed = SimpleNamespace(chunks=program.chunks, n_slots=program.n_slots, batch_size=program.batch_size)
+    conditioning = model.encode(plan.prompts, plan.seeds)
+    executor = Executor(plan, streamed, model, conditioning, model.sampler(plan.request["steps"]))
+    assert sum(lanes for lanes, _ in executor.run()) == plan.node_steps
+
+
+def test_a_plan_is_lowered_once(plan, model, monkeypatch):
+    lowered = []
+    lower = hsd.Plan.program
+    monkeypatch.setattr(hsd.Plan, "program", lambda self, *how: lowered.append(how) or lower(self, *how))
+    images = hsd.stream(plan, model, batch_size=3)
+    assert lowered == []
+    assert len(list(images)) == plan.n_prompts
+    assert lowered == [(3, "depth", None)]
 
 
 def test_two_runs_of_one_executor_class_do_not_touch_the_pipeline(model, plan):

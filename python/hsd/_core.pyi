@@ -209,6 +209,11 @@ class Plan:
         the file also holds ``segments`` (M, 6), int32, columns as in :attr:`segments`.
         Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
         """
+    def fingerprint(self, prompts: Sequence[str], seeds: NDArray[np.int64], extra: str) -> str:
+        """Hex SHA-256 of tree, phi, prompts, seeds and ``extra``; the same for a plan and for all pruned from it.
+
+        Raises ``ValueError`` for a wrong number of prompts or seeds.
+        """
     @staticmethod
     def from_bytes(data: bytes) -> tuple[Plan, list[str], NDArray[np.int64], str]:
         """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on hostile bytes: every

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ._core import Program
@@ -26,11 +27,16 @@ def check_fit(plan: Plan, sampler: SamplerTable) -> None:
         )
 
 
+_CHUNK = 1024
+"""Calls whose tables are on the device at once."""
+
+
 class Executor:
     """Slots on the device, index tables beside them, and one loop over the calls of a program.
 
     Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
-    padding would write), and one row of conditioning a slot. Index tables are on the device before the first call.
+    padding would write), and one row of conditioning a slot. The calls come in chunks, whose index tables are on the
+    device before the first call of each; nothing here grows with the number of calls.
     """
 
     def __init__(
@@ -54,9 +60,9 @@ class Executor:
 
         segments = plan.segments
         self._seeds = plan.seeds
-        self._range = np.stack([segments["leaf_begin"], segments["leaf_end"]], axis=1)
+        self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
         self._representative = segments["representative"]
-        self._leaf_order = torch.from_numpy(plan.tree.leaf_order.copy())
+        self._leaf_order = torch.from_numpy(plan.tree.leaf_order)
         self._shared_latent = plan.noise == "shared"
         # A generator lives as long as some segment draws from it: it is handed on to the child that keeps the
         # representative, and dropped where no such child follows.
@@ -67,13 +73,6 @@ class Executor:
         self._drops_generator[hands_on] = False
         self._last_step = segments["end_step"] - 1
         self._generators: dict[int, torch.Generator] = {}
-
-        calls = program.calls
-        self._host = calls
-        self._lanes = [int(n) for n in program.lanes]
-        self._step = torch.from_numpy(calls["step"].astype(np.int64)).to(device)  # [calls, B]
-        self._source = torch.from_numpy(calls["source"].astype(np.int64)).to(device)
-        self._target = torch.from_numpy(calls["target"].astype(np.int64)).to(device)
 
         slots = program.n_slots + 1
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
@@ -86,28 +85,34 @@ class Executor:
 
     def run(self) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
         """Replay all calls. After each, yields its lanes and what it finished: (prompt, latent (1, *latent))."""
-        for call, lanes in enumerate(self._lanes):
-            self._prepare(call, lanes)
-            self._evaluate(call, lanes)
-            yield lanes, self._finished(call, lanes)
+        for chunk in self.program.chunks(_CHUNK):
+            step, source, target = (self._index(chunk[name]) for name in ("step", "source", "target"))  # [calls, B]
+            for call, lanes in enumerate((chunk["segment"] >= 0).sum(axis=1).tolist()):
+                entries = chunk[call, :lanes]
+                self._prepare(entries)
+                self._evaluate(step[call, :lanes], source[call, :lanes], target[call, :lanes])
+                yield lanes, self._finished(entries)
+
+    def _index(self, column: NDArray[np.int32]) -> Tensor:
+        return torch.from_numpy(column.astype(np.int64)).to(self._device)
 
     @torch.no_grad()
-    def _evaluate(self, call: int, lanes: int) -> None:
+    def _evaluate(self, step: Tensor, source: Tensor, target: Tensor) -> None:
         """One call: every lane reads its source before any lane writes its target."""
-        step, target = self._step[call, :lanes], self._target[call, :lanes]
-        state = self.state[self._source[call, :lanes]]  # [B, S, *latent]
+        lanes = len(step)
+        state = self.state[source]  # [B, S, *latent]
         rows = {name: buffer[target] for name, buffer in self._rows.items()}
         rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
         latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]
         output, variance = self.adapter.denoise(latents, self.sampler.timesteps[step], rows)
         self.state[target] = self.sampler.update(state, output, self.noise[:lanes], step, variance)
 
-    def _prepare(self, call: int, lanes: int) -> None:
+    def _prepare(self, entries: NDArray[np.void]) -> None:
         """Put in place what the lanes of a call need: conditioning, first latents, fresh noise."""
-        for lane, entry in enumerate(self._host[call, :lanes]):
+        for lane, entry in enumerate(entries):
             segment = int(entry["segment"])
             if entry["begins"]:
-                begin, end = self._range[segment]
+                begin, end = self._leaf_begin[segment], self._leaf_end[segment]
                 for name, row in self.conditioning.mean(self._leaf_order[begin:end]).items():
                     self._rows[name][entry["target"]] = row
             if entry["fresh"]:
@@ -118,10 +123,9 @@ class Executor:
             if entry["step"] == self._last_step[segment] and self._drops_generator[segment]:
                 self._generators.pop(int(self._representative[segment]), None)
 
-    def _finished(self, call: int, lanes: int) -> list[tuple[int, Tensor]]:
+    def _finished(self, entries: NDArray[np.void]) -> list[tuple[int, Tensor]]:
         """Copies of the latents that reached the last step: their slots are free from here on."""
-        done = self._host[call, :lanes]
-        done = done[done["final"]]
+        done = entries[entries["final"]]
         return [(int(self._representative[s]), self.state[int(t), :1].clone()) for s, t in done[["segment", "target"]]]
 
     def _generator(self, segment: int) -> torch.Generator:

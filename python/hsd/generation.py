@@ -135,9 +135,9 @@ def generate(
     session = _Session(plan, adapter, batch_size, order, max_slots)
     folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
     done = folder.done()
-    todo = [int(i) for i in plan.kept if int(i) not in done]
+    todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone = _alone_from(plan)
-    part = plan.prune(todo) if todo else None
+    part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
         bar = _Bar(part, len(todo))
@@ -171,7 +171,7 @@ class _Session:
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
         self.sampler = adapter.sampler(plan.request["steps"])
         check_fit(plan, self.sampler)
-        plan.program(*self.lowering)  # a bad batch size, order or max_slots is said now
+        plan.check_program(*self.lowering)  # a bad batch size, order or max_slots is said now
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
         """Encode, replay, decode in batches."""

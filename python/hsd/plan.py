@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +128,23 @@ class Plan:
         """At most ``n`` plans that together make the same images, balanced by node-steps: one a worker."""
         return [self._with(part) for part in self._core.shard(n)]
 
-    def program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> Program:
+    def program(
+        self,
+        batch_size: int = 16,
+        order: Order = "depth",
+        max_slots: int | None = None,
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
-        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once.
+        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once; where they are too few for
+        ``breadth``, it goes depth first. ``progress`` gets the finished fraction.
         """
-        return self._core.program(batch_size, order, max_slots)
+        return self._core.program(batch_size, order, max_slots, progress=progress)
+
+    def check_program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> None:
+        """Raise what :meth:`program` would raise for these arguments, without lowering the plan."""
+        self._core.check_program(batch_size, order, max_slots)
 
     def summary(self, batch_size: int = 16) -> str:
         """A page for people: what is saved, and how many clusters run at each step."""
@@ -150,12 +161,12 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of prompts, seeds, tree, phi and noise: equal for all shards of one plan, and only for those."""
-        whole = _core.Plan.compile(self.tree, self.phi)
-        request = json.dumps({"noise": self.noise}, sort_keys=True)
-        return hashlib.sha256(whole.to_bytes(self.prompts, self.seeds, request)).hexdigest()
+        return self._core.fingerprint(self.prompts, self.seeds, json.dumps({"noise": self.noise}))
 
     def whole(self) -> Plan:
         """The plan for all N prompts that this one was pruned from."""
+        if len(self) == self.n_prompts:
+            return self
         return self._with(_core.Plan.compile(self.tree, self.phi))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,6 +204,10 @@ class Plan:
         plan = Plan(core, self.prompts, self.seeds, self.request)
         plan.encoded = self.encoded
         return plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model and what it encoded: a plan is sent to workers that load their own."""
+        return {**self.__dict__, "encoded": None}
 
     def __len__(self) -> int:
         return len(self.kept)

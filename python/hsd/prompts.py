@@ -85,6 +85,8 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
     """
     if isinstance(seeds, (bool, np.bool_)) or (np.isscalar(seeds) and not isinstance(seeds, (int, np.integer))):
         raise TypeError(f"seeds has to be an integer or a sequence of integers, not {seeds!r}")
+    if isinstance(seeds, (int, np.integer)) and 0 <= int(seeds) <= MAX_SEED - n:
+        return int(seeds) + np.arange(n, dtype=np.int64)
     values = [int(seeds) + i for i in range(n)] if isinstance(seeds, (int, np.integer)) else list(seeds)
     if len(values) != n:
         raise ValueError(f"{len(values)} seeds for {n} images: give one an image, or one integer for all")
@@ -102,8 +104,9 @@ def occurrences(prompts: Sequence[str]) -> NDArray[np.int64]:
     The r-th occurrences are the r-th replica, a tree of its own: a repeat asks for a different image.
     """
     seen: dict[str, int] = {}
-    out = np.empty(len(prompts), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        out[i] = seen.get(prompt, 0)
-        seen[prompt] = int(out[i]) + 1
-    return out
+    out = []
+    for prompt in prompts:
+        before = seen.get(prompt, 0)
+        out.append(before)
+        seen[prompt] = before + 1
+    return np.array(out, dtype=np.int64)

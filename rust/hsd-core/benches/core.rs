@@ -1,4 +1,4 @@
-//! Time of each stage, from embeddings to program. Every result is checked once before it is timed.
+//! Time of each stage, from embeddings to program and file. Every result is checked once before it is timed.
 
 #![allow(missing_docs)] // criterion_group! makes an undocumented public function.
 
@@ -9,19 +9,25 @@ use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
 use hsd_core::distance::{cosine_distances, UnitRows};
+use hsd_core::file::PlanFile;
 use hsd_core::{linkage, schedule, Linkage, Order, Plan, Program, Progress, Tree};
 
-/// Rows scattered about one centre for every twenty of them: a stand-in for prompts made from templates.
-fn embeddings(rows: usize, columns: usize) -> UnitRows {
-    // A small generator of its own (SplitMix64), so that the numbers stay the same for good.
+/// A small generator of its own (SplitMix64), so that the numbers stay the same for good.
+fn generator() -> impl FnMut() -> u64 {
     let mut state = 0u64;
-    let mut draw = || {
+    move || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-    };
+        z ^ (z >> 31)
+    }
+}
+
+/// Rows scattered about one centre for every twenty of them: a stand-in for prompts made from templates.
+fn embeddings(rows: usize, columns: usize) -> UnitRows {
+    let mut next = generator();
+    let mut draw = || (next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
     let centres: Vec<f64> = (0..rows.div_ceil(20) * columns).map(|_| draw()).collect();
     let data: Vec<f64> = (0..rows * columns)
         .map(|i| centres[(i / columns) % rows.div_ceil(20) * columns + i % columns] + 0.7 * draw())
@@ -57,15 +63,40 @@ fn trees(c: &mut Criterion) {
     group.finish();
 }
 
+/// Any two clusters merge next, at heights that rise from 0 to 2.
+fn random_tree(n: usize) -> Tree {
+    let mut next = generator();
+    let mut open: Vec<i64> = (0..n as i64).collect();
+    let mut pick = |open: &mut Vec<i64>| open.swap_remove((next() % open.len() as u64) as usize);
+    let merges: Vec<[i64; 2]> = (n..2 * n - 1)
+        .map(|node| {
+            let children = [pick(&mut open), pick(&mut open)];
+            open.push(node as i64);
+            children
+        })
+        .collect();
+    let scores = (1..n).map(|merge| 2.0 * (merge as f64 / n as f64).powi(2)).collect();
+    Tree::from_merges(&merges, scores, "ward").expect("sound merges")
+}
+
 fn plans(c: &mut Criterion) {
-    let tree = Arc::new(build(&embeddings(4000, 64), Linkage::Ward));
-    let phi: Vec<f64> = schedule::shape("linear", 50).expect("a known shape").iter().map(|s| s * 1.5).collect();
+    const N: usize = 50_000;
+    let tree = Arc::new(random_tree(N));
+    let phi = schedule::shape("linear", 40).expect("a known shape");
     let mut group = c.benchmark_group("plan");
-    group.sample_size(20).warm_up_time(Duration::from_secs(1));
+    group.sample_size(10).warm_up_time(Duration::from_secs(1));
     group.bench_function("compile", |b| b.iter(|| Plan::compile(Arc::clone(&tree), black_box(&phi))));
-    let plan = Arc::new(Plan::compile(tree, &phi).expect("sound thresholds"));
-    assert_eq!(plan.counts().last(), Some(&4000));
-    group.bench_function("shard in 8", |b| b.iter(|| black_box(&plan).shard(8)));
+    let plan = Arc::new(Plan::compile(Arc::clone(&tree), &phi).expect("sound thresholds"));
+    assert_eq!(plan.counts(), schedule::counts(&tree, &phi).expect("sound thresholds"));
+
+    let half: Vec<i64> = (0..N as i64).step_by(2).collect();
+    assert_eq!(plan.prune(&half).expect("sound prompts").kept().len(), N / 2);
+    group.bench_function("prune to half", |b| b.iter(|| plan.prune(black_box(&half))));
+    for n in [8, 64] {
+        assert_eq!(plan.shard(n).expect("sound shards").len(), n as usize);
+        group.bench_function(BenchmarkId::new("shard", n), |b| b.iter(|| black_box(&plan).shard(n)));
+    }
+
     for order in [Order::Depth, Order::Breadth] {
         for max_slots in [None, Some(128)] {
             let compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots, &mut Progress::unwatched());
@@ -75,6 +106,21 @@ fn plans(c: &mut Criterion) {
             group.bench_function(name, |b| b.iter(compile));
         }
     }
+    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, &mut Progress::unwatched());
+    let program = program.expect("sound parameters");
+    let lanes = || {
+        let mut calls = program.calls();
+        std::iter::from_fn(|| calls.next_call().map(<[_]>::len)).sum::<usize>()
+    };
+    assert_eq!(lanes(), plan.node_steps());
+    group.bench_function("all calls", |b| b.iter(lanes));
+
+    let prompts = (0..N).map(|prompt| format!("prompt number {prompt}")).collect();
+    let file = PlanFile { plan, prompts, seeds: (0..N as i64).collect(), metadata: "{}".to_owned() };
+    let bytes = file.to_bytes().expect("a sound file");
+    assert_eq!(PlanFile::from_bytes(&bytes).as_ref(), Ok(&file));
+    group.bench_function("to bytes", |b| b.iter(|| black_box(&file).to_bytes()));
+    group.bench_function("from bytes", |b| b.iter(|| PlanFile::from_bytes(black_box(&bytes))));
     group.finish();
 }
 

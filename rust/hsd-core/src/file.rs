@@ -36,7 +36,7 @@ const ARRAYS: [(&str, Dtype); 8] = [
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanFile {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// The prompts.
     pub prompts: Vec<String>,
     /// The seed of each prompt.
@@ -54,11 +54,7 @@ impl PlanFile {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let plan = &self.plan;
         let n = plan.n_prompts();
-        for (what, found) in [("the list of prompts", self.prompts.len()), ("seeds", self.seeds.len())] {
-            if found != n {
-                return Err(Error::Length { what, found, expected: n });
-            }
-        }
+        check_lengths(plan, &self.prompts, &self.seeds)?;
         check_json(&self.metadata)?;
         let mut end = 0;
         let ends = self.prompts.iter().map(|prompt| {
@@ -67,11 +63,11 @@ impl PlanFile {
         });
         let contents: [(Vec<usize>, Vec<u8>); 8] = [
             (vec![plan.kept().len()], bytes(plan.kept().iter().map(|&prompt| i64::from(prompt).to_le_bytes()))),
-            (vec![n - 1, 2], bytes(plan.tree().merges().iter().flatten().map(|&id| i64::from(id).to_le_bytes()))),
-            (vec![plan.n_steps()], bytes(plan.phi().iter().map(|value| value.to_le_bytes()))),
+            (vec![n - 1, 2], merge_bytes(plan.tree())),
+            (vec![plan.n_steps()], float_bytes(plan.phi())),
             (vec![self.prompts.iter().map(String::len).sum()], self.prompts.concat().into_bytes()),
             (vec![n], bytes(ends.map(i64::to_le_bytes))),
-            (vec![n - 1], bytes(plan.tree().scores().iter().map(|score| score.to_le_bytes()))),
+            (vec![n - 1], float_bytes(plan.tree().scores())),
             (vec![n], bytes(self.seeds.iter().map(|seed| seed.to_le_bytes()))),
             (vec![plan.segments().len(), 6], segment_bytes(plan.segments())),
         ];
@@ -149,7 +145,7 @@ impl PlanFile {
         if field("prompts_sha256")? != digest_prompts(&prompts, &seeds) {
             return Err(bad("the digest of its prompts and seeds does not match them"));
         }
-        Ok(PlanFile { plan, prompts, seeds, metadata: metadata.to_owned() })
+        Ok(PlanFile { plan: Arc::new(plan), prompts, seeds, metadata: metadata.to_owned() })
     }
 }
 
@@ -219,8 +215,28 @@ fn check_json(text: &str) -> Result<()> {
     parsed.map(|_| ()).map_err(|error| bad(format!("its metadata is not JSON: {error}")))
 }
 
+fn check_lengths<S>(plan: &Plan, prompts: &[S], seeds: &[i64]) -> Result<()> {
+    let expected = plan.n_prompts();
+    for (what, found) in [("the list of prompts", prompts.len()), ("seeds", seeds.len())] {
+        if found != expected {
+            return Err(Error::Length { what, found, expected });
+        }
+    }
+    Ok(())
+}
+
 fn bytes<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
-    values.flatten().collect()
+    let mut bytes = Vec::with_capacity(values.size_hint().0 * N);
+    values.for_each(|value| bytes.extend_from_slice(&value));
+    bytes
+}
+
+fn float_bytes(values: &[f64]) -> Vec<u8> {
+    bytes(values.iter().map(|value| value.to_le_bytes()))
+}
+
+fn merge_bytes(tree: &Tree) -> Vec<u8> {
+    bytes(tree.merges().iter().flatten().map(|&id| i64::from(id).to_le_bytes()))
 }
 
 fn numbers<T, const N: usize>(data: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
@@ -242,6 +258,16 @@ pub fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
     }
     seeds.iter().for_each(|seed| hash.update(seed.to_le_bytes()));
     hex(hash)
+}
+
+/// Of all that a plan's images depend on: its tree and thresholds, the prompts and seeds, and what `extra` says. It
+/// is the same for a plan and for all that was pruned from it.
+pub fn fingerprint<S: AsRef<str>>(plan: &Plan, prompts: &[S], seeds: &[i64], extra: &str) -> Result<String> {
+    check_lengths(plan, prompts, seeds)?;
+    let tree = plan.tree();
+    let prompts = digest_prompts(prompts, seeds);
+    let arrays = [&merge_bytes(tree)[..], &float_bytes(plan.phi()), prompts.as_bytes(), &float_bytes(tree.scores())];
+    Ok(digest(tree.linkage(), tree.exact(), extra, &arrays))
 }
 
 fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> String {

@@ -19,6 +19,7 @@ pub mod linkage;
 mod matrix;
 pub mod naive;
 mod parallel;
+mod places;
 mod plan;
 mod program;
 mod progress;

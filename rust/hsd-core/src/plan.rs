@@ -65,7 +65,7 @@ impl Plan {
     /// The only way in: no plan exists that [`validate`] has not passed.
     pub(crate) fn new(tree: Arc<Tree>, phi: Arc<[f64]>, kept: Vec<u32>, segments: Vec<Segment>) -> Result<Self> {
         index_count("segments", segments.len())?;
-        validate(tree.leaf_order(), phi.len(), &kept, &segments)?;
+        validate(&tree, phi.len(), &kept, &segments)?;
         Ok(Plan { tree, phi, kept, segments })
     }
 
@@ -173,23 +173,39 @@ fn cut(tree: &Tree, phi: &[f64]) -> Vec<Segment> {
             segments.push(Segment { parent: above, first_step, end_step, leaf_begin, leaf_end, representative });
         }
     }
-    sort(segments)
+    sort(segments, tree.n_leaves(), phi.len())
 }
 
 /// By first step, then by place; renumbers the parents.
-fn sort(segments: Vec<Segment>) -> Vec<Segment> {
-    let mut order: Vec<u32> = (0..segments.len() as u32).collect();
-    order.sort_unstable_by_key(|&row| {
-        let segment = &segments[row as usize];
-        (segment.first_step, segment.leaf_begin)
-    });
+fn sort(segments: Vec<Segment>, n_places: usize, n_steps: usize) -> Vec<Segment> {
+    let rows = (0..segments.len() as u32).collect();
+    let rows = sort_stably(rows, n_places, |row| segments[row as usize].leaf_begin);
+    let rows = sort_stably(rows, n_steps, |row| segments[row as usize].first_step);
     let mut new_row = vec![0u32; segments.len()];
-    for (row, &old) in order.iter().enumerate() {
+    for (row, &old) in rows.iter().enumerate() {
         new_row[old as usize] = row as u32;
     }
     let renumber = |&old: &u32| {
         let segment = segments[old as usize];
         Segment { parent: segment.parent.map(|parent| new_row[parent as usize]), ..segment }
     };
-    order.iter().map(renumber).collect()
+    rows.iter().map(renumber).collect()
+}
+
+/// `rows` by ascending key, each key below `n_keys`; equal keys stay in order. Linear: keys are counted, not compared.
+fn sort_stably(rows: Vec<u32>, n_keys: usize, key: impl Fn(u32) -> u32) -> Vec<u32> {
+    let mut next = vec![0u32; n_keys + 1];
+    for &row in &rows {
+        next[key(row) as usize + 1] += 1;
+    }
+    for key in 0..n_keys {
+        next[key + 1] += next[key];
+    }
+    let mut sorted = vec![0; rows.len()];
+    for row in rows {
+        let place = &mut next[key(row) as usize];
+        sorted[*place as usize] = row;
+        *place += 1;
+    }
+    sorted
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::places::Places;
 use crate::plan::{Plan, Segment};
 
 impl Plan {
@@ -24,11 +25,11 @@ impl Plan {
             }
         }
         let kept: Vec<u32> = (0..n as u32).filter(|&prompt| kept[prompt as usize] == Some(true)).collect();
-        let ranges = KeptRanges::new(self.tree().leaf_order(), &kept);
+        let places = Places::new(self.tree(), &kept);
         let mut new_row = vec![None; self.segments().len()];
         let mut segments: Vec<Segment> = Vec::new();
         for (row, segment) in self.segments().iter().enumerate() {
-            if ranges.first_in(segment).is_some() {
+            if places.within(segment.leaf_begin, segment.leaf_end) > 0 {
                 new_row[row] = Some(segments.len() as u32);
                 let parent = segment.parent.and_then(|parent| new_row[parent as usize]);
                 segments.push(Segment { parent, ..*segment });
@@ -43,8 +44,8 @@ impl Plan {
         let Some(n) = usize::try_from(n).ok().filter(|&n| n > 0) else {
             return Err(Error::NotPositive { what: "the number of shards", value: n });
         };
-        let (prompts, costs) = self.leaf_costs();
-        let shares = n.min(prompts.len());
+        let (places, costs) = self.leaf_costs();
+        let shares = n.min(places.len());
         // Bisection over the cost of the most expensive share.
         let (mut low, mut high) = (self.n_steps(), self.node_steps().max(self.n_steps()));
         while low < high {
@@ -59,27 +60,51 @@ impl Plan {
         let mut begin = 0;
         let mut shards = Vec::with_capacity(ends.len());
         for end in ends {
-            shards.push(self.prune(&prompts[begin..end])?);
+            let places = &places[begin..end];
+            let mut kept: Vec<u32> = places.iter().map(|&place| self.tree().leaf_order()[place as usize]).collect();
+            kept.sort_unstable();
+            let segments = self.within(places[0], places[places.len() - 1] + 1);
+            shards.push(Plan::new(Arc::clone(self.tree()), Arc::clone(self.phi()), kept, segments)?);
             begin = end;
         }
         Ok(shards)
     }
 
-    /// The kept prompts in leaf order, and the node-steps that each adds to a share that holds its left neighbour.
+    /// The segments with a leaf in `begin..end`, of which the first place and the last are kept: so each of these
+    /// segments has a kept leaf there.
+    ///
+    /// Segments of the same first step stand side by side in leaf order, so those of a range are a run of rows.
+    fn within(&self, begin: u32, end: u32) -> Vec<Segment> {
+        let all = self.segments();
+        let mut segments: Vec<Segment> = Vec::new();
+        // Of each first step, by how much its rows move up.
+        let mut shift = vec![0; self.n_steps()];
+        let mut row = 0;
+        while let Some(&Segment { first_step, .. }) = all.get(row) {
+            let group = &all[row..row + all[row..].partition_point(|segment| segment.first_step == first_step)];
+            let first = group.partition_point(|segment| segment.leaf_end <= begin);
+            let last = group.partition_point(|segment| segment.leaf_begin < end);
+            shift[first_step as usize] = (row + first - segments.len()) as u32;
+            let moved = |parent: u32| parent - shift[all[parent as usize].first_step as usize];
+            segments.extend(
+                group[first..last].iter().map(|segment| Segment { parent: segment.parent.map(moved), ..*segment }),
+            );
+            row += group.len();
+        }
+        segments
+    }
+
+    /// The kept places of the leaf order, and the node-steps that each adds to a share that holds its left neighbour.
     ///
     /// A prompt shares with any earlier one at most what it shares with its neighbour, so these costs add up; the
     /// first prompt of a share costs all its steps.
-    fn leaf_costs(&self) -> (Vec<i64>, Vec<usize>) {
-        let ranges = KeptRanges::new(self.tree().leaf_order(), self.kept());
-        let prompts: Vec<i64> =
-            ranges.positions.iter().map(|&position| self.tree().leaf_order()[position as usize].into()).collect();
-        let mut costs = vec![0; prompts.len()];
+    fn leaf_costs(&self) -> (Vec<u32>, Vec<usize>) {
+        let places = Places::new(self.tree(), self.kept());
+        let mut costs = vec![0; self.kept().len()];
         for segment in self.segments() {
-            if let Some(first) = ranges.first_in(segment) {
-                costs[first] += segment.steps();
-            }
+            costs[places.below(segment.leaf_begin) as usize] += segment.steps();
         }
-        (prompts, costs)
+        (places.iter().collect(), costs)
     }
 }
 
@@ -98,25 +123,4 @@ fn partition(costs: &[usize], whole: usize, limit: usize, shares: usize) -> Vec<
     }
     ends.push(costs.len());
     ends
-}
-
-/// Places of the kept leaves in the leaf order, ascending.
-struct KeptRanges {
-    positions: Vec<u32>,
-}
-
-impl KeptRanges {
-    fn new(leaf_order: &[u32], kept: &[u32]) -> Self {
-        let mut is_kept = vec![false; leaf_order.len()];
-        kept.iter().for_each(|&prompt| is_kept[prompt as usize] = true);
-        let positions =
-            (0..leaf_order.len() as u32).filter(|&place| is_kept[leaf_order[place as usize] as usize]).collect();
-        KeptRanges { positions }
-    }
-
-    /// The first kept leaf of a segment, counted among the kept leaves.
-    fn first_in(&self, segment: &Segment) -> Option<usize> {
-        let first = self.positions.partition_point(|&position| position < segment.leaf_begin);
-        self.positions.get(first).filter(|&&position| position < segment.leaf_end).map(|_| first)
-    }
 }

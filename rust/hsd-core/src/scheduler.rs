@@ -1,13 +1,22 @@
 //! List scheduling: which node-steps the next call takes.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use crate::forest::Forest;
 use crate::plan::Plan;
 use crate::program::{Lane, Order};
-use crate::slots::Slots;
+use crate::slots::{Reader, Request, Slots};
+
+/// When a ready node-step has its turn, as the order goes: by step, then by rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// Of the step: itself breadth first, its distance from the end depth first.
+    precedence: u32,
+    rank: u32,
+    step: u32,
+}
 
 /// Segments whose next step is ready, one heap of ranks a step.
 #[derive(Debug)]
@@ -22,6 +31,14 @@ impl Ready {
     fn new(n_steps: usize, order: Order) -> Self {
         let by_step = (0..n_steps).map(|_| BinaryHeap::new()).collect();
         Ready { by_step, filled: vec![0; n_steps.div_ceil(64)], order }
+    }
+
+    fn turn(&self, step: u32, rank: u32) -> Turn {
+        let precedence = match self.order {
+            Order::Depth => self.by_step.len() as u32 - step,
+            Order::Breadth => step,
+        };
+        Turn { precedence, rank, step }
     }
 
     fn push(&mut self, step: u32, rank: u32) {
@@ -39,6 +56,8 @@ impl Ready {
         let Reverse(rank) = self.by_step[step].pop()?;
         if self.by_step[step].is_empty() {
             self.filled[at] &= !(1 << bit);
+            // Breadth first passes through steps with a heap of all segments each: their room is not kept.
+            self.by_step[step].shrink_to(16);
         }
         Some((step as u32, rank))
     }
@@ -62,8 +81,8 @@ pub(crate) struct Scheduler {
     begun: Vec<u32>,
     /// Whether a child reads the segment's latent in the call under way.
     is_read: Vec<bool>,
-    /// Step and rank of what found no slot. It is ready again when a call has changed what is free.
-    waiting: Vec<(u32, u32)>,
+    /// What found no slot, by what it asked for: only the first of each kind is worth trying again.
+    waiting: BTreeMap<Request, BinaryHeap<Reverse<Turn>>>,
 }
 
 impl Scheduler {
@@ -83,7 +102,7 @@ impl Scheduler {
             slot: vec![None; n],
             begun: vec![0; n + 1],
             is_read: vec![false; n],
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -93,20 +112,42 @@ impl Scheduler {
         while lanes.len() < self.batch_size {
             let Some((step, rank)) = self.ready.pop() else { break };
             match self.place(self.forest.with_rank(rank), step) {
-                Some(lane) => lanes.push(lane),
-                None => self.waiting.push((step, rank)),
+                Ok(lane) => lanes.push(lane),
+                Err(request) => {
+                    let turn = self.ready.turn(step, rank);
+                    self.waiting.entry(request).or_default().push(Reverse(turn));
+                }
             }
         }
         for lane in lanes.iter() {
             self.follow(lane);
         }
         if self.slots.end_call() {
-            self.waiting.drain(..).for_each(|(step, rank)| self.ready.push(step, rank));
+            for (request, turns) in &mut self.waiting {
+                // The last to read a value needs no slot once no lane beside it reads.
+                let needs_none = request.reader.is_some_and(|reader| reader.to.is_none());
+                while let Some(Reverse(turn)) = turns.pop() {
+                    self.ready.push(turn.step, turn.rank);
+                    if !needs_none {
+                        break;
+                    }
+                }
+            }
+            self.waiting.retain(|_, turns| !turns.is_empty());
         }
     }
 
-    /// The lane of `row` at `step` in the call under way; none if it has to wait for a slot.
-    fn place(&mut self, row: u32, step: u32) -> Option<Lane> {
+    /// A slot for what is asked. If there is one, the next that asks for the same is ready too.
+    fn take(&mut self, request: Request) -> Result<u32, Request> {
+        let slot = self.slots.take(request).ok_or(request)?;
+        if let Some(Reverse(turn)) = self.waiting.get_mut(&request).and_then(BinaryHeap::pop) {
+            self.ready.push(turn.step, turn.rank);
+        }
+        Ok(slot)
+    }
+
+    /// The lane of `row` at `step` in the call under way, or the slot that it has to wait for.
+    fn place(&mut self, row: u32, step: u32) -> Result<Lane, Request> {
         let segment = &self.plan.segments()[row as usize];
         let parent = segment.parent;
         let (source, target, begins) = match self.slot[row as usize] {
@@ -114,7 +155,7 @@ impl Scheduler {
             None => {
                 let (source, target) = match parent {
                     None => {
-                        let slot = self.slots.take(self.forest.need(row) - 1, None)?;
+                        let slot = self.take(Request { extra: self.forest.need(row) - 1, reader: None })?;
                         (slot, slot)
                     }
                     Some(parent) => self.fork(parent, row)?,
@@ -129,27 +170,28 @@ impl Scheduler {
             self.slots.retire(0);
             self.slots.give(target);
         }
-        Some(Lane { segment: row, step, source, target, fresh: begins && parent.is_none(), begins, last })
+        Ok(Lane { segment: row, step, source, target, fresh: begins && parent.is_none(), begins, last })
     }
 
-    /// Slots that `row` reads and writes at its first step, if there is one to write.
-    fn fork(&mut self, parent: u32, row: u32) -> Option<(u32, u32)> {
-        let source = self.slot[parent as usize]?;
+    /// Slots that `row` reads and writes at its first step, or the one that it has to wait for.
+    fn fork(&mut self, parent: u32, row: u32) -> Result<(u32, u32), Request> {
+        // A parent has begun before its children are ready; were it not so, the checker would find the wrong slot.
+        let source = self.slot[parent as usize].unwrap_or_default();
         let remaining = &self.forest.children(parent)[self.begun[parent as usize] as usize..];
         let later = &remaining[1..];
-        if later.is_empty() && !self.is_read[parent as usize] {
+        let is_last = later.is_empty();
+        if is_last && !self.is_read[parent as usize] {
             // The last reader, and no lane beside it reads: it takes the parent's place. One child alone has the
             // extra that the parent had, so nothing changes for the banker.
-            return Some((source, source));
+            return Ok((source, source));
         }
-        let to = (!later.is_empty()).then(|| self.forest.extra(later));
-        let reader = Some((self.forest.extra(remaining), to));
-        let target = self.slots.take(self.forest.need(row) - 1, reader)?;
+        let reader = Reader { from: self.forest.extra(remaining), to: (!is_last).then(|| self.forest.extra(later)) };
+        let target = self.take(Request { extra: self.forest.need(row) - 1, reader: Some(reader) })?;
         self.is_read[parent as usize] = true;
-        if later.is_empty() {
+        if is_last {
             self.slots.give(source);
         }
-        Some((source, target))
+        Ok((source, target))
     }
 
     /// Makes the next reader of the same value ready, in this very call.

@@ -3,6 +3,24 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+/// What a lane that needs a slot asks for. Of lanes that ask for the same, all can be served or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
+    /// Extra of the new value.
+    pub extra: usize,
+    /// The value that the lane reads, if it is not the start of a root.
+    pub reader: Option<Reader>,
+}
+
+/// How a lane changes the value that it reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reader {
+    /// The value's extra before.
+    pub from: usize,
+    /// Its extra afterwards; none if this was the last to read it.
+    pub to: Option<usize>,
+}
+
 /// A pool of slots that never runs into a deadlock.
 ///
 /// Every live value (a running segment, or a finished one with children still to read it) will need some slots
@@ -28,21 +46,20 @@ impl Slots {
         Slots { limit, used: 0, free: BinaryHeap::new(), freed: Vec::new(), live: Vec::new(), changed: false }
     }
 
-    /// A free slot, the lowest first, for a new value with extra `extra`; `reader` is the change `(from, to)` in the
-    /// extra of the value that it reads, `to` none if it is then no longer live. None, and nothing changed, if no
-    /// slot is free or the state after it would not be safe.
-    pub fn take(&mut self, extra: usize, reader: Option<(usize, Option<usize>)>) -> Option<u32> {
+    /// A free slot, the lowest first. None, and nothing changed, if no slot is free or the state after it would not
+    /// be safe.
+    pub fn take(&mut self, Request { extra, reader }: Request) -> Option<u32> {
         if self.free.is_empty() && self.limit.is_some_and(|limit| self.used >= limit) {
             return None;
         }
         self.add(extra);
-        if let Some((from, to)) = reader {
+        if let Some(Reader { from, to }) = reader {
             self.remove(from);
             to.into_iter().for_each(|to| self.add(to));
         }
         if !self.is_safe() {
             self.remove(extra);
-            if let Some((from, to)) = reader {
+            if let Some(Reader { from, to }) = reader {
                 to.into_iter().for_each(|to| self.remove(to));
                 self.add(from);
             }
@@ -70,7 +87,7 @@ impl Slots {
         self.changed = true;
     }
 
-    /// The call is complete. False if a value that found no slot in it would find none in the next one either.
+    /// The call is complete. False if what could not be served in it cannot be in the next one either.
     pub fn end_call(&mut self) -> bool {
         self.free.extend(self.freed.drain(..).map(Reverse));
         std::mem::take(&mut self.changed)

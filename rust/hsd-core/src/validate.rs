@@ -1,7 +1,9 @@
 //! Proof that a list of segments is a plan, from the list alone.
 
 use crate::error::{Error, Result};
+use crate::places::Places;
 use crate::plan::Segment;
+use crate::tree::Tree;
 
 /// How far a segment's (or the whole set's) kept leaves are covered by children met so far.
 struct Cover {
@@ -18,10 +20,10 @@ struct Cover {
 /// - The children of one parent, and the segments of step 0, are disjoint and cover every kept leaf.
 /// - A segment that runs to the last step is a single leaf; every other one has children.
 /// - Every segment has a kept leaf, and its representative is its lowest prompt.
-pub fn validate(leaf_order: &[u32], n_steps: usize, kept: &[u32], segments: &[Segment]) -> Result<()> {
-    let n = leaf_order.len();
-    let kept_before = count_kept(leaf_order, kept)?;
-    let kept_in = |begin: u32, end: u32| kept_before[end as usize] - kept_before[begin as usize];
+pub fn validate(tree: &Tree, n_steps: usize, kept: &[u32], segments: &[Segment]) -> Result<()> {
+    let (n, leaf_order) = (tree.n_leaves(), tree.leaf_order());
+    check_kept(n, kept)?;
+    let places = Places::new(tree, kept);
     let mut whole = Cover { cursor: 0, end: n as u32 };
     let mut covers: Vec<Cover> = Vec::with_capacity(segments.len());
     for (row, segment) in segments.iter().enumerate() {
@@ -33,7 +35,7 @@ pub fn validate(leaf_order: &[u32], n_steps: usize, kept: &[u32], segments: &[Se
         if leaf_begin >= leaf_end || leaf_end as usize > n {
             return bad(format!("has leaf range {leaf_begin}..{leaf_end} of {n}"));
         }
-        if kept_in(leaf_begin, leaf_end) == 0 {
+        if places.within(leaf_begin, leaf_end) == 0 {
             return bad("has no kept prompt".to_owned());
         }
         if leaf_order[leaf_begin as usize] != representative {
@@ -69,7 +71,7 @@ pub fn validate(leaf_order: &[u32], n_steps: usize, kept: &[u32], segments: &[Se
         if leaf_begin < cover.cursor {
             return bad("shares prompts with a sibling".to_owned());
         }
-        if kept_in(cover.cursor, leaf_begin) > 0 {
+        if places.within(cover.cursor, leaf_begin) > 0 {
             return bad(format!("leaves a gap before it: kept prompts at {}..{leaf_begin}", cover.cursor));
         }
         cover.cursor = leaf_end;
@@ -81,38 +83,25 @@ pub fn validate(leaf_order: &[u32], n_steps: usize, kept: &[u32], segments: &[Se
     }
     // What its children left uncovered; a segment that ends early and has none leaves everything.
     for (row, cover) in covers.iter().enumerate() {
-        if kept_in(cover.cursor, cover.end) > 0 {
+        if places.within(cover.cursor, cover.end) > 0 {
             let why = format!("ends with no segment for its kept prompts at {}..{}", cover.cursor, cover.end);
             return Err(Error::BadSegment { segment: row, why });
         }
     }
-    if kept_in(whole.cursor, whole.end) > 0 {
+    if places.within(whole.cursor, whole.end) > 0 {
         return Err(Error::BadPlan(format!("kept prompts at {}..{n} of the leaf order never begin", whole.cursor)));
     }
     Ok(())
 }
 
-/// Number of kept leaves before each place of the leaf order. Checks that `kept` ascends and exists.
-fn count_kept(leaf_order: &[u32], kept: &[u32]) -> Result<Vec<u32>> {
-    let mut is_kept = vec![false; leaf_order.len()];
-    if kept.is_empty() {
-        return Err(Error::BadPlan("it keeps no prompt".to_owned()));
+/// Checks that `kept` ascends and exists.
+fn check_kept(n: usize, kept: &[u32]) -> Result<()> {
+    let Some(&last) = kept.last() else { return Err(Error::BadPlan("it keeps no prompt".to_owned())) };
+    if let Some(pair) = kept.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(Error::BadPlan(format!("kept prompts do not ascend: {} before {}", pair[0], pair[1])));
     }
-    for (i, &prompt) in kept.iter().enumerate() {
-        if i > 0 && kept[i - 1] >= prompt {
-            return Err(Error::BadPlan(format!("kept prompts do not ascend: {} before {prompt}", kept[i - 1])));
-        }
-        match is_kept.get_mut(prompt as usize) {
-            Some(flag) => *flag = true,
-            None => return Err(Error::BadPlan(format!("kept prompt {prompt} is out of range"))),
-        }
+    if last as usize >= n {
+        return Err(Error::BadPlan(format!("kept prompt {last} is out of range")));
     }
-    let mut before = Vec::with_capacity(leaf_order.len() + 1);
-    let mut count = 0;
-    before.push(0);
-    for &leaf in leaf_order {
-        count += u32::from(is_kept[leaf as usize]);
-        before.push(count);
-    }
-    Ok(before)
+    Ok(())
 }

@@ -3,8 +3,8 @@
 mod common;
 
 use common::plan;
-use hsd_core::file::PlanFile;
-use hsd_core::Error;
+use hsd_core::file::{fingerprint, PlanFile};
+use hsd_core::{Error, Plan};
 use proptest::prelude::*;
 
 fn file() -> impl Strategy<Value = PlanFile> {
@@ -12,7 +12,7 @@ fn file() -> impl Strategy<Value = PlanFile> {
         let n = plan.n_prompts();
         let prompts = (0..n).map(|i| word.repeat(i % 4)).collect();
         let seeds = (0..n).map(|i| seed.rotate_left(i as u32) as i64).collect();
-        PlanFile { plan, prompts, seeds, metadata: "{\"tau\": 0.5}".to_owned() }
+        PlanFile { plan: plan.into(), prompts, seeds, metadata: "{\"tau\": 0.5}".to_owned() }
     })
 }
 
@@ -29,6 +29,27 @@ proptest! {
         let bytes = file.to_bytes().unwrap();
         prop_assert_eq!(&bytes, &file.to_bytes().unwrap());
         prop_assert_eq!(PlanFile::from_bytes(&bytes).unwrap(), file);
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_the_whole(file in file(), keep in any::<prop::sample::Index>(), other in any::<i64>()) {
+        let of = |file: &PlanFile, extra| fingerprint(&file.plan, &file.prompts, &file.seeds, extra).unwrap();
+        let own = of(&file, "{}");
+        let pruned = file.plan.prune(&[file.plan.kept()[keep.index(file.plan.kept().len())].into()]).unwrap();
+        prop_assert_eq!(&of(&PlanFile { plan: pruned.into(), ..file.clone() }, "{}"), &own);
+        prop_assert_ne!(&of(&file, "{ }"), &own);
+        let mut seeds = file.seeds.clone();
+        seeds[0] = other;
+        let changed = seeds != file.seeds;
+        prop_assert_eq!(of(&PlanFile { seeds, ..file.clone() }, "{}") != own, changed);
+        let mut prompts = file.prompts.clone();
+        prompts[0].push('x');
+        prop_assert_ne!(&of(&PlanFile { prompts, ..file.clone() }, "{}"), &own);
+        let zeros = Plan::compile(file.plan.tree().clone(), &vec![0.0; file.plan.n_steps() + 1]).unwrap();
+        prop_assert_ne!(&of(&PlanFile { plan: zeros.into(), ..file.clone() }, "{}"), &own);
+        let tree = hsd_core::Tree::clone(file.plan.tree()).approximate();
+        let approximate = Plan::compile(tree.into(), file.plan.phi()).unwrap();
+        prop_assert_ne!(&of(&PlanFile { plan: approximate.into(), ..file.clone() }, "{}"), &own);
     }
 
     #[test]
@@ -70,7 +91,7 @@ proptest! {
 
 fn small() -> PlanFile {
     let tree = hsd_core::Tree::from_merges(&[[0, 1]], vec![0.5], "ward").unwrap();
-    let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap();
+    let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap().into();
     PlanFile { plan, prompts: vec!["a".into(), "b".into()], seeds: vec![1, 2], metadata: "{}".into() }
 }
 
@@ -100,7 +121,7 @@ fn other_versions_and_other_files_are_named() {
 fn an_approximate_tree_stays_one() {
     let tree = hsd_core::Tree::from_merges(&[[0, 1]], vec![0.5], "ward").unwrap().approximate();
     let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap();
-    let file = PlanFile { plan, ..small() };
+    let file = PlanFile { plan: plan.into(), ..small() };
     assert!(!PlanFile::from_bytes(&file.to_bytes().unwrap()).unwrap().plan.tree().exact());
     assert!(PlanFile::from_bytes(&small().to_bytes().unwrap()).unwrap().plan.tree().exact());
 }

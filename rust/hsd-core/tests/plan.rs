@@ -78,6 +78,10 @@ proptest! {
         let mut together: Vec<u32> = shards.iter().flat_map(|shard| shard.kept().to_vec()).collect();
         together.sort_unstable();
         prop_assert_eq!(together, plan.kept());
+        for shard in &shards {
+            let keep: Vec<i64> = shard.kept().iter().map(|&prompt| prompt.into()).collect();
+            prop_assert_eq!(shard, &plan.prune(&keep).unwrap());
+        }
         // Every way to cut the kept leaves into that many shares.
         let best = (0..1u32 << (kept.len() - 1)).filter(|cuts| cuts.count_ones() as usize == shares - 1).map(|cuts| {
             let mut begin = 0;
@@ -108,7 +112,7 @@ proptest! {
             4 => segment.leaf_end = number,
             _ => segment.representative = number,
         }
-        let verdict = validate(plan.tree().leaf_order(), plan.n_steps(), plan.kept(), &segments);
+        let verdict = validate(plan.tree(), plan.n_steps(), plan.kept(), &segments);
         prop_assert_eq!(verdict.is_ok(), segments == plan.segments());
     }
 
@@ -123,14 +127,14 @@ proptest! {
             1 => segments.insert(y, segments[x]),
             _ => segments.swap(x, y),
         }
-        let verdict = validate(plan.tree().leaf_order(), plan.n_steps(), plan.kept(), &segments);
+        let verdict = validate(plan.tree(), plan.n_steps(), plan.kept(), &segments);
         prop_assert_eq!(verdict.is_ok(), segments == plan.segments());
     }
 
     #[test]
     fn a_wrong_list_of_kept_prompts_is_refused(plan in whole_plan(16), kept in prop::collection::vec(0..20u32, 0..4)) {
         // Too few kept prompts leave segments without one, unless they share all of them.
-        let verdict = validate(plan.tree().leaf_order(), plan.n_steps(), &kept, plan.segments());
+        let verdict = validate(plan.tree(), plan.n_steps(), &kept, plan.segments());
         prop_assert_eq!(verdict.is_ok(), kept == plan.kept());
     }
 }

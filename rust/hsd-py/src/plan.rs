@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hsd_core::file::PlanFile;
+use hsd_core::file::{self, PlanFile};
 use hsd_core::forest::least_slots;
 use hsd_core::{Order, Progress};
 use numpy::{PyArray1, ToPyArray};
@@ -158,8 +158,19 @@ impl Plan {
         metadata: String,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let seeds = vector("seeds", seeds)?;
-        let file = PlanFile { plan: (*self.inner).clone(), prompts, seeds, metadata };
+        let file = PlanFile { plan: Arc::clone(&self.inner), prompts, seeds, metadata };
         Ok(PyBytes::new(py, &py.detach(|| file.to_bytes()).map_err(raise)?))
+    }
+
+    fn fingerprint(
+        &self,
+        py: Python<'_>,
+        prompts: Vec<String>,
+        seeds: &Bound<'_, PyAny>,
+        extra: &str,
+    ) -> PyResult<String> {
+        let seeds: Vec<i64> = vector("seeds", seeds)?;
+        py.detach(|| file::fingerprint(&self.inner, &prompts, &seeds, extra)).map_err(raise)
     }
 
     #[staticmethod]
