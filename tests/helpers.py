@@ -72,9 +72,9 @@ def latents_of(plan, model, **lowering):
     return dict(finished)
 
 
-def largest_difference(a, b):
-    """Largest absolute difference between two images, in steps of 1/255."""
-    return int(_difference(a, b).max())
+def share_apart(a, b):
+    """Share of the values of two images that differ by more than one step of 1/255."""
+    return float((_difference(a, b) > 1).mean())
 
 
 def mean_difference(a, b):

@@ -43,6 +43,12 @@ pub struct Sizes {
     pub last: usize,
 }
 
+/// The most clusters `n` whose matrix, n² entries, and points, [`POINTS`] n rows of `columns`, fit in `memory` bytes.
+pub fn most_clusters(memory: usize, columns: usize) -> usize {
+    let half = (POINTS * columns) as f64 / 2.0;
+    ((half * half + (memory / size_of::<f32>()) as f64).sqrt() - half) as usize
+}
+
 /// Clusters the embeddings, approximately.
 pub fn build(
     embeddings: &Embeddings<'_>,

@@ -1,8 +1,9 @@
 //! The compiler of HSD, without Python: embeddings become a [`Tree`], a tree cut by thresholds becomes a [`Plan`],
 //! and a plan is lowered to a [`Program`], a table of batched calls that an executor replays.
 //!
-//! The same input gives the same bytes on any machine and with any number of threads: ties break by lowest index,
-//! and no hash order reaches a result. What is built or loaded is checked before it exists.
+//! The same input gives the same bytes with any number of threads: ties break by lowest index, and no hash order reaches
+//! a result. (Machines with other vector instructions may round the last bit of a distance otherwise.) What is built or
+//! loaded is checked before it exists.
 #![forbid(unsafe_code)]
 
 mod cells;

@@ -122,7 +122,7 @@ pub fn build(
         Method::Approximate => false,
     };
     if !is_exact {
-        let fitting = ((memory / size_of::<f32>()) as f64).sqrt() as usize;
+        let fitting = large::most_clusters(memory, embeddings.columns());
         let sizes = Sizes { cell: fitting.clamp(2, CELL), last: fitting.clamp(2, LAST) };
         return large::build(embeddings, linkage, sizes, threads, progress);
     }
