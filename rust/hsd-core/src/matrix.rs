@@ -59,9 +59,9 @@ impl Matrix {
             let length = if shape == Shape::Whole { n } else { i };
             rows.push(reserve("the distances between all prompts", length)?);
         }
-        fill(&mut rows, clusters, entries, shape, threads, progress)?;
+        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, shape, threads, progress))?;
         if shape == Shape::Whole {
-            mirror(&mut rows, threads, progress)?;
+            progress.part(0.9, 1.0, |progress| mirror(&mut rows, threads, progress))?;
         }
         Ok(Matrix::from_rows(rows))
     }

@@ -74,15 +74,18 @@ pub fn agglomerate(
         if (lines.len() - columns.len()) * LEAST_SHARE < lines.len() {
             break;
         }
-        // What is left to do is about the square of what is left.
-        let done = |left: usize| 1.0 - (left as f64 / n as f64).powi(2);
-        let next = progress.part(done(lines.len()), done(columns.len()), |progress| {
+        let next = progress.part(done(lines.len(), n), done(columns.len(), n), |progress| {
             round(lines, &columns, &mut rounds, update, threads, progress)
         });
         lines = next?;
     }
     rounds.distances = Matrix::from_rows(lines.into_iter().map(|line| line.row).collect());
     Ok(rounds)
+}
+
+/// The share that is done with `left` clusters of `n`: what is left to do is about the square of what is left.
+pub fn done(left: usize, n: usize) -> f64 {
+    1.0 - (left as f64 / n as f64).powi(2)
 }
 
 /// The clusters after a round, by their lowest place.

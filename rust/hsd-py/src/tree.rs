@@ -188,6 +188,9 @@ fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> Py
     PyArray1::from_vec(py, flat).reshape([rows, columns])
 }
 
+/// The share of the work that checking the rows is.
+const CHECK: f64 = 0.02;
+
 /// What tree is asked for.
 struct Request {
     linkage: Linkage,
@@ -212,11 +215,13 @@ impl Request {
     ) -> PyResult<Tree> {
         let build = |progress: &mut Progress<'_>| {
             let threads = self.resources.threads;
-            let embeddings = match &self.rows {
-                None => Embeddings::new(view, value, threads, progress)?,
-                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress)?,
-            };
-            linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+            let embeddings = progress.part(0.0, CHECK, |progress| match &self.rows {
+                None => Embeddings::new(view, value, threads, progress),
+                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress),
+            })?;
+            progress.part(CHECK, 1.0, |progress| {
+                linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+            })
         };
         Ok(watched(py, callback.as_ref(), build)?.into())
     }
