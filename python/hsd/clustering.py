@@ -39,6 +39,8 @@ class Limits(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Keywords for ``Tree.build``."""
+        if self.exact is not None and not isinstance(self.exact, (bool, np.bool_)):
+            raise TypeError(f"exact has to be True, False or None, not {self.exact!r}")
         memory = memory_budget() if self.memory is None else check_count("memory", self.memory)
         threads = None if self.threads is None else check_count("threads", self.threads)
         return {"exact": self.exact, "threads": threads, "memory": memory}
