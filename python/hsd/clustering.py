@@ -39,6 +39,8 @@ class Limits(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Keywords for ``Tree.build``."""
+        if self.exact is not None and not isinstance(self.exact, (bool, np.bool_)):
+            raise TypeError(f"exact has to be True, False or None, not {self.exact!r}")
         memory = memory_budget() if self.memory is None else check_count("memory", self.memory)
         threads = None if self.threads is None else check_count("threads", self.threads)
         return {"exact": self.exact, "threads": threads, "memory": memory}
@@ -115,14 +117,19 @@ def replica_tree(
 
 
 def check_rows(vectors: Vectors, chunk: int = 65536) -> None:
-    """``ValueError`` for the first row with an entry that is not finite, named; a chunk of rows at a time."""
+    """``ValueError`` for the first row that is not finite or all zeros, named; a chunk of rows at a time."""
     for start in range(0, len(vectors.array), chunk):
         values = vectors.array[start : start + chunk]
         if vectors.bfloat16:
             values = (values.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
         finite = np.isfinite(values)
-        if not finite.all():
-            row, column = (int(i) for i in np.argwhere(~finite)[0])
+        sound = finite.all(axis=1) & values.any(axis=1)
+        if not sound.all():
+            row = int(np.argmin(sound))
+            if finite[row].all():
+                found = f"embedding {start + row} is all zeros, so it has no direction"
+                raise ValueError(f"{found}; leave that prompt out or encode it again")
+            column = int(np.argmin(finite[row]))
             found = f"embedding {start + row} holds {values[row, column]} at column {column}"
             raise ValueError(f"{found}; every entry must be finite")
 

@@ -3,14 +3,13 @@
 #![allow(missing_docs)] // criterion_group! makes an undocumented public function.
 
 use std::hint::black_box;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
-use hsd_core::distance::{cosine_distances, UnitRows};
 use hsd_core::file::PlanFile;
-use hsd_core::{linkage, schedule, Linkage, Order, Plan, Program, Progress, Tree};
+use hsd_core::{linkage, schedule, Embeddings, Linkage, Method, Order, Plan, Program, Progress, Resources, Tree};
+use ndarray::Array2;
 
 /// A small generator of its own (SplitMix64), so that the numbers stay the same for good.
 fn generator() -> impl FnMut() -> u64 {
@@ -25,23 +24,27 @@ fn generator() -> impl FnMut() -> u64 {
 }
 
 /// Rows scattered about one centre for every twenty of them: a stand-in for prompts made from templates.
-fn embeddings(rows: usize, columns: usize) -> UnitRows {
+fn embeddings(rows: usize, columns: usize) -> Array2<f64> {
     let mut next = generator();
     let mut draw = || (next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
     let centres: Vec<f64> = (0..rows.div_ceil(20) * columns).map(|_| draw()).collect();
     let data: Vec<f64> = (0..rows * columns)
         .map(|i| centres[(i / columns) % rows.div_ceil(20) * columns + i % columns] + 0.7 * draw())
         .collect();
-    UnitRows::new(&data, rows, columns).expect("sound rows")
+    Array2::from_shape_vec((rows, columns), data).expect("rows x columns numbers")
 }
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-fn build(rows: &UnitRows, by: Linkage) -> Tree {
-    let mut go_on = |_| ControlFlow::Continue(());
-    linkage::build(rows, by, threads(), &mut Progress::new(&mut go_on)).expect("sound rows")
+fn check(rows: &Array2<f64>) -> Embeddings<'_> {
+    Embeddings::new(rows.view(), |x| x, threads(), &mut Progress::unwatched()).expect("sound rows")
+}
+
+fn build(rows: &Array2<f64>, by: Linkage, method: Method, memory: usize) -> Tree {
+    let resources = Resources { threads: threads(), memory };
+    linkage::build(&check(rows), by, method, resources, &mut Progress::unwatched()).expect("sound rows")
 }
 
 fn trees(c: &mut Criterion) {
@@ -49,15 +52,23 @@ fn trees(c: &mut Criterion) {
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     for (rows, columns) in [(1000, 384), (4000, 384)] {
         let set = embeddings(rows, columns);
-        group.bench_function(BenchmarkId::new("distances", format!("{rows}x{columns}")), |b| {
-            let mut go_on = |_| ControlFlow::Continue(());
-            b.iter(|| cosine_distances(black_box(&set), threads(), &mut Progress::new(&mut go_on)));
-        });
+        let size = format!("{rows}x{columns}");
+        assert_eq!(check(&set).lengths().len(), rows);
+        group.bench_function(BenchmarkId::new("check", &size), |b| b.iter(|| check(black_box(&set))));
         for by in Linkage::ALL {
-            assert_eq!(build(&set, by).n_leaves(), rows);
-            group.bench_function(BenchmarkId::new(by.name(), format!("{rows}x{columns}")), |b| {
-                b.iter(|| build(black_box(&set), by));
-            });
+            // Half of the matrix takes longer than all of it; a quarter of the clusters at a time is approximate.
+            let ways = [
+                ("", Method::Exact, usize::MAX),
+                (", half", Method::Exact, 2 * rows * rows),
+                (", approximate", Method::Approximate, rows * rows / 4),
+            ];
+            for (suffix, method, memory) in ways {
+                let tree = build(&set, by, method, memory);
+                assert_eq!((tree.n_leaves(), tree.exact()), (rows, method == Method::Exact));
+                group.bench_function(BenchmarkId::new(format!("{by}{suffix}"), &size), |b| {
+                    b.iter(|| build(black_box(&set), by, method, memory));
+                });
+            }
         }
     }
     group.finish();

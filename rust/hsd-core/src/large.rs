@@ -136,6 +136,8 @@ impl<'a> Forest<'a> {
             clustered.push((cell, joins));
         }
         let mut heights: Vec<f64> = clustered.iter().flat_map(|(cell, joins)| heights(cell.len(), joins)).collect();
+        // Cells of two or three may have fewer joins in them than were asked for, but one of them has one.
+        let count = count.min(heights.len());
         let (_, &mut height, _) = heights.select_nth_unstable_by(count - 1, f64::total_cmp);
         self.join(&clustered, height);
         Ok(())

@@ -168,9 +168,11 @@ fn reduce<U: Update>(
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
+    let n = distances.len();
     let Rounds { mut joins, distances, sizes, places } =
         rounds::agglomerate(distances, sizes, update, threads, progress)?;
-    let rest = chain::agglomerate(distances, &sizes, update, progress)?;
+    let done = rounds::done(distances.len(), n);
+    let rest = progress.part(done, 1.0, |progress| chain::agglomerate(distances, &sizes, update, progress))?;
     joins.extend(rest.iter().map(|join| Join { from: places[join.from], into: places[join.into], ..*join }));
     if U::POWER == Power::Two {
         joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
@@ -199,4 +201,40 @@ pub(crate) fn root_of(above: &mut [usize], mut place: usize) -> usize {
         place = above[place];
     }
     place
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use ndarray::Array2;
+
+    use super::*;
+
+    #[test]
+    fn every_fraction_is_over_the_one_before() {
+        let n = 900;
+        let rows = Array2::from_shape_fn((n, 5), |(i, j)| ((i * 7919 + j * 104_729 + i * j) % 1009) as f64 - 500.3);
+        for (method, memory) in [(Method::Exact, usize::MAX), (Method::Exact, 3 * n * n), (Method::Approximate, n * n)]
+        {
+            for linkage in Linkage::ALL {
+                let mut seen = Vec::new();
+                let mut report = |fraction| {
+                    seen.push(fraction);
+                    ControlFlow::Continue(())
+                };
+                let mut progress = Progress::eager(&mut report);
+                let resources = Resources { threads: 2, memory };
+                progress
+                    .part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, 2, progress))
+                    .and_then(|rows| {
+                        progress.part(0.1, 1.0, |progress| build(&rows, linkage, method, resources, progress))
+                    })
+                    .unwrap();
+                let falls: Vec<_> = seen.windows(2).filter(|pair| pair[1] < pair[0]).collect();
+                assert!(falls.is_empty(), "{linkage}, {memory}: {falls:?}");
+                assert!(seen.len() > 20 && seen[0] <= 0.1 && seen.last() == Some(&1.0), "{seen:?}");
+            }
+        }
+    }
 }

@@ -55,14 +55,18 @@ impl Matrix {
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let n = clusters.len();
+        // Asked for at once before it is asked for row by row: the system grants rows one by one until it ends the
+        // process, and the error would be of one row.
+        let what = "the distances between all prompts";
+        drop(reserve::<f32>(what, Matrix::bytes(n, shape) / size_of::<f32>())?);
         let mut rows = Vec::with_capacity(n);
         for i in 0..n {
             let length = if shape == Shape::Whole { n } else { i };
-            rows.push(reserve("the distances between all prompts", length)?);
+            rows.push(reserve(what, length)?);
         }
-        fill(&mut rows, clusters, entries, shape, threads, progress)?;
+        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, shape, threads, progress))?;
         if shape == Shape::Whole {
-            mirror(&mut rows, threads, progress)?;
+            progress.part(0.9, 1.0, |progress| mirror(&mut rows, threads, progress))?;
         }
         Ok(Matrix::from_rows(rows))
     }

@@ -14,18 +14,25 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 pub struct Progress<'a> {
     report: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
     last: Option<Instant>,
+    interval: Duration,
     range: (f64, f64),
 }
 
 impl<'a> Progress<'a> {
     /// Reports to `report`.
     pub fn new(report: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
-        Progress { report: Some(report), last: None, range: (0.0, 1.0) }
+        Progress { report: Some(report), ..Progress::unwatched() }
     }
 
     /// Reports to no one: the work runs to its end.
     pub fn unwatched() -> Self {
-        Progress { report: None, last: None, range: (0.0, 1.0) }
+        Progress { report: None, last: None, interval: INTERVAL, range: (0.0, 1.0) }
+    }
+
+    /// Reports whatever there is to report, however small: what a slow machine might do.
+    #[cfg(test)]
+    pub(crate) fn eager(report: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
+        Progress { interval: Duration::ZERO, ..Progress::new(report) }
     }
 
     /// Does a part of the work, from `begin` to `end` of what is under way; its own 0..1 is scaled to that.
@@ -40,7 +47,7 @@ impl<'a> Progress<'a> {
 
     /// Reports `done` of `total` if the last report is old enough.
     pub fn at(&mut self, done: usize, total: usize) -> Result<()> {
-        if self.last.is_some_and(|last| last.elapsed() < INTERVAL) {
+        if self.last.is_some_and(|last| last.elapsed() < self.interval) {
             return Ok(());
         }
         let (begin, end) = self.range;

@@ -90,14 +90,17 @@ pub fn agglomerate(
         if columns.pairs.len() * LEAST_SHARE < lines.len() {
             break;
         }
-        // What is left to do is about the square of what is left.
-        let done = |left: usize| 1.0 - (left as f64 / n as f64).powi(2);
-        let (begin, end) = (done(lines.len()), done(columns.first.len()));
+        let (begin, end) = (done(lines.len(), n), done(columns.first.len(), n));
         let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, threads, progress);
         lines = progress.part(begin, end, round)?;
     }
     rounds.distances = Matrix::from_rows(lines.into_iter().map(|line| line.row).collect());
     Ok(rounds)
+}
+
+/// The share that is done with `left` clusters of `n`: what is left to do is about the square of what is left.
+pub fn done(left: usize, n: usize) -> f64 {
+    1.0 - (left as f64 / n as f64).powi(2)
 }
 
 impl Columns {

@@ -8,6 +8,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 /// The entries of a one-axis array. A copy: Python may write to the array while the work goes on without the GIL.
 pub fn vector<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    aligned(what, array)?;
     match array.extract::<PyReadonlyArray1<'_, T>>() {
         Ok(array) => Ok(array.as_array().iter().copied().collect()),
         Err(_) => Err(wrong_type(what, &format!("{} array of shape (n,)", name_of::<T>(array.py())?), array)),
@@ -16,6 +17,7 @@ pub fn vector<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResu
 
 /// The rows of a two-axis array with two columns.
 pub fn pairs<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<[T; 2]>> {
+    aligned(what, array)?;
     match array.extract::<PyReadonlyArray2<'_, T>>() {
         Ok(rows) if rows.shape()[1] == 2 => {
             Ok(rows.as_array().rows().into_iter().map(|row| [row[0], row[1]]).collect())
@@ -25,6 +27,15 @@ pub fn pairs<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResul
             Err(PyValueError::new_err(format!("{what} has {columns} columns; two are needed")))
         }
         Err(_) => Err(wrong_type(what, &format!("{} array of shape (n, 2)", name_of::<T>(array.py())?), array)),
+    }
+}
+
+/// A `TypeError` for an array whose entries lie across machine words, which NumPy reads and Rust must not.
+pub fn aligned(what: &str, array: &Bound<'_, PyAny>) -> PyResult<()> {
+    let flag = array.getattr("flags").and_then(|flags| flags.getattr("aligned"));
+    match flag.and_then(|flag| flag.is_truthy()) {
+        Ok(false) => Err(PyTypeError::new_err(format!("{what} must be an aligned array; pass a copy of it"))),
+        _ => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use numpy::{PyArray1, PyArray2, PyReadonlyArray2, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::arrays::{pairs, vector, wrong_type};
+use crate::arrays::{aligned, pairs, vector, wrong_type};
 use crate::errors::{positive, raise};
 use crate::progress::watched;
 
@@ -60,6 +60,7 @@ impl Tree {
         let resources = Resources { threads, memory };
         let rows = rows.map(row_indices).transpose()?;
         let request = Request { linkage: linkage.parse().map_err(raise)?, method, resources, rows };
+        aligned("embeddings", embeddings)?;
         if bfloat16 {
             if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, u16>>() {
                 return request.build(py, array.as_array(), |bits| bf16::from_bits(bits).to_f64(), progress);

@@ -1,18 +1,50 @@
 //! Trees, thresholds and embeddings of every shape, for the property tests.
 #![allow(dead_code)] // Every test file uses its own part of this.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use hsd_core::{Linkage, Plan, Progress, Result, Tree};
+use hsd_core::{Embeddings, Linkage, Method, Plan, Progress, Resources, Result, Tree};
+use ndarray::Array2;
 use proptest::prelude::*;
 
-/// Clusters rows with two threads and without a progress report.
+/// All the memory there is, and two threads.
+pub const PLENTY: Resources = Resources { threads: 2, memory: usize::MAX };
+
+/// Clusters rows exactly, with two threads and without a progress report.
 pub fn build(rows: &[Vec<f64>], linkage: Linkage) -> Result<Tree> {
+    build_with(rows, linkage, Method::Exact, PLENTY)
+}
+
+/// Clusters rows without a progress report.
+pub fn build_with(rows: &[Vec<f64>], linkage: Linkage, method: Method, resources: Resources) -> Result<Tree> {
+    let table = table(rows);
+    let embeddings = Embeddings::new(table.view(), |x| x, resources.threads, &mut Progress::unwatched())?;
+    hsd_core::linkage::build(&embeddings, linkage, method, resources, &mut Progress::unwatched())
+}
+
+/// Rows as one array.
+pub fn table(rows: &[Vec<f64>]) -> Array2<f64> {
     let columns = rows.first().map_or(0, Vec::len);
-    let rows = hsd_core::distance::UnitRows::new(&rows.concat(), rows.len(), columns)?;
-    let mut go_on = |_| ControlFlow::Continue(());
-    hsd_core::linkage::build(&rows, linkage, 2, &mut Progress::new(&mut go_on))
+    Array2::from_shape_vec((rows.len(), columns), rows.concat()).unwrap()
+}
+
+/// Numbers in -1..1 that are the same at every run (SplitMix64).
+pub fn numbers(seed: u64) -> impl FnMut() -> f64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+}
+
+/// Rows scattered about `groups` centres, one after the other, `scatter` wide. Row `i` belongs to group `i % groups`.
+pub fn grouped(n: usize, columns: usize, groups: usize, scatter: f64) -> Vec<Vec<f64>> {
+    let mut draw = numbers((n * 31 + columns) as u64);
+    let centres: Vec<Vec<f64>> = (0..groups).map(|_| (0..columns).map(|_| draw()).collect()).collect();
+    (0..n).map(|i| centres[i % groups].iter().map(|x| x + scatter * draw()).collect()).collect()
 }
 
 /// Rows in general position.

@@ -1,0 +1,96 @@
+//! Reports of progress: they rise from 0 to 1, and any of them can stop the work.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::{grouped, table};
+use hsd_core::{linkage, Embeddings, Error, Linkage, Method, Progress, Resources};
+use ndarray::Array2;
+
+/// Enough for more than one report in each stage of an unoptimised build.
+const N: usize = 3000;
+
+const EXACT: Resources = Resources { threads: 2, memory: usize::MAX };
+const LOWER: Resources = Resources { threads: 2, memory: 3 * N * N };
+const CELLS: Resources = Resources { threads: 2, memory: N * N / 4 };
+
+fn ways() -> [(Method, Resources); 3] {
+    [(Method::Exact, EXACT), (Method::Exact, LOWER), (Method::Approximate, CELLS)]
+}
+
+/// What is reported until report `last`, which stops the work, and how the work ends.
+fn run(
+    rows: &Array2<f64>,
+    linkage: Linkage,
+    (method, resources): (Method, Resources),
+    last: usize,
+) -> (Vec<f64>, Option<Error>) {
+    let mut seen = Vec::new();
+    let mut report = |fraction| {
+        seen.push(fraction);
+        if seen.len() > last {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let embeddings = Embeddings::new(rows.view(), |x| x, resources.threads, &mut Progress::unwatched()).unwrap();
+    let result = linkage::build(&embeddings, linkage, method, resources, &mut Progress::new(&mut report));
+    (seen, result.err())
+}
+
+#[test]
+fn fractions_rise_to_one() {
+    let rows = table(&grouped(N, 48, 300, 0.5));
+    for way in ways() {
+        for linkage in [Linkage::Ward, Linkage::Centroid] {
+            let (seen, error) = run(&rows, linkage, way, usize::MAX);
+            assert_eq!(error, None);
+            assert!(seen.len() >= 3, "{way:?}, {linkage}: {seen:?} are too few reports to tell anything");
+            assert!(seen.is_sorted() && seen[0] >= 0.0, "{way:?}, {linkage}: {seen:?}");
+            assert_eq!(seen.last(), Some(&1.0));
+            assert!(seen[0] < 0.5, "{way:?}, {linkage}: {seen:?} starts late");
+        }
+    }
+}
+
+#[test]
+fn any_report_can_stop_the_work() {
+    let rows = table(&grouped(N, 48, 300, 0.5));
+    for way in ways() {
+        let all = run(&rows, Linkage::Ward, way, usize::MAX).0.len();
+        // How many there are depends on the machine's load; the first half of them will be there again.
+        for last in [0, 1, all / 4, all / 2] {
+            let (seen, error) = run(&rows, Linkage::Ward, way, last);
+            assert_eq!(error, Some(Error::Interrupted), "{way:?}: report {last} of {all}");
+            assert_eq!(seen.len(), last + 1, "it went on after it was told to stop");
+        }
+    }
+}
+
+#[test]
+fn a_small_set_can_be_stopped_too() {
+    let rows = table(&[vec![1.0], vec![2.0], vec![3.0]]);
+    for way in ways() {
+        for linkage in Linkage::ALL {
+            for last in 0..2 {
+                assert_eq!(run(&rows, linkage, way, last).1, Some(Error::Interrupted));
+            }
+            assert_eq!(run(&rows, linkage, way, 2).1, None);
+        }
+    }
+}
+
+#[test]
+fn checking_can_be_stopped() {
+    let rows = table(&vec![vec![1.0, 2.0]; 5000]);
+    let mut seen = Vec::new();
+    let mut stop = |fraction| {
+        seen.push(fraction);
+        ControlFlow::Break(())
+    };
+    let checked = Embeddings::new(rows.view(), |x| x, 2, &mut Progress::new(&mut stop));
+    assert_eq!(checked.err(), Some(Error::Interrupted));
+    assert_eq!(seen.len(), 1);
+}
