@@ -432,7 +432,8 @@ def test_an_approximate_tree_saves_what_the_exact_one_does(name, method):
     """Within one point of the savings, with memory for a quarter of the clusters."""
     e = np.load(SHARED / "embeddings" / f"{name}.minilm384.npy")
     exact = hsd.build_tree(e, method)
-    tree = hsd.build_tree(e, method, exact=False, memory=4 * (len(e) // 4) ** 2)
+    clusters = len(e) // 4
+    tree = hsd.build_tree(e, method, exact=False, memory=4 * clusters * (clusters + 4 * e.shape[1]))
     assert (exact.exact, tree.exact) == (True, False)
     for tau in (0.5, 1.0, 1.5):
         phi = tau * hsd._core.schedule_shape("linear", 40)

@@ -9,9 +9,14 @@ use hsd_core::naive::cosine_distance;
 use hsd_core::{Linkage, Method, Resources, Tree};
 use proptest::prelude::*;
 
+/// Memory for the matrix of this many clusters, and four points of each.
+fn memory_for(rows: &[Vec<f64>], clusters: usize) -> usize {
+    4 * clusters * (clusters + 4 * rows[0].len())
+}
+
 /// In memory for this many clusters at a time.
 fn approximate(rows: &[Vec<f64>], linkage: Linkage, clusters: usize) -> Tree {
-    let resources = Resources { memory: 4 * clusters * clusters, ..PLENTY };
+    let resources = Resources { memory: memory_for(rows, clusters), ..PLENTY };
     build_with(rows, linkage, Method::Approximate, resources).unwrap()
 }
 
@@ -62,7 +67,7 @@ fn several_levels_give_one_tree() {
             assert_sound(&tree, rows.len(), linkage);
             assert_eq!(approximate(&rows, linkage, 40), tree);
             for threads in [1, 3, 5] {
-                let resources = Resources { threads, memory: 4 * 40 * 40 };
+                let resources = Resources { threads, memory: memory_for(&rows, 40) };
                 assert_eq!(build_with(&rows, linkage, Method::Approximate, resources).unwrap(), tree);
             }
         }
