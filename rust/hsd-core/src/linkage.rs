@@ -211,30 +211,56 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn every_fraction_is_over_the_one_before() {
+    /// Checks rows and clusters them in each way there is; `report` gets every report, however small.
+    fn each_way(mut check: impl FnMut(&mut dyn FnMut(&mut Progress<'_>) -> Result<Tree>)) {
         let n = 900;
         let rows = Array2::from_shape_fn((n, 5), |(i, j)| ((i * 7919 + j * 104_729 + i * j) % 1009) as f64 - 500.3);
         for (method, memory) in [(Method::Exact, usize::MAX), (Method::Exact, 3 * n * n), (Method::Approximate, n * n)]
         {
             for linkage in Linkage::ALL {
-                let mut seen = Vec::new();
-                let mut report = |fraction| {
-                    seen.push(fraction);
-                    ControlFlow::Continue(())
-                };
-                let mut progress = Progress::eager(&mut report);
                 let resources = Resources { threads: 2, memory };
-                progress
-                    .part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, 2, progress))
-                    .and_then(|rows| {
-                        progress.part(0.1, 1.0, |progress| build(&rows, linkage, method, resources, progress))
-                    })
-                    .unwrap();
-                let falls: Vec<_> = seen.windows(2).filter(|pair| pair[1] < pair[0]).collect();
-                assert!(falls.is_empty(), "{linkage}, {memory}: {falls:?}");
-                assert!(seen.len() > 20 && seen[0] <= 0.1 && seen.last() == Some(&1.0), "{seen:?}");
+                check(&mut |progress| {
+                    let rows = progress.part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, 2, progress))?;
+                    progress.part(0.1, 1.0, |progress| build(&rows, linkage, method, resources, progress))
+                });
             }
         }
+    }
+
+    #[test]
+    fn every_fraction_is_over_the_one_before() {
+        each_way(|work| {
+            let mut seen = Vec::new();
+            let mut report = |fraction| {
+                seen.push(fraction);
+                ControlFlow::Continue(())
+            };
+            let tree = work(&mut Progress::eager(&mut report)).unwrap();
+            let falls: Vec<_> = seen.windows(2).filter(|pair| pair[1] < pair[0]).collect();
+            assert!(falls.is_empty(), "{}: {falls:?}", tree.linkage());
+            assert!(seen.len() > 20 && seen[0] <= 0.1 && seen.last() == Some(&1.0), "{seen:?}");
+        });
+    }
+
+    #[test]
+    fn any_report_can_stop_the_work() {
+        each_way(|work| {
+            let mut last = 0;
+            // At least so many reports there are in each way.
+            while last < 20 {
+                let mut seen = 0;
+                let mut report = |_| {
+                    seen += 1;
+                    if seen > last {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                };
+                assert_eq!(work(&mut Progress::eager(&mut report)).unwrap_err(), Error::Interrupted);
+                assert_eq!(seen, last + 1, "it went on after it was told to stop");
+                last += 3;
+            }
+        });
     }
 }
