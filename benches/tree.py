@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 import psutil
 from prompt_sets import CACHE, EMBEDDINGS, NAMES, dimensions, recipe
-from tree_case import UNBOUNDED, Case
+from tree_case import EXACT, Case
 from tree_report import TABLES, is_exact, say
 
 import hsd
@@ -69,11 +69,12 @@ class Sizes:
     fastcluster: tuple[int, ...] = (1_000, 2_000, 5_000, 10_000, 20_000, 30_000)
     quality: tuple[int, ...] = (20_000, 40_000)
     quality_linkages: tuple[str, ...] = LINKAGES
-    quality_memory: tuple[int, ...] = (64 << 20, 256 << 20)
+    quality_most: int = 20_000  # larger sets: ward and centroid only
+    quality_memory: tuple[int, ...] = (16 << 20, 64 << 20, 256 << 20)
     large: int = 100_000
     million: int = 1_000_000
     million_dim: int = 384
-    large_memory: int = 2 << 30
+    large_memory: int = 4 << 30
 
 
 SMALL = Sizes(
@@ -97,12 +98,12 @@ def table_cases(sizes: Sizes, threads: int) -> Iterator[Case]:
     for data in ("mixture", "templates", "noise"):
         shape = (data, sizes.table, dimensions(data, sizes.dim), threads)
         for linkage in LINKAGES:
-            yield Case("hsd", linkage, *shape, UNBOUNDED)
+            yield Case("hsd", linkage, *shape, EXACT)
             if linkage == "ward" or (data == "mixture" and linkage != "centroid"):
                 yield Case("gram", linkage, *shape)
                 yield Case("fastcluster", linkage, *shape)
                 yield Case("scipy", linkage, *shape)
-    for side, memory in (("hsd", UNBOUNDED), ("naive", None)):
+    for side, memory in (("hsd", EXACT), ("naive", None)):
         yield Case(side, "centroid", "mixture", sizes.naive, sizes.dim, threads, memory)
 
 
@@ -111,8 +112,8 @@ def scaling_cases(sizes: Sizes, threads: int) -> Iterator[Case]:
     for n in sorted({*sizes.hsd, *sizes.scipy, *sizes.fastcluster}):
         shape = ("mixture", n, sizes.dim, threads)
         if n in sizes.hsd:
-            yield Case("hsd", "ward", *shape, UNBOUNDED)
-            yield Case("hsd", "centroid", *shape, UNBOUNDED)
+            yield Case("hsd", "ward", *shape, EXACT)
+            yield Case("hsd", "centroid", *shape, EXACT)
         if n in sizes.fastcluster:
             yield Case("gram", "ward", *shape)
             yield Case("fastcluster", "ward", *shape)
@@ -125,8 +126,8 @@ def quality_cases(sizes: Sizes, threads: int) -> Iterator[Case]:
     """The exact tree and approximate ones of the same rows."""
     for n in sizes.quality:
         for data in NAMES:
-            for linkage in sizes.quality_linkages:
-                for memory in (UNBOUNDED, *sizes.quality_memory):
+            for linkage in sizes.quality_linkages if n <= sizes.quality_most else ("ward", "centroid"):
+                for memory in (EXACT, *sizes.quality_memory):
                     yield Case("hsd", linkage, data, n, dimensions(data, sizes.dim), threads, memory)
 
 
@@ -140,10 +141,9 @@ def large_cases(sizes: Sizes, threads: int) -> Iterator[Case]:
 
 def million_cases(sizes: Sizes, threads: int) -> Iterator[Case]:
     """1,000,000 rows."""
-    for data, linkages in (("mixture", ("ward", "centroid")), ("templates", ("ward",))):
-        for linkage in linkages:
-            shape = (data, sizes.million, dimensions(data, sizes.million_dim), threads)
-            yield Case("hsd", linkage, *shape, sizes.large_memory)
+    for data, linkage in (("mixture", "ward"), ("templates", "centroid")):
+        shape = (data, sizes.million, dimensions(data, sizes.million_dim), threads)
+        yield Case("hsd", linkage, *shape, sizes.large_memory)
 
 
 CASES = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-from tree_case import UNBOUNDED
+from tree_case import EXACT
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update(
@@ -73,8 +73,8 @@ def chosen(cases: list[dict[str, Any]], line: Line, main_dim: int) -> list[dict[
     mine = [case for case in cases if (case["side"], case["linkage"]) == (line.side, line.linkage)]
     mine = [case for case in mine if case.get("exact", True) == line.exact]
     if not line.exact:
-        most = max((case["memory"] or UNBOUNDED for case in mine), default=0)
-        mine = [case for case in mine if (case["memory"] or UNBOUNDED) == most]
+        most = max((case["memory"] or EXACT for case in mine), default=0)
+        mine = [case for case in mine if (case["memory"] or EXACT) == most]
     by_n: dict[int, dict[str, Any]] = {}
     for case in sorted(mine, key=lambda case: (case["n"], case["dim"] == main_dim)):
         by_n[case["n"]] = case

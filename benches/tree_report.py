@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tree_case import TAUS, UNBOUNDED, Case
+from tree_case import TAUS, EXACT, Case
 
 if TYPE_CHECKING:
     from tree import Bench
@@ -91,9 +91,7 @@ def centroid_beside_ward(bench: Bench, cases: list[Case]) -> None:
 def scaling(bench: Bench, cases: list[Case]) -> None:
     """Seconds and memory by N, one column a side."""
     ways = dict.fromkeys((case.side, case.linkage, case.memory) for case in cases)
-    names = {
-        way: f"{way[0]} {way[1]}" + (f" {amount(way[2])}" if way[2] not in (None, UNBOUNDED) else "") for way in ways
-    }
+    names = {way: f"{way[0]} {way[1]}" + (f" {amount(way[2])}" if way[2] not in (None, EXACT) else "") for way in ways}
     print(f"{'N':>9}{'D':>6}" + "".join(f"{name:>26}" for name in names.values()))
     for n, dim in sorted({(case.n, case.dim) for case in cases}):
         line = f"{n:9,}{dim:6}"
@@ -120,11 +118,11 @@ def quality(bench: Bench, cases: list[Case]) -> None:
     print(f"{'':48}{taus}   and of the exact tree's:  seconds   memory")
     worst = float("nan")  # until there is one
     for case in cases:
-        exact, result = bench.result(Case(**asdict(case) | {"memory": UNBOUNDED})), bench.result(case)
+        exact, result = bench.result(Case(**asdict(case) | {"memory": EXACT})), bench.result(case)
         found = bench.book["cases"].get(case.key, {})
         if exact is None or result is None:
             print(f"  {case.key:46} {found.get('status', 'not measured')} {found.get('message', '')}")
-        elif case.memory == UNBOUNDED:
+        elif case.memory == EXACT:
             print(f"{case.linkage}, {case.data}, N = {case.n:,}, D = {case.dim}")
             print(f"  {'exact, saves':46}" + "".join(f"{exact['savings'][str(tau)]:9.2%}" for tau in TAUS))
         else:

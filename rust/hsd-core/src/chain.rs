@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::linkage::Join;
-use crate::matrix::{least, Matrix};
+use crate::matrix::{is_sparse, least, Matrix};
 use crate::progress::Progress;
 use crate::update::Update;
 
@@ -17,12 +17,21 @@ pub fn agglomerate(
 ) -> Result<Vec<Join>> {
     let n = distances.len();
     let mut sizes = sizes.to_vec();
+    let mut names: Vec<usize> = (0..n).collect();
     let mut is_empty = vec![false; n];
     let mut first = 0;
     let mut chain: Vec<usize> = Vec::new();
     let mut joins = Vec::with_capacity(n.saturating_sub(1));
     while joins.len() + 1 < n {
         progress.at(joins.len(), n)?;
+        if is_sparse(n - joins.len(), distances.len()) {
+            let kept = distances.compact(&is_empty);
+            chain.iter_mut().for_each(|place| *place = kept.partition_point(|kept| kept < place));
+            sizes = kept.iter().map(|&place| sizes[place]).collect();
+            names = kept.iter().map(|&place| names[place]).collect();
+            is_empty = vec![false; kept.len()];
+            first = 0;
+        }
         let tip = match chain.last() {
             Some(&tip) => tip,
             None => {
@@ -45,15 +54,13 @@ pub fn agglomerate(
         distances.join(from, into, &sizes, |ac, bc, c| update.pair(ab, [ac, bc], [a, b, c]));
         sizes[into] += sizes[from];
         is_empty[from] = true;
-        joins.push(Join { from, into, distance: ab.into() });
+        joins.push(Join { from: names[from], into: names[into], distance: ab.into() });
     }
     Ok(joins)
 }
 
 /// The nearest place and its distance, with `before` first among equals.
 fn nearest(row: &[f32], before: Option<usize>) -> (usize, f32) {
-    let least = least(row);
-    let before = before.filter(|&before| row[before] == least);
-    let place = before.or_else(|| row.iter().position(|&distance| distance == least));
-    (place.unwrap_or_default(), least)
+    let (place, least) = least(row).unwrap_or((0, f32::INFINITY));
+    (before.filter(|&before| row[before] == least).unwrap_or(place), least)
 }

@@ -37,6 +37,8 @@ pub struct Matrix {
     seen: Vec<usize>,
     /// Where the log last speaks of each place.
     latest: Vec<usize>,
+    /// Room for what a row has to fetch.
+    due: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +76,7 @@ impl Matrix {
     /// A matrix of these rows.
     pub fn from_rows(rows: Vec<Vec<f32>>) -> Self {
         let n = rows.len();
-        Matrix { rows, log: Vec::new(), seen: vec![0; n], latest: vec![usize::MAX; n] }
+        Matrix { rows, log: Vec::new(), seen: vec![0; n], latest: vec![usize::MAX; n], due: Vec::new() }
     }
 
     /// Whether every row is whole from the start.
@@ -133,6 +135,25 @@ impl Matrix {
         &self.rows[into]
     }
 
+    /// Leaves out the empty places; returns those that stay, in order: what was at the i-th of them is now at i.
+    ///
+    /// All rows catch up, in order, which is far cheaper than one by one when needed: the entries for one row lie
+    /// beside those for the next.
+    pub fn compact(&mut self, is_empty: &[bool]) -> Vec<usize> {
+        let kept: Vec<usize> = (0..self.len()).filter(|&place| !is_empty[place]).collect();
+        for &place in &kept {
+            self.refresh(place);
+        }
+        let mut rows = Vec::with_capacity(kept.len());
+        for &place in &kept {
+            let row = take(&mut self.rows[place]);
+            let lower = kept.partition_point(|&other| other < row.len());
+            rows.push(kept[..lower].iter().map(|&other| row[other]).collect());
+        }
+        *self = Matrix::from_rows(rows);
+        kept
+    }
+
     /// Adds to a row that has only its lower part what stands in the rows after it.
     fn complete(&mut self, place: usize) {
         let n = self.rows.len();
@@ -151,27 +172,37 @@ impl Matrix {
     /// Brings a row up to date with the joins that it has not seen.
     fn refresh(&mut self, place: usize) {
         let mut row = take(&mut self.rows[place]);
+        let mut due = take(&mut self.due);
+        due.clear();
         for (at, &Join { from, into }) in self.log.iter().enumerate().skip(self.seen[place]) {
             if let Some(cell) = row.get_mut(from) {
                 *cell = f32::INFINITY;
             }
             // What has been joined again or fallen empty since comes further on.
-            if self.latest[into] == at {
-                if let (Some(cell), Some(&joined)) = (row.get_mut(into), self.rows[into].get(place)) {
-                    *cell = joined;
-                }
+            if self.latest[into] == at && into < row.len() {
+                due.push(into);
             }
+        }
+        // Every entry is a cache miss. They are fetched side by side in a loop without a branch to guess wrong.
+        for &other in &due {
+            row[other] = self.rows[other].get(place).copied().unwrap_or(f32::INFINITY);
         }
         self.seen[place] = self.log.len();
         self.rows[place] = row;
+        self.due = due;
     }
 }
 
-/// The least entry of a row.
-pub fn least(row: &[f32]) -> f32 {
+/// Whether so many of the places are empty that leaving them out saves more than it takes.
+pub fn is_sparse(clusters: usize, places: usize) -> bool {
+    places > 64 && clusters * 5 < places * 2
+}
+
+/// The least entry of a row and its place, the first among equals; none if all are infinite.
+pub fn least(row: &[f32]) -> Option<(usize, f32)> {
     const LANES: usize = 32;
     let lesser = |x: f32, y: f32| if y < x { y } else { x };
-    widest(|| {
+    let least = widest(|| {
         let mut lanes = [f32::INFINITY; LANES];
         let chunks = row.chunks_exact(LANES);
         let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, lesser);
@@ -181,7 +212,16 @@ pub fn least(row: &[f32]) -> f32 {
             }
         }
         lanes.into_iter().fold(rest, lesser)
-    })
+    });
+    if least == f32::INFINITY {
+        return None;
+    }
+    // A chunk is looked at as a whole before its entries are.
+    let has = |chunk: &&[f32]| chunk.iter().fold(false, |has, &x| has | (x == least));
+    let chunk = widest(|| row.chunks(LANES).position(|chunk| has(&chunk)))?;
+    let start = chunk * LANES;
+    let place = row[start..].iter().position(|&x| x == least)?;
+    Some((start + place, least))
 }
 
 /// What a thread fills at a time: consecutive clusters and their rows.

@@ -230,7 +230,7 @@ fn gather(out: &mut Vec<f32>, row: &[f32], places: impl Iterator<Item = usize>) 
     out.extend(places.map(|place| row[place]));
 }
 
+/// The nearest other cluster; there is one.
 fn nearest(row: &[f32]) -> (usize, f32) {
-    let least = least(row);
-    (row.iter().position(|&distance| distance == least).unwrap_or_default(), least)
+    least(row).unwrap_or((0, f32::INFINITY))
 }
