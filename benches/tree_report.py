@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tree_case import TAUS, EXACT, Case
+from tree_case import EXACT, TAUS, Case
 
 if TYPE_CHECKING:
     from tree import Bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from .names import Linkage, check_count, check_name
 
 MEMORY_SHARE = 0.6
 """Share of the free memory that clustering takes, unless told otherwise."""
+
+_CHECKED_AT_ONCE = 1 << 24
+"""Entries."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -41,7 +45,7 @@ class Limits(NamedTuple):
         """Keywords for ``Tree.build``."""
         if self.exact is not None and not isinstance(self.exact, (bool, np.bool_)):
             raise TypeError(f"exact has to be True, False or None, not {self.exact!r}")
-        memory = memory_budget() if self.memory is None else check_count("memory", self.memory)
+        memory = memory_budget() if self.memory is None else min(check_count("memory", self.memory), sys.maxsize)
         threads = None if self.threads is None else check_count("threads", self.threads)
         return {"exact": self.exact, "threads": threads, "memory": memory}
 
@@ -116,8 +120,10 @@ def replica_tree(
     return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
 
 
-def check_rows(vectors: Vectors, chunk: int = 65536) -> None:
+def check_rows(vectors: Vectors, chunk: int | None = None) -> None:
     """``ValueError`` for the first row that is not finite or all zeros, named; a chunk of rows at a time."""
+    if chunk is None:
+        chunk = max(1, _CHECKED_AT_ONCE // vectors.array.shape[1])
     for start in range(0, len(vectors.array), chunk):
         values = vectors.array[start : start + chunk]
         if vectors.bfloat16:
@@ -130,7 +136,8 @@ def check_rows(vectors: Vectors, chunk: int = 65536) -> None:
                 found = f"embedding {start + row} is all zeros, so it has no direction"
                 raise ValueError(f"{found}; leave that prompt out or encode it again")
             column = int(np.argmin(finite[row]))
-            found = f"embedding {start + row} holds {values[row, column]} at column {column}"
+            value = "NaN" if np.isnan(values[row, column]) else values[row, column]
+            found = f"embedding {start + row} holds {value} at column {column}"
             raise ValueError(f"{found}; every entry must be finite")
 
 

@@ -103,7 +103,7 @@ impl Tile {
         self.cells.chunks_exact(self.width)
     }
 
-    /// Finds all distances from `rows` to `columns`. Of two equal blocks only those below the diagonal are exact.
+    /// Finds all distances from `rows` to `columns`; only those to points that come earlier are done again if near.
     pub fn fill(&mut self, points: &dyn Points, rows: &Block, columns: &Block) {
         let (height, width, depth) = (rows.halves.len(), columns.halves.len(), points.columns());
         self.width = width;
@@ -144,9 +144,8 @@ impl Tile {
             let mut is_read = false;
             for (j, cell) in cells.iter_mut().enumerate() {
                 let column = columns.range.start + j;
-                // Of a block with itself, one half is enough.
                 let sum = rows.halves[i] + columns.halves[j];
-                if f64::from(*cell) < NEAR * sum && (column < row || rows.range != columns.range) {
+                if f64::from(*cell) < NEAR * sum && column < row {
                     if !is_read {
                         points.read(row, &mut self.one);
                         is_read = true;
@@ -182,7 +181,7 @@ impl Tile {
         {
             for (j, (cell, dot)) in cells.iter_mut().zip(dots).enumerate() {
                 let far = 1.0 - dot;
-                let distance = if far < NEAR_DOUBLE && (columns.start + j < rows.start + i || rows != columns) {
+                let distance = if far < NEAR_DOUBLE && columns.start + j < rows.start + i {
                     let (one, other) = (&left[i * depth..][..depth], &right[j * depth..][..depth]);
                     exact(one, other, points.spread(rows.start + i), points.spread(columns.start + j))
                 } else {

@@ -93,7 +93,8 @@ pub struct Resources {
     pub memory: usize,
 }
 
-/// The most prompts that [`Method::Auto`] clusters exactly: beyond, minutes become hours.
+/// The most prompts that [`Method::Auto`] clusters exactly, however much memory there is: the time grows as N², and an
+/// approximate tree is near.
 pub const MOST_EXACT: usize = 100_000;
 
 /// The most clusters of a cell, and of the matrix in which an approximate clustering ends.

@@ -240,10 +240,11 @@ fn fill(
     let blocks = clusters.blocks(BLOCK);
     let mut tasks = Vec::new();
     let mut rest = rows;
-    // The longest rows are last and so the first to be taken: no thread is left alone with much at the end.
-    for band in &blocks {
+    // Two blocks high, so that the blocks beside them are loaded half as often. The longest rows are last and so the
+    // first to be taken: no thread is left alone with much at the end.
+    for band in clusters.blocks(2 * BLOCK) {
         let (head, tail) = rest.split_at_mut(band.len());
-        tasks.push(Task { item: (band.clone(), head), cost: band.len() * band.end });
+        tasks.push(Task { cost: band.len() * band.end, item: (band, head) });
         rest = tail;
     }
     let spreads = clusters.spreads(entries, threads, progress)?;

@@ -81,10 +81,11 @@ pub fn agglomerate(
     }
     let rows = std::mem::replace(&mut rounds.distances, Matrix::from_rows(Vec::new())).into_rows();
     let mut lines: Vec<Line> = rows.into_iter().map(|row| Line { row, ..Line::default() }).collect();
-    for line in &mut lines {
-        progress.at(0, 1)?;
-        line.nearest = nearest(&line.row);
-    }
+    let tasks = lines.chunks_mut(BAND).map(|lines| Task { item: lines, cost: 1 }).collect();
+    let find = |(): &mut (), lines: &mut [Line], _: &Stop| {
+        lines.iter_mut().for_each(|line| line.nearest = nearest(&line.row));
+    };
+    progress.part(0.0, 0.0, |progress| share(threads, tasks, progress, || (), find))?;
     while lines.len() > SMALL {
         let columns = Columns::of(&lines, &rounds.sizes);
         if columns.pairs.len() * LEAST_SHARE < lines.len() {
