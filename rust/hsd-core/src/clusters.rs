@@ -114,7 +114,8 @@ impl Entries {
         tile: &Tile,
         rows: &mut [Vec<f32>],
     ) {
-        let before = |cluster: usize| block.start..block.end.min(cluster).max(block.start);
+        // Empty where the whole block comes later: the band is higher than a block.
+        let before = |cluster: usize| block.start.min(cluster)..block.end.min(cluster);
         match self {
             Entries::Plain => {
                 for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
