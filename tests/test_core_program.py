@@ -21,6 +21,7 @@ def run(plan: _core.Plan, program: _core.Program) -> None:
     for call, filled in zip(program.calls, program.lanes, strict=True):
         assert 1 <= filled <= program.batch_size == len(call)
         lanes, padding = call[:filled], call[filled:]
+        assert program.mixed_steps or len(set(lanes["step"].tolist())) == 1
         assert (padding["segment"] == -1).all()
         assert (padding["step"] == 0).all()
         assert (padding["source"] == program.n_slots).all()
@@ -76,17 +77,32 @@ def test_programs_make_every_prompt(plan, batch_size, order):
     assert program.n_calls >= bound
     if order == "breadth":
         assert program.n_calls == bound
+    assert program.mixed_steps
 
 
-@given(plans(), st.integers(1, 40), ORDERS, st.integers(0, 5))
+@given(plans(), st.integers(1, 40), ORDERS)
 @settings(max_examples=200)
-def test_few_slots_suffice(plan, batch_size, order, spare):
+def test_calls_of_one_step_meet_their_bound(plan, batch_size, order):
+    program = plan.program(batch_size, order, mixed_steps=False)
+    run(plan, program)
+    assert program.mixed_steps is False
+    bound = int(np.sum(-(-plan.counts() // batch_size)))
+    assert program.n_calls == program.lower_bound == plan.lower_bound(batch_size, mixed_steps=False) == bound
+    assert bound >= plan.lower_bound(batch_size)
+    assert program.occupancy == pytest.approx(plan.node_steps / (bound * batch_size))
+    assert order == "breadth" or program.n_slots <= 2 * plan.n_steps * batch_size
+
+
+@given(plans(), st.integers(1, 40), ORDERS, st.integers(0, 40), st.booleans())
+@settings(max_examples=200)
+def test_few_slots_suffice(plan, batch_size, order, spare, mixed_steps):
     least = plan.least_slots()
-    program = plan.program(batch_size, order, max_slots=least + spare)
+    program = plan.program(batch_size, order, max_slots=least + spare, mixed_steps=mixed_steps)
     assert program.n_slots <= least + spare
     run(plan, program)
-    with pytest.raises(ValueError, match=f"max_slots is {least - 1}, but this plan needs at least {least}"):
-        plan.program(batch_size, order, max_slots=least - 1)
+    for refuse in (plan.program, plan.check_program):
+        with pytest.raises(ValueError, match=f"max_slots is {least - 1}, but this plan needs at least {least}"):
+            refuse(batch_size, order, max_slots=least - 1, mixed_steps=mixed_steps)
 
 
 @given(plans())
@@ -96,9 +112,9 @@ def test_one_lane_at_a_time_needs_the_least(plan):
     assert program.n_calls == plan.node_steps
 
 
-@given(plans(), st.integers(1, 40), ORDERS, st.integers(1, 50))
-def test_chunks_are_the_calls_in_order(plan, batch_size, order, size):
-    program = plan.program(batch_size, order)
+@given(plans(), st.integers(1, 40), ORDERS, st.integers(1, 50), st.booleans())
+def test_chunks_are_the_calls_in_order(plan, batch_size, order, size, mixed_steps):
+    program = plan.program(batch_size, order, mixed_steps=mixed_steps)
     chunks = list(program.chunks(size))
     assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
     assert (np.concatenate(chunks) == program.calls).all()
@@ -107,24 +123,46 @@ def test_chunks_are_the_calls_in_order(plan, batch_size, order, size):
     assert ((program.calls["segment"] >= 0).sum(axis=1) == program.lanes).all()
 
 
-@given(plans(20), st.integers(1, 8), ORDERS)
-def test_programs_are_the_same_every_time(plan, batch_size, order):
-    first, second = plan.program(batch_size, order), plan.program(batch_size, order)
+@given(plans(20), st.integers(1, 8), ORDERS, st.booleans())
+def test_programs_are_the_same_every_time(plan, batch_size, order, mixed_steps):
+    first, second = (plan.program(batch_size, order, mixed_steps=mixed_steps) for _ in range(2))
     assert first.calls.tobytes() == second.calls.tobytes()
-    assert pickle.loads(pickle.dumps(first)).calls.tobytes() == first.calls.tobytes()
+    copy = pickle.loads(pickle.dumps(first))
+    assert copy.calls.tobytes() == first.calls.tobytes()
+    assert copy.mixed_steps == mixed_steps
 
 
-def test_depth_keeps_few_latents_alive():
+def clustered_plan() -> _core.Plan:
+    """800 prompts about 40 centres, in 40 steps."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(40, 16))
     E = centres[rng.integers(40, size=800)] + 0.6 * rng.normal(size=(800, 16))
-    plan = _core.Plan.compile(_core.Tree.build(E), _core.schedule_shape("linear", 40))
+    return _core.Plan.compile(_core.Tree.build(E), _core.schedule_shape("linear", 40))
+
+
+def test_depth_keeps_few_latents_alive():
+    plan = clustered_plan()
     depth, breadth = plan.program(16), plan.program(16, "breadth")
     assert depth.n_slots * 5 < breadth.n_slots
     assert depth.n_calls < 1.04 * depth.lower_bound
     few = plan.program(16, max_slots=40)
     assert few.n_slots <= 40
     run(plan, few)
+
+
+@pytest.mark.parametrize("order", ["depth", "breadth"])
+def test_calls_of_one_step_are_well_filled_in_few_slots(order):
+    plan = clustered_plan()
+    free = plan.program(16, "depth", mixed_steps=False)
+    assert free.n_calls == free.lower_bound
+    assert free.n_slots * 2 < plan.program(16, "breadth", mixed_steps=False).n_slots
+    for max_slots, excess in ((40, 1.6), (64, 1.3), (128, 1.2)):
+        few = plan.program(16, order, max_slots, mixed_steps=False)
+        assert few.n_slots <= max_slots < free.n_slots
+        assert few.n_calls < excess * few.lower_bound
+        run(plan, few)
+    enough = plan.program(16, order, len(plan.kept) + plan.least_slots(), mixed_steps=False)
+    assert enough.n_calls == enough.lower_bound
 
 
 def test_breadth_goes_depth_first_where_that_is_shorter():
@@ -151,7 +189,12 @@ def test_bad_parameters_are_refused(arguments, message):
     for refuse in (plan.program, plan.check_program):
         with pytest.raises(ValueError, match=message):
             refuse(*arguments)
+        with pytest.raises(ValueError, match=message):
+            refuse(*arguments, mixed_steps=False)
+        with pytest.raises(TypeError, match="'mixed_steps'"):
+            refuse(2, mixed_steps="no")
     plan.check_program(2, "breadth", 2)
+    plan.check_program(2, "breadth", 2, mixed_steps=False)
 
 
 def test_tables_are_read_only_and_chunks_have_a_size():
@@ -166,13 +209,26 @@ def test_the_table_is_made_once():
     program = _core.Plan.compile(chain(4), np.array([1.0, 0.0])).program(2)
     assert program.calls is program.calls
     assert repr(program) == f"Program({program.n_calls} calls of 2 lanes, {program.n_slots} slots, order='depth')"
+    alone = _core.Plan.compile(chain(4), np.array([1.0, 0.0])).program(2, mixed_steps=False)
+    assert (
+        repr(alone)
+        == f"Program({alone.n_calls} calls of 2 lanes, {alone.n_slots} slots, order='depth', mixed_steps=False)"
+    )
+    assert alone.describe().startswith(
+        f"program: depth first, {alone.n_calls} calls of 2 lanes at one step (at least 3)"
+    )
 
 
 def test_progress_rises_to_one():
     plan = _core.Plan.compile(tree_of(3000, "random", "rising", 0), _core.schedule_shape("linear", 40))
-    for order, max_slots in (("depth", None), ("breadth", None), ("breadth", 100)):
+    for order, max_slots, mixed in (
+        ("depth", None, True),
+        ("breadth", 100, True),
+        ("breadth", None, False),
+        ("breadth", 100, False),
+    ):
         seen = []
-        plan.program(8, order, max_slots, progress=seen.append)
+        plan.program(8, order, max_slots, mixed_steps=mixed, progress=seen.append)
         assert seen == sorted(seen)
         assert 0.0 <= seen[0] < 0.5
         assert seen[-1] == 1.0

@@ -185,18 +185,27 @@ class Plan:
         order: Order = "depth",
         max_slots: int | None = None,
         *,
+        mixed_steps: bool = True,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. See :class:`Program`.
+
+        ``mixed_steps=False``: all lanes of a call stand at one step. Without ``max_slots`` both orders then meet
+        :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K batch_size latents alive.
 
         ``breadth`` goes depth first where that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
         are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1 and for a ``max_slots`` below the
         least that suffices (the message gives it).
         """
-    def check_program(self, batch_size: int, order: Order = "depth", max_slots: int | None = None) -> None:
+    def check_program(
+        self, batch_size: int, order: Order = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
+    ) -> None:
         """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
-    def lower_bound(self, batch_size: int) -> int:
-        """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls."""
+    def lower_bound(self, batch_size: int, *, mixed_steps: bool = True) -> int:
+        """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls.
+
+        Without mixed steps, the sum over k of ceil(node-steps at step k / batch_size): no call serves two steps.
+        """
     def least_slots(self) -> int:
         """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
     def describe(self, max_rows: int = 200) -> str:
@@ -264,11 +273,14 @@ class Program:
     @property
     def order(self) -> str: ...
     @property
+    def mixed_steps(self) -> bool:
+        """Whether lanes of one call may stand at different steps."""
+    @property
     def occupancy(self) -> float:
         """Filled lanes / all lanes."""
     @property
     def lower_bound(self) -> int:
-        """No program of this plan has fewer calls at this batch size."""
+        """No program of this plan has fewer calls at this batch size; see :meth:`Plan.lower_bound`."""
     def describe(self, max_rows: int = 200) -> str:
         """Calls and slots as aligned text, for people and for golden files."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from .names import Noise, Order, check_name
 
 if TYPE_CHECKING:
     from .conditioning import Conditioning
-    from .models.base import Adapter
 
 
 class Plan:
@@ -43,8 +42,8 @@ class Plan:
         self.prompts = prompts
         self.seeds = seeds
         self.request = request
-        # The model a plan was compiled with, and what it encoded: generating with the same one reuses it. Not saved.
-        self.encoded: tuple[Adapter, Conditioning] | None = None
+        # The key of the model a plan was compiled with, and what it encoded: generating with it reuses that. Not saved.
+        self.encoded: tuple[Hashable, Conditioning] | None = None
 
     # -- what it is
 
@@ -72,6 +71,27 @@ class Plan:
     def noise(self) -> str:
         """``independent`` (one first latent for every root cluster) or ``shared`` (one for all)."""
         return str(self.request["noise"])
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Distinct settings that prompts have of their own; one empty dict where none has any."""
+        own = self.request.get("settings")
+        return [{}] if own is None else list(own["values"])
+
+    @property
+    def setting(self) -> NDArray[np.int64]:
+        """(N,) which of ``settings`` each prompt has."""
+        own = self.request.get("settings")
+        return np.zeros(self.n_prompts, np.int64) if own is None else np.asarray(own["index"], dtype=np.int64)
+
+    def covered(self) -> NDArray[np.int64]:
+        """Prompts under the plan's segments, ascending: those kept, and those that they share a cluster with."""
+        segments = self.segments
+        roots = segments[segments["parent"] < 0]
+        edges = np.zeros(self.n_prompts + 1, dtype=np.int64)
+        np.add.at(edges, roots["leaf_begin"], 1)
+        np.add.at(edges, roots["leaf_end"], -1)
+        return np.sort(self.tree.leaf_order[np.cumsum(edges[:-1]) > 0])
 
     @property
     def phi(self) -> NDArray[np.float64]:
@@ -134,17 +154,21 @@ class Plan:
         order: Order = "depth",
         max_slots: int | None = None,
         *,
+        mixed_steps: bool = True,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
         ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once; where they are too few for
-        ``breadth``, it goes depth first. ``progress`` gets the finished fraction.
+        ``breadth``, it goes depth first. With ``mixed_steps=False`` all lanes of a call stand at one step, for
+        denoisers that take one timestep a call. ``progress`` gets the finished fraction.
         """
-        return self._core.program(batch_size, order, max_slots, progress=progress)
+        return self._core.program(batch_size, order, max_slots, mixed_steps=mixed_steps, progress=progress)
 
-    def check_program(self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None) -> None:
+    def check_program(
+        self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
+    ) -> None:
         """Raise what :meth:`program` would raise for these arguments, without lowering the plan."""
-        self._core.check_program(batch_size, order, max_slots)
+        self._core.check_program(batch_size, order, max_slots, mixed_steps=mixed_steps)
 
     def summary(self, batch_size: int = 16) -> str:
         """A page for people: what is saved, and how many clusters run at each step."""
@@ -161,7 +185,10 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of prompts, seeds, tree, phi and noise: equal for all shards of one plan, and only for those."""
-        return self._core.fingerprint(self.prompts, self.seeds, json.dumps({"noise": self.noise}))
+        parts: dict[str, Any] = {"noise": self.noise}
+        if "settings" in self.request:
+            parts["settings"] = self.request["settings"]
+        return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
 
     def whole(self) -> Plan:
         """The plan for all N prompts that this one was pruned from."""
@@ -196,9 +223,30 @@ class Plan:
             check_name("noise", request.get("noise"), Noise)
             if not isinstance(request.get("tau"), (int, float)) or not isinstance(request.get("steps"), int):
                 raise ValueError("its metadata lacks tau or steps")
+            plan = cls(core, prompts, seeds, request)
+            plan._check_settings()
         except ValueError as error:
             raise Error(f"{path} is not a plan that can be used: {error}. Compile it again.") from None
-        return cls(core, prompts, seeds, request)
+        return plan
+
+    def _check_settings(self) -> None:
+        """``ValueError`` unless each prompt has settings, and no cluster prompts of different ones."""
+        own = self.request.get("settings")
+        if own is None:
+            return
+        values, index = (own.get(name) for name in ("values", "index")) if isinstance(own, dict) else (None, None)
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise ValueError("its settings are not a list of objects")
+        if not isinstance(index, list) or len(index) != self.n_prompts:
+            raise ValueError(f"it does not say which settings each of its {self.n_prompts} prompts has")
+        for i, which in enumerate(index):
+            if not isinstance(which, int) or not 0 <= which < len(values):
+                raise ValueError(f"prompt {i} has settings {which!r} of {len(values)}")
+        segments, ordered = self.segments, self.setting[self.tree.leaf_order]
+        changes = np.concatenate([[0], np.cumsum(np.diff(ordered) != 0)])  # how often they changed up to a leaf
+        mixed = np.flatnonzero(changes[segments["leaf_end"] - 1] != changes[segments["leaf_begin"]])
+        if len(mixed):
+            raise ValueError(f"segment {mixed[0]} holds prompts of different settings")
 
     def _with(self, core: _core.Plan) -> Plan:
         plan = Plan(core, self.prompts, self.seeds, self.request)

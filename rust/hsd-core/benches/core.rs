@@ -110,14 +110,17 @@ fn plans(c: &mut Criterion) {
 
     for order in [Order::Depth, Order::Breadth] {
         for max_slots in [None, Some(128)] {
-            let compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots, &mut Progress::unwatched());
-            let name =
-                format!("program, {order}, {}", max_slots.map_or("any slots".to_owned(), |n| format!("{n} slots")));
-            assert!(compile().is_ok());
-            group.bench_function(name, |b| b.iter(compile));
+            for mixed_steps in [true, false] {
+                let watch = &mut Progress::unwatched();
+                let mut compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots, mixed_steps, watch);
+                let slots = max_slots.map_or("any slots".to_owned(), |n| format!("{n} slots"));
+                let suffix = if mixed_steps { "" } else { ", one step a call" };
+                assert!(compile().is_ok());
+                group.bench_function(format!("program, {order}, {slots}{suffix}"), |b| b.iter(&mut compile));
+            }
         }
     }
-    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, &mut Progress::unwatched());
+    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, true, &mut Progress::unwatched());
     let program = program.expect("sound parameters");
     let lanes = || {
         let mut calls = program.calls();

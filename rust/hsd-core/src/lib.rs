@@ -25,6 +25,7 @@ mod plan;
 mod program;
 mod progress;
 mod prune;
+mod ready;
 mod rounds;
 pub mod schedule;
 mod scheduler;

@@ -139,11 +139,19 @@ impl Plan {
         Ok(rows)
     }
 
-    /// `max_k (k + ceil(node-steps at steps >= k / batch_size))`: no program has fewer calls.
-    pub fn lower_bound(&self, batch_size: usize) -> usize {
+    /// No program has fewer calls of `batch_size` lanes.
+    ///
+    /// With mixed steps it is `max_k (k + ceil(node-steps at steps >= k / batch_size))`: the k steps before take a call
+    /// each. Without, it is `sum_k ceil(node-steps at step k / batch_size)`: no call serves two steps, and those of
+    /// step k have to take all of its node-steps.
+    pub fn lower_bound(&self, batch_size: usize, mixed_steps: bool) -> usize {
+        let counts = self.counts();
+        if !mixed_steps {
+            return counts.iter().map(|&count| (count as usize).div_ceil(batch_size)).sum();
+        }
         let mut remaining = 0;
         let mut most = 0;
-        for (step, &count) in self.counts().iter().enumerate().rev() {
+        for (step, &count) in counts.iter().enumerate().rev() {
             remaining += count as usize;
             most = most.max(step + remaining.div_ceil(batch_size));
         }

@@ -1,6 +1,7 @@
 //! The program: a plan lowered to batched calls, which are made anew whenever they are asked for.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -8,15 +9,17 @@ use crate::error::{index_count, Error, Result};
 use crate::forest::{least_slots, Forest};
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Rule, Scheduler};
 use crate::simulate::Checker;
 
 /// Which ready node-steps a call takes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// The latest step first: images finish early and few latents are alive.
+    /// The latest step first: images finish early and few latents are alive. Where all lanes of a call are at one step,
+    /// the latest that fills a call, which gives the fewest calls there can be.
     Depth,
-    /// The earliest step first: the fewest calls there can be (Hu 1961, highest level first).
+    /// The earliest step first: the fewest calls there can be (Hu 1961, highest level first; level by level, where all
+    /// lanes of a call are at one step).
     Breadth,
 }
 
@@ -76,34 +79,50 @@ pub struct Program {
     forest: Arc<Forest>,
     batch_size: usize,
     order: Order,
-    /// The order that the calls are made in; not `order` where that would take more calls.
-    rule: Order,
+    /// How the calls are made; not in `order` where that would take more calls.
+    rule: Rule,
     max_slots: Option<usize>,
     n_calls: usize,
     n_slots: usize,
 }
 
 impl Program {
-    /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots.
+    /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots. All lanes of a call
+    /// stand at one step, unless `mixed_steps`.
     ///
-    /// Breadth first fills a small buffer with latents that all wait for room to fork, and then goes on one by one.
-    /// Where depth first makes fewer calls in the same slots, the program goes depth first instead.
+    /// A small buffer spoils what is best in a large one. Breadth first fills it with latents that all wait for room
+    /// to fork, and then goes on one by one; so does either order if steps are not mixed, where waves help. So with
+    /// `max_slots` several rules are tried, and the one with the fewest calls is taken.
     pub fn compile(
         plan: Arc<Plan>,
         batch_size: i64,
         order: Order,
         max_slots: Option<i64>,
+        mixed_steps: bool,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let (batch_size, max_slots) = Program::check(&plan, batch_size, max_slots)?;
         let forest = Arc::new(Forest::new(plan.segments()));
-        let mut program =
-            Program { plan, forest, batch_size, order, rule: order, max_slots, n_calls: usize::MAX, n_slots: 0 };
-        if order == Order::Breadth && max_slots.is_some() {
-            progress.part(0.0, 0.5, |progress| program.try_rule(Order::Depth, progress))?;
-            progress.part(0.5, 1.0, |progress| program.try_rule(order, progress))?;
-        } else {
-            program.try_rule(order, progress)?;
+        let rule = Rule { order, mixed_steps, wave: None };
+        let mut rules = vec![rule];
+        if let Some(limit) = max_slots {
+            if order == Order::Breadth {
+                rules.insert(0, Rule { order: Order::Depth, ..rule });
+            }
+            if !mixed_steps {
+                // Besides one latent an image, a wave may find those that later waves read: fewer than the least slots.
+                // Images are not all alive at once, and twice as many as would surely fit were better than once or
+                // three times on nearly all plans.
+                let fit = limit - least_slots(plan.segments()) + 1;
+                let wave = NonZeroUsize::new(fit.saturating_mul(2)).filter(|wave| wave.get() < plan.kept().len());
+                rules.splice(0..0, wave.map(|wave| Rule { order: Order::Depth, mixed_steps, wave: Some(wave) }));
+            }
+        }
+        let mut program = Program { plan, forest, batch_size, order, rule, max_slots, n_calls: usize::MAX, n_slots: 0 };
+        let share = 1.0 / rules.len() as f64;
+        for (at, &rule) in rules.iter().enumerate() {
+            let begin = at as f64 * share;
+            progress.part(begin, begin + share, |progress| program.try_rule(rule, progress))?;
         }
         progress.finish()?;
         Ok(program)
@@ -125,9 +144,9 @@ impl Program {
 
     /// Runs through the schedule by `rule`, checks every call, and takes the rule unless it makes more calls than
     /// the one before. Gives up as soon as that is certain.
-    fn try_rule(&mut self, rule: Order, progress: &mut Progress<'_>) -> Result<()> {
+    fn try_rule(&mut self, rule: Rule, progress: &mut Progress<'_>) -> Result<()> {
         let mut scheduler = self.scheduler(rule);
-        let mut checker = Checker::new(&self.plan, self.batch_size);
+        let mut checker = Checker::new(&self.plan, self.batch_size, rule.mixed_steps);
         let mut lanes = Vec::new();
         let total = self.plan.node_steps();
         let (mut done, mut n_calls) = (0, 0);
@@ -149,7 +168,7 @@ impl Program {
         Ok(())
     }
 
-    fn scheduler(&self, rule: Order) -> Scheduler {
+    fn scheduler(&self, rule: Rule) -> Scheduler {
         Scheduler::new(Arc::clone(&self.plan), Arc::clone(&self.forest), self.batch_size, rule, self.max_slots)
     }
 
@@ -170,7 +189,12 @@ impl Program {
 
     /// What its calls take first.
     pub fn rule(&self) -> Order {
-        self.rule
+        self.rule.order
+    }
+
+    /// Whether lanes of one call may stand at different steps.
+    pub fn mixed_steps(&self) -> bool {
+        self.rule.mixed_steps
     }
 
     /// The limit that it was compiled under.
@@ -198,9 +222,9 @@ impl Program {
         self.plan.node_steps() as f64 / (self.n_calls as f64 * self.batch_size as f64)
     }
 
-    /// No program of this plan has fewer calls at this batch size.
+    /// No program of this plan has fewer calls of its kind at this batch size; see [`Plan::lower_bound`].
     pub fn lower_bound(&self) -> usize {
-        self.plan.lower_bound(self.batch_size)
+        self.plan.lower_bound(self.batch_size, self.rule.mixed_steps)
     }
 }
 

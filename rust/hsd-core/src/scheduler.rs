@@ -2,78 +2,41 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::forest::Forest;
 use crate::plan::Plan;
 use crate::program::{Lane, Order};
+use crate::ready::{Ready, Turn};
 use crate::slots::{Reader, Request, Slots};
 
-/// When a ready node-step has its turn, as the order goes: by step, then by rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
-    /// Of the step: itself breadth first, its distance from the end depth first.
-    precedence: u32,
-    rank: u32,
-    step: u32,
-}
-
-/// Segments whose next step is ready, one heap of ranks a step.
-#[derive(Debug)]
-struct Ready {
-    by_step: Vec<BinaryHeap<Reverse<u32>>>,
-    /// One bit a step: whether its heap holds anything.
-    filled: Vec<u64>,
-    order: Order,
-}
-
-impl Ready {
-    fn new(n_steps: usize, order: Order) -> Self {
-        let by_step = (0..n_steps).map(|_| BinaryHeap::new()).collect();
-        Ready { by_step, filled: vec![0; n_steps.div_ceil(64)], order }
-    }
-
-    fn turn(&self, step: u32, rank: u32) -> Turn {
-        let precedence = match self.order {
-            Order::Depth => self.by_step.len() as u32 - step,
-            Order::Breadth => step,
-        };
-        Turn { precedence, rank, step }
-    }
-
-    fn push(&mut self, step: u32, rank: u32) {
-        self.by_step[step as usize].push(Reverse(rank));
-        self.filled[step as usize / 64] |= 1 << (step % 64);
-    }
-
-    fn pop(&mut self) -> Option<(u32, u32)> {
-        let mut words = self.filled.iter().enumerate().filter(|(_, &word)| word != 0);
-        let (at, bit) = match self.order {
-            Order::Depth => words.next_back().map(|(at, word)| (at, 63 - word.leading_zeros()))?,
-            Order::Breadth => words.next().map(|(at, word)| (at, word.trailing_zeros()))?,
-        };
-        let step = at * 64 + bit as usize;
-        let Reverse(rank) = self.by_step[step].pop()?;
-        if self.by_step[step].is_empty() {
-            self.filled[at] &= !(1 << bit);
-            // Breadth first passes through steps with a heap of all segments each: their room is not kept.
-            self.by_step[step].shrink_to(16);
-        }
-        Some((step as u32, rank))
-    }
+/// How calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub order: Order,
+    /// Whether lanes of one call may stand at different steps.
+    pub mixed_steps: bool,
+    /// The most images that are under way together; none for all of them. See [`Scheduler::open_wave`].
+    pub wave: Option<NonZeroUsize>,
 }
 
 /// Makes the calls of a program one by one, in memory linear in the plan's segments.
 ///
 /// Every live value has one entry in `ready`: a running segment its next step, a finished one the next child that
-/// reads it (children go in ascending need); the roots have one between them. So what waits for a slot is never
-/// more than what holds one.
+/// reads it (children go in ascending need); the roots have one between them. So what waits for a slot, or for a wave,
+/// is never more than what holds one.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     plan: Arc<Plan>,
     forest: Arc<Forest>,
     batch_size: usize,
+    rule: Rule,
     ready: Ready,
+    /// Segments of lower rank may begin: those of this wave and of the ones before.
+    wave_end: u32,
+    /// Step and rank of what becomes ready in a later wave.
+    later: Vec<(u32, u32)>,
     slots: Slots,
     /// Slot of every segment that has begun.
     slot: Vec<Option<u32>>,
@@ -87,17 +50,18 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// Before the first call.
-    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, batch_size: usize, order: Order, limit: Option<usize>) -> Self {
+    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, batch_size: usize, rule: Rule, limit: Option<usize>) -> Self {
         let n = plan.segments().len();
-        let mut ready = Ready::new(plan.n_steps(), order);
-        if let Some(&root) = forest.roots().first() {
-            ready.push(0, forest.rank(root));
-        }
+        let ready = Ready::new(plan.n_steps(), rule.order);
+        let later = forest.roots().first().map(|&root| (0, forest.rank(root))).into_iter().collect();
         Scheduler {
             plan,
             forest,
             batch_size,
+            rule,
             ready,
+            wave_end: 0,
+            later,
             slots: Slots::new(limit),
             slot: vec![None; n],
             begun: vec![0; n + 1],
@@ -110,7 +74,13 @@ impl Scheduler {
     pub fn next_call(&mut self, lanes: &mut Vec<Lane>) {
         lanes.clear();
         while lanes.len() < self.batch_size {
-            let Some((step, rank)) = self.ready.pop() else { break };
+            let Some((step, rank)) = self.pop(lanes.first()) else {
+                if lanes.is_empty() && !self.later.is_empty() {
+                    self.open_wave();
+                    continue;
+                }
+                break;
+            };
             match self.place(self.forest.with_rank(rank), step) {
                 Ok(lane) => lanes.push(lane),
                 Err(request) => {
@@ -123,17 +93,76 @@ impl Scheduler {
             self.follow(lane);
         }
         if self.slots.end_call() {
-            for (request, turns) in &mut self.waiting {
+            let mut waiting = std::mem::take(&mut self.waiting);
+            for (request, turns) in &mut waiting {
                 // The last to read a value needs no slot once no lane beside it reads.
                 let needs_none = request.reader.is_some_and(|reader| reader.to.is_none());
                 while let Some(Reverse(turn)) = turns.pop() {
-                    self.ready.push(turn.step, turn.rank);
+                    self.push(turn.step, turn.rank);
                     if !needs_none {
                         break;
                     }
                 }
             }
-            self.waiting.retain(|_, turns| !turns.is_empty());
+            waiting.retain(|_, turns| !turns.is_empty());
+            self.waiting = waiting;
+        }
+    }
+
+    /// Makes `rank` ready at `step`, now or once its wave is open.
+    fn push(&mut self, step: u32, rank: u32) {
+        if rank < self.wave_end {
+            self.ready.push(step, rank, self.lanes(rank));
+        } else {
+            self.later.push((step, rank));
+        }
+    }
+
+    /// Step and rank of what is tried next for a call whose first lane is `first`.
+    fn pop(&mut self, first: Option<&Lane>) -> Option<(u32, u32)> {
+        let step = match first {
+            _ if self.rule.mixed_steps => self.ready.first()?,
+            Some(lane) => lane.step,
+            None => self.ready.first_alone(self.batch_size)?,
+        };
+        let rank = self.ready.lowest(step)?;
+        self.ready.pop(step, self.lanes(rank));
+        Some((step, rank))
+    }
+
+    /// How many lanes of one step the entry of `rank` stands for: a segment that has begun goes alone, and the next
+    /// child to read a value brings all of its siblings that this wave has. Not counted for calls of mixed steps.
+    fn lanes(&self, rank: u32) -> usize {
+        if self.rule.mixed_steps {
+            return 1;
+        }
+        let row = self.forest.with_rank(rank);
+        if self.slot[row as usize].is_some() {
+            return 1;
+        }
+        let (begun, siblings) = self.siblings(self.plan.segments()[row as usize].parent);
+        siblings.partition_point(|&sibling| self.forest.rank(sibling) < self.wave_end) - begun
+    }
+
+    /// Lets the next segments begin, as ranks go: all that lead to the next so many images.
+    ///
+    /// Where few slots are to be had and a call wants lanes of one step, what is under way must not scatter over the
+    /// steps: a wave has so few images that they can go on together. It is opened once nothing of the one before can
+    /// go on. That is its end, or else the slots are given to what comes later: what must be able to go on to keep
+    /// clear of a deadlock may be of any wave.
+    fn open_wave(&mut self) {
+        let mut images = self.rule.wave.map_or(usize::MAX, NonZeroUsize::get);
+        while (self.wave_end as usize) < self.plan.segments().len() {
+            if self.forest.children(self.forest.with_rank(self.wave_end)).is_empty() {
+                if images == 0 {
+                    break;
+                }
+                images -= 1;
+            }
+            self.wave_end += 1;
+        }
+        for (step, rank) in std::mem::take(&mut self.later) {
+            self.push(step, rank);
         }
     }
 
@@ -141,7 +170,7 @@ impl Scheduler {
     fn take(&mut self, request: Request) -> Result<u32, Request> {
         let slot = self.slots.take(request).ok_or(request)?;
         if let Some(Reverse(turn)) = self.waiting.get_mut(&request).and_then(BinaryHeap::pop) {
-            self.ready.push(turn.step, turn.rank);
+            self.push(turn.step, turn.rank);
         }
         Ok(slot)
     }
@@ -194,15 +223,19 @@ impl Scheduler {
         Ok((source, target))
     }
 
+    /// Number of children of `parent` that have begun, and all of them; of the roots, for none.
+    fn siblings(&self, parent: Option<u32>) -> (usize, &[u32]) {
+        let at = parent.map_or(self.plan.segments().len(), |parent| parent as usize);
+        let siblings = parent.map_or(self.forest.roots(), |parent| self.forest.children(parent));
+        (self.begun[at] as usize, siblings)
+    }
+
     /// Makes the next reader of the same value ready, in this very call.
     fn offer_sibling(&mut self, parent: Option<u32>, step: u32) {
-        let (begun, siblings) = match parent {
-            Some(parent) => (&mut self.begun[parent as usize], self.forest.children(parent)),
-            None => (&mut self.begun[self.plan.segments().len()], self.forest.roots()),
-        };
-        *begun += 1;
-        if let Some(&next) = siblings.get(*begun as usize) {
-            self.ready.push(step, self.forest.rank(next));
+        self.begun[parent.map_or(self.plan.segments().len(), |parent| parent as usize)] += 1;
+        let (begun, siblings) = self.siblings(parent);
+        if let Some(&next) = siblings.get(begun) {
+            self.push(step, self.forest.rank(next));
         }
     }
 
@@ -214,9 +247,9 @@ impl Scheduler {
         }
         let next = lane.step + 1;
         if next < segment.end_step {
-            self.ready.push(next, self.forest.rank(lane.segment));
+            self.push(next, self.forest.rank(lane.segment));
         } else if let Some(&child) = self.forest.children(lane.segment).first() {
-            self.ready.push(next, self.forest.rank(child));
+            self.push(next, self.forest.rank(child));
         }
     }
 }

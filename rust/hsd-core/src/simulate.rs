@@ -30,7 +30,7 @@ struct State {
 
 /// Checks calls against a plan, as they come. It remembers segments and slots, but no call.
 ///
-/// - Every call has 1 to `batch_size` lanes.
+/// - Every call has 1 to `batch_size` lanes; of one step, unless steps may be mixed.
 /// - Every node-step occurs once, after the one before it, in a later call than that.
 /// - Every lane reads exactly the latent that it continues: its own of the step before, its parent's last, or, at
 ///   the start of a root, the slot that it writes itself.
@@ -40,6 +40,7 @@ struct State {
 pub struct Checker<'a> {
     plan: &'a Plan,
     batch_size: usize,
+    mixed_steps: bool,
     /// Number of calls so far.
     call: usize,
     segments: Vec<State>,
@@ -48,10 +49,10 @@ pub struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     /// Before the first call.
-    pub fn new(plan: &'a Plan, batch_size: usize) -> Self {
+    pub fn new(plan: &'a Plan, batch_size: usize, mixed_steps: bool) -> Self {
         let begin = |next_step| State { next_step, target: None };
         let segments = plan.segments().iter().map(|segment| begin(segment.first_step)).collect();
-        Checker { plan, batch_size, call: 0, segments, slots: Vec::new() }
+        Checker { plan, batch_size, mixed_steps, call: 0, segments, slots: Vec::new() }
     }
 
     /// Checks the next call. After an error the checker is of no more use.
@@ -59,6 +60,11 @@ impl<'a> Checker<'a> {
         if lanes.is_empty() || lanes.len() > self.batch_size {
             let why = format!("call {} has {} lanes of {}", self.call, lanes.len(), self.batch_size);
             return Err(Error::BadProgram(why));
+        }
+        let other_step = lanes.iter().position(|lane| !self.mixed_steps && lane.step != lanes[0].step);
+        if let Some(at) = other_step {
+            let why = format!("runs step {} in a call of step {}", lanes[at].step, lanes[0].step);
+            return Err(Error::BadLane { call: self.call, lane: at, why });
         }
         // All lanes read before any writes.
         self.each(lanes, Checker::read)?;

@@ -41,10 +41,11 @@ impl Program {
     /// read and written in place.
     pub fn describe(&self, max_rows: usize) -> String {
         let mut text = format!(
-            "program: {} first, {} calls of {} lanes (at least {}), {:.1} % filled, {} slots\n",
+            "program: {} first, {} calls of {} lanes{} (at least {}), {:.1} % filled, {} slots\n",
             self.rule(),
             self.n_calls(),
             self.batch_size(),
+            if self.mixed_steps() { "" } else { " at one step" },
             self.lower_bound(),
             100.0 * self.occupancy(),
             self.n_slots(),

@@ -50,11 +50,13 @@ fn plan(n: i64, n_steps: usize) -> Arc<Plan> {
 // The only test of this file: others would allocate beside it.
 #[test]
 fn programs_take_no_memory_for_steps() {
-    for order in [Order::Depth, Order::Breadth] {
+    let cases = [(Order::Depth, true), (Order::Breadth, true), (Order::Depth, false), (Order::Breadth, false)];
+    for (order, mixed_steps) in cases {
         let [few, many] = [10, 1000].map(|n_steps| {
             let plan = plan(1 << 10, n_steps);
             assert!(plan.node_steps() > 800 * n_steps / 3);
-            let compile = || Program::compile(Arc::clone(&plan), 4, order, None, &mut Progress::unwatched());
+            let watch = &mut Progress::unwatched();
+            let compile = || Program::compile(Arc::clone(&plan), 4, order, None, mixed_steps, watch);
             let (compiling, program) = peak(compile);
             let mut calls = program.unwrap().calls();
             let (replaying, ()) = peak(|| while calls.next_call().is_some() {});

@@ -157,7 +157,7 @@ fn one_step_is_standard_diffusion() {
     let tree = Tree::from_merges(&[[0, 1]], vec![0.0], "ward").unwrap();
     let plan = Plan::compile(Arc::new(tree), &[0.0]).unwrap();
     assert_eq!(plan.counts(), [2]);
-    assert_eq!(plan.lower_bound(1), 2);
+    assert_eq!([plan.lower_bound(1, true), plan.lower_bound(1, false)], [2, 2]);
     assert_eq!(plan.active(1), Err(Error::NoSuchStep { step: 1, last: 0 }));
     assert_eq!(plan.active(-1), Err(Error::NoSuchStep { step: -1, last: 0 }));
     assert_eq!(plan.prune(&[]), Err(Error::Empty { what: "prompts to keep" }));

@@ -25,13 +25,27 @@ fn fewest_slots(segments: &[Segment], row: usize) -> usize {
     (0..needs.len()).filter_map(beside).min().unwrap_or(1)
 }
 
-fn compile(plan: &Arc<Plan>, batch_size: i64, order: Order, max_slots: Option<i64>) -> Result<Program> {
-    Program::compile(Arc::clone(plan), batch_size, order, max_slots, &mut Progress::unwatched())
+/// Calls of up to so many lanes, of mixed steps or not.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    batch_size: i64,
+    order: Order,
+    mixed_steps: bool,
 }
 
-/// Whether `calls` run `plan` in `n_slots` slots.
-fn is_sound(plan: &Plan, batch_size: usize, n_slots: usize, calls: &[Vec<Lane>]) -> bool {
-    let mut checker = Checker::new(plan, batch_size);
+fn shape(most: i64) -> impl Strategy<Value = Shape> {
+    let fields = (1..=most, order(), any::<bool>());
+    fields.prop_map(|(batch_size, order, mixed_steps)| Shape { batch_size, order, mixed_steps })
+}
+
+fn compile(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>) -> Result<Program> {
+    let Shape { batch_size, order, mixed_steps } = shape;
+    Program::compile(Arc::clone(plan), batch_size, order, max_slots, mixed_steps, &mut Progress::unwatched())
+}
+
+/// Whether `calls` run `plan` in `n_slots` slots; at one step each, unless steps may be mixed.
+fn is_sound(plan: &Plan, batch_size: usize, mixed_steps: bool, n_slots: usize, calls: &[Vec<Lane>]) -> bool {
+    let mut checker = Checker::new(plan, batch_size, mixed_steps);
     calls.iter().all(|lanes| checker.check(lanes).is_ok()) && checker.finish() == Ok(n_slots)
 }
 
@@ -46,9 +60,42 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn breadth_meets_the_bound(plan in plan(40), batch_size in 1..41i64) {
-        let program = compile(&Arc::new(plan), batch_size, Order::Breadth, None).unwrap();
+    fn breadth_meets_the_bound(plan in plan(40), shape in shape(40)) {
+        let program = compile(&Arc::new(plan), Shape { order: Order::Breadth, ..shape }, None).unwrap();
         prop_assert_eq!(program.n_calls(), program.lower_bound());
+    }
+
+    #[test]
+    fn calls_of_one_step_meet_their_bound_in_either_order(plan in plan(40), shape in shape(40)) {
+        let shape = Shape { mixed_steps: false, ..shape };
+        let plan = Arc::new(plan);
+        let program = compile(&plan, shape, None).unwrap();
+        let mut of_step = vec![0; plan.n_steps()];
+        for lanes in program.calls() {
+            prop_assert!(lanes.iter().all(|lane| lane.step == lanes[0].step));
+            of_step[lanes[0].step as usize] += 1;
+        }
+        let fewest: Vec<i64> = plan.counts().iter().map(|count| (count + shape.batch_size - 1) / shape.batch_size).collect();
+        prop_assert_eq!(program.lower_bound() as i64, fewest.iter().sum::<i64>());
+        prop_assert_eq!(of_step, fewest);
+        prop_assert!(!program.mixed_steps());
+    }
+
+    #[test]
+    fn calls_of_one_step_keep_few_latents_alive(plan in plan(120), batch_size in 1..5i64) {
+        let plan = Arc::new(plan);
+        let shape = Shape { batch_size, order: Order::Depth, mixed_steps: false };
+        let program = compile(&plan, shape, None).unwrap();
+        prop_assert!(program.n_slots() <= 2 * plan.n_steps() * batch_size as usize);
+    }
+
+    #[test]
+    fn only_calls_of_one_step_pass_where_steps_are_not_mixed(plan in plan(16), shape in shape(8)) {
+        let plan = Arc::new(plan);
+        let calls: Vec<Vec<Lane>> = compile(&plan, shape, None).unwrap().calls().collect();
+        let one_step = calls.iter().all(|lanes| lanes.iter().all(|lane| lane.step == lanes[0].step));
+        let n_slots = compile(&plan, shape, None).unwrap().n_slots();
+        prop_assert_eq!(is_sound(&plan, shape.batch_size as usize, false, n_slots, &calls), one_step);
     }
 
     #[test]
@@ -60,53 +107,56 @@ proptest! {
     }
 
     #[test]
-    fn few_slots_never_deadlock(plan in plan(40), batch_size in 1..41i64, order in order(), spare in 0..6usize) {
+    fn few_slots_never_deadlock(plan in plan(40), shape in shape(40), spare in 0..40usize) {
         // Compiling proves the program sound.
         let least = least_slots(plan.segments());
         let limit = least + spare;
         let plan = Arc::new(plan);
-        let program = compile(&plan, batch_size, order, Some(limit as i64)).unwrap();
+        let program = compile(&plan, shape, Some(limit as i64)).unwrap();
         prop_assert!(program.n_slots() <= limit);
         prop_assert!(program.n_calls() >= program.lower_bound());
-        prop_assert!(program.n_calls() <= compile(&plan, batch_size, Order::Depth, Some(limit as i64)).unwrap().n_calls());
-        let error = compile(&plan, batch_size, order, Some(least as i64 - 1)).unwrap_err();
+        let depth = Shape { order: Order::Depth, ..shape };
+        prop_assert!(program.n_calls() <= compile(&plan, depth, Some(limit as i64)).unwrap().n_calls());
+        let error = compile(&plan, shape, Some(least as i64 - 1)).unwrap_err();
         prop_assert_eq!(error, Error::TooFewSlots { max_slots: least as i64 - 1, least });
     }
 
     #[test]
     fn one_lane_at_a_time_needs_the_least_slots(plan in plan(24)) {
         let least = least_slots(plan.segments());
-        let program = compile(&Arc::new(plan), 1, Order::Depth, None).unwrap();
+        let shape = Shape { batch_size: 1, order: Order::Depth, mixed_steps: true };
+        let program = compile(&Arc::new(plan), shape, None).unwrap();
         prop_assert_eq!(program.n_slots(), least);
         prop_assert_eq!(program.n_calls(), program.lower_bound());
     }
 
     #[test]
     fn calls_are_made_again_as_they_were_checked(
-        plan in plan(40), batch_size in 1..41i64, order in order(), limited in any::<bool>(),
+        plan in plan(40), shape in shape(40), limited in any::<bool>(),
     ) {
+        let batch_size = shape.batch_size as usize;
         let limit = limited.then(|| least_slots(plan.segments()) as i64 + 1);
         let plan = Arc::new(plan);
-        let program = compile(&plan, batch_size, order, limit).unwrap();
+        let program = compile(&plan, shape, limit).unwrap();
         let calls: Vec<Vec<Lane>> = program.calls().collect();
         prop_assert_eq!((calls.len(), program.calls().len()), (program.n_calls(), program.n_calls()));
         prop_assert_eq!(calls.iter().map(Vec::len).sum::<usize>(), plan.node_steps());
-        prop_assert!(is_sound(&plan, batch_size as usize, program.n_slots(), &calls));
+        prop_assert!(is_sound(&plan, batch_size, shape.mixed_steps, program.n_slots(), &calls));
         let mut again = program.calls();
         for lanes in &calls {
             prop_assert_eq!(again.next_call(), Some(&lanes[..]));
         }
         prop_assert_eq!(again.next_call(), None);
-        prop_assert_eq!(program.occupancy(), plan.node_steps() as f64 / (calls.len() * batch_size as usize) as f64);
+        prop_assert_eq!(program.occupancy(), plan.node_steps() as f64 / (calls.len() * batch_size) as f64);
     }
 
     #[test]
     fn a_changed_lane_is_refused(
-        plan in plan(16), batch_size in 1..9i64, order in order(), at in any::<prop::sample::Index>(),
+        plan in plan(16), shape in shape(8), at in any::<prop::sample::Index>(),
         field in 0..7, value in 0..12u32,
     ) {
         let plan = Arc::new(plan);
-        let program = compile(&plan, batch_size, order, None).unwrap();
+        let program = compile(&plan, shape, None).unwrap();
         let mut calls: Vec<Vec<Lane>> = program.calls().collect();
         let lane = lane_at(&mut calls, at);
         let before = *lane;
@@ -123,15 +173,15 @@ proptest! {
             _ => {}
         }
         let changed = *lane != before;
-        prop_assert_eq!(is_sound(&plan, batch_size as usize, program.n_slots(), &calls), !changed);
+        prop_assert_eq!(is_sound(&plan, shape.batch_size as usize, shape.mixed_steps, program.n_slots(), &calls), !changed);
     }
 
     #[test]
     fn a_lost_or_doubled_lane_or_call_is_refused(
-        plan in plan(16), batch_size in 1..9i64, order in order(), at in any::<prop::sample::Index>(), kind in 0..4,
+        plan in plan(16), shape in shape(8), at in any::<prop::sample::Index>(), kind in 0..4,
     ) {
         let plan = Arc::new(plan);
-        let program = compile(&plan, batch_size, order, None).unwrap();
+        let program = compile(&plan, shape, None).unwrap();
         let mut calls: Vec<Vec<Lane>> = program.calls().collect();
         match kind {
             0 => drop(calls.last_mut().unwrap().pop()),
@@ -145,7 +195,7 @@ proptest! {
             _ => return Ok(()),
         }
         let together = kind == 3 && plan.n_steps() == 1;
-        prop_assert!(!is_sound(&plan, plan.node_steps() + 1, program.n_slots(), &calls) || together);
+        prop_assert!(!is_sound(&plan, plan.node_steps() + 1, shape.mixed_steps, program.n_slots(), &calls) || together);
     }
 }
 
@@ -156,11 +206,13 @@ fn wide_forks_and_many_roots() {
     let merges: Vec<[i64; 2]> =
         (0..n - 1).map(|merge| [if merge == 0 { 0 } else { n + merge - 1 }, merge + 1]).collect();
     let tree = Arc::new(Tree::from_merges(&merges, vec![0.5; 299], "ward").unwrap());
+    let limits = [None, Some(9), Some(2)];
+    let cases = limits.map(|limit| (limit, true)).into_iter().chain(limits.map(|limit| (limit, false)));
     for phi in [[1.0, 1.0, 0.0], [0.0; 3]] {
         let plan = Arc::new(Plan::compile(Arc::clone(&tree), &phi).unwrap());
         for order in [Order::Depth, Order::Breadth] {
-            for max_slots in [None, Some(9), Some(2)] {
-                let program = compile(&plan, 8, order, max_slots).unwrap();
+            for (max_slots, mixed_steps) in cases.clone() {
+                let program = compile(&plan, Shape { batch_size: 8, order, mixed_steps }, max_slots).unwrap();
                 assert!(max_slots.is_none_or(|most| program.n_slots() <= most as usize));
                 assert!(max_slots == Some(2) || program.n_calls() <= program.lower_bound() + 3);
             }
@@ -172,7 +224,8 @@ fn wide_forks_and_many_roots() {
 fn parameters_that_do_not_fit_are_named() {
     let tree = Tree::from_merges(&[], vec![], "ward").unwrap();
     let plan = Arc::new(Plan::compile(Arc::new(tree), &[0.0]).unwrap());
-    let compile = |batch_size, slots| compile(&plan, batch_size, Order::Depth, slots);
+    let compile =
+        |batch_size, slots| compile(&plan, Shape { batch_size, order: Order::Depth, mixed_steps: true }, slots);
     assert_eq!(compile(0, None), Err(Error::NotPositive { what: "batch_size", value: 0 }));
     assert_eq!(compile(1, Some(-1)), Err(Error::TooFewSlots { max_slots: -1, least: 1 }));
     assert!("sideways".parse::<Order>().is_err());

@@ -114,31 +114,35 @@ impl Plan {
         Ok(shards.into_iter().map(Plan::from).collect())
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, progress = None))]
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, progress = None))]
     fn program(
         &self,
         py: Python<'_>,
         batch_size: i64,
         order: &str,
         max_slots: Option<i64>,
+        mixed_steps: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Program> {
         let order: Order = order.parse().map_err(raise)?;
         let plan = Arc::clone(&self.inner);
-        let compile =
-            |progress: &mut Progress<'_>| hsd_core::Program::compile(plan, batch_size, order, max_slots, progress);
+        let compile = |progress: &mut Progress<'_>| {
+            hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, progress)
+        };
         Ok(watched(py, progress.as_ref(), compile)?.into())
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None))]
-    fn check_program(&self, batch_size: i64, order: &str, max_slots: Option<i64>) -> PyResult<()> {
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true))]
+    #[allow(unused_variables)] // Either value of mixed_steps will do; only its type is checked.
+    fn check_program(&self, batch_size: i64, order: &str, max_slots: Option<i64>, mixed_steps: bool) -> PyResult<()> {
         order.parse::<Order>().map_err(raise)?;
         hsd_core::Program::check(&self.inner, batch_size, max_slots).map_err(raise)?;
         Ok(())
     }
 
-    fn lower_bound(&self, batch_size: i64) -> PyResult<usize> {
-        Ok(self.inner.lower_bound(positive("batch_size", batch_size)?))
+    #[pyo3(signature = (batch_size, *, mixed_steps = true))]
+    fn lower_bound(&self, batch_size: i64, mixed_steps: bool) -> PyResult<usize> {
+        Ok(self.inner.lower_bound(positive("batch_size", batch_size)?, mixed_steps))
     }
 
     fn least_slots(&self) -> usize {
@@ -196,9 +200,9 @@ impl Plan {
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         if self.inner.kept().len() == self.inner.n_prompts() {
-            return rebuild(py, ("compile", self.tree(), self.phi(py)), py.get_type::<Plan>());
+            return rebuild(py, ("compile", self.tree(), self.phi(py)), None, py.get_type::<Plan>());
         }
         let whole = hsd_core::Plan::compile(Arc::clone(self.inner.tree()), self.inner.phi()).map_err(raise)?;
-        rebuild(py, ("prune", self.kept(py)), Plan::from(whole))
+        rebuild(py, ("prune", self.kept(py)), None, Plan::from(whole))
     }
 }

@@ -6,7 +6,7 @@ use hsd_core::Progress;
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
+use pyo3::types::{IntoPyDict, PyTuple};
 
 use crate::arrays::records;
 use crate::errors::positive;
@@ -130,6 +130,11 @@ impl Program {
     }
 
     #[getter]
+    fn mixed_steps(&self) -> bool {
+        self.inner.mixed_steps()
+    }
+
+    #[getter]
     fn occupancy(&self) -> f64 {
         self.inner.occupancy()
     }
@@ -146,17 +151,19 @@ impl Program {
 
     fn __repr__(&self) -> String {
         format!(
-            "Program({} calls of {} lanes, {} slots, order='{}')",
+            "Program({} calls of {} lanes, {} slots, order='{}'{})",
             self.inner.n_calls(),
             self.inner.batch_size(),
             self.inner.n_slots(),
             self.inner.order(),
+            if self.inner.mixed_steps() { "" } else { ", mixed_steps=False" },
         )
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let arguments = ("program", self.inner.batch_size(), self.inner.order().name(), self.inner.max_slots());
-        rebuild(py, arguments, Plan::from(Arc::clone(self.inner.plan())))
+        let keywords = [("mixed_steps", self.inner.mixed_steps())].into_py_dict(py)?;
+        rebuild(py, arguments, Some(&keywords), Plan::from(Arc::clone(self.inner.plan())))
     }
 }
 

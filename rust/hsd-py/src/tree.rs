@@ -8,7 +8,7 @@ use hsd_core::{linkage, schedule, Embeddings, Error, Linkage, Method, Progress, 
 use numpy::ndarray::ArrayView2;
 use numpy::{PyArray1, PyArray2, PyReadonlyArray2, ToPyArray};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::arrays::{aligned, pairs, vector, wrong_type};
 use crate::errors::{positive, raise};
@@ -165,17 +165,18 @@ impl Tree {
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let arguments = ("from_merges", self.merges(py)?, self.scores(py), self.linkage(), self.exact());
-        rebuild(py, arguments, py.get_type::<Tree>())
+        rebuild(py, arguments, None, py.get_type::<Tree>())
     }
 }
 
-/// What `__reduce__` returns for an object that `owner` makes by the method call `arguments`.
+/// What `__reduce__` returns for an object that `owner` makes by the method call `arguments`, `keywords`.
 pub fn rebuild<'py>(
     py: Python<'py>,
     arguments: impl pyo3::call::PyCallArgs<'py>,
+    keywords: Option<&Bound<'py, PyDict>>,
     owner: impl IntoPyObject<'py>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-    let call = py.import("operator")?.getattr("methodcaller")?.call1(arguments)?;
+    let call = py.import("operator")?.getattr("methodcaller")?.call(arguments, keywords)?;
     Ok((call, PyTuple::new(py, [owner])?))
 }
 
