@@ -146,7 +146,7 @@ def test_a_fork_is_a_copy_of_the_state(case: Case) -> None:
             samples[i] = witness.step(k, theirs, scaled_first(witness, k, samples[i]))
             assert relative_error(state[i : i + 1, 0], samples[i]) < case.tolerance64
     if table.n_steps > 2:
-        assert relative_error(state[:1, 0], state[1:, 0]) > 1e-2, "the two lanes should have parted"
+        assert relative_error(state[:1, 0], state[1:, 0]) > 1e-3, "the two lanes should have parted"
 
 
 # ------------------------------------------------------------------------------------------- its properties

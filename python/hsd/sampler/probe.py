@@ -84,7 +84,9 @@ class _Probe:
     def _is_symbol(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tuple(tensor.shape) == self.shape
 
-    def _read(self, tensor: object, what: str) -> Tensor:
+    def _read(
+        self, tensor: object, what: str, if_infinite: str = "so this configuration makes inf or nan in diffusers too"
+    ) -> Tensor:
         """Return the coefficients in `tensor`, (n_symbols,) float64, refusing what is no combination of symbols."""
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != self.shape:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -92,9 +94,10 @@ class _Probe:
         row = tensor[0, 0, 0].to(torch.float64, copy=True)
         if not bool(torch.isfinite(row).all()):
             self._refuse(
-                f"{what} has a coefficient that is inf or nan, so this configuration makes inf or nan in diffusers too",
-                'Change the configuration: final_sigmas_type="sigma_min" or solver_type="bh2" where the scheduler '
-                "has them, or another number of steps.",
+                f"{what} has a coefficient that is inf or nan, {if_infinite}",
+                'Change the configuration: final_sigmas_type="sigma_min", solver_type="bh2", '
+                'rescale_betas_zero_snr=False or timestep_spacing="leading" where the scheduler has them, or another '
+                "number of steps.",
             )
         if not bool((tensor == tensor[:, :1]).all()):
             self._refuse(f"{what} mixes channels")
@@ -124,7 +127,8 @@ class _Probe:
         return self._node(THRESHOLD, sample)
 
     def _node(self, kind: int, tensor: Tensor, *bounds: float) -> Tensor:
-        node = Node(kind, self._read(tensor, "the prediction that is clipped"), *bounds)
+        divided_by_zero = "so that in diffusers nothing is left of the latent but the bounds it is clipped to"
+        node = Node(kind, self._read(tensor, "the prediction that is clipped", divided_by_zero), *bounds)
         self.nodes.append((self.n_used, node))
         return self._symbol()
 

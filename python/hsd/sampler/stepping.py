@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
-from diffusers import SCMScheduler
+from diffusers import DDPMWuerstchenScheduler, SCMScheduler
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -17,11 +17,14 @@ from hsd.errors import UnsupportedScheduler
 
 LEARNED_VARIANCE = ("learned", "learned_range")
 
+# Their timesteps are the borders of the steps, so there is one more of them than there are steps.
+_TIMESTEPS_ARE_BORDERS = (DDPMWuerstchenScheduler, SCMScheduler)
+
 Draw = Callable[[tuple[int, ...], torch.dtype], Tensor]
 Clip = Callable[[Tensor, float, float], "Tensor | None"]
 
-# Any of these inside step() is noise that the generator of a lane does not control.  (torch.randn is judged by
-# the generator it is called with: it is what diffusers.utils.torch_utils.randn_tensor comes down to.)
+# None of these inside step() is a draw that a table can hold.  (torch.randn is judged by the generator it is called
+# with: it is what diffusers.utils.torch_utils.randn_tensor comes down to.)
 _FOREIGN_NOISE = {
     torch.randn_like, torch.rand, torch.rand_like, torch.randint, torch.normal, torch.bernoulli,
     torch.multinomial, torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_,
@@ -105,8 +108,7 @@ class Stepper:
             # Without it the first step looks its index up by timestep, which is ambiguous where timesteps repeat.
             self.scheduler.set_begin_index(0)
         self.timesteps: Tensor = self.scheduler.timesteps
-        # SCM's timesteps are the borders of its steps, so there is one more of them than there are steps.
-        self.n_steps = len(self.timesteps) - (1 if isinstance(scheduler, SCMScheduler) else 0)
+        self.n_steps = len(self.timesteps) - isinstance(scheduler, _TIMESTEPS_ARE_BORDERS)
         self.generator = torch.Generator()
         self.draw, self.clip = draw, clip
         self.step_index = 0
@@ -121,7 +123,11 @@ class Stepper:
         if not hasattr(self.scheduler, "scale_model_input"):
             return sample
         with torch.no_grad(), _Interception(self):
-            return self._own_errors(k, lambda: self.scheduler.scale_model_input(sample, self.timesteps[k]))
+            return self._own_errors(
+                k,
+                lambda: self.scheduler.scale_model_input(sample, self.timesteps[k]),
+                f"the latent is {tuple(sample.shape)}",
+            )
 
     def step(self, k: int, model_output: Tensor, sample: Tensor) -> Tensor:
         """Run ``step`` number `k` and return the next latent."""
@@ -133,13 +139,18 @@ class Stepper:
             arguments["generator"] = self.generator
         if "return_dict" in parameters:
             arguments["return_dict"] = False
+        timestep = self.timesteps[k]
+        if isinstance(self.scheduler, DDPMWuerstchenScheduler):  # its pipelines give it one for every row
+            timestep = timestep.expand(len(sample))
         with torch.no_grad(), _Interception(self):
             result = self._own_errors(
-                k, lambda: self.scheduler.step(model_output, self.timesteps[k], sample, **arguments)
+                k,
+                lambda: self.scheduler.step(model_output, timestep, sample, **arguments),
+                f"the latent is {tuple(sample.shape)}, the model output {tuple(model_output.shape)}",
             )
         return result[0]
 
-    def _own_errors(self, k: int, call: Callable[[], Any]) -> Any:
+    def _own_errors(self, k: int, call: Callable[[], Any], shapes: str) -> Any:
         """Run `call`, turning what the scheduler itself raises into a refusal."""
         self.step_index = k
         try:
@@ -147,7 +158,13 @@ class Stepper:
         except UnsupportedScheduler:
             raise
         except Exception as error:
-            reason = f"the scheduler itself raises {type(error).__name__}: {str(error).strip().rstrip('.')}"
+            text = str(error).strip().rstrip(".")
+            reason = f"the scheduler itself raises {type(error).__name__}" + (f": {text}" if text else "")
+            not_given = self._not_given()
+            if "NoneType" in text and not_given:
+                reason += f" (text-to-image generation gives it no {', '.join(not_given)})"
+            elif any(word in text for word in ("shape", "size", "channels")):
+                reason += f" ({shapes})"
             if not self.doubles_channels:
                 refuse(self.scheduler, k, reason)
             hint = (
@@ -157,14 +174,28 @@ class Stepper:
             )
             refuse(self.scheduler, k, reason, hint)
 
+    def _not_given(self) -> list[str]:
+        """Return the arguments of ``step`` that were left at None."""
+        parameters = list(inspect.signature(self.scheduler.step).parameters.values())[3:]
+        return [p.name for p in parameters if p.default is None and p.name not in {*self.arguments, "generator"}]
+
 
 def _step_arguments(scheduler: Any, step_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Check that ``step`` can be called as pipelines do, with `step_kwargs`, and return those."""
-    if not hasattr(scheduler, "step") or not hasattr(scheduler, "timesteps"):
-        refuse(scheduler, None, "it has no step() or no timesteps")
+    if not hasattr(scheduler, "step"):
+        refuse(scheduler, None, "it has no step()")
     parameters = inspect.signature(scheduler.step).parameters
+    if "sample" in parameters and "LongTensor" in str(parameters["sample"].annotation):
+        refuse(
+            scheduler, None, "step() takes a LongTensor: it samples discrete tokens, which are not combined linearly"
+        )
     if list(parameters)[:3] != ["model_output", "timestep", "sample"]:
-        refuse(scheduler, None, f"step() takes ({', '.join(parameters)}), not (model_output, timestep, sample, ...)")
+        refuse(
+            scheduler,
+            None,
+            f"step() takes ({', '.join(parameters)}) where text-to-image pipelines give "
+            "(model_output, timestep, sample, ...)",
+        )
     for name, parameter in list(parameters.items())[3:]:
         needed = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
@@ -180,10 +211,23 @@ def _step_arguments(scheduler: Any, step_kwargs: dict[str, Any]) -> dict[str, An
                 f"step_kwargs: {type(scheduler).__name__}.step() takes no '{name}' here; "
                 f"it takes {', '.join(list(parameters)[3:]) or 'no more arguments'}"
             )
-    unset = getattr(scheduler, "num_inference_steps", 0) is None and not getattr(scheduler, "custom_timesteps", False)
-    if unset or len(scheduler.timesteps) == 0:
+    if not hasattr(scheduler, "timesteps") and not hasattr(scheduler, "set_timesteps"):
+        refuse(scheduler, None, "it has no timesteps")
+    if _timesteps_unset(scheduler):
         raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call scheduler.set_timesteps(n) first")
     return step_kwargs
+
+
+def _timesteps_unset(scheduler: Any) -> bool:
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or len(timesteps) == 0:
+        return True
+    if getattr(scheduler, "num_inference_steps", None) is not None or getattr(scheduler, "custom_timesteps", False):
+        return False
+    # No number of steps: not set, or EDM Euler with sigmas of the user's, or a scheduler that does not note it.  The
+    # timesteps before set_timesteps are those of training.
+    n_train = getattr(scheduler, "config", {}).get("num_train_timesteps")
+    return hasattr(scheduler, "num_inference_steps") if n_train is None else len(timesteps) == n_train
 
 
 class _Interception(TorchFunctionMode):
@@ -200,11 +244,14 @@ class _Interception(TorchFunctionMode):
         stepper = self.stepper
         if func is torch.randn:
             if kwargs.get("generator") is not stepper.generator:
-                refuse(stepper.scheduler, stepper.step_index, _foreign_noise("torch.randn"))
+                refuse(stepper.scheduler, stepper.step_index, _foreign_noise("torch.randn", controlled=False))
             size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
             return stepper.draw(tuple(size), kwargs.get("dtype") or torch.get_default_dtype())
         if func in _FOREIGN_NOISE:
-            refuse(stepper.scheduler, stepper.step_index, _foreign_noise(func.__name__))
+            controlled = kwargs.get("generator") is stepper.generator
+            refuse(stepper.scheduler, stepper.step_index, _foreign_noise(func.__name__, controlled))
+        if func is torch.nn.functional.interpolate:
+            refuse(stepper.scheduler, stepper.step_index, "it resizes the latent, and a lane's latent keeps its shape")
         if stepper.clip is not None and func in _CLAMPS:
             answer = stepper.clip(*_clamp_arguments(func, args, kwargs))
             if answer is not None:
@@ -212,7 +259,9 @@ class _Interception(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _foreign_noise(function: str) -> str:
+def _foreign_noise(function: str, controlled: bool) -> str:
+    if controlled:
+        return f"it draws with {function}; a table has the normal noise of torch.randn only"
     return f"it draws noise with {function}, which the generator given to step() does not control"
 
 
