@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,7 +41,72 @@ def sd_run(prompt: str) -> Tensor:
     return tiny.stable_diffusion()(prompt, generator=seed(), **SMALL).images
 
 
-@pytest.mark.parametrize("run", [prior_run, decoder_run, stock_decoder_run, combined_run, sd_run])
+def sdxl_run(prompt: str) -> Tensor:
+    return tiny.sdxl()(prompt, generator=seed(), **SMALL).images
+
+
+def sd3_run(prompt: str) -> Tensor:
+    return tiny.sd3()(prompt, generator=seed(), **SMALL).images
+
+
+def flux_dev_run(prompt: str) -> Tensor:
+    return tiny.flux()(prompt, generator=seed(), **SMALL).images
+
+
+def flux_schnell_run(prompt: str) -> Tensor:
+    return tiny.flux(guidance_embeds=False)(prompt, generator=seed(), **SMALL).images
+
+
+def pixart_run(prompt: str) -> Tensor:
+    return tiny.pixart_sigma()(prompt, generator=seed(), use_resolution_binning=False, **SMALL).images
+
+
+def karlo_run(prompt: str) -> Tensor:
+    steps = {"prior_num_inference_steps": 3, "decoder_num_inference_steps": 4, "super_res_num_inference_steps": 2}
+    return torch.from_numpy(tiny.karlo()(prompt, generator=seed(), output_type="np", **steps).images)
+
+
+def stable_unclip_run(prompt: str) -> Tensor:
+    return tiny.stable_unclip()(prompt, generator=seed(), prior_num_inference_steps=3, **SMALL).images
+
+
+def qwen_run(prompt: str) -> Tensor:
+    return tiny.qwen_image()(prompt, generator=seed(), **SMALL).images
+
+
+def sana_run(prompt: str) -> Tensor:
+    return tiny.sana()(prompt, generator=seed(), use_resolution_binning=False, **SMALL).images
+
+
+def flux2_run(prompt: str) -> Tensor:
+    return tiny.flux2()(prompt=prompt, generator=seed(), **SMALL).images
+
+
+def z_image_run(prompt: str) -> Tensor:
+    return tiny.z_image()(prompt, generator=seed(), **SMALL).images
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        prior_run,
+        decoder_run,
+        stock_decoder_run,
+        combined_run,
+        sd_run,
+        sdxl_run,
+        sd3_run,
+        flux_dev_run,
+        flux_schnell_run,
+        pixart_run,
+        karlo_run,
+        stable_unclip_run,
+        flux2_run,
+        sana_run,
+        qwen_run,
+        z_image_run,
+    ],
+)
 def test_prompts_matter_and_runs_repeat(run: Any) -> None:
     cat, dog, birds = (run(prompt) for prompt in PROMPTS)
     assert cat.isfinite().all()
@@ -53,8 +119,12 @@ def test_whole_images_differ_too() -> None:
     import numpy as np
 
     arguments = SMALL | {"output_type": "np"}
-    for pipeline in (tiny.k22_combined(), tiny.stable_diffusion()):
-        cat, birds = (pipeline(prompt, generator=seed(), **arguments).images[0] for prompt in (PROMPTS[0], PROMPTS[2]))
+    pixart = partial(tiny.pixart_sigma(), use_resolution_binning=False)
+    builders = (tiny.k22_combined, tiny.stable_diffusion, tiny.sdxl, tiny.sd3, tiny.flux, tiny.flux2, tiny.z_image)
+    for pipeline in (*(build() for build in builders), pixart):
+        cat, birds = (
+            pipeline(prompt=prompt, generator=seed(), **arguments).images[0] for prompt in (PROMPTS[0], PROMPTS[2])
+        )
         assert cat.shape == (64, 64, 3)
         assert np.abs(cat - birds).mean() > 0.01
 
@@ -63,4 +133,12 @@ def test_building_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     tiny.k22_combined()
     tiny.stable_diffusion()
+    tiny.sdxl()
+    tiny.sd3()
+    tiny.flux()
+    tiny.pixart_sigma()
+    tiny.karlo()
+    tiny.stable_unclip()
+    tiny.flux2()
+    tiny.z_image()
     assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,64 @@
+"""Tiny diffusers pipelines with seeded random weights: whole, offline, and fast, to be parity-tested against.
+
+Each builder returns a fresh pipeline object in float32 on the CPU; the same call gives the same weights.  Nothing is
+read from disk or the network: tokenizers are made in memory (one token a byte).
+
+Random weights of the default scale make models that hardly listen to their prompt, and a parity test of such a model
+proves little.  `_listen` makes the weights through which conditioning enters larger; test_tiny.py holds every pipeline
+to a visible difference between prompts, and test_tiny_conditioning.py to one by each way in.
+"""
+
+from .flux import flux, flux_dev_flow, flux_schnell_flow
+from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
+from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
+from .karlo import karlo
+from .parts import BIG_WIDTH, SD_BETAS, T5_WIDTH, WIDTH, clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from .pixart import pixart_dpm, pixart_sigma
+from .qwen import qwen_image
+from .sana import gemma_tokenizer, sana, sana_dpm
+from .sd3 import sd3, sd3_flow
+from .sdxl import sdxl, sdxl_euler
+from .stable_diffusion import sd_ddim, stable_diffusion
+from .stable_unclip import stable_unclip, stable_unclip_ddim
+from .z_image import z_image, z_image_flow
+
+__all__ = [
+    "BIG_WIDTH",
+    "FLUX2_LAYERS",
+    "K22_BETAS",
+    "SD_BETAS",
+    "T5_WIDTH",
+    "WIDTH",
+    "clip_tokenizer",
+    "flux",
+    "flux2",
+    "flux2_flow",
+    "flux_dev_flow",
+    "flux_schnell_flow",
+    "gemma_tokenizer",
+    "k22_combined",
+    "k22_ddim",
+    "k22_ddpm",
+    "k22_decoder",
+    "k22_prior",
+    "k22_unclip",
+    "karlo",
+    "mistral_tokenizer",
+    "pixart_dpm",
+    "pixart_sigma",
+    "qwen_image",
+    "qwen_tokenizer",
+    "sana",
+    "sana_dpm",
+    "sd3",
+    "sd3_flow",
+    "sd_ddim",
+    "sdxl",
+    "sdxl_euler",
+    "stable_diffusion",
+    "stable_unclip",
+    "stable_unclip_ddim",
+    "t5_tokenizer",
+    "z_image",
+    "z_image_flow",
+]
