@@ -1,65 +1,202 @@
-"""What the denoiser is conditioned on: one row a prompt, and the mean of rows for a cluster."""
+"""What the denoiser is conditioned on: rows put away for each prompt, and their mean for a cluster.
+
+The mean of a cluster, tensor by tensor, is the arithmetic mean of its members' rows, accumulated in float32:
+
+* rows of one shape (vectors, and token sequences that the denoiser reads to the end): entry by entry, position by
+  position;
+* rows of different lengths (token sequences that the denoiser reads under a mask): at every position, over the
+  members that have a token there. The mean is as long as its longest member, and its mask covers exactly that.
+  Counting an absent token as zeros would shrink the tail of every mean towards nothing, which no text encoder ever
+  produces.
+
+So a cluster of one has its own row, bit for bit, and so has a cluster of equal prompts, which share a row. The order of
+the members does not matter: rows are added in the order of the table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_CHUNK = 256
-"""Rows brought to float32 at once when a large cluster is averaged: bounds the extra memory, not the result."""
+from .errors import Error
+from .spool import Chunk, Spool
+
+MASK = "_mask"
+"""A field of differing lengths ``name`` comes with ``name_mask``: which positions hold a token."""
+
+_CHUNK_BYTES = 4 << 20
+"""Rows are put away and averaged about this much at a time: bounds the memory beside the rows."""
+
+
+class Rows:
+    """Rows of one tensor, (...) each; of differing lengths, (L_i, ...), if they are ``ragged``.
+
+    Rows are appended, then sealed by the first read.
+    """
+
+    def __init__(self, spool: Spool, *, ragged: bool) -> None:
+        self.ragged = ragged
+        self._spool = spool
+        self._chunks: list[Chunk] = []
+        self._pending: list[Tensor] = []  # not put away yet, (T, ...) each
+        self._pending_bytes = 0
+        self._chunk: list[int] = []  # of each row, and where it begins and ends in it
+        self._begin: list[int] = []
+        self._end: list[int] = []
+        self._filled = 0  # length of what is pending
+        self.nbytes = 0
+        self.longest = 0
+        self.dtype = torch.float32
+        self._shape: tuple[int, ...] = ()  # of a row, its length left out if it is ragged
+
+    def __len__(self) -> int:
+        return len(self._chunk)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a row; of the longest, if they are ragged."""
+        return (self.longest, *self._shape) if self.ragged else self._shape
+
+    def append(self, batch: Tensor | Sequence[Tensor]) -> None:
+        """Add rows: a tensor (B, ...), or B tensors (L_i, ...) where they are ragged."""
+        rows = list(batch) if self.ragged else list(batch[:, None])  # type: ignore[call-overload]
+        for row in rows:
+            row = row.detach().cpu()
+            if not len(self):
+                self.dtype, self._shape = row.dtype, tuple(row.shape[1:])
+            if (row.dtype, tuple(row.shape[1:])) != (self.dtype, self._shape):
+                raise Error(
+                    f"conditioning of shape {tuple(row.shape[1:])} {row.dtype} beside {self._shape} {self.dtype}: "
+                    "prompts whose settings change its shape cannot be in one plan"
+                )
+            self._pending.append(row)
+            self._pending_bytes += row.nbytes
+            self.nbytes += row.nbytes
+            self._chunk.append(len(self._chunks))
+            self._begin.append(self._filled)
+            self._filled += len(row)
+            self._end.append(self._filled)
+            self.longest = max(self.longest, len(row))
+            if self._pending_bytes >= _CHUNK_BYTES:
+                self._seal()
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Row ``i``, (...) or (L_i, ...)."""
+        self._seal()
+        row = self._spool.read(self._chunks[self._chunk[i]], self._begin[i], self._end[i])
+        return row if self.ragged else row[0]
+
+    def mean(self, index: NDArray[np.int64], weights: NDArray[np.float64]) -> Tensor:
+        """Sum of ``weights[j]`` times row ``index[j]``, over their sum at each position; (...) or (L, ...).
+
+        ``index`` ascends. Weights are positive.
+        """
+        if len(index) == 1:
+            return self[int(index[0])]
+        self._seal()
+        length = max(self._end[i] - self._begin[i] for i in index)
+        total = torch.zeros((length, *self._shape), dtype=torch.float32)
+        weight = torch.zeros(length, dtype=torch.float64)
+        for chunk, at in self._by_chunk(index):
+            spans = [(self._begin[i], self._end[i]) for i in index[at]]
+            if self.ragged:
+                for (begin, end), w in zip(spans, weights[at].tolist(), strict=True):
+                    total[: end - begin].add_(self._spool.read(chunk, begin, end).float(), alpha=w)
+                    weight[: end - begin] += w
+            else:  # every row is one long: many at once
+                picked = self._spool.pick(chunk, [begin for begin, _ in spans])  # [n, ...]
+                scale = torch.from_numpy(weights[at])
+                total[0] += torch.tensordot(scale.float(), picked.float(), dims=1)
+                weight[0] += scale.sum()
+        mean = (total / weight.to(torch.float32).view(-1, *(1,) * len(self._shape))).to(self.dtype)
+        return mean if self.ragged else mean[0]
+
+    def _by_chunk(self, index: NDArray[np.int64]) -> Iterator[tuple[Chunk, slice]]:
+        """Runs of ``index`` that lie in one chunk."""
+        chunks = np.array([self._chunk[i] for i in index])
+        starts = np.flatnonzero(np.diff(chunks, prepend=-1))
+        for begin, end in zip(starts, [*starts[1:], len(index)], strict=True):
+            yield self._chunks[chunks[begin]], slice(int(begin), int(end))
+
+    def _seal(self) -> None:
+        if self._pending:
+            self._chunks.append(self._spool.put(torch.cat(self._pending)))
+            self._pending, self._pending_bytes, self._filled = [], 0, 0
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of the conditioning: its rows, and the row of each prompt."""
+
+    rows: Rows
+    index: NDArray[np.int64]
+    """(N,) row of each prompt, -1 where it was not asked for. Prompts of equal conditioning may share one."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Conditioning tensors of N prompts, on the host.
+    """Conditioning of N prompts, on the host: in memory up to a limit, on disk beyond it.
 
     Attributes
     ----------
-    rows
-        Tensors (R, ...) in the model's dtype; a cluster's row is the mean of its members' rows.
-    shared
-        Tensors (1, ...) that are the same for every prompt, such as the unconditional embedding.
+    fields
+        By name. Not every prompt has all: without guidance there is no unconditional embedding.
     vectors
-        (N, D) float32, one vector a prompt: what the prompts are clustered by.
-    index
-        (N,) int64, the row of each prompt: prompts with equal conditioning may share one.
+        (N, D) float32, one vector a prompt: what the prompts are clustered by. Zeros where it was not asked for.
+    spool
+        Where the rows lie.
     """
 
-    rows: dict[str, Tensor]
-    shared: dict[str, Tensor]
+    fields: dict[str, Field]
     vectors: NDArray[np.float32]
-    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    spool: Spool
 
-    def __post_init__(self) -> None:
-        n = len(self.vectors)
-        if not len(self.index):
-            object.__setattr__(self, "index", torch.arange(n))
-        assert self.vectors.ndim == 2, self.vectors.shape
-        assert self.index.shape == (n,), (self.index.shape, n)
-        for name, tensor in self.rows.items():
-            assert len(tensor) > int(self.index.max()), (name, tensor.shape)
-        for name, tensor in self.shared.items():
-            assert len(tensor) == 1, (name, tensor.shape)
+    @property
+    def n_prompts(self) -> int:
+        """N."""
+        return len(self.vectors)
 
-    def mean(self, prompts: Tensor) -> dict[str, Tensor]:
-        """The arithmetic mean of the rows of ``prompts`` (n,) int64, accumulated in float32, each (...).
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor of :meth:`mean`."""
+        out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name, field in self.fields.items():
+            out[name] = (field.rows.shape, field.rows.dtype)
+            if field.rows.ragged:
+                out[name + MASK] = ((field.rows.longest,), torch.bool)
+        return out
 
-        A cluster of one gives the row itself, bit for bit, and so does a cluster of equal rows.
+    def of(self, prompts: NDArray[np.int64]) -> Conditioning:
+        """What ``prompts`` (n,) are conditioned on: without the fields that only others have."""
+        fields = {name: field for name, field in self.fields.items() if field.index[prompts[0]] >= 0}
+        return Conditioning(fields, self.vectors, self.spool)
+
+    def shared(self, prompts: NDArray[np.int64]) -> frozenset[str]:
+        """Names of the fields that are the same for all ``prompts``."""
+        return frozenset(name for name, field in self.fields.items() if np.ptp(field.index[prompts]) == 0)
+
+    def mean(self, prompts: NDArray[np.int64], names: frozenset[str] | None = None) -> dict[str, Tensor]:
+        """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
+
+        ``names`` leaves out the fields that are not in it.
         """
-        index, counts = torch.unique(self.index[prompts], return_counts=True)
-        if len(index) == 1:
-            return {name: tensor[int(index)] for name, tensor in self.rows.items()}
-        weights = counts.to(torch.float32) / counts.sum()
-        return {name: _weighted_sum(tensor, index, weights) for name, tensor in self.rows.items()}
-
-
-def _weighted_sum(tensor: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Sum of ``weights[j] * tensor[index[j]]`` in float32, back in the tensor's dtype."""
-    total = torch.zeros(tensor.shape[1:], dtype=torch.float32)
-    for part, weight in zip(index.split(_CHUNK), weights.split(_CHUNK), strict=True):
-        total += torch.tensordot(weight, tensor[part].to(torch.float32), dims=1)
-    return total.to(tensor.dtype)
+        out = {}
+        for name, field in self.fields.items():
+            if names is not None and name not in names:
+                continue
+            index, counts = np.unique(field.index[prompts], return_counts=True)
+            assert index[0] >= 0, f"{name} of a prompt that was not encoded"
+            mean = field.rows.mean(index, counts / counts.sum())
+            if field.rows.ragged:
+                length = len(mean)
+                padded = mean.new_zeros(field.rows.shape)
+                padded[:length] = mean
+                out[name] = padded
+                out[name + MASK] = torch.arange(field.rows.longest) < length
+            else:
+                out[name] = mean
+        return out

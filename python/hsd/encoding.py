@@ -1,0 +1,202 @@
+"""Prompts to conditioning: each prompt encoded once, in batches, its rows put away as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .clustering import memory_budget
+from .conditioning import Conditioning, Field, Rows
+from .errors import Error
+from .executor import Executor
+from .models.base import Adapter, Batch, Denoiser, Encoded, Prior, batches
+from .spool import Spool
+
+Progress = Callable[[float], object]
+"""Called with the finished fraction, 0 to 1."""
+
+_PRIOR_BLOCK = 4096
+"""Prompts whose prior runs at once where it shares nothing."""
+
+_MEMORY_SHARE = 0.5
+"""Of what clustering may take, which comes after encoding and finds the rest."""
+
+
+def default_memory() -> int:
+    """Bytes of rows that are kept in host memory where nothing else is asked for."""
+    return int(memory_budget() * _MEMORY_SHARE)
+
+
+@torch.no_grad()
+def encode(
+    variants: Sequence[Denoiser],
+    variant: NDArray[np.int64],
+    prompts: Sequence[str],
+    seeds: NDArray[np.int64],
+    *,
+    needed: NDArray[np.int64] | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Conditioning:
+    """Encode prompts, each with the settings that it has.
+
+    Parameters
+    ----------
+    variants
+        The model, once with each combination of settings that some prompt has.
+    variant
+        (N,) which of them each prompt has.
+    prompts, seeds
+        N each.
+    needed
+        Prompts that will be asked for, ascending; all by default. Where a prior is shared, all are encoded: its
+        clusters may reach beyond them.
+    memory
+        Bytes of rows kept in host memory; the rest goes to a temporary file. Default: :func:`default_memory`.
+    progress
+        Gets the finished fraction.
+    """
+    n = len(prompts)
+    chosen = np.zeros(n, dtype=bool)
+    chosen[slice(None) if needed is None else needed] = True
+    priors = [part.prior() if isinstance(part, Adapter) else None for part in variants]
+    if any(prior is not None and prior.tau > 0 for prior in priors):
+        chosen[:] = True
+    spool = Spool(default_memory() if memory is None else memory)
+    tables = _Tables(n, spool)
+    total, done = int(chosen.sum()), 0
+    for v, (part, prior) in enumerate(zip(variants, priors, strict=True)):
+        members = np.flatnonzero(chosen & (variant == v))
+        if not len(members):
+            continue
+        tables.add_shared(part.shared(), members)
+        alone = prior is not None and prior.tau == 0  # then what it made need not be held for all prompts at once
+        for block in batches(len(members), _PRIOR_BLOCK if alone else len(members)):
+            part_of = members[block]
+            steps = _Steps(progress, done / total, len(part_of) / total)
+            _encode_block(part, prior, part_of, prompts, seeds, tables, memory, steps)
+            done += len(part_of)
+    return Conditioning(tables.fields, tables.vectors, spool)
+
+
+def _encode_block(
+    part: Denoiser,
+    prior: Prior | None,
+    members: NDArray[np.int64],
+    prompts: Sequence[str],
+    seeds: NDArray[np.int64],
+    tables: _Tables,
+    memory: int | None,
+    steps: _Steps,
+) -> None:
+    """Encode ``members``, which have the same settings: their prior first, if there is one."""
+    texts = [prompts[int(i)] for i in members]
+    embeds = None
+    if prior is not None:
+        embeds = _run_prior(prior, texts, seeds[members], memory, steps.part(0.0, 0.9))
+        steps = steps.part(0.9, 1.0)
+    firsts, row = _distinct(part, texts, embeds is not None)
+    for piece in batches(len(firsts), part.encode_batch):
+        at = firsts[piece]  # into members
+        batch = Batch([texts[int(i)] for i in at], seeds[members[at]], None if embeds is None else embeds[at])
+        tables.add(part.encode(batch), members[at])
+        if piece.start == 0:
+            tables.check_room(len(firsts) - len(at), len(at))
+        steps(piece.stop / len(firsts))
+    tables.repeat(members, members[firsts][row])
+
+
+def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of ``texts`` to encode (their places), and which of those each text has."""
+    if part.encodes_seeds or has_prior:
+        everything = np.arange(len(texts))
+        return everything, everything
+    first: dict[str, int] = {}
+    row = np.array([first.setdefault(text, len(first)) for text in texts], dtype=np.int64)
+    _, places = np.unique(row, return_index=True)
+    return places, row
+
+
+class _Tables:
+    """Fields as they fill."""
+
+    def __init__(self, n: int, spool: Spool) -> None:
+        self.fields: dict[str, Field] = {}
+        self.vectors: NDArray[np.float32] = np.zeros((n, 0), dtype=np.float32)
+        self._n, self._spool = n, spool
+
+    def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
+        if name not in self.fields:
+            ragged = not isinstance(rows, Tensor)
+            index = np.full(self._n, -1, dtype=np.int64)
+            self.fields[name] = Field(Rows(self._spool, ragged=ragged), index)
+        return self.fields[name]
+
+    def add_shared(self, shared: dict[str, Tensor | Sequence[Tensor]], members: NDArray[np.int64]) -> None:
+        for name, row in shared.items():
+            assert len(row) == 1, (name, len(row))
+            field = self._field(name, row)
+            field.index[members] = len(field.rows)
+            field.rows.append(row)
+
+    def add(self, encoded: Encoded, members: NDArray[np.int64]) -> None:
+        for name, rows in encoded.rows.items():
+            if len(rows) != len(members):
+                raise Error(f"encode gave {len(rows)} rows of {name} for a batch of {len(members)} prompts")
+            field = self._field(name, rows)
+            field.index[members] = len(field.rows) + np.arange(len(members))
+            field.rows.append(rows)
+        vectors = encoded.vectors.detach().float().cpu().numpy()
+        if vectors.ndim != 2 or len(vectors) != len(members):
+            raise Error(f"encode gave vectors of shape {vectors.shape} for a batch of {len(members)} prompts")
+        if not self.vectors.shape[1]:
+            self.vectors = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
+        self.vectors[members] = vectors
+
+    def repeat(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
+        """Give ``members`` the rows of their ``sources``, which are among them."""
+        self.vectors[members] = self.vectors[sources]
+        for field in self.fields.values():
+            field.index[members] = field.index[sources]
+
+    def check_room(self, left: int, done: int) -> None:
+        """After the first batch: an error unless there is room for what will come, if it is like what came."""
+        self._spool.check_room(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
+
+
+class _Steps:
+    """A part of a progress bar."""
+
+    def __init__(self, report: Progress | None, start: float, size: float) -> None:
+        self._report, self._start, self._size = report, start, size
+
+    def __call__(self, fraction: float) -> None:
+        if self._report is not None:
+            self._report(self._start + fraction * self._size)
+
+    def part(self, begin: float, end: float) -> _Steps:
+        return _Steps(self._report, self._start + begin * self._size, (end - begin) * self._size)
+
+
+def _run_prior(prior: Prior, prompts: list[str], seeds: NDArray[np.int64], memory: int | None, steps: _Steps) -> Tensor:
+    """What the prior makes of each prompt, (n, *latent) float32 on the host: batched, and shared if its tau says so."""
+    from .compiler import plan_of  # which encodes, with a prior, through this module
+
+    sampler = prior.sampler(prior.steps)
+    variant = np.zeros(len(prompts), dtype=np.int64)
+    conditioning = encode([prior], variant, prompts, seeds, memory=memory, progress=steps.part(0.0, 0.3))
+    plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps)
+    program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
+    executor = Executor(plan, program, prior, conditioning, sampler)
+    embeds = torch.zeros((len(prompts), *prior.latent_shape()))
+    run, done = steps.part(0.3, 1.0), 0
+    for lanes, finished in executor.run():
+        for image in finished:
+            embeds[image.index] = image.latent[0].cpu()
+        done += lanes
+        run(done / plan.node_steps)
+    return embeds
