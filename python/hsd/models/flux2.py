@@ -1,0 +1,166 @@
+"""FLUX.2: a transformer over packed latents and Mistral's tokens, with guidance as an input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, scale_row
+from .refusals import require_text_encoders
+
+
+@dataclass(eq=False)
+class Flux2(Adapter):
+    """``Flux2Pipeline``, text to image. Conditions on Mistral's tokens, clusters by the mean of those of the prompt.
+
+    There is no unconditional half: the transformer is told the scale. Prompts are taken as they are, without the
+    pipeline's upsampling, and without images. The pipeline hands its scheduler no generator: what a scheduler draws
+    comes from the prompt's own generator here, and from torch's global one there.
+    """
+
+    name: str = "flux-2"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 4.0
+    max_sequence_length: int = 512
+    text_encoder_out_layers: tuple[int, ...] = (10, 20, 30)
+
+    encode_batch: ClassVar[int] = 8  # the text encoder keeps the outputs of all its layers for each
+    half_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "text_encoder_out_layers"})
+    pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
+
+    def __post_init__(self) -> None:
+        require_text_encoders(self.pipe, "text_encoder")
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
+        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
+
+    @property
+    def guided(self) -> bool:
+        """One evaluation a step, whatever the scale."""
+        return False
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The text encoder's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
+    def _tokens(self) -> str:
+        # Prompts of a plan may differ in the length, and rows of one name may not.
+        return f"prompt_embeds_{self.max_sequence_length}"
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens (B, L, 3 D), padding included: the transformer reads it, under no mask."""
+        tokens = self.pipe.encode_prompt(
+            list(batch.prompts),
+            self.device,
+            max_sequence_length=self.max_sequence_length,
+            text_encoder_out_layers=tuple(self.text_encoder_out_layers),
+        )[0]
+        own = self._own_tokens(batch.prompts).to(tokens.device)
+        means = [row[at].float().mean(0) for row, at in zip(tokens, own, strict=True)]
+        return Encoded({self._tokens: tokens}, torch.stack(means))
+
+    def _own_tokens(self, prompts: list[str]) -> Tensor:
+        """(B, L) bool, what sets each prompt apart: its tokens after those that an empty prompt begins with too.
+
+        The system message is longer than most prompts, and its first token is larger than all others: in a mean over
+        everything, they would make a prompt's length count for more than its words.
+        """
+        inputs = self.pipe.tokenizer.apply_chat_template(
+            format_input([*prompts, ""], system_message=self.pipe.system_message),
+            add_generation_prompt=False,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_sequence_length,
+        )
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        *texts, empty = (row[kept] for row, kept in zip(ids, mask, strict=True))
+        own = mask[:-1].clone()
+        for i, text in enumerate(texts):
+            n = min(len(text), len(empty))
+            same = int((text[:n] == empty[:n]).cumprod(0).sum())
+            own[i] &= mask[i].cumsum(0) > min(same, len(text) - 1)
+        return own
+
+    def shared(self) -> dict[str, Any]:
+        """The scale."""
+        return {"guidance_scale": scale_row(self.guidance_scale)}
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """The pipeline's sigmas, shifted by the number of image tokens and of steps."""
+        sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        mu = compute_empirical_mu(image_seq_len=self.latent_shape()[0], num_steps=steps)
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        h, w = (side // (2 * self.pipe.vae_scale_factor) for side in (self.height, self.width) if side is not None)
+        return h, w
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(S, C): patches of 2 x 2 latent pixels, row by row."""
+        h, w = self._grid
+        return (h * w, self.pipe.transformer.config.in_channels // 4 * 4)
+
+    def first_noise(self, generator: torch.Generator) -> Tensor:
+        """Drawn as an image of patches (1, C, h, w), then packed."""
+        shape = (1, self.latent_shape()[1], *self._grid)
+        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+        return self.pipe._pack_latents(noise)
+
+    @cached_property
+    def _image_ids(self) -> Tensor:
+        """(S, 4), where each patch is."""
+        return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self._grid))[0].to(self.device)
+
+    @cached_property
+    def _text_ids(self) -> Tensor:
+        """(L, 4), where each token is."""
+        return self.pipe._prepare_text_ids(torch.empty(1, self.max_sequence_length, 1))[0].to(self.device)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer, each lane with its own time and scale."""
+        output = self.pipe.transformer(
+            hidden_states=latents.to(self.dtype),
+            timestep=timestep.to(self.noise_dtype) / 1000,  # rounded before it is divided, as the pipeline does
+            guidance=rows["guidance_scale"],
+            encoder_hidden_states=rows[self._tokens].to(self.dtype),
+            txt_ids=self._text_ids.to(latents.device),
+            img_ids=self._image_ids.to(latents.device),
+            return_dict=False,
+        )[0]
+        return output.float(), None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """Unpacked, scaled by the statistics of the VAE's batch norm, unpatched, decoded."""
+        vae = self.pipe.vae
+        x = latents.unflatten(1, self._grid).permute(0, 3, 1, 2)  # [B, C, h, w]
+        std = torch.sqrt(vae.bn.running_var.float() + vae.config.batch_norm_eps)
+        x = x * std.view(1, -1, 1, 1).to(x.device) + vae.bn.running_mean.float().view(1, -1, 1, 1).to(x.device)
+        image = vae.decode(self.pipe._unpatchify_latents(x).to(vae.dtype), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

@@ -1,0 +1,199 @@
+"""Karlo, which diffusers knows as unCLIP: a prior, a decoder that makes small pixels, and super-resolution."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import diffusers
+import PIL.Image
+import torch
+import transformers
+from diffusers import UnCLIPPipeline
+from diffusers.pipelines.deprecated import unclip
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from .base import Adapter, Batch, Encoded, guide, scale_row
+from .prior import TextPrior, skip, text_of, text_rows
+
+
+@dataclass(eq=False)
+class Karlo(Adapter):
+    """``UnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it and on the text.
+
+    What is averaged is what goes into the pipeline's ``text_proj`` (image embedding, pooled text, tokens where there
+    are any), so that a cluster's conditioning is something that ``text_proj`` made. What is shared are the steps of
+    the decoder; super-resolution runs for every image, in ``decode``. Images have the one size of the networks.
+    ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. ``share_prior`` lets prompts of similar text share
+    the prior's early steps too, up to ``prior_tau``.
+    """
+
+    name: str = "karlo"
+    guidance_scale: float = 8.0
+    prior_steps: int = 25
+    prior_guidance_scale: float = 4.0
+    super_res_steps: int = 7
+    share_prior: bool = False
+    prior_tau: float = 1.0
+
+    encodes_seeds: ClassVar[bool] = True
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_scale", "prior_guidance_scale", "share_prior", "prior_tau"}
+    )
+    pipelines: ClassVar[tuple[str, ...]] = ("UnCLIPPipeline",)
+
+    def __post_init__(self) -> None:
+        for name in ("prior_steps", "super_res_steps"):
+            _check_steps(name, getattr(self, name))
+
+    @classmethod
+    def load_pipeline(cls, source: str, dtype: torch.dtype) -> Any:
+        """Put together from its parts: diffusers moved the pipeline, and no longer finds ``text_proj`` by itself."""
+        parts: dict[str, Any] = {}
+        for name, value in UnCLIPPipeline.load_config(source).items():
+            if name.startswith("_"):
+                continue
+            homes: tuple[Any, ...] = (unclip, diffusers, transformers)
+            kind = next(getattr(home, value[1]) for home in homes if hasattr(home, value[1]))
+            options = {"dtype": dtype} if issubclass(kind, nn.Module) else {}
+            parts[name] = kind.from_pretrained(source, subfolder=name, **options)
+        return UnCLIPPipeline(**parts)
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The decoder."""
+        return (self.pipe.decoder,)
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The dtype of what ``text_proj`` gives: the pipeline makes its latents in it."""
+        return self.pipe.text_proj.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """The pipeline does not."""
+        return False
+
+    @property
+    def guided(self) -> bool:
+        """One scale above 1 has the pipeline guide both the prior and the decoder, each with its own."""
+        return self.prior_guidance_scale > 1.0 or self.guidance_scale > 1.0
+
+    @cached_property
+    def _prior(self) -> TextPrior:
+        return self.prior()
+
+    def prior(self) -> TextPrior:
+        """Texts to image embeddings."""
+        return TextPrior(
+            self.pipe.prior,
+            self.pipe.prior_scheduler,
+            self._encode_text,
+            self.device,
+            steps=self.prior_steps,
+            guidance_scale=self.prior_guidance_scale,
+            tau=self.prior_tau if self.share_prior else 0.0,
+            guided=self.guided,
+        )
+
+    def _encode_text(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pipe._encode_prompt(prompts, self.device, 1, False)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Image embedding (B, D), pooled text (B, D) and its tokens, as ``text_proj`` takes them."""
+        assert batch.prior is not None
+        prior = self.pipe.prior
+        embeds = prior.post_process_latents(batch.prior[:, 0].to(prior.device, prior.dtype))  # [B, D]
+        return Encoded({"image_embeds": embeds, **text_rows("", *self._encode_text(batch.prompts))}, vectors=embeds)
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the text that says nothing; the image embedding that goes with it is a weight."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.guided:
+            rows |= text_rows("negative_", *self._encode_text([""]))
+        return rows
+
+    def scheduler(self) -> Any:
+        """The decoder's."""
+        return self.pipe.decoder_scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """The scheduler needs a first and a last step."""
+        _check_steps("steps", steps)
+        super().set_timesteps(scheduler, steps)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(3, h, w): pixels."""
+        config = self.pipe.decoder.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Where the prior leaves it: one generator runs through the whole pipeline."""
+        generator = super().generator(seed)
+        skip(self._prior, generator)
+        return generator
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The decoder on [unconditional; conditional] rows; the variance is the conditional half's."""
+        # Always as long as the tokenizer pads to: attention finds out by the length of the mask whether it covers the
+        # pixels too, and a mask of as many tokens as there are pixels would be taken for a whole one.
+        length = self.pipe.tokenizer.model_max_length
+        text = text_of(rows, "", length)
+        x = latents.to(self.dtype)
+        if self.guided:
+            pairs = zip(text_of(rows, "negative_", length), text, strict=True)
+            text = tuple(torch.cat(pair) for pair in pairs)  # type: ignore[assignment]
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        pooled, tokens, mask = text  # [B or 2B, D], [.., L, D], [.., L]
+        tokens, labels = self.pipe.text_proj(
+            image_embeddings=rows["image_embeds"].to(self.noise_dtype),
+            prompt_embeds=pooled.to(self.noise_dtype),
+            text_encoder_hidden_states=tokens.to(self.noise_dtype),
+            do_classifier_free_guidance=self.guided,
+        )  # the image embedding comes as a few more tokens, before the text's
+        image_tokens = mask.new_ones(len(mask), self.pipe.text_proj.clip_extra_context_tokens)
+        output = self.pipe.decoder(
+            sample=x,
+            timestep=timestep,
+            encoder_hidden_states=tokens,
+            class_labels=labels,
+            attention_mask=torch.cat([image_tokens, mask], dim=1),
+        ).sample.float()  # [B or 2B, 6, h, w]
+        model_output, variance = output.split(latents.shape[1], dim=1)
+        if self.guided:
+            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
+        return model_output, variance
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """Super-resolution, all images at the same step, each with its own generator."""
+        pipe, small = self.pipe, latents.to(self.dtype).clamp(-1, 1)
+        channels, side = pipe.super_res_first.config.in_channels // 2, pipe.super_res_first.config.sample_size
+        shape = (len(small), channels, side, side)
+        scheduler = copy.deepcopy(pipe.super_res_scheduler)
+        scheduler.set_timesteps(self.super_res_steps, device=small.device)
+        image = randn_tensor(shape, generator=generators, device=small.device, dtype=small.dtype)
+        image = image * scheduler.init_noise_sigma
+        large = nn.functional.interpolate(
+            small.float(),  # not all devices have it in half precision
+            (side, side),
+            mode="bicubic",
+            align_corners=False,
+            antialias=True,
+        ).to(small.dtype)
+        last = len(scheduler.timesteps) - 1
+        for k, t in enumerate(scheduler.timesteps):
+            unet = pipe.super_res_last if k == last else pipe.super_res_first
+            output = unet(sample=torch.cat([image, large], dim=1), timestep=t).sample
+            following = None if k == last else scheduler.timesteps[k + 1]
+            image = scheduler.step(output, t, image, prev_timestep=following, generator=generators).prev_sample
+        image = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
+        return pipe.numpy_to_pil(image)
+
+
+def _check_steps(name: str, value: int) -> None:
+    """``UnCLIPScheduler`` spreads its steps between a first and a last one."""
+    if value < 2:
+        raise ValueError(f"{name} is {value}: unCLIP's schedulers need at least 2 steps, a first and a last one")

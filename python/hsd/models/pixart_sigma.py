@@ -1,0 +1,145 @@
+"""PixArt-Sigma: a transformer that attends to T5's tokens under a mask."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import PIL.Image
+import torch
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
+    ASPECT_RATIO_256_BIN,
+    ASPECT_RATIO_512_BIN,
+    ASPECT_RATIO_1024_BIN,
+    ASPECT_RATIO_2048_BIN,
+)
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, guide, pad_tokens, scale_row
+from .refusals import require_text_encoders
+
+_BINS = {
+    32: ASPECT_RATIO_256_BIN,
+    64: ASPECT_RATIO_512_BIN,
+    128: ASPECT_RATIO_1024_BIN,
+    256: ASPECT_RATIO_2048_BIN,
+}
+"""Sizes that a model of each ``sample_size`` was trained with, by aspect ratio."""
+
+
+@dataclass(eq=False)
+class PixArtSigma(Adapter):
+    """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
+
+    With ``use_resolution_binning``, the default as in diffusers, an image is made at the size of the nearest aspect
+    ratio that the model was trained with, then scaled and cropped to the size that was asked for.
+    """
+
+    name: str = "pixart-sigma"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 4.5
+    negative_prompt: str = ""
+    eta: float = 0.0
+    clean_caption: bool = True
+    use_resolution_binning: bool = True
+    max_sequence_length: int = 300
+
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_scale", "negative_prompt", "clean_caption", "max_sequence_length"}
+    )
+    pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
+
+    def __post_init__(self) -> None:
+        require_text_encoders(self.pipe, "text_encoder")
+        config = self.pipe.transformer.config
+        self.height = self.height or config.sample_size * self.pipe.vae_scale_factor
+        self.width = self.width or config.sample_size * self.pipe.vae_scale_factor
+        if self.use_resolution_binning and config.sample_size not in _BINS:
+            raise ValueError(
+                f"use_resolution_binning is on, but there are no bins for a model with sample_size={config.sample_size}"
+                " (there are for 32, 64, 128 and 256): set use_resolution_binning=False"
+            )
+        multiple = 1 if self.use_resolution_binning else self.pipe.vae_scale_factor * config.patch_size
+        check_size("height", self.height, multiple)
+        check_size("width", self.width, multiple)
+        if self.max_sequence_length < 1:
+            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be at least 1 token")
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """T5's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder.dtype
+
+    def _encode(self, prompts: list[str]) -> list[Tensor]:
+        """Tokens (L_i, D) of each prompt, without padding."""
+        tokens, mask, _, _ = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            clean_caption=self.clean_caption,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return [row[kept.bool()] for row, kept in zip(tokens, mask, strict=True)]
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens, and their mean."""
+        tokens = self._encode(batch.prompts)
+        return Encoded({"prompt_embeds": tokens}, vectors=torch.stack([row.float().mean(0) for row in tokens]))
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the negative prompt's tokens."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.guided:
+            rows["negative_prompt_embeds"] = self._encode([self.negative_prompt])
+        return rows
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """``eta`` for the schedulers that take it, as the pipeline decides it."""
+        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w), of the bin where there are bins."""
+        height, width = self.height, self.width
+        if self.use_resolution_binning:
+            bins = _BINS[self.pipe.transformer.config.sample_size]
+            height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=bins)
+        assert height is not None
+        assert width is not None
+        factor = self.pipe.vae_scale_factor
+        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [unconditional; conditional] rows. What it learned of the variance is not used."""
+        channels = latents.shape[1]
+        x = latents.to(self.dtype)
+        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
+        if self.guided:
+            pair = [(rows["negative_prompt_embeds"], rows["negative_prompt_embeds_mask"]), (tokens, mask)]
+            length = max(tokens.shape[1] for tokens, _ in pair)
+            tokens = torch.cat([pad_tokens(tokens, length) for tokens, _ in pair])
+            mask = torch.cat([pad_tokens(mask, length) for _, mask in pair])
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        output = self.pipe.transformer(
+            x,
+            encoder_hidden_states=tokens.to(self.dtype),
+            encoder_attention_mask=mask,
+            timestep=timestep,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0].float()[:, :channels]  # [B or 2B, C, h, w]
+        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """The VAE; scaled and cropped where there are bins."""
+        vae, processor = self.pipe.vae, self.pipe.image_processor
+        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        if self.use_resolution_binning:
+            image = processor.resize_and_crop_tensor(image, self.width, self.height)
+        return processor.postprocess(image, output_type="pil")

@@ -1,0 +1,180 @@
+"""The prior of unCLIP models (Ramesh et al., arXiv 2204.06125): it samples an image embedding from text.
+
+A denoiser like any other: its latents are embeddings, its steps may be shared by prompts that read alike, and it runs
+batched with one generator a prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Batch, Encoded, Prior, guide, pad_tokens, scale_row
+
+EncodeText = Callable[[list[str]], tuple[Tensor, Tensor, Tensor]]
+"""Prompts to pooled (B, D), tokens (B, L, D) and their mask (B, L) bool."""
+
+
+class TextPrior(Prior):
+    """A diffusers ``PriorTransformer`` with its scheduler and text encoder.
+
+    Parameters
+    ----------
+    prior, scheduler
+        The pipeline's own.
+    encode_text
+        The pipeline's way of encoding.
+    device
+        Where it runs.
+    steps, guidance_scale, tau
+        Settings.
+    guided
+        Whether it is guided; by default, with a scale above 1.
+    negative_prompt
+        What to guide away from; with ``samples_negative`` it gets an embedding of its own.
+    samples_negative
+        Kandinsky samples the negative prompt's embedding beside each prompt's, from the same generator: a latent is
+        then a pair (2, D), the prompt's first.
+    scales_input
+        Whether the pipeline scales the prior's input.
+    passes_previous
+        Whether it tells the scheduler the timestep that comes next.
+    eta
+        What it tells the schedulers that take an ``eta``; None if it never does.
+    """
+
+    encodes_seeds = False
+
+    def __init__(
+        self,
+        prior: Any,
+        scheduler: Any,
+        encode_text: EncodeText,
+        device: torch.device,
+        *,
+        steps: int,
+        guidance_scale: float,
+        tau: float,
+        guided: bool | None = None,
+        negative_prompt: str | None = None,
+        samples_negative: bool = False,
+        scales_input: bool = False,
+        passes_previous: bool = True,
+        eta: float | None = None,
+    ) -> None:
+        self.steps, self.tau = steps, tau
+        self._prior, self._scheduler, self._encode_text, self._device = prior, scheduler, encode_text, device
+        self._scale, self._negative, self._samples_negative = guidance_scale, negative_prompt, samples_negative
+        self._scales_input, self._passes_previous, self._eta = scales_input, passes_previous, eta
+        self._guided = guidance_scale > 1.0 if guided is None else guided
+        self._draws: list[torch.dtype] | None = None
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Text rows; clustered by the pooled embedding."""
+        pooled, tokens, mask = self._encode_text(batch.prompts)
+        return Encoded(text_rows("", pooled, tokens, mask), pooled)
+
+    def shared(self) -> dict[str, Any]:
+        """The unconditional text, which is also what a sampled negative embedding is conditioned on."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self._scale)}
+        if self._guided or self._samples_negative:
+            rows |= text_rows("negative_", *self._encode_text([self._negative or ""]))
+        return rows
+
+    def draws(self) -> list[torch.dtype]:
+        """The dtype of each draw of one image: its first latent, and what the scheduler adds."""
+        if self._draws is None:
+            noises = self.sampler(self.steps).noise_dtypes
+            self._draws = [self.noise_dtype, *(dtype or self.noise_dtype for step in noises for dtype in step)]
+        return self._draws
+
+    def scheduler(self) -> Any:
+        """The prior's."""
+        return self._scheduler
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """Pipelines that pass no ``prev_timestep`` leave it None at every step."""
+        takes = inspect.signature(scheduler.step).parameters
+        own: dict[str, Any] = {}
+        if "prev_timestep" in takes and not self._passes_previous:
+            own["prev_timestep"] = None
+        if "eta" in takes and self._eta is not None:
+            own["eta"] = self._eta
+        return own
+
+    @property
+    def _n(self) -> int:
+        return 2 if self._samples_negative else 1
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(1, D), or (2, D) with a negative embedding."""
+        return (self._n, self._prior.config.embedding_dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The transformer's."""
+        return self._prior.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """As the pipeline does."""
+        return self._scales_input
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The transformer."""
+        return (self._prior,)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [unconditional; conditional] rows, of each lane's n embeddings."""
+        length = self._prior.config.num_embeddings
+        negative = text_of(rows, "negative_", length) if self._guided or self._samples_negative else ()
+        texts: list[tuple[Tensor, ...]] = [text_of(rows, "", length)]
+        if self._samples_negative:  # [B, 2, ...]: the prompt and its negative, one after the other
+            texts = [tuple(torch.stack(pair, 1).flatten(0, 1) for pair in zip(texts[0], negative, strict=True))]
+        x = latents.to(self.dtype).flatten(0, 1)  # [B n, D]
+        t, scale = timestep.repeat_interleave(self._n), rows["guidance_scale"].repeat_interleave(self._n)
+        if self._guided:
+            texts.insert(0, tuple(row.repeat_interleave(self._n, 0) for row in negative))
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        pooled, tokens, mask = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        output = self._prior(
+            x,
+            timestep=t,
+            proj_embedding=pooled.to(x.dtype),
+            encoder_hidden_states=tokens.to(x.dtype),
+            attention_mask=mask,
+        ).predicted_image_embedding.float()
+        if self._guided:
+            output = guide(output, scale)
+        return output.view_as(latents), None
+
+
+def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Rows of encoded texts: tokens without what is padded, as they are read under a mask."""
+    lengths = mask.sum(1).tolist()
+    return {
+        f"{prefix}text_embeds": pooled,
+        f"{prefix}text_tokens": [row[:length] for row, length in zip(tokens, lengths, strict=True)],
+    }
+
+
+def text_of(rows: dict[str, Tensor], prefix: str, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """From rows, padded to the length of the tokenizer: pooled (B, D), tokens (B, length, D) and mask (B, length)."""
+    tokens, mask = rows[f"{prefix}text_tokens"], rows[f"{prefix}text_tokens_mask"]
+    return rows[f"{prefix}text_embeds"], pad_tokens(tokens, length), pad_tokens(mask, length)
+
+
+def skip(prior: TextPrior, generator: torch.Generator) -> None:
+    """Draw from ``generator`` what ``prior`` draws for one image: pipelines let one generator run through all."""
+    shape = (1, *prior.latent_shape())
+    for dtype in prior.draws():
+        torch.randn(shape, generator=generator, dtype=dtype)

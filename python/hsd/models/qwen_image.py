@@ -1,0 +1,163 @@
+"""Qwen-Image: a transformer over packed latents that attends to Qwen2.5-VL's tokens under a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..errors import UnsupportedPipeline
+from .base import Adapter, Batch, Encoded, check_size, guide, pad_tokens, scale_row
+from .refusals import require_text_encoders
+
+
+@dataclass(eq=False)
+class QwenImage(Adapter):
+    """``QwenImagePipeline``. Conditions on the tokens of the prompt, clusters by their mean.
+
+    Classifier-free guidance is ``true_cfg_scale`` above 1 with a ``negative_prompt`` (``" "`` will do): it takes both,
+    as in diffusers. The pipeline hands its scheduler no generator: what a scheduler draws comes from the prompt's own
+    generator here, and from torch's global one there.
+
+    A latent is packed, as the transformer reads it: one row of 4 C values for each 2 x 2 of the VAE's latent.
+    """
+
+    name: str = "qwen-image"
+    height: int | None = None
+    width: int | None = None
+    true_cfg_scale: float = 4.0
+    negative_prompt: str | None = None
+    max_sequence_length: int = 512
+
+    half_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+
+    def __post_init__(self) -> None:
+        require_text_encoders(self.pipe, "text_encoder")
+        if self.pipe.transformer.config.guidance_embeds:
+            raise UnsupportedPipeline(
+                "the transformer has guidance_embeds=True, which diffusers' QwenImageTransformer2DModel cannot run"
+            )
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
+        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
+        if not 1 <= self.max_sequence_length <= 1024:
+            raise ValueError(
+                f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 1024 tokens"
+            )
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The text encoder's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder.dtype
+
+    @property
+    def scales_input(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional half."""
+        return self.true_cfg_scale > 1.0 and self.negative_prompt is not None
+
+    def _encode(self, prompts: list[str]) -> list[Tensor]:
+        """Tokens (L_i, D) of each prompt, without the instruction before them and the padding behind."""
+        tokens, mask = self.pipe.encode_prompt(prompts, self.device, max_sequence_length=self.max_sequence_length)
+        if mask is None:  # all of one length
+            return list(tokens)
+        return [row[kept.bool()] for row, kept in zip(tokens, mask, strict=True)]
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens, and their mean."""
+        tokens = self._encode(batch.prompts)
+        return Encoded({"prompt_embeds": tokens}, vectors=torch.stack([row.float().mean(0) for row in tokens]))
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the negative prompt's tokens."""
+        if not self.guided:
+            return {}
+        assert self.negative_prompt is not None
+        negative = self._encode([self.negative_prompt])
+        return {"true_cfg_scale": scale_row(self.true_cfg_scale), "negative_prompt_embeds": negative}
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Evenly spaced noise levels, shifted by the number of image tokens where the scheduler shifts so."""
+        config = scheduler.config
+        mu = calculate_shift(
+            self.latent_shape()[0],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        assert self.height is not None
+        assert self.width is not None
+        return (self.height // (2 * self.pipe.vae_scale_factor), self.width // (2 * self.pipe.vae_scale_factor))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(S, 4 C), S image tokens."""
+        rows, columns = self._grid
+        return (rows * columns, self.pipe.transformer.config.in_channels)
+
+    def first_noise(self, generator: torch.Generator) -> Tensor:
+        """Drawn as a video of one frame (1, 1, C, h, w), then packed."""
+        rows, columns = self._grid
+        channels, h, w = self.pipe.transformer.config.in_channels // 4, 2 * rows, 2 * columns
+        noise = randn_tensor((1, 1, channels, h, w), generator=generator, device=self.device, dtype=self.noise_dtype)
+        return self.pipe._pack_latents(noise, 1, channels, h, w)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
+        x, t = latents.to(self.dtype), timestep.to(self.dtype) / 1000  # rounded before the division, as there
+        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
+        if self.guided:
+            length = max(tokens.shape[1], rows["negative_prompt_embeds"].shape[1])
+            tokens, mask = (
+                torch.cat([pad_tokens(rows[f"{prefix}prompt_embeds{suffix}"], length) for prefix in ("negative_", "")])
+                for suffix in ("", "_mask")
+            )
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        output = self.pipe.transformer(
+            hidden_states=x,
+            timestep=t,
+            encoder_hidden_states=tokens.to(self.dtype),
+            encoder_hidden_states_mask=mask,
+            img_shapes=[[(1, *self._grid)]] * len(x),
+            return_dict=False,
+        )[0].float()  # [B or 2B, S, 4 C]
+        if self.guided:
+            length_of = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
+            conditional, guided = output.chunk(2)[1], guide(output, rows["true_cfg_scale"])
+            output = guided * (length_of(conditional) / length_of(guided))  # every token as long as without guidance
+        return output, None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """Unpacked, scaled channel by channel, then the VAE of videos on one frame."""
+        vae = self.pipe.vae
+        x = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)  # [B, C, 1, h, w]
+        mean, std = (
+            torch.tensor(each, device=x.device, dtype=x.dtype).view(1, -1, 1, 1, 1)
+            for each in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        image = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]  # [B, 3, H, W]
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

@@ -1,0 +1,150 @@
+"""Which adapter drives a pipeline: ours, those that other packages announce, and those registered by hand."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ..errors import Error, UnsupportedPipeline
+from .base import Adapter
+from .flux import Flux
+from .flux2 import Flux2
+from .kandinsky22 import Kandinsky22
+from .karlo import Karlo
+from .pixart_sigma import PixArtSigma
+from .qwen_image import QwenImage
+from .sana import Sana
+from .stable_diffusion import StableDiffusion
+from .stable_diffusion_3 import StableDiffusion3
+from .stable_diffusion_xl import StableDiffusionXL
+from .stable_unclip import StableUnCLIP
+from .z_image import ZImage
+
+GROUP = "hsd.adapters"
+"""Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
+
+BUILT_IN: tuple[type[Adapter], ...] = (
+    Flux,
+    Flux2,
+    Kandinsky22,
+    Karlo,
+    PixArtSigma,
+    QwenImage,
+    Sana,
+    StableDiffusion,
+    StableDiffusion3,
+    StableDiffusionXL,
+    StableUnCLIP,
+    ZImage,
+)
+
+METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
+
+_PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
+"""Pipelines that are used together, and the class that they stand for."""
+
+_registered: list[type[Adapter]] = []
+
+
+def register(adapter: type[Adapter]) -> type[Adapter]:
+    """Make an adapter known in this process; usable as a decorator. It comes before those that are built in.
+
+    Raises
+    ------
+    TypeError
+        Unless it is a subclass of :class:`Adapter` with all five methods, and names its ``pipelines``.
+    """
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise TypeError(f"{adapter!r} is not a subclass of hsd.models.Adapter")
+    missing = sorted(getattr(adapter, "__abstractmethods__", ()))
+    if missing:
+        raise TypeError(f"{adapter.__name__} lacks {', '.join(missing)}; an adapter fills in {', '.join(METHODS)}")
+    if not adapter.pipelines or isinstance(adapter.pipelines, str):
+        raise TypeError(f"{adapter.__name__}.pipelines is {adapter.pipelines!r}: name the pipeline classes it drives")
+    if adapter not in _registered:
+        _registered.insert(0, adapter)
+    return adapter
+
+
+def adapter_class(pipe: Any) -> type[Adapter]:
+    """The adapter for a pipeline object, or for a pair of them.
+
+    The pipeline's own class is looked for before its bases, and for each: what was registered, what is built in,
+    what other packages announce.
+
+    Raises
+    ------
+    UnsupportedPipeline
+        If there is none, naming the nearest pipeline that has one.
+    Error
+        If a package announces an adapter that cannot be loaded.
+    """
+    if isinstance(pipe, tuple):
+        kinds = tuple(type(part).__name__ for part in pipe)
+        if kinds not in _PAIRS:
+            first, second = next(iter(_PAIRS))
+            raise UnsupportedPipeline(
+                f"a pair of ({', '.join(kinds)}): the pair that can be used is ({first}, {second}), in this order"
+            )
+        return adapter_named(_PAIRS[kinds]) or Kandinsky22
+    own = type(pipe)
+    for cls in own.__mro__:
+        adapter = adapter_named(cls.__name__)
+        if adapter is None:
+            continue
+        if own.__call__ is not cls.__call__:
+            raise UnsupportedPipeline(
+                f"{own.__name__} is a {cls.__name__} with a __call__ of its own, which HSD would not follow: pass a "
+                f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
+            )
+        return adapter
+    raise _unsupported(own.__name__)
+
+
+def adapter_named(pipeline: str) -> type[Adapter] | None:
+    """The adapter of a pipeline class, by the name of the class; None if there is none."""
+    for adapter in (*_registered, *BUILT_IN):
+        if pipeline in adapter.pipelines:
+            return adapter
+    return _load(pipeline) if pipeline in _announced() else None
+
+
+def supported() -> list[str]:
+    """Names of all pipeline classes that can be driven."""
+    known = [name for adapter in (*_registered, *BUILT_IN) for name in adapter.pipelines]
+    return list(dict.fromkeys([*known, *_announced()]))
+
+
+def _unsupported(name: str) -> UnsupportedPipeline:
+    for prior, decoder in _PAIRS:
+        if name in (prior, decoder):
+            return UnsupportedPipeline(
+                f"{name} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "
+                "KandinskyV22CombinedPipeline"
+            )
+    known = supported()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return UnsupportedPipeline(
+        f"{name} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one fills in five"
+        f" methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
+    )
+
+
+@cache
+def _announced() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _load(name: str) -> type[Adapter]:
+    entry = _announced()[name]
+    source = f"{entry.dist.name} ({entry.value})" if entry.dist else entry.value
+    try:
+        adapter = entry.load()
+    except Exception as error:
+        raise Error(f"the adapter of {name} in {source} cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        return register(adapter)
+    except TypeError as error:
+        raise Error(f"the adapter of {name} in {source} cannot be used: {error}") from None

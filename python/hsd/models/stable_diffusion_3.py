@@ -1,0 +1,144 @@
+"""Stable Diffusion 3 and 3.5: a rectified flow transformer that reads the tokens of two CLIPs and of T5 as one text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import PIL.Image
+import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .refusals import refuse_ip_adapter, require_text_encoders
+
+
+@dataclass(eq=False)
+class StableDiffusion3(Adapter):
+    """``StableDiffusion3Pipeline``. Clusters by both CLIPs' projected texts, conditions on them and on all tokens.
+
+    T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``mu`` is the shift of a
+    scheduler with dynamic shifting; None takes it from the size of the image.
+    A scheduler that draws noise draws it from each prompt's generator; diffusers' pipeline leaves it to torch's global.
+    """
+
+    name: str = "stable-diffusion-3"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 7.0
+    negative_prompt: str | None = None
+    clip_skip: int | None = None
+    max_sequence_length: int = 256
+    mu: float | None = None
+
+    half_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "negative_prompt", "clip_skip"})
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
+
+    def __post_init__(self) -> None:
+        refuse_ip_adapter(self.pipe)
+        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        token = self.pipe.vae_scale_factor * self.pipe.patch_size
+        check_size("height", self.height, token)
+        check_size("width", self.width, token)
+        if not 1 <= self.max_sequence_length <= 512:
+            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """That of CLIP's and T5's tokens joined: the pipeline makes its latents in it."""
+        t5 = self.pipe.text_encoder_3
+        dtype = self.pipe.text_encoder.dtype
+        return dtype if t5 is None else torch.promote_types(dtype, t5.dtype)
+
+    @property
+    def scales_input(self) -> bool:
+        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        return False
+
+    @property
+    def _tokens(self) -> str:
+        """The name of the tokens. Prompts with other lengths have a field of their own, since a field has one shape."""
+        return f"prompt_embeds_{self.max_sequence_length}"
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens (B, 77 + L, D), CLIP's before T5's, read to the end, padding and all; and the pooled vector (B, P)."""
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            batch.prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            clip_skip=self.clip_skip,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return Encoded({self._tokens: tokens, "pooled_projections": pooled}, vectors=pooled)
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the negative prompt, which skips no layers of CLIP."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.guided:
+            tokens, _, pooled, _ = self.pipe.encode_prompt(
+                [self.negative_prompt or ""],
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
+            rows |= {f"negative_{self._tokens}": tokens, "negative_pooled_projections": pooled}
+        return rows
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """With the shift that the number of tokens asks for, where the scheduler shifts so, or the one that is set."""
+        config, shift = scheduler.config, {}
+        if self.mu is not None:
+            shift["mu"] = self.mu
+        elif config.get("use_dynamic_shifting"):
+            _, height, width = self.latent_shape()
+            patch = self.pipe.transformer.config.patch_size
+            shift["mu"] = calculate_shift(
+                (height // patch) * (width // patch),
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.16),
+            )
+        scheduler.set_timesteps(steps, device="cpu", **shift)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
+        return (self.pipe.transformer.config.in_channels, *sides)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [unconditional; conditional] rows."""
+        x = latents.to(self.dtype)
+        tokens, pooled = rows[self._tokens], rows["pooled_projections"]
+        if self.guided:
+            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
+            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        output = self.pipe.transformer(
+            hidden_states=x,
+            timestep=timestep,
+            encoder_hidden_states=tokens.to(self.dtype),
+            pooled_projections=pooled.to(self.dtype),
+            return_dict=False,
+        )[0].float()  # [B or 2B, C, h, w]
+        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """The VAE."""
+        vae = self.pipe.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

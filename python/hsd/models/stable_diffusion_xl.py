@@ -1,0 +1,184 @@
+"""Stable Diffusion XL: a UNet that attends to the tokens of two CLIPs, and reads a pooled text and sizes beside."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import PIL.Image
+import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .refusals import refuse_ip_adapter, require_text_encoders
+
+Pair = tuple[int, int]
+
+_PAIRS = (
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
+
+
+@dataclass(eq=False)
+class StableDiffusionXL(Adapter):
+    """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on all the rest too.
+
+    Sizes are (height, width). ``original_size`` and ``target_size`` are the image's own size where they are None. The
+    negative sizes are used together, or not at all. (Given several prompts, diffusers' pipeline hands every other one
+    the wrong ones of the two; here each prompt gets what diffusers gives it alone.)
+    """
+
+    name: str = "stable-diffusion-xl"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 5.0
+    negative_prompt: str | None = None
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    clip_skip: int | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair = (0, 0)
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair = (0, 0)
+    negative_target_size: Pair | None = None
+
+    encode_batch: ClassVar[int] = 64
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "clip_skip", *_PAIRS})
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
+
+    def __post_init__(self) -> None:
+        refuse_ip_adapter(self.pipe)
+        require_text_encoders(self.pipe, "text_encoder_2")
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        check_size("height", self.height, 8)
+        check_size("width", self.width, 8)
+        for name in _PAIRS:
+            if getattr(self, name) is not None:
+                setattr(self, name, _pair(name, getattr(self, name)))
+        if (self.negative_original_size is None) != (self.negative_target_size is None):
+            raise ValueError(
+                f"negative_original_size is {self.negative_original_size} and negative_target_size is "
+                f"{self.negative_target_size}: give both or neither"
+            )
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The text encoder's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder_2.dtype
+
+    @property
+    def guided(self) -> bool:
+        """Distilled models (LCM) take the scale as an input and have no unconditional half."""
+        return self.guidance_scale > 1.0 and self.pipe.unet.config.time_cond_proj_dim is None
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens (B, 77, D) of both CLIPs side by side, and the pooled vector (B, P)."""
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            batch.prompts,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            clip_skip=self.clip_skip,
+        )
+        return Encoded({"prompt_embeds": tokens, "text_embeds": pooled}, vectors=pooled)
+
+    def shared(self) -> dict[str, Any]:
+        """Scale, sizes, and what the negative prompt is encoded to: zeros, for most models, where there is none."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        size = (self.height, self.width)
+        rows["time_ids"] = self._time_ids(
+            self.original_size or size, self.crops_coords_top_left, self.target_size or size
+        )
+        if self.guided:
+            negative = None if self.negative_prompt is None else [self.negative_prompt]
+            encoded = self.pipe.encode_prompt([""], device=self.device, negative_prompt=negative)
+            rows["negative_prompt_embeds"], rows["negative_text_embeds"] = encoded[1], encoded[3]
+            rows["negative_time_ids"] = rows["time_ids"]
+            if self.negative_original_size is not None and self.negative_target_size is not None:
+                rows["negative_time_ids"] = self._time_ids(
+                    self.negative_original_size, self.negative_crops_coords_top_left, self.negative_target_size
+                )
+        width = self.pipe.unet.config.time_cond_proj_dim
+        if width is not None:  # on the host: diffusers makes it of tensors there
+            rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
+        return rows
+
+    def _time_ids(self, *pairs: Any) -> Tensor:
+        """(1, 6) in the dtype that the pipeline rounds them to."""
+        return torch.tensor([[value for pair in pairs for value in pair]], dtype=self.noise_dtype)
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """``eta`` for the schedulers that take it, as the pipeline decides it."""
+        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
+        return (self.pipe.unet.config.in_channels, *sides)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The UNet on [unconditional; conditional] rows."""
+        unet = self.pipe.unet
+        x = latents.to(unet.dtype)
+        tokens, pooled, time_ids = (rows[name] for name in ("prompt_embeds", "text_embeds", "time_ids"))
+        if self.guided:
+            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
+            pooled = torch.cat([rows["negative_text_embeds"], pooled])
+            time_ids = torch.cat([rows["negative_time_ids"], time_ids])
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        condition = rows.get("timestep_cond")
+        output = unet(
+            x,
+            timestep,
+            encoder_hidden_states=tokens.to(unet.dtype),
+            timestep_cond=None if condition is None else condition.to(unet.dtype),
+            added_cond_kwargs={"text_embeds": pooled.to(unet.dtype), "time_ids": time_ids},
+            return_dict=False,
+        )[0].float()  # [B or 2B, C, h, w]
+        if not self.guided:
+            return output, None
+        guided = guide(output, rows["guidance_scale"])
+        if self.guidance_rescale > 0.0:
+            guided = rescale_noise_cfg(guided, output.chunk(2)[1], guidance_rescale=self.guidance_rescale)
+        return guided, None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """The VAE, in float32 if it overflows in float16; then the watermark, where the pipeline makes one."""
+        vae, config = self.pipe.vae, self.pipe.vae.config
+        upcast = vae.dtype == torch.float16 and config.force_upcast
+        mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std))
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            latents = latents / config.scaling_factor
+        if upcast:
+            vae.to(dtype=torch.float32)
+        try:
+            image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        finally:
+            if upcast:
+                vae.to(dtype=torch.float16)
+        if self.pipe.watermark is not None:
+            image = self.pipe.watermark.apply_watermark(image)
+        return self.pipe.image_processor.postprocess(image, output_type="pil")
+
+
+def _pair(name: str, value: Any) -> Pair:
+    """Two integers; also from a list, as JSON has it."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(side, int) for side in value):
+        raise ValueError(f"{name} is {value!r}: it has to be a pair of integers, like (1024, 1024)")
+    return (value[0], value[1])

@@ -1,0 +1,147 @@
+"""Stable unCLIP: a prior that samples an image embedding, and a Stable Diffusion that is conditioned on it too."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .prior import TextPrior, skip
+
+
+@dataclass(eq=False)
+class StableUnCLIP(Adapter):
+    """``StableUnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it, noised, and on tokens.
+
+    ``noise_level`` is how much noise the embedding is given: the more, the freer is the image. It is drawn by every
+    prompt for itself, between prior and decoder. The negative prompt is the decoder's alone. ``share_prior`` lets
+    prompts of similar text share the prior's early steps too, up to ``prior_tau``.
+    """
+
+    name: str = "stable-unclip"
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 10.0
+    negative_prompt: str | None = None
+    eta: float = 0.0
+    noise_level: int = 0
+    prior_steps: int = 25
+    prior_guidance_scale: float = 4.0
+    share_prior: bool = False
+    prior_tau: float = 1.0
+
+    encodes_seeds: ClassVar[bool] = True
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"negative_prompt", "guidance_scale", "noise_level", "prior_guidance_scale", "share_prior", "prior_tau"}
+    )
+    pipelines: ClassVar[tuple[str, ...]] = ("StableUnCLIPPipeline",)
+
+    def __post_init__(self) -> None:
+        native = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        self.height, self.width = self.height or native, self.width or native
+        check_size("height", self.height, max(8, self.pipe.vae_scale_factor))
+        check_size("width", self.width, max(8, self.pipe.vae_scale_factor))
+        if self.prior_steps < 1:
+            raise ValueError(f"prior_steps is {self.prior_steps}: it has to be at least 1")
+        levels = self.pipe.image_noising_scheduler.config.num_train_timesteps
+        if not 0 <= self.noise_level < levels:
+            raise ValueError(f"noise_level is {self.noise_level}: this model has levels 0 to {levels - 1}")
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The text encoder's dtype: the pipeline makes its latents in it."""
+        return self.pipe.text_encoder.dtype
+
+    @cached_property
+    def _prior(self) -> TextPrior:
+        return self.prior()
+
+    def prior(self) -> TextPrior:
+        """Texts to image embeddings. The pipeline does not tell its scheduler which timestep comes next."""
+        return TextPrior(
+            self.pipe.prior,
+            self.pipe.prior_scheduler,
+            lambda prompts: self.pipe._encode_prior_prompt(prompts, self.device, 1, False),
+            self.device,
+            steps=self.prior_steps,
+            guidance_scale=self.prior_guidance_scale,
+            tau=self.prior_tau if self.share_prior else 0.0,
+            scales_input=True,
+            passes_previous=False,
+            eta=self.eta,
+        )
+
+    def _after_prior(self, seed: int) -> torch.Generator:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        skip(self._prior, generator)
+        return generator
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens (B, 77, D), and the noised image embedding with its noise level (B, 2 D)."""
+        assert batch.prior is not None
+        pipe = self.pipe
+        embeds = pipe.prior.post_process_latents(batch.prior[:, 0].to(pipe.prior.device, pipe.prior.dtype))  # [B, D]
+        generators = [self._after_prior(int(seed)) for seed in batch.seeds]
+        rows = {
+            "prompt_embeds": pipe.encode_prompt(batch.prompts, self.device, 1, False)[0],
+            "class_labels": pipe.noise_image_embeddings(embeds, self.noise_level, generator=generators),
+        }
+        return Encoded(rows, vectors=embeds)
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the negative prompt's tokens."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.guided:
+            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
+            rows["negative_prompt_embeds"] = negative
+        return rows
+
+    def scheduler(self) -> Any:
+        """The decoder's."""
+        return self.pipe.scheduler
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """``eta`` for the schedulers that take it, as the pipeline decides it."""
+        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
+        return (self.pipe.unet.config.in_channels, *sides)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """One generator runs through the whole pipeline: here, behind the prior and the noise of its embedding."""
+        generator = self._after_prior(seed)
+        width = self.pipe.prior.config.embedding_dim
+        torch.randn((1, width), generator=generator, dtype=self.pipe.prior.dtype)
+        return generator
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The UNet on [unconditional; conditional] rows; without a condition the image embedding is zeros."""
+        x = latents.to(self.dtype)
+        tokens, labels = rows["prompt_embeds"], rows["class_labels"]
+        if self.guided:
+            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
+            labels = torch.cat([torch.zeros_like(labels), labels])
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        output = self.pipe.unet(
+            x,
+            timestep,
+            encoder_hidden_states=tokens.to(x.dtype),
+            class_labels=labels.to(x.dtype),
+            return_dict=False,
+        )[0].float()  # [B or 2B, C, h, w]
+        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """The VAE."""
+        vae = self.pipe.vae
+        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

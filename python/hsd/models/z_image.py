@@ -1,0 +1,140 @@
+"""Z-Image: one stream of image and caption tokens, whose captions are lists of differing lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import PIL.Image
+import torch
+from diffusers.pipelines.z_image.pipeline_z_image import (
+    calculate_shift,
+    get_default_z_image_sigmas,
+    retrieve_timesteps,
+)
+from torch import Tensor
+
+from .base import Adapter, Batch, Encoded, check_size, per_row, scale_row
+from .refusals import require_text_encoders
+
+
+@dataclass(eq=False)
+class ZImage(Adapter):
+    """``ZImagePipeline``. Conditions on Qwen3's tokens, clusters by their mean.
+
+    The pipeline's scale is the weight of ``conditional - unconditional`` on top of the conditional output, so there is
+    guidance above 0, not above 1. It hands its scheduler no generator: what a scheduler draws comes from the prompt's
+    own generator here, and from torch's global one there.
+    """
+
+    name: str = "z-image"
+    height: int = 1024
+    width: int = 1024
+    guidance_scale: float = 5.0
+    negative_prompt: str | None = None
+    cfg_normalization: bool | float = False
+    cfg_truncation: float | None = 1.0
+    max_sequence_length: int = 512
+
+    half_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "max_sequence_length"})
+    pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+
+    def __post_init__(self) -> None:
+        require_text_encoders(self.pipe, "text_encoder")
+        multiple = 2 * self.pipe.vae_scale_factor
+        check_size("height", self.height, multiple)
+        check_size("width", self.width, multiple)
+
+    @property
+    def guided(self) -> bool:
+        """Above 0, as the pipeline has it."""
+        return self.guidance_scale > 0.0
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The pipeline's latents are always float32."""
+        return torch.float32
+
+    @property
+    def scales_input(self) -> bool:
+        """It does not."""
+        return False
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens, and their mean without the first: a causal model's first token is the same for every prompt."""
+        tokens = self._tokens(batch.prompts)
+        return Encoded({"prompt_embeds": tokens}, torch.stack([row[1:].float().mean(0) for row in tokens]))
+
+    def shared(self) -> dict[str, Any]:
+        """The scale, and the negative prompt's tokens."""
+        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        if self.guided:
+            rows["negative_prompt_embeds"] = self._tokens([self.negative_prompt or ""])
+        return rows
+
+    def _tokens(self, prompts: list[str]) -> list[Tensor]:
+        # A copy: the pipeline writes the chat template into the list that it is given.
+        return self.pipe.encode_prompt(list(prompts), self.device, False, max_sequence_length=self.max_sequence_length)[
+            0
+        ]
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """The pipeline's own sigmas, shifted by the number of image tokens where the scheduler shifts by that."""
+        config = scheduler.config
+        _, h, w = self.latent_shape()
+        mu = calculate_shift(
+            (h // 2) * (w // 2),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=get_default_z_image_sigmas(steps), mu=mu)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        factor = self.pipe.vae_scale_factor
+        return (self.pipe.transformer.in_channels, self.height // factor, self.width // factor)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer on [conditional; unconditional] rows.
+
+        It pads every caption to a multiple of 32 with tokens that are attended to, and so has to know how long each
+        is: their lengths are the one thing that is read back from the device, once a call.
+        """
+        x = latents.to(self.dtype).unsqueeze(2)  # [B, C, 1, h, w]
+        tokens = ["prompt_embeds", "negative_prompt_embeds"][: 2 if self.guided else 1]
+        lengths = torch.cat([rows[f"{name}_mask"].sum(1) for name in tokens]).tolist()
+        padded = [row for name in tokens for row in rows[name].to(x.dtype)]
+        captions = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+        time = (1000 - timestep) / 1000  # 0 is noise, 1 is the image
+        images, times = list(x) * len(tokens), time.repeat(len(tokens))
+        output = torch.stack(self.pipe.transformer(images, times, captions, return_dict=False)[0])
+        output = output.float().squeeze(2)  # [B or 2B, C, h, w]
+        if self.guided:
+            output = self._guide(*output.chunk(2), time=(1000 - timestep.float()) / 1000, scale=rows["guidance_scale"])
+        return -output, None
+
+    def _guide(self, conditional: Tensor, unconditional: Tensor, *, time: Tensor, scale: Tensor) -> Tensor:
+        """Guidance, no longer than ``cfg_normalization`` times the conditional output, and off after the truncation."""
+        guided = conditional + per_row(scale, conditional) * (conditional - unconditional)
+        if self.cfg_normalization and float(self.cfg_normalization) > 0.0:
+            norm, limit = (torch.linalg.vector_norm(each.flatten(1), dim=1) for each in (guided, conditional))
+            limit = limit * float(self.cfg_normalization)
+            guided = guided * per_row(torch.where(norm > limit, limit / norm, 1.0), guided)
+        if self.cfg_truncation is not None and float(self.cfg_truncation) <= 1:
+            late = time.double() > float(self.cfg_truncation)  # compared in double precision, as the pipeline does
+            guided = torch.where(per_row(late, guided), conditional, guided)
+        return guided
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
+        """The VAE."""
+        vae = self.pipe.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        return self.pipe.image_processor.postprocess(vae.decode(latents, return_dict=False)[0], output_type="pil")
