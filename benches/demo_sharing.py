@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    prompts = read_prompts(PROMPTS)
+    prompts = read_prompts(PROMPTS).prompts
     rows = np.stack([parse(prompt).row() for prompt in prompts])  # [N, 12]
     model = hsd.load("demo", device="cpu")
     print(f"{len(prompts)} prompts x {args.steps} steps, {type(model.scheduler()).__name__}")

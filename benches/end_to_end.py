@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--json")
     args = parser.parse_args()
 
-    prompts = read_prompts(PROMPTS)[: args.prompts]
+    prompts = read_prompts(PROMPTS).prompts[: args.prompts]
     model = hsd.load("demo", device=args.device, dtype=torch.float32)
     pipe = model.pipe
     pipe.set_progress_bar_config(disable=True)

@@ -1,9 +1,10 @@
-"""The command line: ``hsd generate`` and ``hsd plan``."""
+"""The command line: ``hsd generate``, ``hsd plan`` and ``hsd check``."""
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,13 @@ import typer
 from tqdm.auto import tqdm
 
 from . import __version__
+from .compiler import check_settings
 from .compiler import compile as compile_plan
 from .errors import Error
 from .names import ImageFormat, Linkage, Noise, Order, ScheduleName
 from .output import PLAN, make_folder
 from .plan import Plan
-from .prompts import read_prompts
+from .prompts import PromptFile, make_seeds, read_prompts
 from .report import duration, plan_summary
 
 app = typer.Typer(
@@ -33,7 +35,8 @@ Prompts = Annotated[
     str,
     typer.Argument(
         metavar="PROMPTS",
-        help="A UTF-8 text file, one prompt a line; '-' for standard input; 'demo' for the built-in set.",
+        help="A UTF-8 file, one prompt a line, or .jsonl with an object a line (prompt, seed, settings of its own); "
+        "'-' for standard input; 'demo' for the built-in set.",
         show_default=False,
     ),
 ]
@@ -59,6 +62,15 @@ Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_def
 Negative = Annotated[str | None, typer.Option(help="What the images should not show.", show_default=False)]
 Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")]
 Width = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting of the model, as often as needed: prior_steps=10, share_prior=true...",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(help="Where to run: cuda, cuda:1, cpu...", show_default="cuda if there is one")
 ]
@@ -84,6 +96,7 @@ def generate(
     negative_prompt: Negative = None,
     height: Height = None,
     width: Width = None,
+    settings: Set = None,
     device: Device = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Image files.")] = "png",
 ) -> None:
@@ -95,25 +108,28 @@ def generate(
     _hush()
     from .generation import generate as run_plan
 
-    texts = _read(prompts)
+    given = _read(prompts)
+    seeds = _seeds(given, seed, images_per_prompt)
     make_folder(out)  # before a model is loaded and a prior has run for nothing
-    adapter = _load(model, device, guidance_scale, negative_prompt, height, width)
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    adapter = _load(model, device, {**common, **_parse(settings or [])})
     request: dict[str, Any] = {
         "tau": tau,
         "budget": budget,
         "steps": steps,
         "linkage": linkage,
         "schedule": schedule,
-        "seeds": seed,
+        "seeds": seeds,
+        "settings": given.settings if any(given.settings) else None,
         "images_per_prompt": images_per_prompt,
         "noise": noise,
     }
     if tau is None and budget is None:
         request["tau"] = adapter.default_tau
-    plan = _continued(out, texts, adapter.name, request)
+    plan = _continued(out, given.prompts, adapter.name, request)
     if plan is None:
         with _Stages() as stages:
-            plan = compile_plan(texts, model=adapter, progress=stages, **request)
+            plan = compile_plan(given.prompts, model=adapter, progress=stages, **request)
         typer.echo(plan_summary(plan, batch_size, _speed(adapter)), err=True)
     try:
         run = run_plan(
@@ -164,8 +180,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers for programs.")] = False,
 ) -> None:
     """Say what a set of prompts would cost, before anything runs."""
-    texts = _read(prompts)
-    adapter = _load(model, device) if model is not None else None
+    given = _read(prompts)
+    adapter = _load(model, device, {}) if model is not None else None
     vectors = None
     if embeddings is not None:
         try:
@@ -174,7 +190,7 @@ def plan(
             raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
     with _Stages() as stages:
         result = compile_plan(
-            texts,
+            given.prompts,
             tau,
             budget=budget,
             model=adapter,
@@ -182,7 +198,8 @@ def plan(
             steps=steps,
             linkage=linkage,
             schedule=schedule,
-            seeds=seed,
+            seeds=_seeds(given, seed, images_per_prompt),
+            settings=given.settings if any(given.settings) else None,
             images_per_prompt=images_per_prompt,
             noise=noise,
             progress=stages,
@@ -194,6 +211,21 @@ def plan(
         typer.echo(json.dumps(_numbers(result, batch_size, speed)))
     else:
         typer.echo(plan_summary(result, batch_size, speed))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.")],
+    settings: Set = None,
+    device: Device = None,
+) -> None:
+    """Find out on a few prompts whether a model does what sharing relies on: rows and lanes that do not mix."""
+    _hush()
+    from .models import check as check_model
+
+    adapter = _load(model, device, _parse(settings or []))
+    check_model(adapter)
+    typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are as they should be.")
 
 
 class _Stages:
@@ -241,7 +273,7 @@ def _numbers(plan: Plan, batch_size: int, speed: float | None) -> dict[str, Any]
     }
 
 
-def _read(source: str) -> list[str]:
+def _read(source: str) -> PromptFile:
     if source == "demo" and not Path(source).exists():
         from .demo import PROMPTS
 
@@ -249,28 +281,39 @@ def _read(source: str) -> list[str]:
     return read_prompts(source)
 
 
-def _load(
-    model: str,
-    device: str | None,
-    guidance_scale: float | None = None,
-    negative_prompt: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-) -> Any:
+def _seeds(given: PromptFile, seed: int, images_per_prompt: int) -> int | list[int]:
+    """The file's seeds where it has any, else ``seed + i``."""
+    if all(own is None for own in given.seeds):
+        return seed
+    if images_per_prompt > 1:
+        raise ValueError(f"--images-per-prompt {images_per_prompt} with seeds in the file: repeat lines instead")
+    return [seed + i if own is None else own for i, own in enumerate(given.seeds)]
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """NAME=VALUE as names and values: JSON where it is JSON, else text."""
+    out: dict[str, Any] = {}
+    for item in settings:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {item}: write NAME=VALUE")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
+
+
+def _load(model: str, device: str | None, settings: dict[str, Any]) -> Any:
     _hush()
     from .models import load
 
-    settings: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-    }
     return load(model, device=device, **{name: value for name, value in settings.items() if value is not None})
 
 
 def _hush() -> None:
     """Keep the libraries' notices and loading bars out of the output; downloads still show theirs."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about what its users import
     import diffusers
     import transformers
 
@@ -293,13 +336,16 @@ def _continued(out: Path, texts: list[str], encoder: str, request: dict[str, Any
         return None
     plan = Plan.load(out / PLAN)
     asked = dict(request)
-    seed, repeats = asked.pop("seeds"), asked["images_per_prompt"]
+    repeats = asked["images_per_prompt"]
+    prompts = [text for text in texts for _ in range(repeats)]
+    seeds = make_seeds(asked.pop("seeds"), len(prompts))
+    values, which = check_settings(asked.pop("settings"), len(texts))
     if asked["budget"] is not None:
         asked.pop("tau")  # found from the budget
     same = all(plan.request.get(name) == value for name, value in asked.items())
     same = same and plan.request.get("encoder") == encoder
-    same = same and plan.prompts == [text for text in texts for _ in range(repeats)]
-    same = same and np.array_equal(plan.seeds, seed + np.arange(plan.n_prompts))
+    same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
+    same = same and plan.settings == values and np.array_equal(plan.setting, np.repeat(which, repeats))
     return plan if same else None
 
 

@@ -101,10 +101,11 @@ def replica_tree(
 ) -> Tree:
     """One tree a replica, joined at infinite height: images of one prompt never share a step.
 
-    ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to.
-    Replicas of the same rows have the same tree, which is built once.
+    ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to: any
+    numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once.
     """
-    groups = [np.flatnonzero(replica == r) for r in range(int(replica.max()) + 1)]
+    by_replica = np.argsort(replica, kind="stable")
+    groups = np.split(by_replica, np.flatnonzero(np.diff(replica[by_replica])) + 1)
     parts = {rows[group].tobytes(): rows[group] for group in groups}
     if len(parts) > 1:
         # All rows are looked at before any is clustered: a bad one in a late part would waste the early ones.
@@ -118,6 +119,12 @@ def replica_tree(
         built[key] = Tree.build(vectors.array, linkage, rows=chosen, progress=report, **arguments)
     trees = [built[rows[group].tobytes()] for group in groups]
     return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
+
+
+def loners(n: int) -> Tree:
+    """The tree of ``n`` prompts that share nothing: all merges at infinite height. Takes no distances."""
+    single = Tree.build(np.ones((1, 1), dtype=np.float32))
+    return Tree.join([single] * n, list(np.arange(n, dtype=np.int64)[:, None]))
 
 
 def check_rows(vectors: Vectors, chunk: int | None = None) -> None:

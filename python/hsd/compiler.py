@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import Tree
-from .clustering import Limits, as_vectors, replica_tree
+from .clustering import Limits, Vectors, as_vectors, loners, replica_tree
 from .encoders import Encoder, default_encoder
 from .names import Linkage, Noise, check_count, check_name
 from .plan import Plan
@@ -38,9 +39,11 @@ def compile(
     seeds: int | Sequence[int] | NDArray[np.integer] = 0,
     images_per_prompt: int = 1,
     noise: Noise = "independent",
+    settings: Sequence[Mapping[str, Any]] | None = None,
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    conditioning_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: who shares which denoising steps with whom.
@@ -76,8 +79,14 @@ def compile(
         r images of each prompt, each in a tree of its own. Images of one prompt are neighbours in the list.
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
+    settings
+        One mapping a prompt given, of what its images shall have that the others need not: ``negative_prompt``,
+        ``guidance_scale``, ``height``, ``width`` and whatever else the model takes. Prompts whose settings differ
+        never share a step.
     exact, threads, memory
         How the tree may be built: see :func:`build_tree`. By default exactly, where N and the memory allow it.
+    conditioning_memory
+        With a model: bytes of encoded prompts that are kept in host memory, see :func:`stream`.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1).
 
@@ -104,12 +113,16 @@ def compile(
     prompts = [prompt for prompt in given for _ in range(repeats)]
     seed_array = make_seeds(seeds, len(prompts))
 
+    values, variant = check_settings(settings, len(given))
+    variant = np.repeat(variant, repeats)
+
     adapter = conditioning = None
     n_steps = steps
     if model is not None:
-        from .models import load
+        from .models import load, variants_of
 
         adapter = load(model)
+        variants = variants_of(adapter, values)
         n_steps = adapter.sampler(steps).n_steps
         if tau is None and embeddings is None and encoder is None:
             threshold = adapter.default_tau  # it belongs to the scale of the model's own embeddings
@@ -123,20 +136,26 @@ def compile(
         source = str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     elif adapter is not None:
         # An image's seed may be part of its conditioning, so each image has a row of its own.
-        conditioning = adapter.encode(prompts, seed_array, _encode_progress(progress, len(prompts)))
+        from .encoding import encode
+
+        report = None if progress is None else lambda fraction: progress("encode", fraction)
+        conditioning = encode(variants, variant, prompts, seed_array, memory=conditioning_memory, progress=report)
         vectors = as_vectors(conditioning.vectors, len(prompts), "the model's embeddings")
         rows = np.arange(len(prompts), dtype=np.int64)
         source = adapter.name
     else:
         static = default_encoder()
-        vectors = as_vectors(static(given, _encode_progress(progress, len(given))), len(given), "the embeddings")
+        done = None if progress is None else lambda count: progress("encode", count / len(given))
+        vectors = as_vectors(static(given, done), len(given), "the embeddings")
         source = static.name
 
-    tree = replica_tree(vectors, rows, occurrences(prompts), linkage, limits, progress)
+    # Images of one prompt, and prompts that differ in their settings, stand in trees of their own.
+    replica = occurrences(prompts) * len(values) + variant
+    tree = replica_tree(vectors, rows, replica, linkage, limits, progress)
     if budget is not None:
         threshold = _tau_for_budget(tree, shape, budget)
     core = _core.Plan.compile(tree, threshold * shape)
-    request = {
+    request: dict[str, Any] = {
         "tau": threshold,
         "budget": budget,
         "steps": steps,
@@ -147,15 +166,56 @@ def compile(
         "encoder": source,
         "hsd_version": _core.__version__,
     }
+    if len(values) > 1 or values[0]:
+        request["settings"] = {"values": values, "index": variant.tolist()}
     plan = Plan(core, prompts, seed_array, request)
     if adapter is not None and conditioning is not None:
-        plan.encoded = (adapter, conditioning)
+        plan.encoded = (adapter.encoding_key(), conditioning)
     return plan
 
 
-def _encode_progress(progress: Progress | None, n: int) -> Callable[[int], object] | None:
-    """Report prompts encoded as a share of all ``n``."""
-    return None if progress is None else lambda done: progress("encode", done / n)
+def check_settings(
+    settings: Sequence[Mapping[str, Any]] | None, n: int
+) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+    """The distinct settings of ``n`` prompts, in the order in which they first occur, and which each prompt has.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless there is one mapping a prompt, from strings to what JSON can hold.
+    """
+    if settings is None:
+        return [{}], np.zeros(n, dtype=np.int64)
+    if isinstance(settings, (str, Mapping)) or len(settings) != n:
+        count = "one mapping" if isinstance(settings, (str, Mapping)) else f"{len(settings)} settings"
+        raise ValueError(
+            f"{count} for {n} prompts: settings= takes one mapping a prompt; what holds for all of them goes to "
+            "hsd.load or hsd.generate"
+        )
+    first: dict[str, int] = {}
+    index = np.zeros(n, dtype=np.int64)
+    for i, own in enumerate(settings):
+        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+            raise TypeError(f"settings of prompt {i} are {own!r}: they have to map names to values")
+        try:
+            text = json.dumps(dict(own), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"settings of prompt {i} ({own!r}) cannot be saved as JSON: {error}") from None
+        index[i] = first.setdefault(text, len(first))
+    return [json.loads(text) for text in first], index
+
+
+def plan_of(
+    vectors: NDArray[np.float32], prompts: list[str], seeds: NDArray[np.int64], tau: float, n_steps: int
+) -> Plan:
+    """The plan of what is already encoded and checked, by the defaults of :func:`compile`."""
+    if tau > 0:
+        rows = np.arange(len(prompts), dtype=np.int64)
+        tree = replica_tree(Vectors(vectors), rows, occurrences(prompts), "ward", Limits(), None)
+    else:
+        tree = loners(len(prompts))
+    core = _core.Plan.compile(tree, tau * schedule_shape("linear", n_steps))
+    return Plan(core, prompts, seeds, {"tau": tau, "steps": n_steps, "noise": "independent"})
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,16 +16,18 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import _core, speeds
 from .conditioning import Conditioning
-from .executor import Executor, check_fit
-from .models import Adapter, load
+from .encoding import encode
+from .executor import Executor, Finished, check_fit
+from .models import Adapter, load, variants_of
+from .models.caches import refuse_step_caches
 from .names import ImageFormat, Order
 from .output import ImageFolder, Writers
 from .plan import Plan
+from .sampler import SamplerTable
 
 Progress = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
@@ -70,6 +72,7 @@ def stream(
     batch_size: int = 16,
     order: Order = "depth",
     max_slots: int | None = None,
+    conditioning_memory: int | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Iterator[Image]:
@@ -87,6 +90,9 @@ def stream(
         ``depth`` finishes images early; ``breadth`` makes the fewest calls.
     max_slots
         At most so many latents alive at once. Default: what the order needs.
+    conditioning_memory
+        Bytes of encoded prompts that are kept in host memory; the rest goes to a temporary file (in ``TMPDIR``, or
+        ``/var/tmp``) and is read when a cluster begins. Default: a quarter of the memory that is free.
     progress
         Called as ``progress(node_steps, images)`` with what each call ran and finished.
 
@@ -101,7 +107,7 @@ def stream(
     PlanMismatch
         If the plan does not fit the model. Like all errors in arguments, at the call and not at the first image.
     """
-    session = _Session(plan, load(model, **settings), batch_size, order, max_slots)
+    session = _Session(plan, load(model, **settings), batch_size, order, max_slots, conditioning_memory)
     return session.images(plan, progress)
 
 
@@ -113,6 +119,7 @@ def generate(
     batch_size: int = 16,
     order: Order = "depth",
     max_slots: int | None = None,
+    conditioning_memory: int | None = None,
     image_format: ImageFormat = "png",
     progress: bool | Progress = True,
     **settings: Any,
@@ -132,11 +139,13 @@ def generate(
     """
     started = time.perf_counter()
     adapter = load(model, **settings)
-    session = _Session(plan, adapter, batch_size, order, max_slots)
+    session = _Session(plan, adapter, batch_size, order, max_slots, conditioning_memory)
     folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone = _alone_from(plan)
+    settled, which = plan.settings, plan.setting
+    names = sorted({name for own in settled for name in own})  # every image has all columns
     part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
@@ -147,7 +156,9 @@ def generate(
         if part is not None:
             with Writers() as writers:
                 for image in session.images(part, report):
-                    writers.submit(folder.add, image.index, image.pil, {"alone_from": int(alone[image.index])})
+                    own = {name: settled[which[image.index]].get(name) for name in names}
+                    extra = {**own, "alone_from": int(alone[image.index])}
+                    writers.submit(folder.add, image.index, image.pil, extra)
                     images += 1
     finally:
         if bar:
@@ -164,42 +175,69 @@ def generate(
 class _Session:
     """A model and how to run plans on it, checked; keeps the clock of what each part took."""
 
-    def __init__(self, plan: Plan, adapter: Adapter, batch_size: int, order: Order, max_slots: int | None):
+    def __init__(
+        self, plan: Plan, adapter: Adapter, batch_size: int, order: Order, max_slots: int | None, memory: int | None
+    ):
         self.adapter = adapter
+        self.variants = variants_of(adapter, plan.settings)
         self.lowering = (batch_size, order, max_slots)
         self.batch_size = batch_size
+        self.memory = memory
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
-        self.sampler = adapter.sampler(plan.request["steps"])
-        check_fit(plan, self.sampler)
-        plan.check_program(*self.lowering)  # a bad batch size, order or max_slots is said now
+        # Prompts whose images may be lanes of one call make one pass: variants by what they have to have in common.
+        self.passes: dict[Hashable, list[int]] = {}
+        for v, variant in enumerate(self.variants):
+            self.passes.setdefault(variant.call_key(), []).append(v)
+        self.samplers: dict[int, SamplerTable] = {}
+        for first, *_ in self.passes.values():
+            refuse_step_caches(self.variants[first])
+            self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
+            check_fit(plan, self.samplers[first])
+        mixed = all(variant.mixed_timesteps for variant in self.variants)
+        plan.check_program(*self.lowering, mixed_steps=mixed)  # a bad batch size, order or max_slots is said now
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
-        """Encode, replay, decode in batches."""
+        """Encode, then pass by pass: one, unless sizes or the like differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
-        executor = Executor(plan, plan.program(*self.lowering), self.adapter, conditioning, self.sampler)
-        finished: list[tuple[int, Tensor]] = []
+        try:
+            for members in self.passes.values():
+                kept = plan.kept[np.isin(plan.setting[plan.kept], members)]
+                if len(kept):
+                    part = plan if len(kept) == len(plan) else plan.prune(kept)
+                    yield from self._pass(part, members[0], conditioning, progress)
+        finally:
+            self.adapter.free()
+
+    def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: Progress | None) -> Iterator[Image]:
+        """Replay, decode in batches."""
+        variant = self.variants[v]
+        program = plan.program(*self.lowering, mixed_steps=variant.mixed_timesteps)
+        executor = Executor(plan, program, variant, conditioning, self.samplers[v])
+        finished: list[Finished] = []
         calls = executor.run()
         while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
             lanes, latents = call
             finished += latents
             while len(finished) >= self.batch_size:
                 batch, finished = finished[: self.batch_size], finished[self.batch_size :]
-                yield from self._decode(plan, batch)
+                yield from self._decode(plan, variant, batch)
             if progress:
                 progress(lanes, len(latents))
         if finished:
-            yield from self._decode(plan, finished)
+            yield from self._decode(plan, variant, finished)
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """What the plan was compiled with, if it was this model's; encoded now otherwise."""
-        if plan.encoded is not None and self.adapter.has_conditioning_of(plan.encoded[0]):
+        if plan.encoded is not None and plan.encoded[0] == self.adapter.encoding_key():
             return plan.encoded[1]
-        return self.adapter.encode(plan.prompts, plan.seeds)
+        needed = plan.covered()
+        return encode(self.variants, plan.setting, plan.prompts, plan.seeds, needed=needed, memory=self.memory)
 
-    def _decode(self, plan: Plan, finished: list[tuple[int, Tensor]]) -> Iterator[Image]:
-        pictures = self._clocked("decode", lambda: self.adapter.decode(torch.cat([x for _, x in finished])))
-        for (index, _), picture in zip(finished, pictures, strict=True):
-            yield Image(index, plan.prompts[index], int(plan.seeds[index]), picture)
+    def _decode(self, plan: Plan, variant: Adapter, finished: list[Finished]) -> Iterator[Image]:
+        latents, generators = torch.cat([f.latent for f in finished]), [f.generator for f in finished]
+        pictures = self._clocked("decode", lambda: variant.decode(latents, generators))
+        for image, picture in zip(finished, pictures, strict=True):
+            yield Image(image.index, plan.prompts[image.index], int(plan.seeds[image.index]), picture)
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()

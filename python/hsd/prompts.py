@@ -1,10 +1,13 @@
-"""Prompts in: lists that are checked, and text files that are read one prompt a line."""
+"""Prompts in: lists that are checked, and files that are read one prompt a line, as text or as JSON objects."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,20 +47,53 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
     return prompts
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Read a UTF-8 text file, one prompt a line; blank lines are skipped, ``-`` is standard input.
+@dataclass(frozen=True)
+class PromptFile:
+    """Prompts as a file has them."""
+
+    prompts: list[str]
+    seeds: list[int | None]
+    """One a prompt; None where the file does not say."""
+    settings: list[dict[str, Any]]
+    """What the images of each prompt shall have of their own."""
+
+
+def read_prompts(path: str | Path) -> PromptFile:
+    """Read a UTF-8 file, one prompt a line; blank lines are skipped, ``-`` is standard input.
+
+    In a ``.jsonl`` file every line is an object: ``prompt``, perhaps ``seed``, and settings of the model that this
+    prompt's images shall have (``negative_prompt``, ``guidance_scale``, ``width``...). In any other a line is a prompt.
 
     Raises
     ------
     PromptError
-        If the file cannot be read, a line is not UTF-8 (names the line), or no line has a prompt.
+        If the file cannot be read, a line is not UTF-8 or not such an object (names the line), or no line has a prompt.
     """
-    name = "standard input" if str(path) == "-" else str(path)
+    as_json = str(path).endswith(".jsonl")
+    prompts: list[str] = []
+    seeds: list[int | None] = []
+    settings: list[dict[str, Any]] = []
+    for where, text in _lines(path):
+        entry: dict[str, Any] = _entry(text, where) if as_json else {"prompt": text}
+        prompts.append(entry.pop("prompt"))
+        seeds.append(entry.pop("seed", None))
+        settings.append(entry)
+    if not prompts:
+        raise PromptError(f"{_name(path)} has no prompts: write one a line")
+    return PromptFile(prompts, seeds, settings)
+
+
+def _name(path: str | Path) -> str:
+    return "standard input" if str(path) == "-" else str(path)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, each with where it stands."""
+    name = _name(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
     except OSError as error:
         raise PromptError(f"cannot read prompts from {name}: {error.strerror or error}") from None
-    prompts = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
             text = line.decode("utf-8").strip()
@@ -67,10 +103,21 @@ def read_prompts(path: str | Path) -> list[str]:
                 "save the file as UTF-8 and try again"
             ) from None
         if text:
-            prompts.append(text)
-    if not prompts:
-        raise PromptError(f"{name} has no prompts: write one a line")
-    return prompts
+            yield f"{name}, line {number}", text
+
+
+def _entry(text: str, where: str) -> dict[str, Any]:
+    """One line of a ``.jsonl`` file."""
+    try:
+        entry = json.loads(text)
+    except ValueError as error:
+        raise PromptError(f"{where} is not JSON ({error}): write one object a line") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
+        raise PromptError(f'{where} has no prompt: write an object such as {{"prompt": "a cat", "seed": 3}}')
+    seed = entry.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED):
+        raise PromptError(f"{where}: the seed is {seed!r}, which is not an integer in 0..{MAX_SEED}")
+    return entry
 
 
 def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDArray[np.int64]:

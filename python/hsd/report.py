@@ -17,10 +17,15 @@ def plan_summary(plan: Plan, batch_size: int, seconds_per_node_step: float | Non
     kept = len(plan.kept)
     share = f" ({kept:,} kept)" if kept < plan.n_prompts else ""
     approximate = "" if plan.tree.exact else "approximate "
+    groups = len(plan.settings)
+    settings = (
+        [("settings", f"{groups} different ones; prompts that differ in them share no step")] if groups > 1 else []
+    )
     rows = [
         ("prompts", f"{plan.n_prompts:,}{share}"),
         ("steps", f"{plan.n_steps}"),
         ("clustering", f"{approximate}{plan.request['linkage']} on {plan.request['encoder']}, tau {plan.tau:.4g}"),
+        *settings,
         ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}"),
         ("saved", f"{plan.savings:.1%} of the denoiser's evaluations"),
         ("clusters by step", f"{counts[0]:,} {sparkline(counts)} {counts[-1]:,}"),

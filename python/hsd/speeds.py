@@ -24,8 +24,7 @@ def key(adapter: Adapter) -> str:
     device = adapter.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
     shape = "x".join(map(str, adapter.latent_shape()))
-    guided = getattr(adapter, "guidance_scale", 0.0) > 1.0
-    return f"{adapter.name}|{shape}|{'guided' if guided else 'unguided'}|{name}|{adapter.dtype}"
+    return f"{adapter.name}|{shape}|{'guided' if adapter.guided else 'unguided'}|{name}|{adapter.dtype}"
 
 
 def remember(adapter: Adapter, seconds: float) -> None:
