@@ -25,16 +25,29 @@ def clusters(merges: np.ndarray, heights: np.ndarray, n: int, threshold: float) 
     return sorted(sorted(m) for m in members.values())
 
 
-def algorithm1(tree, phi, steps, scheduler, seeds, mean, evaluate, first_noise, new_generator, scale_input=True):
+def algorithm1(
+    tree,
+    phi,
+    set_timesteps,
+    scheduler,
+    seeds,
+    mean,
+    evaluate,
+    first_noise,
+    new_generator,
+    scale_input=True,
+    step_kwargs=None,
+):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
-    ``mean(leaves)`` gives a cluster's conditioning, ``evaluate(latent, t, conditioning)`` the guided model output,
-    ``first_noise(generator)`` pure noise and ``new_generator(seed)`` a generator.
+    ``set_timesteps(scheduler)`` prepares a copy of the scheduler, ``mean(leaves)`` gives a cluster's conditioning,
+    ``evaluate(latent, t, conditioning)`` the guided model output, ``first_noise(generator)`` pure noise and
+    ``new_generator(seed)`` a generator.
     """
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler)
     timesteps = scheduler.timesteps
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    takes = inspect.signature(scheduler.step).parameters
     n = tree.n_leaves
     state = {}  # representative -> (leaves, latent, scheduler, generator)
     rows = 0
@@ -59,8 +72,12 @@ def algorithm1(tree, phi, steps, scheduler, seeds, mean, evaluate, first_noise, 
             x = own.scale_model_input(latent, t) if scale_input else latent
             output = evaluate(x, t, mean(leaves))
             rows += 1
-            kwargs = {"generator": generator} if takes_generator else {}
-            latent = own.step(output, t, latent, return_dict=False, **kwargs)[0]
+            kwargs = dict(step_kwargs or {})
+            if "generator" in takes:
+                kwargs["generator"] = generator
+            if "prev_timestep" in takes and "prev_timestep" not in kwargs:
+                kwargs["prev_timestep"] = timesteps[k + 1] if k + 1 < len(timesteps) else None
+            latent = own.step(output, t, latent, return_dict=False, **kwargs)[0].float()
             state[first] = (leaves, latent, own, generator)
     assert all(len(leaves) == 1 for leaves, *_ in state.values())
     return {first: torch.as_tensor(latent) for first, (_, latent, *_) in state.items()}, rows

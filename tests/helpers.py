@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -15,6 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from hsd.encoding import encode
 from hsd.executor import Executor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -62,12 +64,28 @@ def make_scheduler(name, config):
     return classes[name](**options)
 
 
+def encoded(model, prompts, seeds, **options):
+    """The conditioning of prompts, all with the model's own settings."""
+    return encode([model], np.zeros(len(prompts), np.int64), list(prompts), np.asarray(seeds), **options)
+
+
+def rows_of(conditioning, name):
+    """All rows of one field, by prompt."""
+    field = conditioning.fields[name]
+    return [field.rows[int(i)] for i in field.index]
+
+
+def fresh_generators(seeds):
+    """One generator a seed, as the pipelines take them."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
 def latents_of(plan, model, **lowering):
     """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
     lowering.setdefault("batch_size", 4)
-    conditioning = model.encode(plan.prompts, plan.seeds)
+    conditioning = encoded(model, plan.prompts, plan.seeds)
     executor = Executor(plan, plan.program(**lowering), model, conditioning, model.sampler(plan.request["steps"]))
-    finished = [pair for _, latents in executor.run() for pair in latents]
+    finished = [(image.index, image.latent) for _, images in executor.run() for image in images]
     assert len(finished) == len(dict(finished))
     return dict(finished)
 

@@ -224,7 +224,7 @@ def test_a_scheduler_that_cannot_be_expressed():
 def test_prompt_files(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\r\n\r\n  a dog \nthé sea".encode())
-    assert read_prompts(path) == ["a cat", "a dog", "thé sea"]
+    assert read_prompts(path).prompts == ["a cat", "a dog", "thé sea"]
     path.write_bytes("a cat\na dög\n".encode() + b"a d\xf6g\n")
     with pytest.raises(hsd.PromptError, match="line 3: byte 4 .0xf6. is not UTF-8"):
         read_prompts(path)
@@ -258,3 +258,83 @@ def test_plan_files(tmp_path, damage):
         hsd.Plan.load(path)
     with pytest.raises(OSError, match="missing"):
         hsd.Plan.load(tmp_path / "missing.safetensors")
+
+
+def test_prompt_files_with_settings(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a cat", "seed": 7}\n\n{"prompt": "a dog", "width": 64}\n')
+    given = read_prompts(path)
+    assert given.prompts == ["a cat", "a dog"]
+    assert given.seeds == [7, None]
+    assert given.settings == [{}, {"width": 64}]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("a cat", r"line 2 is not JSON .*write one object a line"),
+        ('{"text": "a cat"}', r'line 2 has no prompt: write an object such as \{"prompt": "a cat", "seed": 3\}'),
+        ('["a cat"]', "line 2 has no prompt"),
+        ('{"prompt": " "}', "line 2 has no prompt"),
+        ('{"prompt": "a cat", "seed": -1}', "line 2: the seed is -1"),
+        ('{"prompt": "a cat", "seed": 1.5}', "line 2: the seed is 1.5"),
+    ],
+)
+def test_bad_lines_of_prompt_files_with_settings(tmp_path, line, says):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(hsd.PromptError, match=says):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ([{}], ValueError, "1 settings for 2 prompts"),
+        ({"width": 64}, ValueError, r"one mapping for 2 prompts: .*hsd\.generate"),
+        ([{}, 3], TypeError, "settings of prompt 1 are 3"),
+        ([{}, {4: 2}], TypeError, "settings of prompt 1 are"),
+        ([{}, {"width": object()}], TypeError, "settings of prompt 1 .*cannot be saved as JSON"),
+        ([{}, {"guidance_scale": float("nan")}], TypeError, "settings of prompt 1 .*cannot be saved as JSON"),
+    ],
+)
+def test_bad_settings_of_single_prompts(settings, error, says):
+    with pytest.raises(error, match=says):
+        hsd.compile(["a", "b"], embeddings=np.eye(2), settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "says"),
+    [
+        ({"widht": 32}, TypeError, r"settings \{'widht': 32\} of a prompt: .* did you mean 'width'"),
+        ({"width": 33}, ValueError, "settings .* of a prompt: width is 33"),
+    ],
+)
+def test_settings_that_the_model_does_not_take_are_said_before_encoding(model, monkeypatch, own, error, says):
+    monkeypatch.setattr(type(model), "encode", lambda *_: pytest.fail("encoded before the settings were checked"))
+    with pytest.raises(error, match=says):
+        hsd.compile(["a", "b"], model=model, settings=[{}, own])
+    plan = hsd.compile(["a", "b"], embeddings=np.eye(2), settings=[{}, own], steps=4)
+    with pytest.raises(error, match=says):
+        hsd.stream(plan, model)
+
+
+def test_settings_survive_a_file_and_hostile_ones_do_not(tmp_path):
+    own = [{}, {"width": 64}, {"width": 64}]
+    plan = hsd.compile(["a", "b", "c"], 9.0, embeddings=np.eye(3) + 1, settings=own)
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    again = hsd.Plan.load(path)
+    assert again.settings == [{}, {"width": 64}]
+    assert again.setting.tolist() == [0, 1, 1]
+    assert again.fingerprint == plan.fingerprint
+    assert plan.fingerprint != hsd.compile(["a", "b", "c"], 9.0, embeddings=np.eye(3) + 1).fingerprint
+    for index, says in (([0, 1], "which settings each of its 3"), ([0, 1, 2], "prompt 2 has settings 2 of 2")):
+        plan.request["settings"]["index"] = index
+        plan.save(path)
+        with pytest.raises(hsd.Error, match=says):
+            hsd.Plan.load(path)
+    plan.request["settings"]["index"] = [0, 0, 1]  # the tree has merged the last two
+    plan.save(path)
+    with pytest.raises(hsd.Error, match="segment .* holds prompts of different settings"):
+        hsd.Plan.load(path)

@@ -167,3 +167,40 @@ def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
     assert second.exit_code == 0, second.output
     assert f"{6 - made} images in" in second.output
     assert f"({made} were there already)" in second.output
+
+
+def test_a_file_with_seeds_and_settings(tmp_path):
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "images"
+    lines = [
+        {"prompt": "a red star", "seed": 40},
+        {"prompt": "a red ring", "seed": 40, "guidance_scale": 1.0},
+        {"prompt": "a blue star"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    command = ["generate", str(path), "--out", str(out), "--steps", "3", "--tau", "9", "--set", "prior_steps=2"]
+    first = RUN.invoke(cli.app, command)
+    assert first.exit_code == 0, first.output
+    assert re.search(r"settings +2 different ones", first.output)
+    entries = {e["index"]: e for e in map(json.loads, (out / "metadata.jsonl").read_text().splitlines())}
+    assert [entries[i]["seed"] for i in range(3)] == [40, 40, 2]
+    assert [entries[i]["guidance_scale"] for i in range(3)] == [None, 1.0, None]
+    assert json.loads((out / "run.json").read_text())["identity"]["model"]["settings"]["prior_steps"] == 2
+    again = RUN.invoke(cli.app, command)
+    assert "0 images in" in again.output
+    assert "different ones" not in again.output  # the plan was found, not made
+    assert "repeat lines" in str(RUN.invoke(cli.app, [*command, "--images-per-prompt", "2"]).exception)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [("prior_steps", "write NAME=VALUE"), ("=3", "write NAME=VALUE"), ("prior_stepps=3", "did you mean 'prior_steps'")],
+)
+def test_bad_settings_on_the_command_line(prompts, tmp_path, argument, says):
+    run = RUN.invoke(cli.app, ["generate", str(prompts), "--out", str(tmp_path / "x"), "--set", argument])
+    assert says in str(run.exception)
+
+
+def test_check():
+    run = RUN.invoke(cli.app, ["check", "demo", "--set", "prior_steps=2"])
+    assert run.exit_code == 0, run.output
+    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are as they should be.")

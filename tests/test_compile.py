@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import hsd
 from helpers import SHARED, needs_shared
 from hsd import _core
-from hsd.conditioning import Conditioning
 from hsd.encoders import default_encoder
 from hsd.names import ScheduleName
 from hsd.prompts import read_prompts
@@ -52,7 +51,7 @@ def test_default_encoder_is_near_a_sentence_encoder():
     """Savings within 15 points of those with sentence embeddings, on every set, with no network."""
     expected = json.loads((SHARED / "expected" / "ward_minilm.json").read_text())["datasets"]
     for name in SETS:
-        prompts = read_prompts(SHARED / "prompts" / f"{name}.txt")
+        prompts = read_prompts(SHARED / "prompts" / f"{name}.txt").prompts
         plan = hsd.compile(list(dict.fromkeys(prompts)), 1.0)
         assert plan.savings == pytest.approx(expected[name]["tau=1.0"]["savings"], abs=0.15), name
 
@@ -177,37 +176,6 @@ def test_a_plan_is_pickled_without_its_model(model):
     assert plan.encoded is not None
     assert again.encoded is None
     assert (again.fingerprint, again.kept.tolist(), repr(again)) == (plan.fingerprint, plan.kept.tolist(), repr(plan))
-
-
-def conditioning(rows, index=None):
-    n = len(rows) if index is None else len(index)
-    options = {} if index is None else {"index": torch.tensor(index)}
-    return Conditioning({"e": rows}, {}, np.ones((n, 2), np.float32), **options)
-
-
-def test_mean_conditioning():
-    rows = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
-    c = conditioning(rows)
-    assert torch.equal(c.mean(torch.tensor([3]))["e"], rows[3])
-    torch.testing.assert_close(c.mean(torch.tensor([0, 2, 4]))["e"], rows[[0, 2, 4]].mean(0))
-    torch.testing.assert_close(
-        c.mean(torch.tensor([4, 0, 2]))["e"], c.mean(torch.tensor([0, 2, 4]))["e"], atol=0, rtol=0
-    )
-
-
-def test_mean_of_equal_rows_is_the_row():
-    rows = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
-    c = conditioning(rows, index=[0, 1, 0, 0])
-    assert torch.equal(c.mean(torch.tensor([0, 2, 3]))["e"], rows[0])
-    torch.testing.assert_close(c.mean(torch.tensor([0, 1, 2]))["e"], (2 * rows[0] + rows[1]) / 3)
-
-
-def test_mean_is_accumulated_in_float32():
-    rows = torch.full((600, 4), 1.0, dtype=torch.float16)
-    rows[0] = 2048.0  # in float16, 2048 + 1 is 2048
-    mean = conditioning(rows).mean(torch.arange(600))["e"]
-    assert mean.dtype == torch.float16
-    torch.testing.assert_close(mean.float(), torch.full((4,), (2048 + 599) / 600), rtol=1e-3, atol=0)
 
 
 def test_progress_reports_both_stages(model):

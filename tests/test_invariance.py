@@ -9,7 +9,7 @@ import torch
 
 import hsd
 import tiny
-from helpers import latents_of
+from helpers import encoded, latents_of
 from hsd.executor import Executor
 
 
@@ -78,7 +78,7 @@ def test_calls_come_in_chunks(plan, model, reference, calls, monkeypatch):
 def test_the_executor_never_asks_for_the_whole_table(plan, model):
     program = plan.program(4)
     streamed = SimpleNamespace(chunks=program.chunks, n_slots=program.n_slots, batch_size=program.batch_size)
-    conditioning = model.encode(plan.prompts, plan.seeds)
+    conditioning = encoded(model, plan.prompts, plan.seeds)
     executor = Executor(plan, streamed, model, conditioning, model.sampler(plan.request["steps"]))
     assert sum(lanes for lanes, _ in executor.run()) == plan.node_steps
 
@@ -86,7 +86,9 @@ def test_the_executor_never_asks_for_the_whole_table(plan, model):
 def test_a_plan_is_lowered_once(plan, model, monkeypatch):
     lowered = []
     lower = hsd.Plan.program
-    monkeypatch.setattr(hsd.Plan, "program", lambda self, *how: lowered.append(how) or lower(self, *how))
+    monkeypatch.setattr(
+        hsd.Plan, "program", lambda self, *how, **more: lowered.append(how) or lower(self, *how, **more)
+    )
     images = hsd.stream(plan, model, batch_size=3)
     assert lowered == []
     assert len(list(images)) == plan.n_prompts
@@ -115,3 +117,47 @@ def test_kandinsky_images_do_not_depend_on_the_batch(model):
     model = hsd.load(tiny.k22_combined(), height=64, width=64, prior_steps=2)
     plan = hsd.compile(["a cat", "a dog", "the sea", "a cat on a mat"], 0.5, model=model, steps=4)
     assert_equal(latents_of(plan, model, batch_size=1), latents_of(plan, model, batch_size=3, order="breadth"))
+
+
+def test_a_denoiser_that_takes_one_timestep_a_call(plan, model, reference, monkeypatch):
+    """It is never given two, and the images are the same."""
+    evaluate, steps = type(model).denoise, set()
+
+    def strict(self, latents, timestep, rows):
+        assert len(timestep.unique()) == 1
+        steps.add(float(timestep[0]))
+        return evaluate(self, latents, timestep, rows)
+
+    monkeypatch.setattr(type(model), "mixed_timesteps", False)
+    monkeypatch.setattr(type(model), "denoise", strict)
+    expected = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=3)}
+    assert len(steps) == plan.n_steps
+    assert len(expected) == plan.n_prompts
+    assert_equal(latents_of(plan, model, batch_size=3, mixed_steps=False), reference)
+
+
+def test_conditioning_on_disk(plan, model, tmp_path, monkeypatch):
+    """Not a bit of an image depends on where the encoded prompts lie."""
+    plan.save(tmp_path / "plan.safetensors")  # a loaded plan has nothing encoded yet
+    in_memory, on_disk = (
+        {
+            image.index: image.pil.tobytes()
+            for image in hsd.stream(hsd.Plan.load(tmp_path / "plan.safetensors"), model, **o)
+        }
+        for o in ({}, {"conditioning_memory": 0})
+    )
+    assert in_memory == on_disk
+
+
+def test_a_shard_encodes_what_its_clusters_cover(plan, model, tmp_path, monkeypatch):
+    plan.save(tmp_path / "plan.safetensors")
+    part = hsd.Plan.load(tmp_path / "plan.safetensors").prune([0])
+    covered = part.covered()
+    assert 0 in covered
+    assert 1 < len(covered) < plan.n_prompts
+    seen = []
+    whole = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, batch: seen.extend(batch.prompts) or whole(self, batch))
+    (image,) = hsd.stream(part, model)
+    assert sorted(seen) == sorted(plan.prompts[i] for i in covered)
+    assert image.index == 0

@@ -7,7 +7,7 @@ import torch
 
 import hsd
 import tiny
-from helpers import SCHEDULERS, latents_of, make_scheduler, mean_difference, share_apart
+from helpers import SCHEDULERS, encoded, latents_of, make_scheduler, mean_difference, rows_of, share_apart
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", "two birds on a wire", "x", "a cat in a hat"]
 SEEDS = [11, 5, 42, 0, 7]
@@ -29,7 +29,7 @@ def assert_parity(model, reference_latents, reference_images, *, steps=STEPS, to
     assert (ours - reference_latents).abs().max() < tolerance * scale
     # A random decoder blows rounding errors up in single pixels, and even the same latents are rounded otherwise in
     # a batch than alone on some machines. So decoding is held in all pixels but a few, and the whole way in the mean.
-    for image, reference in zip(model.decode(reference_latents), reference_images, strict=True):
+    for image, reference in zip(model.decode(reference_latents, generators()), reference_images, strict=True):
         assert share_apart(image, reference) < 1e-3
     images = {image.index: image for image in hsd.stream(plan, model, batch_size=3)}
     for i, reference in enumerate(reference_images):
@@ -99,6 +99,26 @@ def test_kandinsky_combined(negative):
     assert_parity(model, torch.stack(outputs["latent"]), outputs["pil"])
 
 
+def test_kandinsky_combined_with_negative_prompts_for_some():
+    """The prior draws twice as much where there is one, and the decoder's noise comes after it."""
+    pipe = tiny.k22_combined(tiny.k22_ddpm())
+    model = hsd.load(pipe, prior_steps=3, height=64, width=64)
+    own = [{"negative_prompt": "blurry"}, {}, {"prior_steps": 2}, {"negative_prompt": "dull"}, {}]
+    plan = hsd.compile(PROMPTS, 0.0, model=model, steps=STEPS, seeds=SEEDS, settings=own)
+    images = {image.index: image.pil for image in hsd.stream(plan, model)}
+    for i, (prompt, generator) in enumerate(zip(PROMPTS, generators(), strict=True)):
+        expected = pipe(
+            prompt,
+            negative_prompt=own[i].get("negative_prompt"),
+            prior_num_inference_steps=own[i].get("prior_steps", 3),
+            num_inference_steps=STEPS,
+            generator=generator,
+            height=64,
+            width=64,
+        ).images[0]
+        assert mean_difference(images[i], expected) < 0.5, own[i]
+
+
 def test_kandinsky_without_guidance():
     prior, decoder = tiny.k22_prior(), tiny.k22_decoder(tiny.k22_ddpm())
     given = prior(PROMPTS, num_inference_steps=3, generator=generators())
@@ -115,18 +135,19 @@ def test_kandinsky_can_scale_the_model_input():
     prior, decoder = tiny.k22_prior(), tiny.k22_decoder(k22_scheduler("euler"))
     model = hsd.load((prior, decoder), prior_steps=3, height=64, width=64, scale_model_input=True)
     plan = hsd.compile(PROMPTS, 0.0, model=model, steps=STEPS, seeds=SEEDS)
-    conditioning = model.encode(PROMPTS, plan.seeds)
+    embeds = rows_of(encoded(model, PROMPTS, plan.seeds), "image_embeds")
+    negative = prior.get_zero_embed(1)
     scheduler = decoder.scheduler
     latents = latents_of(plan, model)
     for i, seed in enumerate(SEEDS):
         scheduler.set_timesteps(STEPS)
         x = torch.randn((1, *model.latent_shape()), generator=torch.Generator().manual_seed(seed))
         x = x * scheduler.init_noise_sigma
-        embeds = torch.cat([conditioning.shared["negative_image_embeds"], conditioning.rows["image_embeds"][i : i + 1]])
+        pair = torch.cat([negative, embeds[i][None]])
         for t in scheduler.timesteps:
             double = torch.cat([scheduler.scale_model_input(x, t)] * 2)
             with torch.no_grad():
-                out = decoder.unet(double, t, None, added_cond_kwargs={"image_embeds": embeds}).sample
+                out = decoder.unet(double, t, None, added_cond_kwargs={"image_embeds": pair}).sample
             u, c = out[:, :4].chunk(2)
             x = scheduler.step(u + 4.0 * (c - u), t, x).prev_sample
         assert (latents[i] - x).abs().max() < 2e-4 * x.abs().max()

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 import hsd
 import tiny
 from algorithm1 import algorithm1
-from helpers import PROMPTS, SCHEDULERS, latents_of, make_scheduler
+from helpers import PROMPTS, SCHEDULERS, encoded, latents_of, make_scheduler, rows_of
 
 STEPS = 6
 RNG = np.random.default_rng(5)
@@ -55,7 +55,7 @@ def test_stable_diffusion(plan, name):
     expected, rows = algorithm1(
         plan.tree,
         plan.phi,
-        STEPS,
+        lambda scheduler: scheduler.set_timesteps(STEPS),
         pipe.scheduler,
         plan.seeds,
         mean=lambda leaves: tokens[leaves].mean(0, keepdim=True),
@@ -79,8 +79,9 @@ def test_kandinsky(plan, scheduler):
     pair = (tiny.k22_prior(), tiny.k22_decoder(scheduler()))
     decoder = pair[1]
     model = hsd.load(pair, height=64, width=64, guidance_scale=3.0, prior_steps=3)
-    conditioning = model.encode(PROMPTS, plan.seeds)
-    embeds, negative = conditioning.rows["image_embeds"], conditioning.shared["negative_image_embeds"]
+    conditioning = encoded(model, PROMPTS, plan.seeds)
+    embeds = torch.stack(rows_of(conditioning, "image_embeds"))
+    negative = rows_of(conditioning, "negative_image_embeds")[0][None]
     learned = decoder.scheduler.config.get("variance_type") == "learned_range"
 
     def evaluate(x, t, row):
@@ -93,7 +94,7 @@ def test_kandinsky(plan, scheduler):
     expected, rows = algorithm1(
         plan.tree,
         plan.phi,
-        STEPS,
+        lambda scheduler: scheduler.set_timesteps(STEPS),
         decoder.scheduler,
         plan.seeds,
         mean=lambda leaves: embeds[leaves].mean(0, keepdim=True),

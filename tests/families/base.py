@@ -1,0 +1,189 @@
+"""What a test of a model family needs to know: the stock pipeline, and its denoiser written out a second time.
+
+Everything here goes around HSD's adapters: to the pipelines themselves, and to their networks. So an adapter that is
+wrong, and a test that is wrong in the same way, would have to be written twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor, nn
+
+Evaluate = Callable[[Tensor, Tensor, Any], Tensor]
+"""(latent (1, ...), timestep (), conditioning) to the guided model output, with the variance channels if it has any."""
+
+
+class Family(ABC):
+    """One pipeline class in miniature."""
+
+    name: ClassVar[str]
+    steps: ClassVar[int] = 4
+    size: ClassVar[tuple[int, int]] = (64, 64)
+    """Height and width in pixels."""
+    oblong: ClassVar[tuple[int, int] | None] = (64, 32)
+    """Another; None if the pipeline has only one size."""
+    guided: ClassVar[dict[str, Any]]
+    """Settings, of pipeline and adapter alike, with guidance."""
+    unguided: ClassVar[dict[str, Any]]
+    """And without."""
+    negative: ClassVar[dict[str, Any] | None] = {"negative_prompt": "blurry, dull"}
+    """What is added to ``guided`` for a negative prompt; None if the pipeline takes none."""
+    schedulers: ClassVar[tuple[str, ...]] = ("dpm++2m", "euler-ancestral")
+    """Beside the default, by the names of :func:`swap`; none, if the pipeline can only step its own."""
+    scheduler: ClassVar[str] = "scheduler"
+    """Name under which the pipeline holds its denoiser's scheduler."""
+    scales_input: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 2e-5
+    """Largest error of a latent in float32, of its range."""
+    lane_tolerance: ClassVar[float] = 2e-5
+    """Largest difference between one evaluation in a call of several and alone, in float32; guidance multiplies it."""
+    rounding: ClassVar[float] = 0.05
+    """Largest error of latents in bfloat16, root mean square over theirs: the pipeline rounds after every step."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """A fresh pipeline with its default scheduler."""
+
+    @abstractmethod
+    def denoiser(self, pipe: Any) -> nn.Module:
+        """The network whose rows the plan counts."""
+
+    def loadable(self, pipe: Any) -> Any:
+        """What ``hsd.load`` is given."""
+        return pipe
+
+    def to(self, pipe: Any, dtype: torch.dtype) -> Any:
+        """The pipeline in another dtype."""
+        return pipe.to(dtype)
+
+    def settings(self, settings: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        """What ``hsd.load`` is given beside the pipeline."""
+        return {"height": size[0], "width": size[1], **settings}
+
+    def call(
+        self,
+        pipe: Any,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        settings: dict[str, Any],
+        size: tuple[int, int],
+        steps: int,
+        output_type: str,
+        **options: Any,
+    ) -> Any:
+        """The stock pipeline's images, or its latents for ``output_type="latent"``.
+
+        Where decoding draws too, the latter leaves ``generators`` as they are before it.
+        """
+        settings = dict(settings)
+        if "negative_prompt" in settings:
+            settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
+        return pipe(
+            prompts,
+            generator=generators,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=steps,
+            output_type=output_type,
+            **settings,
+            **options,
+        ).images
+
+    # -- the denoiser, one row at a time, for the plain Algorithm 1
+
+    @abstractmethod
+    def conditioning(self, pipe: Any, prompts: list[str]) -> list[dict[str, Tensor]]:
+        """Conditioning of each prompt by itself, as the pipeline encodes it: tensors (1, ...) by name."""
+
+    @abstractmethod
+    def evaluate(self, pipe: Any, settings: dict[str, Any], size: tuple[int, int]) -> Evaluate:
+        """One evaluation, on means of what :meth:`conditioning` gives; guidance as two calls, not one."""
+
+    def generator(self, pipe: Any, seed: int) -> torch.Generator:
+        """Of a prompt, where the denoising of the image starts to draw from it."""
+        return torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def first_noise(self, pipe: Any, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """(1, ...) the noise a latent starts from, before the scheduler scales it."""
+
+    def mean(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The mean of a cluster, tensor by tensor."""
+        return {name: torch.cat([row[name] for row in rows]).float().mean(0, keepdim=True) for name in rows[0]}
+
+    def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
+        """As the pipeline calls it."""
+        scheduler.set_timesteps(steps)
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """More arguments of the scheduler's step."""
+        return {}
+
+
+def masked_mean(rows: list[Tensor]) -> Tensor:
+    """Mean of tokens (1, L_i, D) over those that have each position, (1, max L_i, D): the rule, as a plain loop."""
+    out = []
+    for position in range(max(row.shape[1] for row in rows)):
+        out.append(torch.stack([row[0, position] for row in rows if row.shape[1] > position]).float().mean(0))
+    return torch.stack(out)[None]
+
+
+@contextlib.contextmanager
+def handing_generators(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
+    """Give ``generators`` to a scheduler that draws: some pipelines forget to, and it draws from the global one."""
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        scheduler.step = functools.partial(scheduler.step, generator=generators)
+    try:
+        yield
+    finally:
+        vars(scheduler).pop("step", None)
+
+
+_BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+
+
+def swap(name: str, pipe: Any) -> Any:
+    """The scheduler ``name`` with the betas, the prediction type or the flow shifts of the one that ``pipe`` has."""
+    config = pipe.scheduler.config
+    classes: dict[str, type] = {
+        "ddim": DDIMScheduler,
+        "dpm++2m": DPMSolverMultistepScheduler,
+        "euler-ancestral": EulerAncestralDiscreteScheduler,
+        "unipc": UniPCMultistepScheduler,
+        "flow-dpm++2m": DPMSolverMultistepScheduler,
+        "flow-euler-dynamic": FlowMatchEulerDiscreteScheduler,
+        "flow-heun": FlowMatchHeunDiscreteScheduler,
+        "flow-lcm": FlowMatchLCMScheduler,
+        "flow-unipc": UniPCMultistepScheduler,
+    }
+    cls = classes[name]
+    if name in ("flow-unipc", "flow-dpm++2m"):
+        shift = config.get("shift", config.get("flow_shift"))
+        shifts = {"flow_shift": shift, "use_dynamic_shifting": config["use_dynamic_shifting"]}
+        return cls(prediction_type="flow_prediction", use_flow_sigmas=True, **shifts)
+    if name.startswith("flow-"):
+        accepted = inspect.signature(cls).parameters
+        options = {key: config[key] for key in config if key in accepted and not key.startswith("_")}
+        if name == "flow-euler-dynamic":
+            options["use_dynamic_shifting"] = True
+        return cls(**options)
+    options = {key: config[key] for key in _BETAS if key in config}
+    if name == "ddim":
+        options["clip_sample"] = False
+    return cls(**options)

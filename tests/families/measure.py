@@ -1,0 +1,132 @@
+"""A family beside its stock pipeline, and beside a plain Algorithm 1: what the tests hold and the docs print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hsd
+from algorithm1 import algorithm1
+from families.base import Family, swap
+from helpers import fresh_generators, latents_of
+
+PROMPTS = ["a cat", "a much longer prompt about a dog", "two birds on a wire"]
+SEEDS = [11, 5, 42]
+
+SHARED_PROMPTS = ["a cat", "a cat on a mat", "a dog", "the sea at night", "the sea by day, in oil", "a red bicycle"]
+SHARED_SEEDS = [7, 3, 9, 1, 4, 8]
+_RNG = np.random.default_rng(5)
+# Two tight families and a loner: forks early and late.
+EMBEDDINGS = _RNG.normal(size=(3, 12))[[0, 0, 0, 1, 1, 2]] + 0.4 * _RNG.normal(size=(6, 12))
+
+
+def owner(pipe: Any) -> Any:
+    """The pipeline that holds the denoiser's scheduler: of a pair, the second."""
+    return pipe[-1] if isinstance(pipe, tuple) else pipe
+
+
+def with_scheduler(family: Family, name: str | None) -> Any:
+    """A fresh pipeline, its scheduler swapped for the one called ``name``; its own for None."""
+    pipe = family.build()
+    if name is not None:
+        setattr(owner(pipe), family.scheduler, swap(name, owner(pipe)))
+    return pipe
+
+
+@dataclass
+class Parity:
+    """Latents (N, ...) of the stock pipeline and ours at tau = 0."""
+
+    model: Any
+    plan: hsd.Plan
+    stock: Tensor
+    ours: Tensor
+    generators: list[torch.Generator]
+    """The stock pipeline's, before it decodes."""
+
+    @property
+    def error(self) -> float:
+        """Largest difference, of the latents' range."""
+        return float((self.ours - self.stock).abs().max() / self.stock.abs().max())
+
+    @property
+    def root_mean_square(self) -> float:
+        """Difference as a norm, of the latents' norm."""
+        return float((self.ours - self.stock).norm() / self.stock.norm())
+
+
+def stock(family, pipe, settings, size, output_type, generators, prompts=PROMPTS, per_prompt=1) -> Any:
+    """What the pipeline's own call gives."""
+    options = {"num_images_per_prompt": per_prompt} if per_prompt > 1 else {}
+    return family.call(pipe, prompts, generators, settings, size, family.steps, output_type, **options)
+
+
+def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=SEEDS, per_prompt=1) -> Parity:
+    """The latents of each prompt, by the pipeline and by us."""
+    generators = fresh_generators(seeds)
+    reference = stock(family, pipe, settings, size, "latent", generators, prompts, per_prompt).float()
+    model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
+    plan = hsd.compile(prompts, 0.0, model=model, steps=family.steps, seeds=seeds, images_per_prompt=per_prompt)
+    latents = latents_of(plan, model, batch_size=2)
+    return Parity(model, plan, reference, torch.cat([latents[i] for i in range(len(plan))]), generators)
+
+
+@dataclass
+class Sharing:
+    """Latents by prompt of a plain Algorithm 1 and ours, and how many rows either evaluated."""
+
+    plan: hsd.Plan
+    expected: dict[int, Tensor]
+    ours: dict[int, Tensor]
+    expected_rows: int
+    rows: int
+    """In terms of lanes: guidance, which takes two rows a lane, is taken out."""
+
+    @property
+    def error(self) -> float:
+        """Largest difference, of the range of the latent that has it."""
+        return max(
+            float((self.ours[i] - latent).abs().max() / latent.abs().max()) for i, latent in self.expected.items()
+        )
+
+
+def sharing(family: Family, scheduler: str | None, tau: float) -> Sharing:
+    """One plan, by Algorithm 1 around the networks themselves, and by us."""
+    pipe = with_scheduler(family, scheduler)
+    settings, size = family.guided, family.size
+    model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
+    plan = hsd.compile(SHARED_PROMPTS, tau, embeddings=EMBEDDINGS, model=model, steps=family.steps, seeds=SHARED_SEEDS)
+    family.seeds = SHARED_SEEDS
+    conditioning = family.conditioning(pipe, SHARED_PROMPTS)
+    own = getattr(owner(pipe), family.scheduler)
+    expected, expected_rows = algorithm1(
+        plan.tree,
+        plan.phi,
+        lambda scheduler: family.set_timesteps(scheduler, family.steps, size),
+        own,
+        plan.seeds,
+        mean=lambda leaves: family.mean([conditioning[i] for i in leaves]),
+        evaluate=family.evaluate(pipe, settings, size),
+        first_noise=lambda generator: family.first_noise(pipe, size, generator),
+        new_generator=lambda seed: family.generator(pipe, seed),
+        scale_input=family.scales_input,
+        step_kwargs=family.step_kwargs(own),
+    )
+    seen: list[int] = []
+    hook = family.denoiser(pipe).register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(_rows_in(args, kwargs)), with_kwargs=True
+    )
+    latents = latents_of(plan, model, batch_size=3)
+    hook.remove()
+    return Sharing(plan, expected, latents, expected_rows, sum(seen) // (2 if model.guided else 1))
+
+
+def _rows_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of a call of a denoiser: its first argument, or the one that is named as latents are."""
+    first = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x")))
+    assert first is not None
+    return len(first)

@@ -1,0 +1,82 @@
+"""What is tested of each pipeline, and how exactly it agrees.
+
+``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import diffusers
+import torch
+
+from families import FAMILIES, Family
+from families.measure import owner, parity, sharing, with_scheduler
+
+DOCS = Path(__file__).parents[1] / "docs" / "pipelines.md"
+SHARED_TAU = 0.4
+
+HEADER = """# Pipelines
+
+<!-- Written by `python tests/pipeline_table.py`; do not edit. -->
+
+Every pipeline is tested in miniature: the classes of diffusers {version} with seeded random weights, {steps} steps, on
+the CPU. An error is the largest difference in a latent, relative to its largest value, over three prompts:
+
+- **guided, unguided, negative, oblong**: at tau = 0, against the pipeline's own call with the same seeds, in float32;
+  with guidance, without, with a negative prompt, in another shape of image. Decoded images are compared too.
+- **bfloat16**: the same with the pipeline in bfloat16, as a root mean square. Most pipelines round their latents after
+  every step and HSD does not, so this is what bfloat16 costs the pipeline.
+- **shared**: at tau = {tau}, against a plain Algorithm 1 (one row a call, one copy of the scheduler a cluster) around
+  the pipeline's networks.
+
+Lanes at different steps in one call are held to the same lanes alone, and the rows that the denoiser sees to the
+plan's. A dash is what a pipeline does not have, or what is measured with its own scheduler only.
+
+| pipeline | scheduler | guided | unguided | negative | oblong | bfloat16 | shared |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def label(family: Family, scheduler: str | None) -> str:
+    """The beginning of a row: pipeline and scheduler, by class."""
+    pipe = with_scheduler(family, scheduler)
+    name = " + ".join(type(part).__name__ for part in (pipe if isinstance(pipe, tuple) else (pipe,)))
+    kind = type(getattr(owner(pipe), family.scheduler)).__name__
+    detail = "" if scheduler is None else f" ({scheduler})"
+    return f"| {name} | {kind}{detail} |"
+
+
+def row(family: Family, scheduler: str | None) -> str:
+    """One row, measured."""
+    guided, size = family.guided, family.size
+    errors: list[float | None] = [parity(family, with_scheduler(family, scheduler), guided, size).error]
+    if scheduler is None:
+        negative = None if family.negative is None else {**guided, **family.negative}
+        errors += [
+            parity(family, family.build(), family.unguided, size).error,
+            None if negative is None else parity(family, family.build(), negative, size).error,
+            None if family.oblong is None else parity(family, family.build(), guided, family.oblong).error,
+            parity(family, family.to(family.build(), torch.bfloat16), guided, size).root_mean_square,
+        ]
+    else:
+        errors += [None] * 4
+    measured = scheduler is None or scheduler == family.schedulers[0]
+    errors.append(sharing(family, scheduler, SHARED_TAU).error if measured else None)
+    return " ".join([label(family, scheduler), *("- |" if e is None else f"{e:.0e} |" for e in errors)])
+
+
+def document() -> str:
+    """The text of docs/pipelines.md."""
+    steps = " to ".join(map(str, sorted({family.steps for family in FAMILIES})))
+    rows = [row(family, scheduler) for family in FAMILIES for scheduler in (None, *family.schedulers)]
+    return HEADER.format(version=diffusers.__version__, steps=steps, tau=SHARED_TAU) + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    DOCS.write_text(document())
+    print(f"wrote {DOCS}")
