@@ -80,11 +80,20 @@ def fresh_generators(seeds):
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
-def latents_of(plan, model, **lowering):
-    """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
+def executor_of(plan, model, execution=None, **lowering):
+    """An executor of a plan; ``execution`` are its own options, the rest are the program's."""
     lowering.setdefault("batch_size", 4)
-    conditioning = encoded(model, plan.prompts, plan.seeds)
-    executor = Executor(plan, plan.program(**lowering), model, conditioning, model.sampler(plan.request["steps"]))
+    conditioning, sampler = encoded(model, plan.prompts, plan.seeds), model.sampler(plan.request["steps"])
+    return Executor(plan, plan.program(**lowering), model, conditioning, sampler, **(execution or {}))
+
+
+def latents_of(plan, model, execution=None, **lowering):
+    """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
+    return finished_by(executor_of(plan, model, execution, **lowering))
+
+
+def finished_by(executor):
+    """Finished latents by prompt, each once."""
     finished = [(image.index, image.latent) for _, images in executor.run() for image in images]
     assert len(finished) == len(dict(finished))
     return dict(finished)

@@ -10,7 +10,7 @@ import torch
 import hsd
 import tiny
 from families import FAMILIES, Family
-from helpers import SCHEDULERS, latents_of, make_scheduler
+from helpers import SCHEDULERS, executor_of, finished_by, latents_of, make_scheduler, mean_difference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,3 +80,93 @@ def test_a_compiled_denoiser():
     pipe.unet = torch.compile(pipe.unet)
     for i, latent in latents_of(plan, hsd.load(pipe, height=32, width=32), batch_size=3).items():
         assert (latent - expected[i]).norm() < 1e-2 * expected[i].norm()
+
+
+@pytest.fixture(scope="module")
+def long_run():
+    """A model and a plan of enough calls for every size to be captured."""
+    pipe = tiny.stable_diffusion(make_scheduler("ddpm", tiny.sd_ddim().config)).to("cuda")
+    model = hsd.load(pipe, height=32, width=32)
+    return hsd.compile([f"{prompt} {i}" for i in range(8) for prompt in PROMPTS], 0.6, model=model, steps=12), model
+
+
+def near(latents, expected):
+    assert sorted(latents) == sorted(expected)
+    return all((latents[i] - expected[i]).norm() < 1e-3 * expected[i].norm() for i in expected)
+
+
+def test_graphs_are_the_calls_that_they_replace(long_run):
+    plan, model = long_run
+    eager = latents_of(plan, model, {"cuda_graphs": False}, batch_size=6)
+    executor = executor_of(plan, model, batch_size=6)
+    assert near(finished_by(executor), eager)
+    assert 6 in executor._graphs._graphs  # it was captured, not fallen back from
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_the_loop_never_waits_for_the_device(long_run, cuda_graphs):
+    """torch raises where a call would wait for the device; the first calls may, which warm up and capture."""
+    plan, model = long_run
+    executor = executor_of(plan, model, {"cuda_graphs": cuda_graphs}, batch_size=6)
+    calls = executor.run()
+    try:
+        for call, _ in enumerate(calls):
+            if call == executor.program.n_calls // 2:
+                torch.cuda.set_sync_debug_mode("error")
+        assert call + 1 == executor.program.n_calls
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_calls(long_run):
+    plan, model = long_run
+    expected = latents_of(plan, model, {"cuda_graphs": False}, batch_size=6)
+    try:
+        assert near(latents_of(plan, model, {"compile": True}, batch_size=6), expected)
+    finally:
+        model.modules()[0]._compiled_call_impl = None
+        torch._dynamo.reset()
+
+
+def test_out_of_memory_cuts_calls(long_run, monkeypatch):
+    plan, model = long_run
+    expected = latents_of(plan, model, batch_size=6)
+    whole = type(model).denoise
+
+    def denoise(self, latents, timestep, rows):
+        if len(latents) > 3:  # more than any device has
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+        return whole(self, latents, timestep, rows)
+
+    monkeypatch.setattr(type(model), "denoise", denoise)
+    with pytest.warns(UserWarning, match="going on with 3"):
+        assert near(latents_of(plan, model, batch_size=6), expected)
+
+
+def test_images_are_decoded_beside_the_denoiser(long_run):
+    plan, model = long_run
+    graphs = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=6)}
+    eager = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=6, cuda_graphs=False)}
+    assert sorted(graphs) == sorted(eager) == list(range(plan.n_prompts))
+    assert all(mean_difference(graphs[i], eager[i]) < 0.5 for i in graphs)
+
+
+def test_the_batch_size_is_measured(long_run, tmp_path):
+    plan, model = long_run
+    run = hsd.generate(plan, model, tmp_path, batch_size="auto", progress=False)
+    assert run.images == plan.n_prompts
+
+
+def test_memory_does_not_grow_with_the_prompts(long_run):
+    """Slots are bounded by batch and steps, in the order that finishes images early."""
+    _, model = long_run
+    peaks = []
+    for n in (50, 500):
+        plan = hsd.compile([f"{prompt} {i}" for i in range(n) for prompt in PROMPTS], 0.6, steps=12)
+        executor = executor_of(plan, model, batch_size=6)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        finished_by(executor)
+        peaks.append(torch.cuda.max_memory_allocated())
+        del executor
+    assert peaks[1] < 1.1 * peaks[0] + 500 * len(PROMPTS) * 4 * 4 * 4 * 4  # beside the latents that the test keeps

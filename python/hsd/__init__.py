@@ -16,6 +16,7 @@ from .clustering import build_tree
 from .compiler import compile
 from .errors import (
     Error,
+    OutOfMemory,
     OutputError,
     PlanMismatch,
     PromptError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Error",
     "Image",
+    "OutOfMemory",
     "OutputError",
     "Plan",
     "PlanMismatch",

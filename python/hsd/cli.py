@@ -1,4 +1,4 @@
-"""The command line: ``hsd generate``, ``hsd plan`` and ``hsd check``."""
+"""The command line: ``hsd generate``, ``hsd plan``, ``hsd bench`` and ``hsd check``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from . import __version__
 from .compiler import check_settings
 from .compiler import compile as compile_plan
 from .errors import Error
-from .names import ImageFormat, Linkage, Noise, Order, ScheduleName
-from .output import PLAN, make_folder
+from .names import BatchSize, ImageFormat, Linkage, Noise, Order, ScheduleName
+from .output import PLAN, make_folder, write_atomically
 from .plan import Plan
 from .prompts import PromptFile, make_seeds, read_prompts
 from .report import duration, plan_summary
@@ -40,6 +40,7 @@ Prompts = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.", show_default=False)]
 Tau = Annotated[
     float | None,
     typer.Option(
@@ -52,7 +53,15 @@ Budget = Annotated[
 Steps = Annotated[int, typer.Option(help="Inference steps of the scheduler.")]
 Seed = Annotated[int, typer.Option(help="Prompt i gets the seed SEED + i.")]
 Images = Annotated[int, typer.Option("--images-per-prompt", help="Different images of each prompt.")]
-BatchSize = Annotated[int, typer.Option(help="Latents a call of the denoiser.")]
+Lanes = Annotated[int, typer.Option("--batch-size", help="Latents a call of the denoiser.")]
+LanesOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        metavar="INTEGER|auto",
+        help="Latents a call of the denoiser; auto measures the model for some seconds and takes the fastest.",
+    ),
+]
 OrderOption = Annotated[Order, typer.Option(help="depth: images early, few latents alive; breadth: fewest calls.")]
 MaxSlots = Annotated[int | None, typer.Option(help="At most so many latents alive at once.", show_default="as needed")]
 LinkageOption = Annotated[Linkage, typer.Option(help="How clusters are compared.")]
@@ -84,7 +93,7 @@ def generate(
     tau: Tau = None,
     budget: Budget = None,
     steps: Steps = 40,
-    batch_size: BatchSize = 16,
+    batch_size: LanesOrAuto = "16",
     seed: Seed = 0,
     images_per_prompt: Images = 1,
     linkage: LinkageOption = "ward",
@@ -99,6 +108,15 @@ def generate(
     settings: Set = None,
     device: Device = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Image files.")] = "png",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the denoiser through torch.compile: minutes at the start.")
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Lay the denoiser's weights out channels-last.")
+    ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option(help="Replay calls as CUDA graphs, on a GPU where they can be captured.")
+    ] = True,
 ) -> None:
     """Generate an image for every prompt into a folder.
 
@@ -108,6 +126,7 @@ def generate(
     _hush()
     from .generation import generate as run_plan
 
+    lanes = _lanes(batch_size)
     given = _read(prompts)
     seeds = _seeds(given, seed, images_per_prompt)
     make_folder(out)  # before a model is loaded and a prior has run for nothing
@@ -130,15 +149,18 @@ def generate(
     if plan is None:
         with _Stages() as stages:
             plan = compile_plan(given.prompts, model=adapter, progress=stages, **request)
-        typer.echo(plan_summary(plan, batch_size, _speed(adapter)), err=True)
+        typer.echo(plan_summary(plan, None if lanes == "auto" else lanes, _speed(adapter)), err=True)
     try:
         run = run_plan(
             plan,
             adapter,
             out,
-            batch_size=batch_size,
+            batch_size=lanes,
             order=order,
             max_slots=max_slots,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            channels_last=channels_last,
             image_format=image_format,
         )
     except KeyboardInterrupt:
@@ -169,7 +191,7 @@ def plan(
     tau: Tau = None,
     budget: Budget = None,
     steps: Steps = 40,
-    batch_size: BatchSize = 16,
+    batch_size: Lanes = 16,
     seed: Seed = 0,
     images_per_prompt: Images = 1,
     linkage: LinkageOption = "ward",
@@ -214,8 +236,58 @@ def plan(
 
 
 @app.command()
+def bench(
+    model: Model,
+    prompts: Prompts = "demo",
+    tau: Tau = None,
+    budget: Budget = None,
+    steps: Steps = 40,
+    seed: Seed = 0,
+    guidance_scale: Guidance = None,
+    negative_prompt: Negative = None,
+    height: Height = None,
+    width: Width = None,
+    settings: Set = None,
+    device: Device = None,
+    seconds: Annotated[float, typer.Option(help="Time to take, about; loading and compiling come on top.")] = 60.0,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Try torch.compile too.", show_default="on CUDA")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to this file too.")
+    ] = None,
+) -> None:
+    """Measure a model on this machine: the denoiser alone, the executor, and images beside diffusers' own pipeline.
+
+    Says which batch size and which switches of hsd generate are the fastest.
+    """
+    _hush()
+    from .bench import bench as run_bench
+
+    given = _read(prompts)
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    adapter = _load(model, device, {**common, **_parse(settings or [])})
+    if any(given.settings):
+        typer.echo("hsd: settings of single prompts are left out; --set is for all", err=True)
+    report = run_bench(
+        adapter,
+        given.prompts,
+        tau=tau,
+        budget=budget,
+        steps=steps,
+        seeds=_seeds(given, seed, 1),
+        seconds=seconds,
+        compile=compile,
+        say=lambda stage: typer.echo(f"hsd: {stage}", err=True),
+    )
+    if json_file is not None:
+        write_atomically(json_file, (json.dumps(report.numbers(), indent=1) + "\n").encode())
+    typer.echo(str(report))
+
+
+@app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.")],
+    model: Model,
     settings: Set = None,
     device: Device = None,
 ) -> None:
@@ -288,6 +360,16 @@ def _seeds(given: PromptFile, seed: int, images_per_prompt: int) -> int | list[i
     if images_per_prompt > 1:
         raise ValueError(f"--images-per-prompt {images_per_prompt} with seeds in the file: repeat lines instead")
     return [seed + i if own is None else own for i, own in enumerate(given.seeds)]
+
+
+def _lanes(batch_size: str) -> BatchSize:
+    """``--batch-size`` of generate."""
+    if batch_size == "auto":
+        return "auto"
+    try:
+        return int(batch_size)
+    except ValueError:
+        raise ValueError(f"--batch-size is {batch_size!r}: an integer, or auto") from None
 
 
 def _parse(settings: list[str]) -> dict[str, Any]:

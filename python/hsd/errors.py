@@ -25,5 +25,9 @@ class PlanMismatch(Error, ValueError):
     """A plan that does not fit the model, the prompts, or the folder it is to be written to."""
 
 
+class OutOfMemory(Error, RuntimeError):
+    """Even one latent at a time does not fit into the device's memory."""
+
+
 class OutputError(Error, OSError):
     """An output folder that cannot be written to, or that holds something else."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ._core import Program
-from .conditioning import Conditioning
-from .errors import PlanMismatch
+from .conditioning import MASK, Conditioning
+from .errors import OutOfMemory, PlanMismatch
+from .feed import Feed, Feeder, Throttle, ahead
+from .graphs import Compiled, Graphs, bucket, can_capture
 from .models.base import Denoiser
 from .plan import Plan
 from .sampler import SamplerTable
@@ -28,8 +29,8 @@ def check_fit(plan: Plan, sampler: SamplerTable) -> None:
         )
 
 
-_CHUNK = 1024
-"""Calls whose tables are on the device at once."""
+_AHEAD = 4
+"""Calls that the host prepares and enqueues ahead of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,23 @@ class Finished:
 
 
 class Executor:
-    """Slots on the device, index tables beside them, and one loop over the calls of a program.
+    """Slots on the device, and one loop over the calls of a program.
 
     Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
-    padding would write), and one row of conditioning a slot. The calls come in chunks, whose index tables are on the
-    device before the first call of each; nothing here grows with the number of calls.
+    padding would write), and one row of conditioning a slot. What a call needs of the host comes from a
+    :class:`~hsd.feed.Feeder`, on a GPU ahead of the device; the loop only enqueues. Nothing here grows with the number
+    of calls.
+
+    Parameters
+    ----------
+    plan, program
+        What to run.
+    denoiser, conditioning, sampler
+        What runs it, on what, and by which scheduler.
+    cuda_graphs
+        Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that stays where it is.
+    compile
+        Run full calls through ``torch.compile``. Other calls, whose size varies, run as they are.
     """
 
     def __init__(
@@ -59,6 +72,9 @@ class Executor:
         denoiser: Denoiser,
         conditioning: Conditioning,
         sampler: SamplerTable,
+        *,
+        cuda_graphs: bool = True,
+        compile: bool = False,
     ) -> None:
         check_fit(plan, sampler)
         if conditioning.n_prompts != plan.n_prompts:
@@ -69,102 +85,132 @@ class Executor:
         self.conditioning = conditioning.of(leaves)
         # Asked once: a pipeline looks through all of its modules to find its device.
         device, shape = denoiser.device, denoiser.latent_shape()
-        self._device, self._dtype, self._noise_shape = device, denoiser.noise_dtype, (1, *shape)
+        self._device, self._on_gpu = device, device.type == "cuda"
         self.sampler = sampler.to(device, torch.float32)
+        self._scales_input = denoiser.scales_input
 
-        segments = plan.segments
-        self._seeds = plan.seeds
-        self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
-        self._representative = segments["representative"]
-        self._leaf_order = plan.tree.leaf_order
-        self._shared_latent = plan.noise == "shared"
-        # A generator lives as long as some segment draws from it: it is handed on to the child that keeps the
-        # representative, and dropped where no such child follows.
-        children = np.flatnonzero(segments["parent"] >= 0)
-        parents = segments["parent"][children]
-        hands_on = parents[segments["representative"][children] == segments["representative"][parents]]
-        self._drops_generator = np.ones(len(segments), dtype=bool)
-        self._drops_generator[hands_on] = False
-        self._last_step = segments["end_step"] - 1
-        self._generators: dict[int, torch.Generator] = {}
-
-        slots = program.n_slots + 1
+        slots, lanes = program.n_slots + 1, program.batch_size
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
-        self.noise = torch.zeros((program.batch_size, self.sampler.n_noise, *shape), device=device)
         # What all prompts have in common is one row, read by every lane; the rest is a row a slot.
         shared = self.conditioning.shared(leaves)
         common = self.conditioning.mean(leaves[:1], names=shared)
         self._shared = {name: row[None].to(device) for name, row in common.items()}
-        self._own = frozenset(self.conditioning.fields) - shared
         self._rows = {
             name: torch.zeros((slots, *row), dtype=dtype, device=device)
             for name, (row, dtype) in self.conditioning.shapes().items()
             if name not in common
         }
-
-    def run(self) -> Iterator[tuple[int, list[Finished]]]:
-        """Replay all calls. After each, yields the number of its lanes and what it finished."""
-        for chunk in self.program.chunks(_CHUNK):
-            step, source, target = (self._index(chunk[name]) for name in ("step", "source", "target"))  # [calls, B]
-            for call, lanes in enumerate((chunk["segment"] >= 0).sum(axis=1).tolist()):
-                entries = chunk[call, :lanes]
-                self._prepare(entries)
-                self._evaluate(step[call, :lanes], source[call, :lanes], target[call, :lanes])
-                yield lanes, self._finished(entries)
-
-    def _index(self, column: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(column.astype(np.int64)).to(self._device)
+        for name, rows in self._rows.items():
+            if rows.dtype == torch.bool and name.endswith(MASK):
+                rows[-1] = True  # what padding attends to: an empty mask would give nan
+        own = frozenset(self.conditioning.fields) - shared
+        self._feeder = Feeder(plan, program, denoiser, self.conditioning, sampler, own, pinned=self._on_gpu)
+        # Where calls are captured, they read their lanes and their noise from these.
+        self._table = torch.zeros((3, lanes), dtype=torch.int64, device=device)
+        self._table[1:] = program.n_slots
+        self._noise = torch.zeros((lanes, self.sampler.n_noise, *shape), device=device) if sampler.n_noise else None
+        self._compiled = Compiled(denoiser.modules(), lanes) if compile else None
+        self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) else None
+        self._most = lanes
+        """Lanes that one evaluation takes: fewer than the program's after it ran out of memory."""
 
     @torch.no_grad()
-    def _evaluate(self, step: Tensor, source: Tensor, target: Tensor) -> None:
-        """One call: every lane reads its source before any lane writes its target."""
-        lanes = len(step)
-        state = self.state[source]  # [B, S, *latent]
-        rows = {name: buffer[target] for name, buffer in self._rows.items()}
-        rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
-        latents = self.sampler.model_input(state, step) if self.denoiser.scales_input else state[:, 0]
-        output, variance = self.denoiser.denoise(latents, self.sampler.timesteps[step], rows)
-        self.state[target] = self.sampler.update(state, output, self.noise[:lanes], step, variance)
+    def run(self) -> Iterator[tuple[int, list[Finished]]]:
+        """Replay all calls. After each, yields the number of its lanes and what it finished.
 
-    def _prepare(self, entries: NDArray[np.void]) -> None:
-        """Put in place what the lanes of a call need: conditioning, first latents, fresh noise."""
-        for lane, entry in enumerate(entries):
-            segment = int(entry["segment"])
-            if entry["begins"]:
-                begin, end = self._leaf_begin[segment], self._leaf_end[segment]
-                for name, row in self.conditioning.mean(self._leaf_order[begin:end], names=self._own).items():
-                    self._rows[name][entry["target"]] = row
-            if entry["fresh"]:
-                self.state[entry["source"]] = 0.0
-                self.state[entry["source"], 0] = self._first_latent(segment)
-            for draw, dtype in enumerate(self.sampler.noise_dtypes[entry["step"]]):
-                self.noise[lane, draw] = self._noise(self._generator(segment), dtype)[0]
+        On a GPU, "after" is when the call is enqueued: the latents are there for whatever is enqueued behind it.
+        """
+        with self.denoiser.running(), self._feeds() as (feeds, throttle):
+            for feed in feeds:
+                self._place(feed)
+                self._call(feed)
+                done = [Finished(f.index, self.state[f.slot, :1].clone(), f.generator) for f in feed.finals]
+                if throttle is not None:
+                    event = torch.cuda.Event()
+                    event.record(torch.cuda.current_stream(self._device))
+                    throttle.done(event)
+                yield feed.lanes, done
 
-    def _finished(self, entries: NDArray[np.void]) -> list[Finished]:
-        """Copies of the latents that reached the last step: their slots are free from here on."""
-        done = []
-        for segment, target, step, final in entries[["segment", "target", "step", "final"]].tolist():
-            if final:
-                latent = self.state[target, :1].clone()
-                done.append(Finished(int(self._representative[segment]), latent, self._generator(segment)))
-            if step == self._last_step[segment] and self._drops_generator[segment]:
-                self._generators.pop(int(self._representative[segment]), None)
-        return done
+    def wait(self) -> None:
+        """Until the device has done what was enqueued."""
+        if self._on_gpu:
+            torch.cuda.synchronize(self._device)
 
-    def _generator(self, segment: int) -> torch.Generator:
-        """The generator of a segment's representative, started when it is first drawn from."""
-        representative = int(self._representative[segment])
-        if representative not in self._generators:
-            self._generators[representative] = self.denoiser.generator(int(self._seeds[representative]))
-        return self._generators[representative]
+    @contextlib.contextmanager
+    def _feeds(self) -> Iterator[tuple[Iterator[Feed], Throttle | None]]:
+        if not self._on_gpu:
+            yield iter(self._feeder), None
+            return
+        throttle = Throttle(_AHEAD)
+        with ahead(self._feeder, _AHEAD, before=throttle.wait) as feeds:
+            yield feeds, throttle
 
-    def _noise(self, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
-        """What a scheduler draws in a step, (1, *latent): in the model's dtype unless it fixes another."""
-        return randn_tensor(self._noise_shape, generator=generator, device=self._device, dtype=dtype or self._dtype)
+    def _place(self, feed: Feed) -> None:
+        """Put in place what begins with this call. Copies from pinned memory do not wait."""
+        for slot, row in feed.rows:
+            for name, value in row.items():
+                self._rows[name][slot].copy_(value, non_blocking=True)
+        for slot, latent in feed.first:
+            self.state[slot, 0].copy_(latent, non_blocking=True)
+            self.state[slot, 1:].zero_()
 
-    def _first_latent(self, segment: int) -> Tensor:
-        """The pure noise that a root segment starts from, at the scheduler's own scale."""
-        noise = self.denoiser.first_noise(self._generator(segment))
-        if self._shared_latent:  # drawn and set aside above, so that later draws do not depend on this choice
-            noise = self.denoiser.first_noise(self.denoiser.generator(int(self._seeds[0])))
-        return (noise * self.sampler.init_noise_sigma).float()[0]
+    def _call(self, feed: Feed) -> None:
+        """One call of the program: one evaluation, or several if it does not fit into the memory."""
+        begin = 0
+        while begin < feed.lanes:
+            end = min(begin + self._most, feed.lanes)
+            try:
+                self._evaluate(feed, begin, end)
+                begin = end
+            except torch.OutOfMemoryError as error:  # nothing was written: the state is what it was before
+                self._halve(end - begin, error)
+
+    def _halve(self, lanes: int, error: torch.OutOfMemoryError) -> None:
+        """Take fewer lanes at a time from here on: calls may be cut, for no lane reads what another one writes."""
+        if lanes == 1:
+            raise OutOfMemory(f"one latent at a time does not fit into the memory: {error}") from error
+        self._most = (lanes + 1) // 2
+        if self._compiled is not None:
+            self._compiled.size = self._most
+        warnings.warn(f"out of memory with {lanes} latents a call: going on with {self._most}", stacklevel=2)
+        if self._graphs is not None:
+            self._graphs.clear()
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def _evaluate(self, feed: Feed, begin: int, end: int) -> None:
+        """Lanes ``begin`` to ``end`` of a call."""
+        lanes = end - begin
+        table = feed.table.to(self._device, non_blocking=True)  # as a whole: a copy of a part would wait
+        noise = None if feed.noise is None else feed.noise[begin:end]
+        if self._graphs is None and self._compiled is None:
+            self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True))
+            return
+        size = bucket(lanes, self._most)
+        self._table[:, :lanes].copy_(table[:, begin:end])
+        self._table[1:, lanes:size] = self.program.n_slots  # padding reads and writes the row that nobody owns
+        if noise is not None:
+            assert self._noise is not None
+            self._noise[:lanes].copy_(noise, non_blocking=True)
+        if self._graphs is None:
+            self._padded(size)
+        else:
+            self._graphs.run(size, self._padded)
+
+    def _padded(self, size: int) -> None:
+        """A call of ``size`` lanes from the buffers: what is captured."""
+        with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
+            self._step(self._table[:, :size], None if self._noise is None else self._noise[:size])
+
+    def _step(self, table: Tensor, noise: Tensor | None) -> None:
+        """Gather, evaluate, update, scatter. Every lane reads its source before any lane writes its target.
+
+        ``table`` (3, B) int64: step, source and target; ``noise`` (B, Z, *latent) float32.
+        """
+        step, source, target = table.unbind(0)
+        state = self.state.index_select(0, source)  # [B, S, *latent]
+        rows = {name: buffer.index_select(0, target) for name, buffer in self._rows.items()}
+        rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in self._shared.items()}
+        latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
+        output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)
+        self.state.index_copy_(0, target, self.sampler.update(state, output, noise, step, variance))

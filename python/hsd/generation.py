@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import transformers
 from tqdm.auto import tqdm
 
 from . import _core, speeds
+from .batching import automatic
 from .conditioning import Conditioning
+from .decoding import Decoded, Decoder
 from .encoding import encode
-from .executor import Executor, Finished, check_fit
+from .executor import Executor, check_fit
 from .models import Adapter, load, variants_of
 from .models.caches import refuse_step_caches
-from .names import ImageFormat, Order
+from .names import BatchSize, ImageFormat, Order
 from .output import ImageFolder, Writers
 from .plan import Plan
 from .sampler import SamplerTable
@@ -57,7 +60,8 @@ class Run:
     standard_node_steps: int
     """What this call's images cost without sharing."""
     seconds: dict[str, float]
-    """Wall time: ``total``, and within it ``encode``, ``denoise``, ``decode`` (writing runs beside them)."""
+    """Wall time: ``total``, and within it ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
+    ``decode``; writing runs beside them, and on a GPU most of the decoding."""
 
     @property
     def savings(self) -> float:
@@ -69,10 +73,13 @@ def stream(
     plan: Plan,
     model: Any,
     *,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     order: Order = "depth",
     max_slots: int | None = None,
     conditioning_memory: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = True,
+    channels_last: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Iterator[Image]:
@@ -85,7 +92,9 @@ def stream(
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size
-        Lanes a call: latents that the denoiser evaluates at once (twice as many rows with guidance).
+        Lanes a call: latents that the denoiser evaluates at once (twice as many rows with guidance). ``"auto"``
+        measures the denoiser for some seconds, within the memory there is, and takes the size that ends this plan
+        soonest. Where a call does not fit into the memory after all, it is cut in two and the run goes on.
     order
         ``depth`` finishes images early; ``breadth`` makes the fewest calls.
     max_slots
@@ -93,6 +102,12 @@ def stream(
     conditioning_memory
         Bytes of encoded prompts that are kept in host memory; the rest goes to a temporary file (in ``TMPDIR``, or
         ``/var/tmp``) and is read when a cluster begins. Default: a quarter of the memory that is free.
+    compile
+        Run full calls through ``torch.compile``: minutes at the start, for a denoiser that is then faster.
+    cuda_graphs
+        On a GPU, capture calls as CUDA graphs and replay them; what cannot be captured runs as it is.
+    channels_last
+        Put the denoiser's weights into channels-last layout, and leave them there: faster for UNets in half precision.
     progress
         Called as ``progress(node_steps, images)`` with what each call ran and finished.
 
@@ -107,8 +122,8 @@ def stream(
     PlanMismatch
         If the plan does not fit the model. Like all errors in arguments, at the call and not at the first image.
     """
-    session = _Session(plan, load(model, **settings), batch_size, order, max_slots, conditioning_memory)
-    return session.images(plan, progress)
+    how = _How(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    return _Session(plan, load(model, **settings), how).images(plan, progress)
 
 
 def generate(
@@ -116,10 +131,13 @@ def generate(
     model: Any,
     out: str | os.PathLike[str] = "images",
     *,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     order: Order = "depth",
     max_slots: int | None = None,
     conditioning_memory: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = True,
+    channels_last: bool = False,
     image_format: ImageFormat = "png",
     progress: bool | Progress = True,
     **settings: Any,
@@ -139,7 +157,8 @@ def generate(
     """
     started = time.perf_counter()
     adapter = load(model, **settings)
-    session = _Session(plan, adapter, batch_size, order, max_slots, conditioning_memory)
+    how = _How(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    session = _Session(plan, adapter, how)
     folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
@@ -166,24 +185,36 @@ def generate(
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
     run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, seconds)
-    folder.record_run(_record(run, plan, adapter, batch_size, order))
+    folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / node_steps)
     return run
 
 
+@dataclass(frozen=True)
+class _How:
+    """How a plan is run: nothing here changes the images, beyond rounding."""
+
+    batch_size: BatchSize
+    order: Order
+    max_slots: int | None
+    conditioning_memory: int | None
+    compile: bool
+    cuda_graphs: bool
+    channels_last: bool
+
+
 class _Session:
     """A model and how to run plans on it, checked; keeps the clock of what each part took."""
 
-    def __init__(
-        self, plan: Plan, adapter: Adapter, batch_size: int, order: Order, max_slots: int | None, memory: int | None
-    ):
-        self.adapter = adapter
+    def __init__(self, plan: Plan, adapter: Adapter, how: _How):
+        self.adapter, self.how = adapter, how
         self.variants = variants_of(adapter, plan.settings)
-        self.lowering = (batch_size, order, max_slots)
-        self.batch_size = batch_size
-        self.memory = memory
-        self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+        if isinstance(how.batch_size, str) and how.batch_size != "auto":
+            raise TypeError(f"batch_size is {how.batch_size!r}: it has to be an integer or 'auto'")
+        self.batch_size: int = 1 if how.batch_size == "auto" else how.batch_size
+        """Of the pass that ran last, where it is chosen."""
+        self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
         # Prompts whose images may be lanes of one call make one pass: variants by what they have to have in common.
         self.passes: dict[Hashable, list[int]] = {}
         for v, variant in enumerate(self.variants):
@@ -194,7 +225,8 @@ class _Session:
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
             check_fit(plan, self.samplers[first])
         mixed = all(variant.mixed_timesteps for variant in self.variants)
-        plan.check_program(*self.lowering, mixed_steps=mixed)  # a bad batch size, order or max_slots is said now
+        # A bad batch size, order or max_slots is said now.
+        plan.check_program(self.batch_size, how.order, how.max_slots, mixed_steps=mixed)
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
         """Encode, then pass by pass: one, unless sizes or the like differ."""
@@ -209,35 +241,54 @@ class _Session:
             self.adapter.free()
 
     def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: Progress | None) -> Iterator[Image]:
-        """Replay, decode in batches."""
-        variant = self.variants[v]
-        program = plan.program(*self.lowering, mixed_steps=variant.mixed_timesteps)
-        executor = Executor(plan, program, variant, conditioning, self.samplers[v])
-        finished: list[Finished] = []
+        """Lower, replay, and decode beside it."""
+        variant, sampler, how = self.variants[v], self.samplers[v], self.how
+        if how.channels_last:
+            for module in variant.modules():
+                module.to(memory_format=torch.channels_last)
+        if how.batch_size == "auto":
+            self.batch_size = self._clocked("measure", lambda: self._measured(plan, variant, conditioning, sampler))
+        program = plan.program(self.batch_size, how.order, how.max_slots, mixed_steps=variant.mixed_timesteps)
+        executor = Executor(
+            plan, program, variant, conditioning, sampler, cuda_graphs=how.cuda_graphs, compile=how.compile
+        )
         calls = executor.run()
-        while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
-            lanes, latents = call
-            finished += latents
-            while len(finished) >= self.batch_size:
-                batch, finished = finished[: self.batch_size], finished[self.batch_size :]
-                yield from self._decode(plan, variant, batch)
-            if progress:
-                progress(lanes, len(latents))
-        if finished:
-            yield from self._decode(plan, variant, finished)
+        with Decoder(variant) as decoder:
+            while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
+                lanes, finished = call
+                yield from self._named(plan, self._clocked("decode", partial(decoder.put, finished)))
+                if progress:
+                    progress(lanes, len(finished))
+            self._clocked("denoise", executor.wait)
+            yield from self._named(plan, self._clocked("decode", decoder.rest))
+
+    def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
+        """The batch size that ends ``plan`` soonest."""
+        how = self.how
+        choice = automatic(
+            plan,
+            variant,
+            conditioning,
+            sampler,
+            order=how.order,
+            max_slots=how.max_slots,
+            cuda_graphs=how.cuda_graphs,
+            compile=how.compile,
+        )
+        return choice.batch_size
+
+    def _named(self, plan: Plan, decoded: list[Decoded]) -> Iterator[Image]:
+        for image in decoded:
+            yield Image(image.index, plan.prompts[image.index], int(plan.seeds[image.index]), image.pil)
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """What the plan was compiled with, if it was this model's; encoded now otherwise."""
         if plan.encoded is not None and plan.encoded[0] == self.adapter.encoding_key():
             return plan.encoded[1]
         needed = plan.covered()
-        return encode(self.variants, plan.setting, plan.prompts, plan.seeds, needed=needed, memory=self.memory)
-
-    def _decode(self, plan: Plan, variant: Adapter, finished: list[Finished]) -> Iterator[Image]:
-        latents, generators = torch.cat([f.latent for f in finished]), [f.generator for f in finished]
-        pictures = self._clocked("decode", lambda: variant.decode(latents, generators))
-        for image, picture in zip(finished, pictures, strict=True):
-            yield Image(image.index, plan.prompts[image.index], int(plan.seeds[image.index]), picture)
+        return encode(
+            self.variants, plan.setting, plan.prompts, plan.seeds, needed=needed, memory=self.how.conditioning_memory
+        )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -274,7 +325,7 @@ def _alone_from(plan: Plan) -> np.ndarray:
     return out
 
 
-def _record(run: Run, plan: Plan, adapter: Adapter, batch_size: int, order: str) -> dict[str, Any]:
+def _record(run: Run, plan: Plan, adapter: Adapter, session: _Session) -> dict[str, Any]:
     device = adapter.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -291,8 +342,11 @@ def _record(run: Run, plan: Plan, adapter: Adapter, batch_size: int, order: str)
             "n_steps": plan.n_steps,
             "tau": plan.tau,
         },
-        "batch_size": batch_size,
-        "order": order,
+        "batch_size": session.batch_size,
+        "order": session.how.order,
+        "compile": session.how.compile,
+        "cuda_graphs": session.how.cuda_graphs and device.type == "cuda",
+        "channels_last": session.how.channels_last,
         "scheduler": type(adapter.scheduler()).__name__,
         "device": f"{device.type} ({name})",
         "dtype": str(adapter.dtype).removeprefix("torch."),

@@ -10,6 +10,7 @@ Linkage = Literal["ward", "centroid", "average", "complete"]
 Order = Literal["depth", "breadth"]
 Noise = Literal["independent", "shared"]
 ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
+BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
 
 T = TypeVar("T")

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def plan_summary(plan: Plan, batch_size: int, seconds_per_node_step: float | None = None) -> str:
-    """What the plan would cost, before it runs: savings, active clusters by step, calls, slots, time."""
-    program = plan.program(batch_size)
+def plan_summary(plan: Plan, batch_size: int | None, seconds_per_node_step: float | None = None) -> str:
+    """What the plan would cost, before it runs: savings, active clusters by step, calls, slots, time.
+
+    Without a batch size, which may have to be measured yet, nothing is said of calls and slots.
+    """
     counts = plan.counts()
     kept = len(plan.kept)
     share = f" ({kept:,} kept)" if kept < plan.n_prompts else ""
@@ -30,12 +32,11 @@ def plan_summary(plan: Plan, batch_size: int, seconds_per_node_step: float | Non
         ("saved", f"{plan.savings:.1%} of the denoiser's evaluations"),
         ("clusters by step", f"{counts[0]:,} {sparkline(counts)} {counts[-1]:,}"),
         ("", step_table(counts)),
-        (
-            f"calls of {batch_size}",
-            f"{program.n_calls:,} ({program.lower_bound:,} at the least), {program.occupancy:.1%} of lanes filled",
-        ),
-        ("slots", f"{program.n_slots:,} latents alive at most"),
     ]
+    if batch_size is not None:
+        program = plan.program(batch_size)
+        calls = f"{program.n_calls:,} ({program.lower_bound:,} at the least), {program.occupancy:.1%} of lanes filled"
+        rows += [(f"calls of {batch_size}", calls), ("slots", f"{program.n_slots:,} latents alive at most")]
     if seconds_per_node_step is not None:
         ours, standard = (seconds_per_node_step * n for n in (plan.node_steps, plan.standard_node_steps))
         rows.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -116,8 +115,7 @@ class Spool:
             self._file = None
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        self.close()
 
 
 def _folder() -> str:

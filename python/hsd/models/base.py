@@ -17,7 +17,6 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -60,6 +59,9 @@ class Denoiser(ABC):
 
     mixed_timesteps: ClassVar[bool] = True
     """Whether the lanes of one call may stand at different timesteps. Where not, every call holds one step."""
+
+    capturable: ClassVar[bool] = True
+    """Whether :meth:`denoise` never waits for the device nor reads a value back, so that it can be a CUDA graph."""
 
     encode_batch: ClassVar[int] = 32
     """Prompts that :meth:`encode` is given at once, at most."""
@@ -137,17 +139,26 @@ class Denoiser(ABC):
         return {}
 
     def generator(self, seed: int) -> torch.Generator:
-        """The generator of one prompt, where the denoising of the image starts to draw from it."""
+        """The generator of one prompt, on the CPU, where the denoising of the image starts to draw from it."""
         return torch.Generator("cpu").manual_seed(seed)
 
     def first_noise(self, generator: torch.Generator) -> Tensor:
-        """The noise that denoising starts from, (1, *latent_shape), before the scheduler scales it."""
-        shape = (1, *self.latent_shape())
-        return randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+        """The noise that denoising starts from, (1, *latent_shape) on the CPU, before the scheduler scales it."""
+        return torch.randn((1, *self.latent_shape()), generator=generator, dtype=self.noise_dtype)
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """The networks that :meth:`denoise` calls: what is looked through for step caches."""
+        """The networks that :meth:`denoise` calls: what is looked through for step caches and hooks, and compiled."""
         return ()
+
+    @property
+    def stays(self) -> bool:
+        """Whether the weights stay where they are: no hook brings them to the device and takes them away again."""
+        return all(_stays(module) for module in self.modules())
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Held while calls are made one after the other: what does not change meanwhile may be looked up once."""
+        yield
 
 
 class Prior(Denoiser):
@@ -195,7 +206,18 @@ class Adapter(Denoiser):
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's dtype."""
-        return self.modules()[0].dtype  # type: ignore[return-value]
+        return self._running_dtype or self.modules()[0].dtype  # type: ignore[return-value]
+
+    _running_dtype: ClassVar[torch.dtype | None] = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Held while calls are made. To find a dtype, diffusers looks through all modules: a hundredth of a run."""
+        self.__dict__["_running_dtype"] = self.modules()[0].dtype
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_running_dtype", None)
 
     @classmethod
     def load_pipeline(cls, source: str, dtype: torch.dtype) -> Any:
@@ -240,10 +262,21 @@ class Adapter(Denoiser):
         networks = tuple(part for part in parts if isinstance(part, nn.Module) and part not in self.modules())
         return (type(self), repr(sorted(self.settings.items())), networks, tuple(map(_lora_state, networks)))
 
+    @property
+    def stays(self) -> bool:
+        """Whether all networks of the pipeline stay where they are, not the denoiser's only."""
+        parts = [part for pipe in self.pipes() for part in pipe.components.values()]
+        return all(_stays(part) for part in parts if isinstance(part, nn.Module))
+
     def free(self) -> None:
         """After a run: what ``enable_model_cpu_offload`` keeps on the device goes back to the host."""
         for pipe in self.pipes():
             pipe.maybe_free_model_hooks()
+
+
+def _stays(module: nn.Module) -> bool:
+    """Whether neither accelerate nor diffusers has hooked into a network, to bring and take its weights."""
+    return not any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
 
 
 def _lora_state(module: nn.Module) -> Hashable:

@@ -65,7 +65,7 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
         raise BrokenAdapter(
             f"first_noise gives {tuple(noise.shape[1:])}, but latent_shape says {adapter.latent_shape()}"
         )
-    latents = noise.float() * sampler.init_noise_sigma
+    latents = noise.to(adapter.device).float() * sampler.init_noise_sigma
     step = torch.arange(n) % (sampler.n_steps if adapter.mixed_timesteps else 1)
     timesteps = sampler.timesteps[step].to(adapter.device)
     _check_lanes(adapter, latents, timesteps, rows)

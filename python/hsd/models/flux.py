@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
@@ -129,7 +128,7 @@ class Flux(Adapter):
         rows, columns = self._grid
         channels = self.pipe.transformer.config.in_channels // 4
         shape = (1, channels, 2 * rows, 2 * columns)
-        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+        noise = torch.randn(shape, generator=generator, dtype=self.noise_dtype)
         return self.pipe._pack_latents(noise, *shape)
 
     def _image_ids(self, device: torch.device) -> Tensor:

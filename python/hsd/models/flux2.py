@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input, retrieve_timesteps
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .base import Adapter, Batch, Encoded, check_size, scale_row
@@ -129,7 +128,7 @@ class Flux2(Adapter):
     def first_noise(self, generator: torch.Generator) -> Tensor:
         """Drawn as an image of patches (1, C, h, w), then packed."""
         shape = (1, self.latent_shape()[1], *self._grid)
-        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype)
+        noise = torch.randn(shape, generator=generator, dtype=self.noise_dtype)
         return self.pipe._pack_latents(noise)
 
     @cached_property

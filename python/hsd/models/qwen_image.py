@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..errors import UnsupportedPipeline
@@ -122,7 +121,7 @@ class QwenImage(Adapter):
         """Drawn as a video of one frame (1, 1, C, h, w), then packed."""
         rows, columns = self._grid
         channels, h, w = self.pipe.transformer.config.in_channels // 4, 2 * rows, 2 * columns
-        noise = randn_tensor((1, 1, channels, h, w), generator=generator, device=self.device, dtype=self.noise_dtype)
+        noise = torch.randn((1, 1, channels, h, w), generator=generator, dtype=self.noise_dtype)
         return self.pipe._pack_latents(noise, 1, channels, h, w)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -36,6 +36,7 @@ class ZImage(Adapter):
     cfg_truncation: float | None = 1.0
     max_sequence_length: int = 512
 
+    capturable: ClassVar[bool] = False  # it reads the captions' lengths
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)

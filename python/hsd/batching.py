@@ -1,0 +1,258 @@
+"""How many lanes a call should have: measured on the model and the machine, then decided on the plan.
+
+More lanes a call use a device better, up to a point that depends on both; they take memory, and leave lanes empty where
+a plan has too few latents ready. So the denoiser is timed alone at 1, 2, 4... lanes, which takes seconds, and
+:func:`choose` adds up what each batch size would cost over the plan's own calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .clustering import memory_budget
+from .conditioning import Conditioning
+from .curve import MEMORY_SHARE, MOST, CudaMemory, Curve, measure, time_to_take
+from .errors import OutOfMemory
+from .graphs import can_capture
+from .models.base import Denoiser
+from .names import Order, check_count
+from .plan import Plan
+from .sampler import SamplerTable
+
+_TIME_SHARE = 0.1
+"""Of what a plan would take one lane at a time: measuring it may not take longer."""
+
+_FIRST = 0.5
+"""Seconds to find out what one lane takes, about."""
+
+_LOWERED = 20_000_000
+"""Node-steps up to which candidates are lowered: a second or so each. Beyond it their calls are estimated."""
+
+_LOWERED_AT_ONCE = 50_000
+"""Node-steps up to which all candidates are lowered, since it takes no time: beyond, those that may be the best."""
+
+_TIE = 1e-9
+"""Relative difference of predictions that are the same but for rounding."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A batch size and an order, and what the plan would cost with them."""
+
+    batch_size: int
+    order: Order
+    seconds: float
+    n_calls: int
+    n_slots: int | None
+    """None where the plan was not lowered."""
+    status: str
+    """``fits``; ``too large`` for the memory; ``not lowered``: ``seconds`` and ``n_calls`` are the least there can be
+    (for huge plans, an estimate), and another candidate takes less."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The batch size and order that take the least time by prediction."""
+
+    batch_size: int
+    order: Order
+    seconds: float
+    """Predicted, of the denoiser over the whole plan."""
+    n_calls: int
+    n_slots: int
+    table: tuple[Candidate, ...]
+    """What was compared, by batch size."""
+
+    def __str__(self) -> str:
+        rows = [f"{'batch':>5}  {'order':8}{'seconds':>12}{'calls':>12}{'slots':>10}"]
+        for row in self.table:
+            slots = "" if row.n_slots is None else f"{row.n_slots:,}"
+            mark = "chosen" if (row.batch_size, row.order) == (self.batch_size, self.order) else row.status
+            mark = "" if mark == "fits" else f"  {mark}"
+            rows.append(f"{row.batch_size:5}  {row.order:8}{row.seconds:12.3f}{row.n_calls:12,}{slots:>10}{mark}")
+        return "\n".join(rows)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that slots and calls may take on ``device``: a share of what is free."""
+    if device.type == "cuda":
+        return int(CudaMemory(device).free() * MEMORY_SHARE)
+    return memory_budget()
+
+
+def slot_bytes(denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, leaves: NDArray[np.int64]) -> int:
+    """Bytes of a slot in the executor: the state in float32, and a row of the conditioning that prompts differ in."""
+    part = conditioning.of(leaves)
+    common = part.mean(leaves[:1], names=part.shared(leaves))
+    rows = sum(math.prod(row) * dtype.itemsize for name, (row, dtype) in part.shapes().items() if name not in common)
+    return sampler.n_state * math.prod(denoiser.latent_shape()) * 4 + rows
+
+
+def automatic(
+    plan: Plan,
+    denoiser: Denoiser,
+    conditioning: Conditioning,
+    sampler: SamplerTable,
+    *,
+    order: Order | None = None,
+    max_slots: int | None = None,
+    cuda_graphs: bool = True,
+    compile: bool = False,
+) -> Choice:
+    """What ``batch_size="auto"`` means: :func:`measure`, then :func:`choose`, for the executor with these arguments.
+
+    Beside a few calls of one lane, it takes at most a tenth of what the plan would take with one lane a call.
+    With ``compile`` the networks are measured before they are compiled: each size would be compiled anew.
+    """
+    leaves, device = plan.covered(), denoiser.device
+    cuda_graphs = cuda_graphs and can_capture(denoiser)
+    most = min(MOST, len(plan))
+    single = measure(denoiser, conditioning, sampler, leaves, sizes=[1], seconds=_FIRST, cuda_graphs=cuda_graphs)
+    seconds = min(time_to_take(device), _TIME_SHARE * plan.node_steps * single.seconds(1))
+    curve = measure(denoiser, conditioning, sampler, leaves, most=most, seconds=seconds, cuda_graphs=cuda_graphs)
+    return choose(
+        plan,
+        curve,
+        order=order,
+        max_slots=max_slots,
+        slot_bytes=slot_bytes(denoiser, conditioning, sampler, leaves),
+        free_bytes=free_memory(device),
+        mixed_steps=denoiser.mixed_timesteps,
+        padded=cuda_graphs or compile,
+    )
+
+
+def choose(
+    plan: Plan,
+    curve: Curve,
+    *,
+    order: Order | None = None,
+    max_slots: int | None = None,
+    slot_bytes: int = 0,
+    free_bytes: int | None = None,
+    mixed_steps: bool = True,
+    padded: bool = False,
+    sizes: Iterable[int] | None = None,
+) -> Choice:
+    """The batch size, and the order if it is open, that run ``plan`` in the least time by ``curve``.
+
+    Parameters
+    ----------
+    plan
+        What is to run.
+    curve
+        From :func:`measure`.
+    order
+        The one that is asked for. Default: the faster of both, of those whose slots fit.
+    max_slots, mixed_steps
+        As of :meth:`Plan.program`.
+    slot_bytes
+        Bytes of one slot, see :func:`slot_bytes`.
+    free_bytes
+        Bytes that slots and a call may take together, see :func:`free_memory`. Default: no limit.
+    padded
+        Whether calls are padded to a few sizes, as the executor does where it captures or compiles them.
+    sizes
+        Batch sizes to choose from. Default: what was measured, and one between each two.
+
+    Returns
+    -------
+    Choice
+        Of equally fast batch sizes the smallest, and ``depth`` before ``breadth``. It is never larger than the widest
+        call that the plan has.
+
+    Raises
+    ------
+    ValueError
+        For bad arguments, and for a ``max_slots`` below the least that suffices.
+    OutOfMemory
+        If the slots of no candidate fit.
+    """
+    wanted = sorted({check_count("a size", size) for size in (curve.candidates() if sizes is None else sizes)})
+    if not wanted:
+        raise ValueError("sizes is empty: there is no batch size to choose from")
+    orders: tuple[Order, ...] = get_args(Order) if order is None else (order,)
+    for name in orders:
+        plan.check_program(wanted[0], name, max_slots, mixed_steps=mixed_steps)
+    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, padded)
+    large, huge = plan.node_steps > _LOWERED_AT_ONCE, plan.node_steps > _LOWERED
+    if huge and order is None:
+        orders = ("depth",)  # an estimate cannot tell the orders apart, and breadth first keeps all prompts alive
+    guesses = [lower.guess(size, name, huge) for size in wanted for name in orders]
+    table: dict[tuple[int, Order], Candidate] = {}
+    best = math.inf
+    for guess in sorted(guesses, key=lambda row: (row.seconds, row.batch_size)):
+        # A huge plan is lowered until it fits, a large one for candidates that may be better, or as good and smaller.
+        settled = best < math.inf if huge else large and guess.seconds > best * (1 + _TIE)
+        row = guess if settled else lower.candidate(guess, huge)
+        if row.status == "fits":
+            best = min(best, row.seconds)
+        table.setdefault((row.batch_size, row.order), row)
+    rows = sorted(table.values(), key=lambda row: (row.batch_size, orders.index(row.order)))
+    fitting = [row for row in rows if row.status == "fits"]
+    if not fitting:
+        least = min(row.n_slots for row in rows if row.n_slots is not None)
+        raise OutOfMemory(
+            f"{least:,} latents alive at once of {slot_bytes:,} bytes each, and a call, do not fit into {free_bytes:,} "
+            "bytes: ask for fewer with max_slots=, or for order='depth'"
+        )
+    chosen = next(row for row in fitting if row.seconds <= best * (1 + _TIE))
+    assert chosen.n_slots is not None
+    return Choice(chosen.batch_size, chosen.order, chosen.seconds, chosen.n_calls, chosen.n_slots, tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    """What candidates cost: bounds and estimates without lowering the plan, and the sums over its calls."""
+
+    plan: Plan
+    curve: Curve
+    max_slots: int | None
+    slot_bytes: int
+    free_bytes: int | None
+    mixed_steps: bool
+    padded: bool
+
+    def guess(self, size: int, order: Order, huge: bool) -> Candidate:
+        """Nothing is lowered: the least seconds there can be, or for huge plans an estimate."""
+        calls = self.plan._core.lower_bound(size, mixed_steps=self.mixed_steps)
+        seconds = self._estimate(size, calls) if huge else self._bound(size)
+        return Candidate(size, order, seconds, calls, None, "not lowered")
+
+    def _bound(self, size: int) -> float:
+        """Every lane takes at least what it takes in the best call of at most ``size`` lanes.
+
+        Between two measured points the time a lane changes in one direction only, so the best is one of them.
+        """
+        best = min(self.curve.seconds_a_lane(n) for n in (*self.curve.lanes, size) if n <= size)
+        return self.plan.node_steps * best
+
+    def _estimate(self, size: int, calls: int) -> float:
+        """As if calls met the lower bound (both orders stay within a few percent of it), and all were equally full."""
+        if self.mixed_steps:
+            return calls * self.curve.seconds(self.plan.node_steps / calls)
+        full, rest = np.divmod(self.plan.counts(), size)  # exact: calls of one step meet the bound
+        return int(full.sum()) * self.curve.seconds(size) + self.curve.total(rest[rest > 0])
+
+    def candidate(self, guess: Candidate, huge: bool) -> Candidate:
+        """The plan lowered for the candidate: its seconds, calls and slots, and whether they fit."""
+        size, order = guess.batch_size, guess.order
+        program = self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps)
+        seconds = guess.seconds
+        if not huge:
+            lanes = program.lanes
+            if (widest := int(lanes.max())) < size:  # the same calls, and fewer lanes that are never filled
+                size = widest
+                program = self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps)
+                lanes = program.lanes
+            seconds = self.curve.total(lanes, padded_to=size if self.padded else None)
+        needed = (program.n_slots + 1) * self.slot_bytes + self.curve.memory(size)  # one for what padding writes
+        fits = self.free_bytes is None or needed <= self.free_bytes
+        return Candidate(size, order, seconds, program.n_calls, program.n_slots, "fits" if fits else "too large")

@@ -1,0 +1,431 @@
+"""``hsd bench``: what a model does on this machine, and what sharing makes of it. All numbers are of the one run.
+
+From the inside out: the denoiser alone, the plan by what that measured, the executor that replays the plan, and images
+end to end beside the diffusers pipeline's own call. Each part gets a share of the time there is, and runs on as many
+prompts as fit into it by prediction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import nn
+
+from . import _core
+from .batching import Choice, choose, free_memory, slot_bytes
+from .bench_report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
+from .compiler import compile as compile_plan
+from .conditioning import Conditioning
+from .curve import MOST, Curve, measure, synchronize
+from .decoding import BATCH as DECODED_AT_ONCE
+from .encoding import encode
+from .executor import Executor
+from .generation import stream
+from .graphs import Compiled, can_capture
+from .models.base import Adapter, quiet
+from .models.caches import refuse_step_caches
+from .plan import Plan
+from .prompts import make_seeds
+from .sampler import SamplerTable
+
+_SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
+"""Of the time there is; two curves and four settings at the most."""
+
+_FEWEST = 4
+"""Prompts that are encoded whatever it takes."""
+
+_WORTH_A_FLAG = 0.02
+"""A setting that gains less than this is not advised: it may be noise."""
+
+Say = Callable[[str], object]
+
+
+def bench(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    *,
+    tau: float | None = None,
+    budget: float | None = None,
+    steps: int = 40,
+    seeds: int | Sequence[int] = 0,
+    seconds: float = 60.0,
+    compile: bool | None = None,
+    say: Say = lambda stage: None,
+) -> Report:
+    """Measure ``adapter`` on this machine with ``prompts``.
+
+    Parameters
+    ----------
+    adapter
+        A loaded model, with the settings to measure it with.
+    prompts
+        N. Where not all are encoded in a fifth of the time, as many as are, evenly spaced.
+    tau, budget, steps, seeds
+        As of :func:`hsd.compile`.
+    seconds
+        Time to take, about: loading and compiling come on top, and what takes longer than its share when it is run
+        on a single prompt.
+    compile
+        Whether to try ``torch.compile`` too, which takes minutes with a large network. Default: on CUDA.
+    say
+        Called with what is about to be measured.
+
+    Raises
+    ------
+    ValueError
+        For bad arguments.
+    hsd.Error
+        As for generating.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"seconds is {seconds}: it has to be a finite number above 0")
+    refuse_step_caches(adapter)
+    run = _Bench(adapter, seconds, adapter.device.type == "cuda" if compile is None else compile, say)
+    given = list(prompts)
+    plan = run.compiled(given, make_seeds(seeds, len(given)), tau=tau, budget=budget, steps=steps)
+    alone, best, choice = run.denoiser(plan)
+    planned = run.planned(plan, alone, best, len(given))
+    run.watch_memory()
+    part = run.part(plan, choice)
+    with _set(adapter, best):
+        executed = run.executor(part, alone, best)
+        ours = run.images(part, alone.batch_size, best)
+    compared = run.diffusers(plan, part, alone, ours)
+    return Report(_machine(adapter), alone, planned, executed, compared)
+
+
+class _Bench:
+    """One run: what its parts have in common."""
+
+    def __init__(self, adapter: Adapter, seconds: float, compile: bool, say: Say) -> None:
+        self.adapter, self.device, self.say = adapter, adapter.device, say
+        self.compile = compile
+        self.share = {name: share * seconds for name, share in _SHARES.items()}
+        self.conditioning: Conditioning
+        self.sampler: SamplerTable
+        self.encode_seconds = 0.0  # an image, clustering included
+        self.decode_seconds = 0.0  # an image
+
+    def compiled(self, given: list[str], seeds: np.ndarray, *, steps: int, **request: Any) -> Plan:
+        """The plan, for as many of the prompts as are encoded in their share of the time."""
+        self.say("encoding and planning")
+        self.sampler = self.adapter.sampler(steps)  # a scheduler that cannot be expressed is refused now
+        few = min(_FEWEST, len(given))
+        self._encode(given[:1], seeds[:1])  # warm-up
+        an_image = self._timed(lambda: self._encode(given[:few], seeds[:few])) / few
+        n = min(len(given), max(few, int(self.share["encode"] / an_image)))
+        picked = np.linspace(0, len(given) - 1, n).astype(np.int64)
+        if request["tau"] is None and request["budget"] is None:
+            request["tau"] = self.adapter.default_tau
+        prompts = [given[i] for i in picked]
+        start = time.perf_counter()
+        plan = compile_plan(prompts, model=self.adapter, steps=steps, seeds=seeds[picked], **request)
+        self.encode_seconds = (time.perf_counter() - start) / n
+        assert plan.encoded is not None
+        self.conditioning = plan.encoded[1]
+        return plan
+
+    def denoiser(self, plan: Plan) -> tuple[Alone, Setting, Choice]:
+        """Its curve, the batch size for the plan, and every setting at that."""
+        leaves, capturable = plan.covered(), can_capture(self.adapter)
+        bases = [Setting(), Setting(cuda_graphs=True)] if capturable else [Setting()]
+        curves: dict[str, Curve] = {}
+        choices: dict[Setting, Choice] = {}
+        for base in bases:
+            self.say(f"the denoiser alone: {base.name}")
+            curve = self._measure(base, leaves, most=min(MOST, len(plan)), seconds=self.share["curve"])
+            curves[base.name] = curve
+            choices[base] = choose(
+                plan,
+                curve,
+                order="depth",
+                slot_bytes=slot_bytes(self.adapter, self.conditioning, self.sampler, leaves),
+                free_bytes=free_memory(self.device),
+                mixed_steps=self.adapter.mixed_timesteps,
+                padded=base.cuda_graphs,
+            )
+        best = min(bases, key=lambda base: choices[base].seconds)
+        choice = choices[best]
+        at = {best: self._at(best, leaves, choice.batch_size)}
+        failed: dict[str, str] = {}
+        more = [(base != best, dataclasses.asdict(base)) for base in bases]
+        more.append((any(map(_can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
+        more.append((self.compile, {"compile": True}))
+        for applies, changes in more:  # each on top of what is best so far
+            if not applies:
+                continue
+            setting = dataclasses.replace(best, **changes)
+            try:
+                at[setting] = self._at(setting, leaves, choice.batch_size)
+            except Exception as error:  # a compiler has many ways to fail, and the rest of the table is still good
+                failed[setting.name] = _first_line(error)
+            else:
+                best = setting if at[setting] < at[best] * (1 - _WORTH_A_FLAG) else best
+        lanes = {setting.name: seconds / choice.batch_size for setting, seconds in at.items()}
+        flags = best.flags(choice.batch_size, capturable)
+        return Alone(curves, choice.batch_size, lanes, failed, best.name, flags), best, choice
+
+    def _at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> float:
+        """Seconds a call of ``batch_size`` lanes."""
+        self.say(f"the denoiser alone, {batch_size} lanes: {setting.name}")
+        with _set(self.adapter, setting, compiled_for=batch_size):
+            curve = self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
+        return curve.seconds(batch_size)
+
+    def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
+        """What the plan comes to at the batch size that was chosen, by the denoiser's seconds."""
+        size, a_lane = alone.batch_size, alone.seconds_a_lane[best.name]
+        program = plan.program(size, "depth", mixed_steps=self.adapter.mixed_timesteps)
+        curve = alone.curves[Setting(cuda_graphs=best.cuda_graphs).name]
+        lanes = program.lanes
+        full = int((lanes == size).sum()) * size * a_lane
+        # Calls that are not full run as the curve says, and in another layout faster by as much as full calls do.
+        rest = curve.total(lanes[lanes < size], padded_to=size if best.cuda_graphs or best.compile else None)
+        if not best.compile:
+            rest *= a_lane / curve.seconds_a_lane(size)
+        return Planned(
+            prompts=len(plan),
+            prompts_given=given,
+            steps=plan.n_steps,
+            tau=plan.tau,
+            node_steps=plan.node_steps,
+            standard_node_steps=plan.standard_node_steps,
+            savings=plan.savings,
+            calls=program.n_calls,
+            calls_lower_bound=program.lower_bound,
+            occupancy=program.occupancy,
+            slots=program.n_slots,
+            seconds=full + rest,
+            standard_seconds=plan.standard_node_steps * a_lane,
+        )
+
+    def part(self, plan: Plan, choice: Choice) -> Plan:
+        """As much of the plan as is denoised, and decoded, in the shares of the time: neighbours in the tree."""
+        n = min(DECODED_AT_ONCE, len(plan)) if self.device.type == "cuda" else 1
+        latents = torch.randn((n, *self.adapter.latent_shape()), generator=torch.Generator().manual_seed(0))
+        generators = [self.adapter.generator(i) for i in range(n)]
+
+        def decode() -> None:
+            with torch.no_grad():
+                self.adapter.decode(latents.to(self.device), generators)
+
+        self.say("decoding")
+        decode()  # warm-up
+        self.decode_seconds = self._timed(decode) / n
+        both = choice.seconds + self.decode_seconds * len(plan)
+        parts = math.ceil(max(choice.seconds / self.share["executor"], both / self.share["end to end"]))
+        return plan.shard(max(1, parts))[0]
+
+    def executor(self, part: Plan, alone: Alone, setting: Setting) -> Executed:
+        """Replay a part of the plan, and drop the latents."""
+        self.say(f"the executor, on {len(part):,} prompts")
+        program = part.program(alone.batch_size, "depth", mixed_steps=self.adapter.mixed_timesteps)
+
+        def executor() -> Executor:
+            return Executor(
+                part,
+                program,
+                self.adapter,
+                self.conditioning,
+                self.sampler,
+                cuda_graphs=setting.cuda_graphs,
+                compile=setting.compile,
+            )
+
+        if setting.compile:  # the first full call compiles the networks, which would be most of a short run
+            any(lanes == program.batch_size for lanes, _ in executor().run())
+        machine, first, node_steps, finished = executor(), 0.0, 0, 0
+        synchronize(self.device)
+        start = time.perf_counter()
+        for lanes, done in machine.run():
+            if done and not finished:
+                synchronize(self.device)
+                first = time.perf_counter() - start
+            node_steps += lanes
+            finished += len(done)
+        machine.wait()
+        seconds = time.perf_counter() - start
+        assert (node_steps, finished) == (part.node_steps, len(part))
+        by_denoiser = node_steps * alone.seconds_a_lane[setting.name]
+        base = Setting(cuda_graphs=setting.cuda_graphs)
+        return Executed(
+            prompts=len(part),
+            node_steps=node_steps,
+            savings=part.savings,
+            calls=program.n_calls,
+            occupancy=program.occupancy,
+            seconds=seconds,
+            denoiser_seconds=by_denoiser,
+            efficiency=by_denoiser / seconds,
+            first_image_seconds=first,
+            one_image_seconds=part.n_steps * alone.curves[base.name].seconds(1),
+        )
+
+    def images(self, part: Plan, batch_size: int, setting: Setting) -> EndToEnd:
+        """Our own images, decoded and dropped."""
+        self.say(f"end to end, on {len(part):,} prompts")
+        start = time.perf_counter()
+        images = stream(
+            part,
+            self.adapter,
+            batch_size=batch_size,
+            order="depth",
+            compile=setting.compile,
+            cuda_graphs=setting.cuda_graphs,
+            channels_last=setting.channels_last,
+        )
+        made = sum(1 for _ in images)
+        seconds = time.perf_counter() - start
+        assert made == len(part)
+        an_image = self.encode_seconds + seconds / made
+        return EndToEnd(made, part.savings, self.encode_seconds, an_image, peak_bytes=self._peak())
+
+    def diffusers(self, plan: Plan, part: Plan, alone: Alone, ours: EndToEnd) -> EndToEnd:
+        """The pipeline's own call, on the first prompts of the same part, in batches of the same size."""
+        pipe = self.adapter.pipe
+        if isinstance(pipe, tuple):
+            return dataclasses.replace(ours, not_compared="a pair of pipelines has no call of its own")
+        candidates = np.concatenate([part.kept, np.setdiff1d(plan.kept, part.kept)])
+        n = 1
+        while n < len(candidates) and self._predicted(n + 1, plan, alone) <= self.share["diffusers"]:
+            n += 1
+        chosen, batch = candidates[:n], min(alone.batch_size, n)
+        self.say(f"the diffusers pipeline, on {n:,} prompts")
+        accepted = inspect.signature(pipe.__call__).parameters
+        settings = {name: value for name, value in self.adapter.settings.items() if name in accepted}
+        left_out = tuple(name for name in self._changed() if name not in accepted)
+        try:
+            while True:
+                try:
+                    an_image = self._calls(pipe, plan, chosen, batch, settings) / n
+                    break
+                except torch.OutOfMemoryError:  # it decodes the whole batch at once
+                    if batch == 1:
+                        raise
+                    batch = (batch + 1) // 2
+        except Exception as error:  # whatever the pipeline does not take, the rest of the table is still good
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            return dataclasses.replace(ours, not_compared=reason, not_handed_over=left_out)
+        return dataclasses.replace(
+            ours,
+            diffusers_prompts=n,
+            diffusers_batch_size=batch,
+            diffusers_seconds_an_image=an_image,
+            not_handed_over=left_out,
+            speed_up=an_image / ours.seconds_an_image,
+            diffusers_peak_bytes=self._peak(),
+        )
+
+    def _calls(self, pipe: Any, plan: Plan, chosen: np.ndarray, batch: int, settings: dict[str, Any]) -> float:
+        """Seconds of the pipeline for the ``chosen`` prompts."""
+        self.watch_memory()
+        start = time.perf_counter()
+        try:
+            with quiet(pipe):
+                for begin in range(0, len(chosen), batch):
+                    self._call(pipe, plan, chosen[begin : begin + batch], settings)
+        finally:
+            self.adapter.free()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _call(self, pipe: Any, plan: Plan, chosen: np.ndarray, settings: dict[str, Any]) -> None:
+        """One batch. A negative prompt has to be a list where the prompt is one."""
+        own = {
+            name: [value] * len(chosen) if name.startswith("negative_prompt") and isinstance(value, str) else value
+            for name, value in settings.items()
+        }
+        images = pipe(
+            [plan.prompts[i] for i in chosen],
+            num_inference_steps=plan.request["steps"],
+            generator=[torch.Generator("cpu").manual_seed(int(plan.seeds[i])) for i in chosen],
+            **own,
+        ).images
+        assert len(images) == len(chosen)
+
+    def _predicted(self, n: int, plan: Plan, alone: Alone) -> float:
+        """Seconds of the pipeline's own call for ``n`` prompts."""
+        full, rest = divmod(n, alone.batch_size)
+        curve = alone.curves[Setting().name]
+        calls = full * curve.seconds(alone.batch_size) + (curve.seconds(rest) if rest else 0.0)
+        return plan.n_steps * calls + n * (self.encode_seconds + self.decode_seconds)
+
+    def _changed(self) -> list[str]:
+        """Settings of the model that are not what its family has by default."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self.adapter)}
+        return [name for name, value in self.adapter.settings.items() if value != defaults[name]]
+
+    def _measure(self, setting: Setting, leaves: np.ndarray, **options: Any) -> Curve:
+        graphs = setting.cuda_graphs
+        return measure(self.adapter, self.conditioning, self.sampler, leaves, cuda_graphs=graphs, **options)
+
+    def _encode(self, prompts: list[str], seeds: np.ndarray) -> None:
+        encode([self.adapter], np.zeros(len(prompts), np.int64), prompts, seeds)
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        work()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+    def watch_memory(self) -> None:
+        """Start to watch for the peak of device memory."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _peak(self) -> int | None:
+        return int(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def _set(adapter: Adapter, setting: Setting, compiled_for: int | None = None) -> Iterator[None]:
+    """The networks laid out and, for a size, compiled; afterwards as they were, for what is measured next."""
+    modules = adapter.modules()
+    to_lay_out = [module for module in modules if setting.channels_last and _can_be_laid_out(module)]
+    try:
+        for module in to_lay_out:
+            module.to(memory_format=torch.channels_last)
+        compiled = Compiled(modules, compiled_for) if setting.compile and compiled_for is not None else None
+        with compiled.for_lanes(compiled.size) if compiled is not None else contextlib.nullcontext():
+            yield
+    finally:
+        for module in to_lay_out:
+            module.to(memory_format=torch.contiguous_format)
+
+
+def _can_be_laid_out(module: nn.Module) -> bool:
+    """Whether it has weights of convolutions that are not in channels-last layout."""
+    kernels = [p for p in module.parameters() if p.ndim == 4]
+    return any(not p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def _machine(adapter: Adapter) -> Machine:
+    device = adapter.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return Machine(
+        model=adapter.name,
+        device=f"{device.type} ({name})",
+        dtype=str(adapter.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        hsd=_core.__version__,
+        date=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

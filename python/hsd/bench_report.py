@@ -1,0 +1,276 @@
+"""What ``hsd bench`` found: its numbers, and the table of them that people read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .curve import Curve
+from .report import duration
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured, and with what."""
+
+    model: str
+    device: str
+    dtype: str
+    threads: int
+    """Of torch, on the CPU."""
+    torch: str
+    diffusers: str
+    hsd: str
+    date: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the denoiser runs: the switches of ``hsd generate``."""
+
+    cuda_graphs: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is switched on, or ``eager``."""
+        names = {"CUDA graphs": self.cuda_graphs, "channels-last": self.channels_last, "compile": self.compile}
+        return " + ".join(name for name, on in names.items() if on) or "eager"
+
+    def flags(self, batch_size: int, can_capture: bool) -> str:
+        """Options for ``hsd generate``; graphs are its default where they can be captured."""
+        flags = {
+            "--no-cuda-graphs": can_capture and not self.cuda_graphs,
+            "--channels-last": self.channels_last,
+            "--compile": self.compile,
+        }
+        return " ".join([f"--batch-size {batch_size}", *(flag for flag, on in flags.items() if on)])
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The denoiser alone."""
+
+    curves: dict[str, Curve]
+    """By setting: each size that was tried."""
+    batch_size: int
+    """The one that the plan takes the least time with."""
+    seconds_a_lane: dict[str, float]
+    """By setting, at that batch size."""
+    failed: dict[str, str]
+    """Settings that did not run, and why."""
+    best: str
+    """The setting that is advised."""
+    flags: str
+    """What to give to ``hsd generate``."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan, and what it would take by the denoiser's measured seconds."""
+
+    prompts: int
+    prompts_given: int
+    steps: int
+    """Evaluations an image."""
+    tau: float
+    node_steps: int
+    standard_node_steps: int
+    savings: float
+    calls: int
+    calls_lower_bound: int
+    occupancy: float
+    slots: int
+    seconds: float
+    """Predicted, of the denoiser."""
+    standard_seconds: float
+    """Predicted, without sharing, in full calls of the same size."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Denoising as the executor does it, nothing encoded or decoded."""
+
+    prompts: int
+    node_steps: int
+    savings: float
+    calls: int
+    occupancy: float
+    seconds: float
+    denoiser_seconds: float
+    """Of as many lanes by the denoiser alone, in full calls of the same size."""
+    efficiency: float
+    """``denoiser_seconds / seconds``."""
+    first_image_seconds: float
+    """Until the first latent was finished, depth first."""
+    one_image_seconds: float
+    """Predicted, of one image alone."""
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Images, decoded, from prompts: ours and those of the pipeline's own call."""
+
+    prompts: int
+    savings: float
+    """Of the plan for these prompts."""
+    encode_seconds_an_image: float
+    """Encoding and clustering, of the whole plan."""
+    seconds_an_image: float
+    """Everything."""
+    diffusers_prompts: int = 0
+    diffusers_batch_size: int = 0
+    diffusers_seconds_an_image: float | None = None
+    not_compared: str | None = None
+    """Why the pipeline was not called."""
+    not_handed_over: tuple[str, ...] = ()
+    """Settings that were changed, and that the pipeline's call does not take by this name."""
+    speed_up: float | None = None
+    peak_bytes: int | None = None
+    """Device memory, of the executor and end to end. On CUDA."""
+    diffusers_peak_bytes: int | None = None
+
+    @property
+    def ideal(self) -> float:
+        """The speed-up if only node-steps took time: 1 / (1 - savings)."""
+        return 1.0 / (1.0 - self.savings)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured."""
+
+    machine: Machine
+    alone: Alone
+    plan: Planned
+    executor: Executed
+    end_to_end: EndToEnd
+
+    def numbers(self) -> dict[str, Any]:
+        """For programs: what JSON can hold."""
+        out = dataclasses.asdict(self)
+        out["end_to_end"]["ideal_speed_up"] = self.end_to_end.ideal
+        return out
+
+    def __str__(self) -> str:
+        return "\n\n".join([_head(self), _denoiser(self.alone), _plan(self), _executor(self), _end_to_end(self)])
+
+
+_NAME = 18
+"""Columns of a row's name."""
+
+_FILLED = 0.7
+"""Of the lanes: a part of a plan that fills fewer says little of the whole."""
+
+
+def _rows(title: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([title, *(f"  {name:<{_NAME}}{value}" for name, value in rows)])
+
+
+def _head(report: Report) -> str:
+    machine, plan = report.machine, report.plan
+    plural = "s" if machine.threads > 1 else ""
+    threads = f", {machine.threads} thread{plural}" if machine.device.startswith("cpu") else ""
+    spaced = f" of {plan.prompts_given:,}, evenly spaced" if plan.prompts < plan.prompts_given else ""
+    return "\n".join(
+        [
+            f"{machine.model} on {machine.device}{threads}, {machine.dtype}, {machine.date}",
+            f"hsd {machine.hsd}, torch {machine.torch}, diffusers {machine.diffusers}",
+            f"{plan.prompts:,} prompts{spaced}; {plan.steps} evaluations an image",
+        ]
+    )
+
+
+def _denoiser(alone: Alone) -> str:
+    """A row a lane count, a column a curve; then the settings at one size."""
+    names = list(alone.curves)
+    has_memory = any(curve.bytes_a_call is not None for curve in alone.curves.values())
+    lines = ["denoiser alone, ms a lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
+    lines[-1] += f"{'MiB a call':>14}" if has_memory else ""
+    for lanes in sorted({lanes for curve in alone.curves.values() for lanes in curve.lanes}):
+        line = f"  {lanes:>6}"
+        for curve in alone.curves.values():
+            place = curve.lanes.index(lanes) if lanes in curve.lanes else None
+            line += f"{'':14}" if place is None else f"{1e3 * curve.seconds_a_call[place] / lanes:14.3f}"
+        if has_memory:
+            line += f"{max(curve.memory(lanes) for curve in alone.curves.values()) / 2**20:14,.0f}"
+        lines.append(line)
+    lines += [f"  {name} ended: {curve.ended}" for name, curve in alone.curves.items()]
+    lines.append(f"with {alone.batch_size} lanes, ms a lane")
+    width = max(len(name) for name in [*alone.seconds_a_lane, *alone.failed]) + 2
+    slowest = max(alone.seconds_a_lane.values())
+    for name, seconds in alone.seconds_a_lane.items():
+        mark = "  best" if name == alone.best else ""
+        lines.append(f"  {name:<{width}}{1e3 * seconds:10.3f}  {slowest / seconds:5.2f}x{mark}")
+    lines += [f"  {name:<{width}}failed: {reason}" for name, reason in alone.failed.items()]
+    return "\n".join([*lines, f"  best: hsd generate ... {alone.flags}"])
+
+
+def _plan(report: Report) -> str:
+    plan = report.plan
+    return _rows(
+        f"plan, tau {plan.tau:.4g}",
+        [
+            ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}: {plan.savings:.1%} saved"),
+            (
+                f"calls of {report.alone.batch_size}",
+                f"{plan.calls:,} ({plan.calls_lower_bound:,} at the least), {plan.occupancy:.1%} of lanes filled",
+            ),
+            ("slots", f"{plan.slots:,} latents alive at most"),
+            ("predicted", f"{duration(plan.seconds)} of the denoiser instead of {duration(plan.standard_seconds)}"),
+        ],
+    )
+
+
+def _executor(report: Report) -> str:
+    run = report.executor
+    short = run.prompts < report.plan.prompts and run.occupancy < _FILLED
+    hint = ": a short run, --seconds makes it longer" if short else ""
+    return _rows(
+        f"executor, on {run.prompts:,} prompts, {report.alone.best}",
+        [
+            ("node-steps", f"{run.node_steps:,}, {run.savings:.1%} saved"),
+            ("calls", f"{run.calls:,}, {run.occupancy:.1%} of lanes filled{hint}"),
+            ("time", duration(run.seconds)),
+            (
+                "efficiency",
+                f"{run.efficiency:.1%}: as many lanes in full calls of the denoiser alone take "
+                f"{duration(run.denoiser_seconds)}",
+            ),
+            (
+                "first image",
+                f"after {duration(run.first_image_seconds)}; alone it would take {duration(run.one_image_seconds)}",
+            ),
+        ],
+    )
+
+
+def _end_to_end(report: Report) -> str:
+    run = report.end_to_end
+    rows = [
+        (
+            "hsd",
+            f"{_speed(run.seconds_an_image)}, {duration(run.encode_seconds_an_image)} of it encoding and clustering "
+            f"({run.prompts:,} prompts, {run.savings:.1%} saved)",
+        )
+    ]
+    if run.diffusers_seconds_an_image is None:
+        rows.append(("diffusers", f"not compared: {run.not_compared}"))
+    else:
+        where = f"({run.diffusers_prompts:,} prompts in batches of {run.diffusers_batch_size:,})"
+        rows.append(("diffusers", f"{_speed(run.diffusers_seconds_an_image)} {where}"))
+        rows.append(("speed-up", f"{run.speed_up:.2f}x; 1 / (1 - saved) is {run.ideal:.2f}x"))
+    if run.not_handed_over:
+        rows.append(("not handed over", f"{', '.join(run.not_handed_over)}: the pipeline does not take them so named"))
+    if run.peak_bytes is not None:
+        theirs = run.diffusers_peak_bytes
+        beside = "" if theirs is None else f"; diffusers {theirs / 2**20:,.0f} MiB"
+        rows.append(("peak memory", f"{run.peak_bytes / 2**20:,.0f} MiB{beside}"))
+    return _rows("end to end, decoded", rows)
+
+
+def _speed(seconds_an_image: float) -> str:
+    return f"{duration(seconds_an_image)} an image, {1 / seconds_an_image:,.2f} images/s"

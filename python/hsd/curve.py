@@ -1,0 +1,349 @@
+"""How long the denoiser takes for a call, by lanes: measured alone, on rows of real prompts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .conditioning import Conditioning
+from .errors import OutOfMemory
+from .graphs import EAGER_FIRST, Graphs, bucket, can_capture
+from .models.base import Denoiser
+from .names import check_count
+from .sampler import SamplerTable
+
+MOST = 256
+"""Lanes that are tried at most, unless told otherwise."""
+
+_LEAST_GAIN = 0.03
+"""The time a lane has to fall by so much, or the doubling has brought nothing."""
+
+MEMORY_SHARE = 0.85
+"""Of the device memory that is free: the rest is left to decoding and to what fragments."""
+
+_SECONDS = {"cuda": 10.0}
+_SECONDS_ELSEWHERE = 5.0
+
+_SAMPLES = 7
+"""Blocks of calls timed at each size, if there is time for so many."""
+
+_BLOCK = 0.02
+"""Seconds of a block, about: what the clock and waiting for the device take vanishes in it."""
+
+_PROMPTS = 16
+"""Prompts whose conditioning the lanes get, in turn."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds a call of the denoiser takes, by lanes."""
+
+    lanes: tuple[int, ...]
+    """Ascending."""
+    seconds_a_call: tuple[float, ...]
+    """As measured, one a lane count."""
+    bytes_a_call: tuple[int, ...] | None = None
+    """Device memory that a call takes beside weights and slots, on CUDA."""
+    ended: str = ""
+    """Why no more lanes were measured."""
+
+    def __post_init__(self) -> None:
+        sizes = [len(part) for part in (self.lanes, self.seconds_a_call, self.bytes_a_call) if part is not None]
+        if not self.lanes or len(set(sizes)) > 1:
+            raise ValueError(f"a curve of {sizes} lane counts, seconds and bytes: it needs as many of each, 1 or more")
+        if self.lanes[0] < 1 or any(b <= a for a, b in itertools.pairwise(self.lanes)):
+            raise ValueError(f"the lane counts of a curve are {self.lanes}: they have to ascend from 1 or more")
+        if not all(math.isfinite(s) and s > 0 for s in self.seconds_a_call):
+            raise ValueError(f"the seconds of a curve are {self.seconds_a_call}: they have to be finite and above 0")
+
+    def seconds(self, lanes: float) -> float:
+        """Seconds of a call of so many lanes.
+
+        Linear between what was measured, and proportional to the lanes beyond the last. It never falls: what took
+        longer than a larger call was disturbed, and could have been padded to that. Fewer lanes than the first
+        measured take as long as it.
+        """
+        if not lanes > 0:
+            raise ValueError(f"a call of {lanes} lanes takes no time: lanes have to be above 0")
+        rising = np.minimum.accumulate(self.seconds_a_call[::-1])[::-1]
+        if lanes > self.lanes[-1]:
+            return float(rising[-1]) * lanes / self.lanes[-1]
+        return float(np.interp(lanes, self.lanes, rising))
+
+    def seconds_a_lane(self, lanes: float) -> float:
+        """``seconds(lanes) / lanes``."""
+        return self.seconds(lanes) / lanes
+
+    def total(self, lanes: NDArray[np.integer], padded_to: int | None = None) -> float:
+        """Seconds of calls that have ``lanes`` (n,) lanes each.
+
+        With ``padded_to``, calls are padded as the executor does it where it captures them, for programs of that
+        batch size.
+        """
+        counts = np.bincount(lanes)
+        filled = np.flatnonzero(counts).tolist()
+        sizes = filled if padded_to is None else [bucket(n, padded_to) for n in filled]
+        return math.fsum(int(counts[n]) * self.seconds(size) for n, size in zip(filled, sizes, strict=True))
+
+    def memory(self, lanes: int) -> int:
+        """Bytes of device memory that a call of so many lanes takes; 0 if that was not measured."""
+        if self.bytes_a_call is None:
+            return 0
+        if lanes > self.lanes[-1]:
+            return self.bytes_a_call[-1] * lanes // self.lanes[-1]
+        return int(np.interp(lanes, self.lanes, np.maximum.accumulate(self.bytes_a_call)))
+
+    def candidates(self) -> list[int]:
+        """Batch sizes worth a look: the lane counts that were measured, and 3, 6, 12... between them."""
+        between = [3 << k for k in range(self.lanes[-1].bit_length())]
+        return sorted({*self.lanes, *(n for n in between if self.lanes[0] < n < self.lanes[-1])})
+
+    def __str__(self) -> str:
+        head, rows = f"{'lanes':>5}{'ms a call':>12}{'ms a lane':>12}", []
+        for i, (lanes, seconds) in enumerate(zip(self.lanes, self.seconds_a_call, strict=True)):
+            memory = "" if self.bytes_a_call is None else f"{self.bytes_a_call[i] / 2**20:12,.0f}"
+            rows.append(f"{lanes:5}{1e3 * seconds:12.3f}{1e3 * seconds / lanes:12.3f}{memory}")
+        head += "" if self.bytes_a_call is None else f"{'MiB a call':>12}"
+        return "\n".join([head, *rows, *([f"ended: {self.ended}"] if self.ended else [])])
+
+
+class Memory(Protocol):
+    """What :func:`measure` asks of a device's memory."""
+
+    def free(self) -> int:
+        """Bytes that could be allocated now."""
+
+    def begin(self) -> None:
+        """Start to watch for the peak."""
+
+    def grown(self) -> int:
+        """Bytes by which the peak since :meth:`begin` exceeds what was allocated then."""
+
+
+class CudaMemory:
+    """The memory of a CUDA device, as torch's allocator sees it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+
+    def free(self) -> int:
+        """What the driver has, and what torch's allocator holds without using it."""
+        held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(torch.cuda.mem_get_info(self._device)[0]) + held
+
+    def begin(self) -> None:
+        """Start to watch for the peak."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._before = torch.cuda.memory_allocated(self._device)
+
+    def grown(self) -> int:
+        """Bytes by which the peak since :meth:`begin` exceeds what was allocated then."""
+        return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
+
+
+def time_to_take(device: torch.device) -> float:
+    """Seconds that :func:`measure` takes, about, unless told otherwise."""
+    return _SECONDS.get(device.type, _SECONDS_ELSEWHERE)
+
+
+def measure(
+    denoiser: Denoiser,
+    conditioning: Conditioning,
+    sampler: SamplerTable,
+    leaves: NDArray[np.int64],
+    *,
+    most: int = MOST,
+    seconds: float | None = None,
+    sizes: Sequence[int] | None = None,
+    cuda_graphs: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    memory: Memory | None = None,
+) -> Curve:
+    """Time the denoiser alone, on rows of real prompts, with 1, 2, 4... lanes a call.
+
+    The doubling ends when it has brought less than 3 % a lane twice in a row; when the next size would not fit into
+    the device's free memory, or did not; at ``most`` lanes; and when the time is up.
+
+    Parameters
+    ----------
+    denoiser, conditioning, sampler
+        As of the executor. The lanes stand at different steps, if the denoiser allows it.
+    leaves
+        (n,) prompts whose rows are taken: those of one pass of the executor.
+    most
+        Lanes at most; more than the plan's prompts are never filled.
+    seconds
+        Time to take, about. Default: 10 on CUDA, 5 elsewhere. One lane is always measured.
+    sizes
+        Lane counts to measure, ascending, in place of the doubling; then neither the time nor the gain is looked at.
+    cuda_graphs
+        Replay each size as a CUDA graph, as the executor does, where that is possible. Without it, small networks
+        are measured by how fast the host starts kernels.
+    clock, memory
+        Where seconds and bytes come from; the device's own, unless a test has others.
+
+    Raises
+    ------
+    OutOfMemory
+        If even the first size does not fit.
+    """
+    device = denoiser.device
+    limit = time_to_take(device) if seconds is None else seconds
+    if not limit > 0:
+        raise ValueError(f"seconds is {seconds}: there has to be some time to measure in")
+    if memory is None and device.type == "cuda":
+        memory = CudaMemory(device)
+    graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) else None
+    probe = _Probe(denoiser, conditioning, sampler, leaves, graphs, clock, memory)
+    with denoiser.running():
+        if sizes is None:
+            points, ended = probe.doubling(check_count("most", most), limit)
+        else:
+            points, ended = probe.each([check_count("a size", size) for size in sizes], limit)
+    del probe, graphs
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what runs next has other sizes
+    lanes, times, grown = zip(*points, strict=True)
+    return Curve(lanes, times, None if memory is None else grown, ended)
+
+
+_Point = tuple[int, float, int]
+"""Lanes, seconds a call, bytes a call."""
+
+
+def _enough(points: list[_Point], left: float, warm_up: int, memory: Memory | None) -> str:
+    """Why twice the lanes of the last point are not to be measured, or nothing."""
+    best, idle = math.inf, 0
+    for lanes, seconds, _ in points:
+        falls = seconds / lanes < best * (1 - _LEAST_GAIN)
+        best, idle = (seconds / lanes, 0) if falls else (best, idle + 1)
+    if idle > 1:
+        return "the time a lane no longer falls"
+    lanes, seconds, grown = points[-1]
+    if memory is not None:
+        # What grows with the lanes goes on growing; what does not, such as workspaces, is there already.
+        predicted = 2 * grown if len(points) == 1 else 3 * grown - 2 * points[-2][2]
+        if (free := memory.free()) * MEMORY_SHARE < predicted:
+            return (
+                f"{2 * lanes:,} lanes would take {predicted / 2**20:,.0f} of the {free / 2**20:,.0f} MiB that are free"
+            )
+    if 2 * seconds * (warm_up + 1) > left:
+        return f"{2 * lanes:,} lanes would take longer than there is time to measure"
+    return ""
+
+
+class _Probe:
+    """Calls of the denoiser alone."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditioning: Conditioning,
+        sampler: SamplerTable,
+        leaves: NDArray[np.int64],
+        graphs: Graphs | None,
+        clock: Callable[[], float],
+        memory: Memory | None,
+    ) -> None:
+        self._denoiser, self._graphs, self._clock, self._memory = denoiser, graphs, clock, memory
+        self._device = denoiser.device
+        self.warm_up = 1 if graphs is None else EAGER_FIRST + 1
+        part = conditioning.of(leaves)
+        shared = part.shared(leaves)
+        own = frozenset(part.fields) - shared
+        picked = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), _PROMPTS)).astype(np.int64)]
+        means = [part.mean(picked[i : i + 1], names=own) for i in range(len(picked))]
+        self._rows = {name: torch.stack([mean[name] for mean in means]).to(self._device) for name in means[0]}
+        common = part.mean(leaves[:1], names=shared)
+        self._shared = {name: row[None].to(self._device) for name, row in common.items()}
+        self._n_prompts = len(picked)
+        timesteps = sampler.timesteps.to(self._device)
+        middle = len(timesteps) // 2
+        self._timesteps = timesteps if denoiser.mixed_timesteps else timesteps[middle : middle + 1]
+
+    def doubling(self, most: int, seconds: float) -> tuple[list[_Point], str]:
+        """1, 2, 4... lanes, as long as it is worth it, and why it was not any longer."""
+        began, points, lanes = self._clock(), list[_Point](), 1
+        while lanes <= most:
+            left = seconds - (self._clock() - began)
+            if points and (ended := _enough(points, left, self.warm_up, self._memory)):
+                return points, ended
+            if failed := self._add(points, lanes, seconds):
+                return points, failed
+            lanes *= 2
+        return points, f"{most:,} lanes were the most to try"
+
+    def each(self, sizes: list[int], seconds: float) -> tuple[list[_Point], str]:
+        """So many lanes each, up to the first that fails."""
+        points: list[_Point] = []
+        failed = (self._add(points, lanes, seconds) for lanes in sizes)
+        return points, next(filter(None, failed), "")
+
+    def _add(self, points: list[_Point], lanes: int, seconds: float) -> str:
+        """Measure one size, in a share of the ``seconds``; what was wrong with it, if it does not run."""
+        try:
+            points.append(self._at(lanes, seconds / 8))
+        except RuntimeError as error:  # out of memory, or a size that some kernel does not take
+            if points:
+                return f"{lanes:,} lanes failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            if isinstance(error, torch.OutOfMemoryError):
+                raise OutOfMemory(f"a call of {lanes:,} lanes does not fit into the memory: {error}") from error
+            raise
+        return ""
+
+    @torch.no_grad()
+    def _at(self, lanes: int, seconds: float) -> _Point:
+        """Time calls of ``lanes`` lanes, once warm, for about ``seconds``: the median of several."""
+        if self._memory is not None:
+            self._memory.begin()
+        inputs = self._inputs(lanes)
+        once = [self._timed(inputs, 1) for _ in range(self.warm_up)][-1]
+        calls = max(1, min(round(_BLOCK / max(once, 1e-6)), round(seconds / max(once, 1e-6) / _SAMPLES)))
+        times = [self._timed(inputs, calls)]
+        while len(times) < _SAMPLES and (sum(times) + times[-1]) * calls <= seconds:
+            times.append(self._timed(inputs, calls))
+        return lanes, statistics.median(times), 0 if self._memory is None else self._memory.grown()
+
+    def _inputs(self, lanes: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Latents, timesteps and rows of so many lanes; a generator of its own leaves the user's alone."""
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn((lanes, *self._denoiser.latent_shape()), generator=generator).to(self._device)
+        lane = torch.arange(lanes, device=self._device)
+        rows = {name: row[lane % self._n_prompts] for name, row in self._rows.items()}
+        rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
+        return latents, self._timesteps[lane % len(self._timesteps)], rows
+
+    def _timed(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], calls: int) -> float:
+        """Seconds a call of ``calls``, one enqueued behind the other."""
+
+        def call(_: int) -> None:
+            self._denoiser.denoise(*inputs)
+
+        synchronize(self._device)
+        start = self._clock()
+        for _ in range(calls):
+            if self._graphs is None:
+                call(len(inputs[0]))
+            else:
+                self._graphs.run(len(inputs[0]), call)
+        synchronize(self._device)
+        return (self._clock() - start) / calls
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    else:
+        torch.get_device_module(device.type).synchronize()

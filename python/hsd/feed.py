@@ -1,0 +1,238 @@
+"""The host's share of a call, made before the device needs it: noise, first latents, conditioning of what begins.
+
+All of it follows from the program alone, so it can be made ahead. On a GPU a thread does so, into pinned memory, while
+the device works; on a CPU it is made when it is asked for, since a thread would only take a core from the denoiser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._core import Program
+from .conditioning import Conditioning
+from .models.base import Denoiser
+from .plan import Plan
+from .sampler import SamplerTable
+
+T = TypeVar("T")
+
+CHUNK = 1024
+"""Calls whose tables are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """A lane that reaches the last step."""
+
+    index: int
+    """Of its prompt."""
+    slot: int
+    """Where its latent will be."""
+    generator: torch.Generator
+    """Its prompt's own, where denoising leaves it."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one call needs of the host."""
+
+    lanes: int
+    table: Tensor
+    """(3, B) int64: step, source and target of each lane, padding included; the same storage for a chunk of calls."""
+    noise: Tensor | None
+    """(lanes, Z, *latent) float32; None if the scheduler draws none."""
+    first: list[tuple[int, Tensor]]
+    """Slots that a root begins in, and the latent (*latent) float32 it starts from."""
+    rows: list[tuple[int, dict[str, Tensor]]]
+    """Slots that a segment begins in, and its conditioning."""
+    finals: list[Final]
+
+
+class Feeder:
+    """Goes through a program call by call, and draws from each prompt's generator in the order of its steps.
+
+    Parameters
+    ----------
+    plan, program, denoiser, conditioning, sampler
+        As of the executor.
+    own
+        Names of the conditioning that differs between prompts.
+    pinned
+        Whether tensors are made in pinned memory, from which a GPU reads while the host goes on.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        program: Program,
+        denoiser: Denoiser,
+        conditioning: Conditioning,
+        sampler: SamplerTable,
+        own: frozenset[str],
+        pinned: bool,
+    ) -> None:
+        self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
+        self._own, self._pinned = own, pinned
+        self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
+        segments = plan.segments
+        self._seeds, self._leaf_order = plan.seeds, plan.tree.leaf_order
+        self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
+        self._representative = segments["representative"]
+        self._last_step = segments["end_step"] - 1
+        self._shared_latent = plan.noise == "shared"
+        # A generator lives as long as some segment draws from it: it is handed on to the child that keeps the
+        # representative, and dropped where no such child follows.
+        children = np.flatnonzero(segments["parent"] >= 0)
+        parents = segments["parent"][children]
+        hands_on = parents[segments["representative"][children] == segments["representative"][parents]]
+        self._drops_generator = np.ones(len(segments), dtype=bool)
+        self._drops_generator[hands_on] = False
+        self._generators: dict[int, torch.Generator] = {}
+
+    def __iter__(self) -> Iterator[Feed]:
+        """One :class:`Feed` a call."""
+        for chunk in self._program.chunks(CHUNK):
+            columns = np.stack([chunk[name] for name in ("step", "source", "target")], axis=1)  # [calls, 3, B]
+            tables = self._on_host(torch.from_numpy(columns.astype(np.int64)))
+            real = chunk["segment"] >= 0
+            lanes_of = real.sum(axis=1).tolist()
+            representative = self._representative[chunk["segment"]]
+            drops = real & (chunk["step"] == self._last_step[chunk["segment"]])
+            drops &= self._drops_generator[chunk["segment"]]
+            for call, (lanes, table) in enumerate(zip(lanes_of, tables.unbind(0), strict=True)):
+                yield self._feed(chunk[call, :lanes], representative[call, :lanes].tolist(), lanes, table)
+                for lane in np.flatnonzero(drops[call]):
+                    self._generators.pop(int(representative[call, lane]), None)
+
+    def _feed(self, entries: NDArray[np.void], representative: list[int], lanes: int, table: Tensor) -> Feed:
+        rows = []
+        for lane in np.flatnonzero(entries["begins"]).tolist():
+            segment = entries["segment"][lane]
+            leaves = self._leaf_order[self._leaf_begin[segment] : self._leaf_end[segment]]
+            means = self._conditioning.mean(leaves, names=self._own) if self._own else {}
+            rows.append((int(entries["target"][lane]), {name: self._on_host(row) for name, row in means.items()}))
+        first = []
+        for lane in np.flatnonzero(entries["fresh"]).tolist():
+            first.append((int(entries["source"][lane]), self._on_host(self._first_latent(representative[lane]))))
+        noise = self._noise(representative, entries["step"].tolist()) if self._sampler.n_noise else None
+        finals = []
+        for lane in np.flatnonzero(entries["final"]).tolist():
+            generator = self._generator(representative[lane])
+            finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
+        return Feed(lanes, table, noise, first, rows, finals)
+
+    def _on_host(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._pinned else tensor
+
+    def _generator(self, representative: int) -> torch.Generator:
+        """The generator of a prompt, started when it is first drawn from."""
+        if representative not in self._generators:
+            self._generators[representative] = self._denoiser.generator(int(self._seeds[representative]))
+        return self._generators[representative]
+
+    def _noise(self, representative: list[int], steps: list[int]) -> Tensor:
+        """(lanes, Z, *latent) float32: what the scheduler draws, each lane from its own generator.
+
+        Draws are in the model's dtype unless the scheduler fixes another. Where a step draws fewer than Z, the rest
+        is 0.
+        """
+        shape = (len(steps), self._sampler.n_noise, *self._shape)
+        noise = torch.empty(shape, pin_memory=self._pinned)
+        for lane, (prompt, step) in enumerate(zip(representative, steps, strict=True)):
+            dtypes = self._sampler.noise_dtypes[step]
+            for draw, dtype in enumerate(dtypes):
+                dtype = dtype or self._dtype
+                into, generator = noise[lane, draw], self._generator(prompt)
+                if dtype == torch.float32:
+                    into.normal_(generator=generator)
+                else:  # a generator gives other numbers in another dtype
+                    into.copy_(torch.randn(self._shape, generator=generator, dtype=dtype))
+            if len(dtypes) < self._sampler.n_noise:
+                noise[lane, len(dtypes) :] = 0.0
+        return noise
+
+    def _first_latent(self, representative: int) -> Tensor:
+        """The pure noise that a root segment starts from, (*latent) float32 at the scheduler's own scale."""
+        noise = self._denoiser.first_noise(self._generator(representative))
+        if self._shared_latent:  # drawn and set aside above, so that later draws do not depend on this choice
+            noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
+        return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
+
+
+class Throttle:
+    """Keeps what is made ahead within so many calls of what the device has done.
+
+    Without it a fast host would queue up the whole program, and hold the pinned memory of all of it.
+    """
+
+    def __init__(self, calls: int) -> None:
+        self._calls = calls
+        self._events: deque[torch.cuda.Event] = deque()
+
+    def done(self, event: torch.cuda.Event) -> None:
+        """Note the event after a call, as the calls are made."""
+        self._events.append(event)
+
+    def wait(self) -> None:
+        """Wait until few enough calls are under way. For the thread that makes things ahead, not for the loop."""
+        while len(self._events) > self._calls:
+            self._events.popleft().synchronize()
+
+
+@contextlib.contextmanager
+def ahead(items: Iterable[T], depth: int, before: Callable[[], object] = lambda: None) -> Iterator[Iterator[T]]:
+    """Iterate over ``items`` in a thread, at most ``depth`` ahead; ``before`` runs in it before each.
+
+    What the thread raises is raised where the item would have come. Leaving the context ends the thread.
+    """
+    made: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: Any) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def work() -> None:
+        try:
+            source = iter(items)
+            while True:
+                before()
+                entry = next(source, _END)
+                if not put((entry, None)) or entry is _END:
+                    return
+        except BaseException as error:  # handed on, whatever it is
+            put((_END, error))
+
+    def take() -> Iterator[T]:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+
+    thread = threading.Thread(target=work, name="hsd-feed", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stop.set()
+        thread.join()
+
+
+_END: Any = object()

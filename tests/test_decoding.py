@@ -1,0 +1,163 @@
+"""Decoding in batches, inline and beside the denoiser: every latent once, in order, within bounds, nothing lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import PIL.Image
+import pytest
+import torch
+
+import hsd
+from hsd.decoding import PATIENCE, Decoder
+from hsd.executor import Finished
+
+
+class Fake:
+    """An adapter that draws each latent's number, and notes the batches."""
+
+    stays = True
+    device = torch.device("cpu")
+
+    def __init__(self, most=100, fails_at=None, gate=None):
+        self.most, self.fails_at, self.gate, self.batches, self.threads = most, fails_at, gate, [], set()
+
+    def decode(self, latents, generators):
+        if self.gate is not None:
+            assert self.gate.wait(20)
+        self.threads.add(threading.current_thread().name)
+        if len(latents) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        numbers = [int(latent) for latent in latents.flatten()]
+        if self.fails_at in numbers:
+            raise ValueError(f"cannot draw {self.fails_at}")
+        self.batches.append(numbers)
+        assert [g.number for g in generators] == numbers
+        return [PIL.Image.new("L", (1, 1), number) for number in numbers]
+
+
+def finished(*numbers):
+    return [Finished(n, torch.full((1, 1), float(n)), SimpleNamespace(number=n)) for n in numbers]
+
+
+def numbers_of(decoded):
+    assert all(image.pil.getpixel((0, 0)) == image.index for image in decoded)
+    return [image.index for image in decoded]
+
+
+CALLS = [[0], [], [1, 2, 3, 4, 5], [], [], [6], *[[]] * 6, [7], [8, 9, 10, 11, 12, 13, 14]]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_latent_once_and_in_order(beside):
+    fake, images = Fake(), []
+    with Decoder(fake, 4, beside=beside) as decoder:
+        for call in CALLS:
+            images += decoder.put(finished(*call))
+        images += decoder.rest()
+    assert numbers_of(images) == list(range(15))
+    assert all(len(batch) <= 4 for batch in fake.batches)
+    assert fake.threads == ({"hsd-decoder"} if beside else {"MainThread"})
+    assert not any(thread.name == "hsd-decoder" for thread in threading.enumerate())
+
+
+def test_batches_do_not_depend_on_time():
+    """Beside the denoiser or not, fast or slow, the same latents are decoded together."""
+    kinds = []
+    for beside in (False, True):
+        fake = Fake()
+        with Decoder(fake, 4, beside=beside) as decoder:
+            for call in CALLS:
+                decoder.put(finished(*call))
+            decoder.rest()
+        kinds.append(fake.batches)
+    assert kinds[0] == kinds[1]
+
+
+def test_a_latent_does_not_wait_for_others_for_long():
+    fake = Fake()
+    with Decoder(fake, 8, beside=False) as decoder:
+        images = [decoder.put(finished(3)), *(decoder.put([]) for _ in range(PATIENCE))]
+        assert [len(each) for each in images] == [0] * PATIENCE + [1]
+        assert decoder.put([]) == []
+
+
+def test_a_slow_decoder_slows_the_run_down():
+    gate = threading.Event()
+    put, images = [], []
+    with Decoder(Fake(gate=gate), 1, beside=True) as decoder:
+
+        def run():
+            for n in range(10):
+                images.extend(decoder.put(finished(n)))
+                put.append(n)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(0.5)
+        assert len(put) <= 3  # one is being decoded and two wait: the fourth waits to be handed over
+        gate.set()
+        thread.join(20)
+        images += decoder.rest()
+    assert numbers_of(images) == list(range(10))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_fails_is_raised_in_the_run(beside):
+    images = []
+
+    def run():
+        with Decoder(Fake(fails_at=5), 2, beside=beside) as decoder:
+            for n in range(50):
+                images.extend(decoder.put(finished(n)))
+            decoder.rest()
+
+    with pytest.raises(ValueError, match="cannot draw 5"):
+        run()
+    assert numbers_of(images) == list(range(len(images)))
+    assert len(images) <= 4
+    assert not any(thread.name == "hsd-decoder" for thread in threading.enumerate())
+
+
+def test_a_run_that_is_left_does_not_wait_for_what_it_queued():
+    def run():
+        with Decoder(Fake(), 1, beside=True) as decoder:
+            for n in range(5):
+                decoder.put(finished(n))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not any(thread.name == "hsd-decoder" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_out_of_memory_halves_the_batch(most):
+    fake = Fake(most)
+    with pytest.warns(UserWarning, match="out of memory decoding"), Decoder(fake, 8, beside=False) as decoder:
+        images = decoder.put(finished(*range(20))) + decoder.rest()
+    assert numbers_of(images) == list(range(20))
+    assert max(map(len, fake.batches)) <= most
+
+
+def test_not_even_one_image_fits():
+    with pytest.warns(UserWarning, match="going on with 1"), pytest.raises(hsd.OutOfMemory, match="not even one image"):
+        Decoder(Fake(0), 2, beside=False).put(finished(1, 2))
+
+
+def test_images_are_the_same_beside_the_denoiser(model, plan, monkeypatch):
+    inline = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
+    monkeypatch.setattr("hsd.generation.Decoder", lambda adapter: Decoder(adapter, beside=True))
+    beside = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
+    assert sorted(beside) == sorted(inline) == list(range(plan.n_prompts))
+    assert all(inline[i].tobytes() == beside[i].tobytes() for i in inline)
+
+
+def test_leaving_a_stream_early_ends_the_decoder(model, plan, monkeypatch):
+    monkeypatch.setattr("hsd.generation.Decoder", lambda adapter: Decoder(adapter, 1, beside=True))
+    images = hsd.stream(plan, model, batch_size=4)
+    next(images)
+    images.close()
+    assert not any(thread.name == "hsd-decoder" for thread in threading.enumerate())

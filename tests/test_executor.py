@@ -1,0 +1,322 @@
+"""The loop and what it is fed with: calls cut where memory ends, padded as graphs are, prepared ahead of the device."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+
+import hsd
+import tiny
+from helpers import executor_of, finished_by, latents_of
+from hsd.feed import Feeder, Throttle, ahead
+from hsd.graphs import Compiled, Graphs, bucket, can_capture
+
+
+@pytest.fixture(scope="module")
+def reference(plan, model):
+    return latents_of(plan, model, batch_size=4)
+
+
+def assert_near(latents, reference):
+    assert sorted(latents) == sorted(reference)
+    for i, latent in latents.items():
+        assert (latent - reference[i]).abs().max() < 1e-4 * reference[i].abs().max(), i
+
+
+# -- out of memory
+
+
+@pytest.fixture
+def small_memory(model, monkeypatch):
+    """Let the denoiser run out of memory above so many lanes; returns the sizes that it was called with."""
+
+    def limit(most):
+        seen = []
+        whole = type(model).denoise
+
+        def denoise(self, latents, timestep, rows):
+            seen.append(len(latents))
+            if len(latents) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, latents, timestep, rows)
+
+        monkeypatch.setattr(type(model), "denoise", denoise)
+        return seen
+
+    return limit
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_out_of_memory_cuts_calls_and_loses_nothing(plan, model, reference, small_memory, most):
+    seen = small_memory(most)
+    with pytest.warns(UserWarning, match="out of memory with"):
+        latents = finished_by(executor_of(plan, model, batch_size=8))
+    assert_near(latents, reference)
+    assert sum(size for size in seen if size <= most) == plan.node_steps  # nothing is evaluated twice
+    failed = [size for size in seen if size > most]
+    assert len(failed) <= 3  # halved, and remembered
+
+
+def test_not_even_one_latent_fits(plan, model, small_memory):
+    small_memory(0)
+    with (
+        pytest.warns(UserWarning, match="going on with 1"),
+        pytest.raises(hsd.OutOfMemory, match="one latent at a time does not fit"),
+    ):
+        finished_by(executor_of(plan, model, batch_size=4))
+
+
+# -- padded calls, as graphs and compiled networks take them
+
+
+@pytest.mark.parametrize("most", [1, 5, 8, 48])
+def test_buckets(most):
+    sizes = {lanes: bucket(lanes, most) for lanes in range(1, most + 1)}
+    assert all(lanes <= size <= min(most, max(lanes, 1.5 * lanes)) for lanes, size in sizes.items())
+    assert sizes[most] == most
+    assert len(set(sizes.values())) <= 2 * most.bit_length()
+    assert sorted(sizes.values()) == list(sizes.values())
+
+
+class Inline:
+    """In the place of CUDA graphs: every call is run from the buffers, and only from them."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def run(self, size, work):
+        self.sizes.append(size)
+        work(size)
+
+    def clear(self):
+        self.sizes.append("cleared")
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 16])
+def test_padded_calls_give_the_same(plan, model, reference, batch_size):
+    executor = executor_of(plan, model, batch_size=batch_size)
+    executor._graphs = inline = Inline()
+    assert_near(finished_by(executor), reference)
+    assert (sum(inline.sizes) > plan.node_steps) == (batch_size > 5)  # smaller calls have a graph for every size
+    assert set(inline.sizes) <= {bucket(lanes, batch_size) for lanes in range(1, batch_size + 1)}
+    assert torch.isfinite(executor.state[:-1]).all()
+
+
+def test_padding_attends_to_something():
+    """Rows under a mask: one without any token would be nan, and raise in a debugger's eyes."""
+    model = hsd.load(tiny.pixart_sigma(), height=32, width=32, use_resolution_binning=False)
+    prompts = ["a cat", "a much longer prompt about a dog", "two birds"]
+    plan = hsd.compile(prompts, 0.0, model=model, steps=3)
+    executor = executor_of(plan, model, batch_size=8)
+    executor._graphs = Inline()
+    assert_near(finished_by(executor), latents_of(plan, model))
+    assert torch.isfinite(executor.state).all()
+
+
+def test_out_of_memory_forgets_graphs(plan, model, reference, small_memory):
+    small_memory(3)
+    executor = executor_of(plan, model, batch_size=8)
+    executor._graphs = inline = Inline()
+    with pytest.warns(UserWarning, match="going on with 2"):
+        assert_near(finished_by(executor), reference)
+    assert "cleared" in inline.sizes
+
+
+def test_only_full_calls_are_compiled(monkeypatch):
+    model = hsd.load(tiny.stable_diffusion(), height=32, width=32, guidance_scale=3.0)
+    plan = hsd.compile(["a cat", "a cat on a mat", "a dog", "the sea"], 0.9, model=model, steps=6, seeds=100)
+    expected = latents_of(plan, model)
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(inputs)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    executor = executor_of(plan, model, {"compile": True}, batch_size=3)
+    assert any((chunk["segment"] < 0).any() for chunk in executor.program.chunks(100))  # some calls are not full
+    assert_near(finished_by(executor), expected)
+    shapes = {tuple(tensor.shape) for inputs in compiled for tensor in inputs if torch.is_tensor(tensor)}
+    rows = {rows for rows, *latent in shapes if tuple(latent) == model.latent_shape()}
+    assert rows == {6}  # 3 lanes, guided
+    assert "forward" not in vars(model.modules()[0])  # the pipeline is as it was
+    times = len(compiled)
+    assert_near(latents_of(plan, model, {"compile": True}, batch_size=3), expected)
+    assert len(compiled) == times  # what was compiled is used again
+    torch._dynamo.reset()
+
+
+def test_compiling_leaves_what_is_compiled_already():
+    module = torch.nn.Linear(2, 2)
+    module.compile(backend="eager")
+    wrapper = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+    with Compiled([module, wrapper], 1).for_lanes(1):
+        assert "forward" not in vars(module)
+        assert "forward" not in vars(wrapper._orig_mod)
+
+
+def test_a_forward_that_was_replaced_comes_back(monkeypatch):
+    """As hooks of other packages replace it."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: lambda x: 2 * forward(x))
+    module = torch.nn.Identity()
+    module.forward = own = lambda x: x + 1
+    compiled = Compiled([module], 4)
+    with compiled.for_lanes(4):
+        assert module(1) == 4
+    with compiled.for_lanes(3):
+        assert module(1) == 2
+    assert module.forward is own
+
+
+def test_what_cannot_be_captured():
+    model = hsd.load(tiny.stable_diffusion())
+    assert model.capturable
+    assert model.stays
+    assert not can_capture(model)  # there are no graphs on a CPU
+    assert not hsd.load(tiny.z_image()).capturable  # it reads lengths back
+    pipe = tiny.stable_diffusion()
+    pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    assert not hsd.load(pipe).stays  # its weights come and go
+
+
+class FakeGraph:
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """CUDA's graphs, played by objects that count."""
+    import contextlib
+
+    made = []
+
+    def new():
+        made.append(FakeGraph())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: contextlib.nullcontext())
+    return made
+
+
+def test_a_size_is_captured_at_its_third_use(fake_cuda):
+    graphs, calls = Graphs(torch.device("cuda")), []
+    for size in [4, 2, 4, 4, 4, 2, 4]:
+        graphs.run(size, calls.append)
+    assert calls == [4, 2, 4, 4, 2]  # twice as it is, once to capture; 2 is never captured
+    assert [graph.replays for graph in fake_cuda] == [3]
+    graphs.clear()
+    graphs.run(4, calls.append)
+    assert calls[-1] == 4
+
+
+def test_what_cannot_be_captured_goes_on_as_it_is(fake_cuda, monkeypatch):
+    def refuse(graph, **options):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    graphs, calls = Graphs(torch.device("cuda")), []
+    graphs.run(4, calls.append)
+    graphs.run(4, calls.append)
+    with pytest.warns(UserWarning, match="one kernel at a time: operation not permitted when stream is capturing$"):
+        graphs.run(4, calls.append)
+    graphs.run(4, calls.append)
+    assert calls == [4, 4, 4, 4]
+
+
+# -- prepared ahead
+
+
+def test_ahead_gives_what_is_there_and_not_more_than_so_many_ahead():
+    made = []
+
+    def source():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    with ahead(source(), 3) as items:
+        assert next(items) == 0
+        time.sleep(0.3)  # as far as it gets by itself
+        assert len(made) <= 1 + 3 + 1  # taken, waiting, and one in the hand
+        assert list(items) == list(range(1, 20))
+
+
+def test_what_is_raised_ahead_is_raised_in_its_place():
+    def source():
+        yield 1
+        raise ValueError("no noise today")
+
+    with ahead(source(), 4) as items:
+        assert next(items) == 1
+        with pytest.raises(ValueError, match="no noise today"):
+            next(items)
+
+
+def test_leaving_early_ends_the_thread():
+    with ahead(iter(int, 1), 2) as items:  # without end
+        next(items)
+        assert any(thread.name == "hsd-feed" for thread in threading.enumerate())
+    assert not any(thread.name == "hsd-feed" for thread in threading.enumerate())
+
+
+def test_fed_from_a_thread(plan, model, reference, monkeypatch):
+    """As on a GPU, where the events that the throttle waits for are the device's."""
+    events, waited = [], []
+
+    class Event:
+        def __init__(self, number):
+            self.number = number
+
+        def synchronize(self):
+            waited.append(self.number)
+
+    throttle = Throttle(2)
+    executor = executor_of(plan, model)
+    made = []
+
+    def feeds():
+        for feed in executor._feeder:
+            made.append(feed)
+            yield feed
+
+    done = {}
+    with torch.no_grad(), ahead(feeds(), 2, before=throttle.wait) as items:
+        for feed in items:
+            executor._place(feed)
+            executor._call(feed)
+            done |= {final.index: executor.state[final.slot, :1].clone() for final in feed.finals}
+            events.append(Event(len(events)))
+            throttle.done(events[-1])
+    assert all(torch.equal(done[i], latent) for i, latent in reference.items())
+    assert waited == sorted(waited)
+    assert len(waited) >= len(events) - 2 - 2 - 2  # all but those under way when the last was made
+    assert len(made) == executor.program.n_calls
+
+
+def test_a_failure_while_feeding_ends_the_run(plan, model, monkeypatch):
+    monkeypatch.setattr(Feeder, "_first_latent", lambda self, representative: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finished_by(executor_of(plan, model))
+
+
+def test_the_dtype_is_looked_up_once_a_run(plan, model, monkeypatch):
+    lookups = []
+    modules = type(model).modules
+    monkeypatch.setattr(type(model), "modules", lambda self: lookups.append(1) or modules(self))
+    executor = executor_of(plan, model)
+    lookups.clear()
+    finished_by(executor)
+    assert len(lookups) == 1
+    assert model.dtype == torch.float32  # and asked for anew outside of it
+    assert len(lookups) == 2
