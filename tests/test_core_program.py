@@ -80,6 +80,13 @@ def test_programs_make_every_prompt(plan, batch_size, order):
     assert program.mixed_steps
 
 
+@given(plans(), st.integers(1, 40))
+def test_depth_first_the_first_image_takes_no_longer_than_alone(plan, batch_size):
+    """It is there after as many calls as it has steps: there cannot be fewer."""
+    calls = plan.program(batch_size, "depth").calls
+    assert int(np.flatnonzero(calls["final"].any(axis=1))[0]) + 1 == len(plan.phi)
+
+
 @given(plans(), st.integers(1, 40), ORDERS)
 @settings(max_examples=200)
 def test_calls_of_one_step_meet_their_bound(plan, batch_size, order):

@@ -195,8 +195,8 @@ def _run_prior(prior: Prior, prompts: list[str], seeds: NDArray[np.int64], memor
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))
     run, done = steps.part(0.3, 1.0), 0
     for lanes, finished in executor.run():
-        for image in finished:
-            embeds[image.index] = image.latent[0].cpu()
+        if finished:
+            embeds[[image.index for image in finished]] = torch.cat([image.latent for image in finished]).cpu()
         done += lanes
         run(done / plan.node_steps)
     return embeds

@@ -35,6 +35,7 @@ class QwenImage(Adapter):
     negative_prompt: str | None = None
     max_sequence_length: int = 512
 
+    capturable: ClassVar[bool] = False  # under a mask the transformer copies a length to the device
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
