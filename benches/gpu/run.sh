@@ -67,7 +67,8 @@ mkdir -p "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
 run() { # run PART LIMIT: the part's command, stopped after LIMIT seconds
-    local limit=$2 bench=("$python" benches/gpu/executor.py $small ${data:+--data "$data"} --limit "$(($2 - 5))" --json "$out/gpu-$1.json")
+    local limit=$2 bench=("$python" benches/gpu/executor.py $small ${data:+--data "$data"})
+    bench+=(--limit "$((limit - 5))" --json "$out/gpu-$1.json")
     case $1 in
         tests) set -- "$python" -m pytest -q -m gpu -p no:cacheprovider tests ${small:+--collect-only -qq -W ignore} ;;
         efficiency) set -- "${bench[@]}" efficiency ;;

@@ -1,0 +1,212 @@
+"""What a section is given: the arguments, the device, the model, the prompt sets; and what several sections do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import shapes
+import torch
+from measure import Report, alone, captured, peak_of, synchronize
+from plans import PromptSet, prompt_sets
+from torch import Tensor
+
+import hsd
+from hsd.conditioning import Conditioning
+from hsd.executor import Executor
+from hsd.graphs import Compiled
+from hsd.models import Adapter
+from hsd.models.kandinsky22 import Kandinsky22
+
+
+@dataclass
+class Bench:
+    """One run of the command."""
+
+    args: argparse.Namespace
+    device: torch.device
+    report: Report
+    started: float
+    """By ``time.perf_counter``: what ``--limit`` counts from."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is anything to capture, to overlap or to run out of."""
+        return self.device.type == "cuda"
+
+    @cached_property
+    def model(self) -> Adapter:
+        """The whole pipeline, made when it is first asked for."""
+        settings = {"prior_steps": 3} if self.args.small and self.args.model == "kandinsky" else {}
+        return shapes.build(self.args.model, self.device, small=self.args.small, **settings)
+
+    @cached_property
+    def decoder(self) -> Adapter:
+        """The model, with conditioning that is cheap to make where that is not what is measured."""
+        return shapes.without_prior(self.model) if isinstance(self.model, Kandinsky22) else self.model
+
+    @cached_property
+    def sets(self) -> list[PromptSet]:
+        """Prompt sets asked for."""
+        return prompt_sets(self.args.sets, self.args.data, self.args.prompts, self.report)
+
+    @cached_property
+    def flops(self) -> int:
+        """Of one lane."""
+        return shapes.flops(self.model)
+
+    @cached_property
+    def peak(self) -> float | None:
+        """Operations a second that the device can do."""
+        if self.args.peak is not None:
+            return float(self.args.peak) * 1e12
+        return peak_of(torch.cuda.get_device_name(self.device)) if self.on_gpu else None
+
+    def share_of_peak(self, seconds_a_lane: float) -> float | None:
+        """Of what the device can do; None where that is not known."""
+        return None if self.peak is None else self.flops / seconds_a_lane / self.peak
+
+    @property
+    def warm(self) -> int:
+        """Calls that are not timed: on a GPU, a size is captured at its third."""
+        return 6 if self.on_gpu else 2
+
+    def left(self) -> float:
+        """Seconds until ``--limit``."""
+        limit = float("inf") if self.args.limit is None else float(self.args.limit)
+        return limit - (time.perf_counter() - self.started)
+
+    def why_not_compiled(self) -> str | None:
+        """Why nothing is compiled from here on, or None."""
+        if self.args.no_compile:
+            return "--no-compile"
+        if not self.on_gpu:
+            return "nothing is compiled on a CPU"
+        if self.left() < self.args.compile_seconds:
+            return f"{self.left():.0f} s left, and compiling takes up to minutes"
+        return None
+
+    def denoise_alone(
+        self, lanes: int, *, graph: bool = False, compiled: bool = False, seconds: float | None = None
+    ) -> tuple[float, Tensor] | None:
+        """Seconds a call of the denoiser by itself, on inputs that stay, and what it gave; None if it has no graph.
+
+        It is compiled as the executor compiles it, so that each finds what the other has compiled.
+        """
+        latents, timesteps, rows = shapes.inputs(self.model, lanes, self.args.steps)
+        compiler = Compiled(self.model.modules(), lanes) if compiled else None
+
+        @torch.no_grad()
+        def work() -> Tensor:
+            with compiler.for_lanes(lanes) if compiler is not None else contextlib.nullcontext():
+                return self.model.denoise(latents, timesteps, rows)[0]
+
+        made = self.capture(f"{self.model.name}, {lanes} lanes", work) if graph else (work, work())
+        if made is None:
+            return None
+        run, output = made
+        taken = alone(run, self.device, self.args.alone if seconds is None else seconds)
+        return taken, output.clone()
+
+    def best_row(self, lanes: list[int], *, compiled: bool = False, seconds: float | None = None) -> float:
+        """The fewest seconds a lane, launched or as a graph, at any of these numbers of lanes."""
+        taken = []
+        for n in lanes:
+            for graph in (False, True) if self.on_gpu else (False,):
+                if made := self.denoise_alone(n, graph=graph, compiled=compiled, seconds=seconds):
+                    taken.append(made[0] / n)
+        self.empty()
+        return min(taken)
+
+    def capture(self, what: str, work: Callable[[], Any]) -> tuple[Callable[[], None], Any] | None:
+        """``work`` as a CUDA graph and its output, or None and a loud word where it cannot be one."""
+        try:
+            return captured(work)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.report.skip(f"{what}, as a CUDA graph", str(error).strip().splitlines()[0])
+            return None
+
+    @cached_property
+    def _curve(self) -> dict[int, float]:
+        """Seconds of a call at 1, 2, 4... lanes up to the batch size."""
+        most = self.args.batch_size
+        sizes = sorted({1 << power for power in range(most.bit_length()) if 1 << power < most} | {most})
+        return {n: n * self.best_row([n], seconds=self.args.alone / 2) for n in sizes}
+
+    def calls_alone(self, lanes: Counter[int]) -> float:
+        """Seconds that the denoiser alone takes for calls of so many lanes: how often each occurs."""
+        sizes, seconds = list(self._curve), list(self._curve.values())
+        return sum(count * float(np.interp(n, sizes, seconds)) for n, count in lanes.items())
+
+    def empty(self) -> None:
+        """Give back what graphs and other batch sizes held."""
+        if self.on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def executor(self, plan: hsd.Plan, conditioning: Conditioning, mode: str) -> Executor:
+        """On the cheap model; ``mode`` is ``eager``, ``graphs`` or ``compile``, which has graphs too."""
+        program = plan.program(self.args.batch_size)
+        sampler = self.decoder.sampler(plan.request["steps"])
+        extra: dict[str, Any] = {"compile": True} if mode == "compile" else {}
+        return Executor(plan, program, self.decoder, conditioning, sampler, cuda_graphs=mode != "eager", **extra)
+
+
+@dataclass
+class Driven:
+    """What a bounded run of an executor did."""
+
+    start: float
+    """Seconds from its making to the end of the warm-up."""
+    warm_steps: int
+    """Node-steps of the warm-up."""
+    calls: Counter[int]
+    """How many had how many lanes."""
+    node_steps: int
+    seconds: float
+    """Of these calls, the device's work included."""
+    whole: bool
+    """Whether the plan was run to its end."""
+    latents: list[Tensor]
+    """Some of what was finished."""
+
+
+def drive(bench: Bench, plan: hsd.Plan, conditioning: Conditioning, mode: str, seconds: float) -> Driven:
+    """Run a plan for ``seconds`` after the warm-up, or to its end."""
+    began = time.perf_counter()
+    latents: list[Tensor] = []
+    calls: Counter[int] = Counter()
+    executor = bench.executor(plan, conditioning, mode)
+    with contextlib.closing(executor.run()) as run:
+        warm_steps = sum(lanes for lanes, _ in take(run, bench.warm))
+        synchronize(bench.device)
+        start = time.perf_counter()
+        for lanes, finished in run:
+            calls[lanes] += 1
+            latents += [image.latent for image in finished][: 64 - len(latents)]
+            if time.perf_counter() - start > seconds:
+                break
+        synchronize(bench.device)
+        taken = time.perf_counter() - start
+    node_steps = sum(lanes * count for lanes, count in calls.items())
+    whole = warm_steps + node_steps == plan.node_steps
+    return Driven(start - began, warm_steps, calls, node_steps, taken, whole, latents)
+
+
+def take(items: Iterator[Any], n: int) -> Iterator[Any]:
+    """The next ``n``, without ending the iterator."""
+    for _ in range(n):
+        item = next(items, None)
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,247 @@
+"""The benchmarks for a GPU, on a CPU and small: that they run, that what they compare is equal, that they can count."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hsd
+
+BENCHES = Path(__file__).resolve().parents[1] / "benches"
+sys.path[:0] = [str(BENCHES), str(BENCHES / "gpu")]
+
+import executor as command  # noqa: E402
+import measure  # noqa: E402
+import plans  # noqa: E402
+import published  # noqa: E402
+import shapes  # noqa: E402
+from bench import Bench, take  # noqa: E402
+from sections import trace  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def kandinsky():
+    return shapes.build("kandinsky", "cpu", small=True, prior_steps=3)
+
+
+@pytest.mark.parametrize("name", shapes.NAMES)
+def test_networks_have_the_released_sizes(name):
+    """Built without storage: `build` itself holds the parameters to the released ones."""
+    model = shapes.build(name, "meta")
+    if name == "kandinsky":
+        assert shapes.flops(model) == pytest.approx(shapes.KANDINSKY_FLOPS, rel=0.01)
+        movq = sum(parameter.numel() for parameter in model.decoder.movq.parameters())
+        assert movq == pytest.approx(67.8e6, rel=0.01)
+    assert model.dtype in (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", shapes.NAMES)
+def test_rows_are_what_the_model_encodes(name):
+    model = shapes.build(name, "cpu", small=True)
+    encoded = shapes.conditioning(model, ["a cat", "a dog on a mat"], [0, 1]).shapes()
+    drawn = shapes.rows(model, 3)
+    assert {name: (tuple(row.shape[1:]), row.dtype) for name, row in drawn.items()} == encoded
+    assert all(len(row) == 3 for row in drawn.values())
+
+
+def test_operations_grow_with_the_lanes(kandinsky):
+    """The adapter gets its own network back."""
+    unet = kandinsky.decoder.unet
+    assert shapes.flops(kandinsky, 3) == 3 * shapes.flops(kandinsky)
+    assert kandinsky.decoder.unet is unet
+    assert next(unet.parameters()).device.type == "cpu"
+
+
+def test_image_embeddings_without_a_prior(kandinsky):
+    model = shapes.without_prior(kandinsky)
+    few, many = (shapes.conditioning(model, ["a"] * n, range(n)).vectors for n in (2, 5))
+    assert (few == many[:2]).all()
+    assert len(np.unique(many[:, 0])) == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_published_method_gives_what_hsd_gives(kandinsky, batch_size):
+    """From the same first latents, by a scheduler that draws nothing. It asserts itself that node-steps are equal."""
+    scheduler = kandinsky.decoder.scheduler
+    model = published.deterministic(kandinsky)
+    try:
+        points = np.random.default_rng(1).standard_normal((7, 3)) + 1.0
+        plan = hsd.compile([f"prompt {i}" for i in range(7)], 0.9, embeddings=points, steps=6, seeds=11)
+        assert 0.2 < plan.savings < 0.8
+        apart = published.compare(model, plan, batch_size)
+    finally:
+        kandinsky.pipe.scheduler = kandinsky.decoder.scheduler = scheduler
+    assert apart["latents"] < 1e-5
+    assert apart["images"] <= 1
+
+
+def test_published_method_with_noise(kandinsky, tmp_path):
+    """With the stock scheduler; all first clusters start from one latent."""
+    plan = hsd.compile([f"prompt {i}" for i in range(4)], 0.5, embeddings=np.eye(4) + 0.3, steps=4)
+    made = published.generate(kandinsky, plan, batch_size=3)
+    assert made.images.shape == (4, 3, 64, 64)
+    assert made.images.dtype == torch.float32
+    assert made.latents.isfinite().all()
+    assert set(made.seconds) == {"prior", "denoise", "decode"}
+    published.save(made, tmp_path / "images")
+    assert len(list((tmp_path / "images").glob("*.png"))) == 4
+
+
+def test_every_section(tmp_path, capsys):
+    """All of the command in one run, on the bundled prompts where the real ones are missing."""
+    file = tmp_path / "results.json"
+    data = plans.DATA if plans.DATA.is_dir() else tmp_path
+    words = ["--small", "--sets", "styles", "--alone", "0.001", "--seconds", "0.2", "--trace-calls", "4"]
+    status = command.main([*words, "--prompts", "10", "--data", str(data), "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    content = json.loads(file.read_text())
+    assert content["finished"]
+    assert set(content["sections"]) == set(command.SECTIONS)
+    assert len(content["checks"]) > 20
+    assert str(tmp_path) not in file.read_text()
+    sections = content["sections"]
+    assert {row["mode"] for row in sections["efficiency"]["rows"]} == {"eager", "graphs"}
+    assert {name.split(",")[0] for name in sections["end_to_end"]["rows"]} == {"diffusers", "hsd", "published method"}
+    assert sections["memory"]["rows"][1]["prompts"] > sections["memory"]["rows"][0]["prompts"]
+    for section in command.SECTIONS:
+        assert f"== {section}" in printed
+    for absent in ("as a CUDA graph", "device events", "the peak", "compile+graphs"):
+        assert any(absent in skipped["what"] for skipped in content["skipped"]), absent
+
+
+@pytest.mark.parametrize("model", ["sdxl", "flux"])
+def test_other_models(model, capsys):
+    words = ["denoiser", "--small", "--model", model, "--lanes", "1,2", "--alone", "0.001", "--no-compile"]
+    assert command.main(words) == 0, capsys.readouterr().out
+
+
+def test_what_only_a_gpu_runs(capsys, monkeypatch, tmp_path):
+    """On a device that is pretended: a graph is its own function, a compiled one is only traced, memory is made up."""
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    monkeypatch.setattr("bench.captured", lambda work: (work, work()))
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda work, **how: compile_(work, backend="eager", **how))
+    made_up = {"memory_allocated": 1, "max_memory_allocated": 5 << 20, "reset_peak_memory_stats": None}
+    for name, value in {**made_up, "get_device_name": "NVIDIA H200"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    file = tmp_path / "results.json"
+    words = ["efficiency", "denoiser", "memory", "--small", "--sets", "styles", "--modes", "graphs,compile"]
+    words += ["--lanes", "2", "--alone", "0.001", "--prompts", "30", "--data", str(plans.DATA)]
+    assert command.main([*words, "--json", str(file)]) == 0, capsys.readouterr().out
+    sections = json.loads(file.read_text())["sections"]
+    assert [row["mode"] for row in sections["denoiser"]["rows"]] == [
+        *("eager", "eager, graph", "eager, channels-last", "eager, channels-last, graph"),
+        *("compiled", "compiled, graph"),
+    ]
+    assert all(row["share_of_peak"] > 0 for row in sections["denoiser"]["rows"])
+    assert [row["mode"] for row in sections["efficiency"]["rows"]] == ["graphs", "compile"]
+    assert all(row["peak"] == (5 << 20) - 1 for row in sections["memory"]["rows"])
+
+
+def test_a_section_that_raises_and_a_check_that_fails(tmp_path, capsys, monkeypatch):
+    """Both are an exit status of 1, and what was measured is in the file."""
+    file = tmp_path / "results.json"
+
+    def run(bench):
+        bench.report.add("memory", "rows", [1])
+        bench.report.check("two is at most one", 2, 1)
+        bench.report.check("nothing is infinite", float("inf"), 1)
+
+    monkeypatch.setattr(command.SECTIONS["trace"], "run", lambda bench: 1 / 0)
+    monkeypatch.setattr(command.SECTIONS["memory"], "run", run)
+    assert command.main(["trace", "memory", "--small", "--json", str(file)]) == 1
+    content = json.loads(file.read_text())
+    assert content["sections"] == {"memory": {"rows": [1]}}
+    assert [check["ok"] for check in content["checks"]] == [False, False]
+    assert "ZeroDivisionError" in content["skipped"][0]["why"]
+    assert "FAILED: trace" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["nothing"], ["--small", "--sets", "none"], ["--model", "sd3"]])
+def test_bad_arguments(words):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(words)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA L40S", None),
+        ("NVIDIA H100 NVL", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_peak_by_name(name, peak):
+    assert measure.peak_of(name) == peak
+
+
+def test_the_command_line_names_no_folder():
+    words = ["denoiser", "--json", "/somewhere/else/file.json", "--data", "../shared/data"]
+    assert measure.command("benches/x.py", words) == "benches/x.py denoiser --json file.json --data data"
+
+
+def test_taking_some_leaves_the_rest():
+    numbers = iter(range(5))
+    assert list(take(numbers, 2)) == [0, 1]
+    assert list(take(numbers, 9)) == [2, 3, 4]
+
+
+def event(name, cat, ts, dur, tid=1, correlation=None):
+    args = {} if correlation is None else {"correlation": correlation}
+    return {"name": name, "cat": cat, "ts": ts, "dur": dur, "tid": tid, "args": args}
+
+
+def test_counting_a_trace():
+    """Times in microseconds. Thread 1 runs the loop, thread 2 makes things ahead; both calls are within 100 to 300."""
+    events = [
+        event(trace.WINDOW, "user_annotation", 100, 200),
+        event(trace.WINDOW, "gpu_user_annotation", 110, 300, tid=7),
+        event("cudaStreamSynchronize", "cuda_runtime", 50, 5),  # before the window
+        event("cudaDeviceSynchronize", "cuda_runtime", 310, 5),  # after it
+        event("cudaLaunchKernel", "cuda_runtime", 110, 2, correlation=1),
+        event("cuLaunchKernelEx", "cuda_driver", 120, 2, correlation=2),
+        event("cudaGraphLaunch", "cuda_runtime", 130, 2, correlation=3),
+        event("cudaMemcpyAsync", "cuda_runtime", 140, 2, correlation=4),
+        event("cudaMemcpyAsync", "cuda_runtime", 145, 2, correlation=5),
+        event("cudaStreamSynchronize", "cuda_runtime", 150, 5),
+        event("cudaEventSynchronize", "cuda_runtime", 160, 50, tid=2),
+        event("cudaMemcpyAsync", "cuda_runtime", 165, 2, tid=2, correlation=6),
+        event("a", "kernel", 120, 40, tid=7, correlation=1),
+        event("b", "kernel", 140, 40, tid=7, correlation=2),  # beside the first for 20
+        event("c", "kernel", 200, 10, tid=7, correlation=3),
+        event("d", "kernel", 210, 10, tid=7, correlation=3),
+        event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 230, 10, tid=7, correlation=4),
+        event("Memcpy HtoD (Pageable -> Device)", "gpu_memcpy", 240, 10, tid=7, correlation=5),
+        event("Memcpy HtoD (Pageable -> Device)", "gpu_memcpy", 310, 10, tid=7, correlation=6),
+        event("not asked for within", "kernel", 500, 10, tid=7, correlation=99),
+    ]
+    found = trace.count(events, calls=2)
+    assert found["waits"] == {"cudaStreamSynchronize": 1}
+    assert found["waits_of_other_threads"] == {"cudaEventSynchronize": 1}
+    assert found["blocking_copies"] == {"Memcpy HtoD (Pageable -> Device)": 1}
+    assert (found["launches_a_call"], found["graphs_a_call"]) == (1.0, 0.5)
+    assert (found["kernels_a_call"], found["copies_a_call"]) == (2.0, 1.5)
+    assert found["host_ms_a_call"] == pytest.approx(0.1)
+    assert found["device_ms_a_call"] == pytest.approx(0.1)  # 120 to 320
+    assert found["busy"] == pytest.approx((60 + 20 + 20 + 10) / 200)
+
+
+def test_a_clock_counts_a_call():
+    """Sleeps, which take what they are told to or more."""
+    import time
+
+    taken = measure.alone(lambda: time.sleep(0.01), torch.device("cpu"), 0.05)
+    assert 0.01 <= taken < 0.1
