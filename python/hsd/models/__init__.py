@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ..errors import UnknownModel
-from .base import Adapter, Batch, Denoiser, Encoded, Prior, check_size, guide, pad_tokens, per_row, scale_row
+from .base import Adapter, Batch, Denoiser, Encoded, Prior
 from .check import BrokenAdapter, check
+from .parts import check_size, guide, pad_tokens, per_row, scale_row
 from .registry import adapter_class, adapter_named, register, supported
 
 __all__ = [

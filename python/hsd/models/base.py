@@ -301,35 +301,3 @@ def quiet(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe._progress_bar_config = before if before is not None else {}
-
-
-def check_size(name: str, value: int, multiple: int) -> None:
-    """``ValueError`` unless a side in pixels is positive and a multiple of ``multiple``."""
-    if value < multiple or value % multiple:
-        raise ValueError(f"{name} is {value}: it has to be a positive multiple of {multiple} pixels for this model")
-
-
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """View values (B,) so that they broadcast against ``like`` (B, ...)."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
-
-
-def guide(output: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...).
-
-    ``scale`` (B,), one a row.
-    """
-    unconditional, conditional = output.chunk(2)
-    return unconditional + per_row(scale, conditional) * (conditional - unconditional)
-
-
-def scale_row(value: float) -> Tensor:
-    """A guidance scale as a row (1,) float32 of the conditioning, so that lanes may differ in it."""
-    return torch.tensor([value], dtype=torch.float32)
-
-
-def pad_tokens(tokens: Tensor, length: int) -> Tensor:
-    """Tokens (B, L, ...), or their mask (B, L), with zeros behind up to ``length``."""
-    missing = length - tokens.shape[1]
-    assert missing >= 0, (tokens.shape, length)
-    return torch.nn.functional.pad(tokens, (0, 0) * (tokens.ndim - 2) + (0, missing)) if missing else tokens

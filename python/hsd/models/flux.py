@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, guide, packed_grid, scale_row, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -100,23 +101,14 @@ class Flux(Adapter):
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Evenly spaced noise levels, shifted by the number of tokens where the scheduler shifts so."""
-        config = scheduler.config
-        mu = calculate_shift(
-            self.latent_shape()[0],
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        mu = shift_for(scheduler, self.latent_shape()[0])
+        sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
 
     @property
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        assert self.height is not None
-        assert self.width is not None
-        return (self.height // (2 * self.pipe.vae_scale_factor), self.width // (2 * self.pipe.vae_scale_factor))
+        return packed_grid(self.pipe, self.height, self.width)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(S, 4 C), S tokens."""

@@ -12,7 +12,8 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input, retrieve_timesteps
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, packed_grid, scale_row
 from .refusals import require_text_encoders
 
 
@@ -117,8 +118,8 @@ class Flux2(Adapter):
 
     @property
     def _grid(self) -> tuple[int, int]:
-        h, w = (side // (2 * self.pipe.vae_scale_factor) for side in (self.height, self.width) if side is not None)
-        return h, w
+        """Rows and columns of patches."""
+        return packed_grid(self.pipe, self.height, self.width)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(S, C): patches of 2 x 2 latent pixels, row by row."""

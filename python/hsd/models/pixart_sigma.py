@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +15,8 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
 )
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, pad_tokens, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, eta_for, guide, guided_tokens, scale_row
 from .refusals import require_text_encoders
 
 _BINS = {
@@ -101,7 +101,7 @@ class PixArtSigma(Adapter):
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """``eta`` for the schedulers that take it, as the pipeline decides it."""
-        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+        return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w), of the bin where there are bins."""
@@ -120,10 +120,7 @@ class PixArtSigma(Adapter):
         x = latents.to(self.dtype)
         tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
         if self.guided:
-            pair = [(rows["negative_prompt_embeds"], rows["negative_prompt_embeds_mask"]), (tokens, mask)]
-            length = max(tokens.shape[1] for tokens, _ in pair)
-            tokens = torch.cat([pad_tokens(tokens, length) for tokens, _ in pair])
-            mask = torch.cat([pad_tokens(mask, length) for _, mask in pair])
+            tokens, mask = guided_tokens(rows)
             x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
         output = self.pipe.transformer(
             x,

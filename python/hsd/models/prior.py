@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Batch, Encoded, Prior, guide, pad_tokens, scale_row
+from .base import Batch, Encoded, Prior
+from .parts import guide, pad_tokens, scale_row
 
 EncodeText = Callable[[list[str]], tuple[Tensor, Tensor, Tensor]]
 """Prompts to pooled (B, D), tokens (B, L, D) and their mask (B, L) bool."""

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 from torch import Tensor
 
 from ..errors import UnsupportedPipeline
-from .base import Adapter, Batch, Encoded, check_size, guide, pad_tokens, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, guide, guided_tokens, packed_grid, scale_row, shift_for
 from .refusals import require_text_encoders
 
 
@@ -96,22 +97,13 @@ class QwenImage(Adapter):
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Evenly spaced noise levels, shifted by the number of image tokens where the scheduler shifts so."""
-        config = scheduler.config
-        mu = calculate_shift(
-            self.latent_shape()[0],
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        mu = shift_for(scheduler, self.latent_shape()[0])
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     @property
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of image tokens."""
-        assert self.height is not None
-        assert self.width is not None
-        return (self.height // (2 * self.pipe.vae_scale_factor), self.width // (2 * self.pipe.vae_scale_factor))
+        return packed_grid(self.pipe, self.height, self.width)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(S, 4 C), S image tokens."""
@@ -130,11 +122,7 @@ class QwenImage(Adapter):
         x, t = latents.to(self.dtype), timestep.to(self.dtype) / 1000  # rounded before the division, as there
         tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
         if self.guided:
-            length = max(tokens.shape[1], rows["negative_prompt_embeds"].shape[1])
-            tokens, mask = (
-                torch.cat([pad_tokens(rows[f"{prefix}prompt_embeds{suffix}"], length) for prefix in ("negative_", "")])
-                for suffix in ("", "_mask")
-            )
+            tokens, mask = guided_tokens(rows)
             x, t = torch.cat([x, x]), torch.cat([t, t])
         output = self.pipe.transformer(
             hidden_states=x,

@@ -11,7 +11,8 @@ import torch
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, pad_tokens, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, eta_for, guide, guided_tokens, scale_row
 from .refusals import require_text_encoders
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -88,7 +89,7 @@ class Sana(Adapter):
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """``eta`` for the schedulers that take it, as the pipeline decides it."""
-        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+        return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
@@ -100,11 +101,7 @@ class Sana(Adapter):
         transformer, x, t = self.pipe.transformer, latents.to(self.dtype), timestep
         tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
         if self.guided:
-            length = max(tokens.shape[1], rows["negative_prompt_embeds"].shape[1])
-            tokens, mask = (
-                torch.cat([pad_tokens(rows[f"{prefix}prompt_embeds{suffix}"], length) for prefix in ("negative_", "")])
-                for suffix in ("", "_mask")
-            )
+            tokens, mask = guided_tokens(rows)
             x, t = torch.cat([x, x]), torch.cat([t, t])
         output = transformer(
             x,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, eta_for, guide, scale_row
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class StableDiffusion(Adapter):
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """``eta`` for the schedulers that take it, as the pipeline decides it."""
-        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+        return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""

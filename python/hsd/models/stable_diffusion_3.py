@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import PIL.Image
 import torch
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, guide, scale_row, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -104,13 +104,7 @@ class StableDiffusion3(Adapter):
         elif config.get("use_dynamic_shifting"):
             _, height, width = self.latent_shape()
             patch = self.pipe.transformer.config.patch_size
-            shift["mu"] = calculate_shift(
-                (height // patch) * (width // patch),
-                config.get("base_image_seq_len", 256),
-                config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5),
-                config.get("max_shift", 1.16),
-            )
+            shift["mu"] = shift_for(scheduler, (height // patch) * (width // patch), most=1.16)
         scheduler.set_timesteps(steps, device="cpu", **shift)
 
     def latent_shape(self) -> tuple[int, ...]:

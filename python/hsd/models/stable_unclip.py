@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,7 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, guide, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, eta_for, guide, scale_row
 from .prior import TextPrior, skip
 
 
@@ -108,7 +108,7 @@ class StableUnCLIP(Adapter):
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """``eta`` for the schedulers that take it, as the pipeline decides it."""
-        return {"eta": self.eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+        return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""

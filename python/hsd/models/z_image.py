@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import PIL.Image
 import torch
 from diffusers.pipelines.z_image.pipeline_z_image import (
-    calculate_shift,
     get_default_z_image_sigmas,
     retrieve_timesteps,
 )
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded, check_size, per_row, scale_row
+from .base import Adapter, Batch, Encoded
+from .parts import check_size, per_row, scale_row, shift_for
 from .refusals import require_text_encoders
 
 
@@ -86,15 +86,8 @@ class ZImage(Adapter):
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """The pipeline's own sigmas, shifted by the number of image tokens where the scheduler shifts by that."""
-        config = scheduler.config
         _, h, w = self.latent_shape()
-        mu = calculate_shift(
-            (h // 2) * (w // 2),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        mu = shift_for(scheduler, (h // 2) * (w // 2))
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=get_default_z_image_sigmas(steps), mu=mu)
 
     def latent_shape(self) -> tuple[int, ...]:
