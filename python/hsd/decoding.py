@@ -22,7 +22,9 @@ BATCH = 8
 """Latents decoded at once: more is no faster for an image of 512 pixels or above, and takes memory."""
 
 PATIENCE = 4
-"""Calls that a latent waits for others, at most: counted in calls, not in time, so that every run is the same."""
+"""Calls that a latent waits for others, at most: counted in calls, not in time, so that every run is the same.
+
+The first does not wait: somebody may want to see it."""
 
 _QUEUE = 2
 """Batches that wait for the decoder, at most: a slow decoder slows the run, it does not fill memory."""
@@ -56,6 +58,7 @@ class Decoder:
         self._device = device if device.type == "cuda" else None
         self._waiting: list[Finished] = []
         self._waited = 0
+        self._patience = 0
         self._thread: threading.Thread | None = None
         self._todo: queue.Queue[tuple[list[Finished], Any] | None] = queue.Queue(_QUEUE)
         self._done: queue.SimpleQueue[list[Decoded] | BaseException] = queue.SimpleQueue()
@@ -69,7 +72,7 @@ class Decoder:
         self._waiting += finished
         self._waited = self._waited + 1 if self._waiting else 0
         images = self._ready(wait=False)
-        while len(self._waiting) >= self._most or (self._waiting and self._waited > PATIENCE):
+        while len(self._waiting) >= self._most or (self._waiting and self._waited > self._patience):
             images += self._send()
         return images
 
@@ -82,6 +85,7 @@ class Decoder:
 
     def _send(self) -> list[Decoded]:
         batch, self._waiting, self._waited = self._waiting[: self._most], self._waiting[self._most :], 0
+        self._patience = PATIENCE
         if self._thread is None:
             return self._decode(batch)
         event = torch.cuda.current_stream(self._device).record_event() if self._device is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ def encode(
     *,
     needed: NDArray[np.int64] | None = None,
     memory: int | None = None,
+    cuda_graphs: bool = True,
     progress: Progress | None = None,
 ) -> Conditioning:
     """Encode prompts, each with the settings that it has.
@@ -57,6 +59,8 @@ def encode(
         clusters may reach beyond them.
     memory
         Bytes of rows kept in host memory; the rest goes to a temporary file. Default: :func:`default_memory`.
+    cuda_graphs
+        Whether priors may be replayed as CUDA graphs.
     progress
         Gets the finished fraction.
     """
@@ -66,6 +70,7 @@ def encode(
     priors = [part.prior() if isinstance(part, Adapter) else None for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
+    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # of a prior, which is encoded for in turn
     spool = Spool(default_memory() if memory is None else memory)
     tables = _Tables(n, spool)
     total, done = int(chosen.sum()), 0
@@ -78,7 +83,7 @@ def encode(
         for block in batches(len(members), _PRIOR_BLOCK if alone else len(members)):
             part_of = members[block]
             steps = _Steps(progress, done / total, len(part_of) / total)
-            _encode_block(part, prior, part_of, prompts, seeds, tables, memory, steps)
+            _encode_block(part, prior, part_of, prompts, seeds, tables, options, steps)
             done += len(part_of)
     return Conditioning(tables.fields, tables.vectors, spool)
 
@@ -90,14 +95,14 @@ def _encode_block(
     prompts: Sequence[str],
     seeds: NDArray[np.int64],
     tables: _Tables,
-    memory: int | None,
+    options: dict[str, Any],
     steps: _Steps,
 ) -> None:
     """Encode ``members``, which have the same settings: their prior first, if there is one."""
     texts = [prompts[int(i)] for i in members]
     embeds = None
     if prior is not None:
-        embeds = _run_prior(prior, texts, seeds[members], memory, steps.part(0.0, 0.9))
+        embeds = _run_prior(prior, texts, seeds[members], options, steps.part(0.0, 0.9))
         steps = steps.part(0.9, 1.0)
     firsts, row = _distinct(part, texts, embeds is not None)
     for piece in batches(len(firsts), part.encode_batch):
@@ -182,16 +187,18 @@ class _Steps:
         return _Steps(self._report, self._start + begin * self._size, (end - begin) * self._size)
 
 
-def _run_prior(prior: Prior, prompts: list[str], seeds: NDArray[np.int64], memory: int | None, steps: _Steps) -> Tensor:
+def _run_prior(
+    prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], steps: _Steps
+) -> Tensor:
     """What the prior makes of each prompt, (n, *latent) float32 on the host: batched, and shared if its tau says so."""
     from .compiler import plan_of  # which encodes, with a prior, through this module
 
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
-    conditioning = encode([prior], variant, prompts, seeds, memory=memory, progress=steps.part(0.0, 0.3))
+    conditioning = encode([prior], variant, prompts, seeds, progress=steps.part(0.0, 0.3), **options)
     plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps)
     program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
-    executor = Executor(plan, program, prior, conditioning, sampler)
+    executor = Executor(plan, program, prior, conditioning, sampler, cuda_graphs=options["cuda_graphs"])
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))
     run, done = steps.part(0.3, 1.0), 0
     for lanes, finished in executor.run():

@@ -285,9 +285,14 @@ class _Session:
         """What the plan was compiled with, if it was this model's; encoded now otherwise."""
         if plan.encoded is not None and plan.encoded[0] == self.adapter.encoding_key():
             return plan.encoded[1]
-        needed = plan.covered()
         return encode(
-            self.variants, plan.setting, plan.prompts, plan.seeds, needed=needed, memory=self.how.conditioning_memory
+            self.variants,
+            plan.setting,
+            plan.prompts,
+            plan.seeds,
+            needed=plan.covered(),
+            memory=self.how.conditioning_memory,
+            cuda_graphs=self.how.cuda_graphs,
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
