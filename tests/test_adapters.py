@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -258,3 +259,23 @@ def test_the_check_finds_lanes_that_do_not_mix(monkeypatch):
         check(model)
     monkeypatch.setattr(type(model), "mixed_timesteps", False)
     check(model)
+
+
+def test_what_is_built_in_is_named_as_it_says():
+    for pipeline in registry.BUILT_IN:
+        adapter = registry.adapter_named(pipeline)
+        assert issubclass(adapter, Adapter)
+        assert pipeline in adapter.pipelines
+    assert sorted(registry.BUILT_IN) == sorted(registry.supported())
+
+
+def test_a_diffusers_that_lacks_a_pipeline_drives_the_others(monkeypatch):
+    def import_module(name, package):
+        if name == ".flux2":
+            raise ImportError("cannot import name 'compute_empirical_mu'")
+        return importlib.import_module(name, package)
+
+    monkeypatch.setattr(registry, "import_module", import_module)
+    with pytest.raises(hsd.Error, match=r"adapter of Flux2Pipeline .* diffusers [\d.]+ .*compute_empirical_mu.*latest"):
+        registry.adapter_named("Flux2Pipeline")
+    assert registry.adapter_named("FluxPipeline").__name__ == "Flux"

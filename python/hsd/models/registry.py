@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import diffusers
+
 from ..errors import Error, UnsupportedPipeline
 from .base import Adapter
-from .flux import Flux
-from .flux2 import Flux2
-from .kandinsky22 import Kandinsky22
-from .karlo import Karlo
-from .pixart_sigma import PixArtSigma
-from .qwen_image import QwenImage
-from .sana import Sana
-from .stable_diffusion import StableDiffusion
-from .stable_diffusion_3 import StableDiffusion3
-from .stable_diffusion_xl import StableDiffusionXL
-from .stable_unclip import StableUnCLIP
-from .z_image import ZImage
 
 GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
 
-BUILT_IN: tuple[type[Adapter], ...] = (
-    Flux,
-    Flux2,
-    Kandinsky22,
-    Karlo,
-    PixArtSigma,
-    QwenImage,
-    Sana,
-    StableDiffusion,
-    StableDiffusion3,
-    StableDiffusionXL,
-    StableUnCLIP,
-    ZImage,
-)
+BUILT_IN = {
+    "FluxPipeline": "flux:Flux",
+    "Flux2Pipeline": "flux2:Flux2",
+    "KandinskyV22CombinedPipeline": "kandinsky22:Kandinsky22",
+    "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
+    "QwenImagePipeline": "qwen_image:QwenImage",
+    "SanaPipeline": "sana:Sana",
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
+    "StableUnCLIPPipeline": "stable_unclip:StableUnCLIP",
+    "UnCLIPPipeline": "karlo:Karlo",
+    "ZImagePipeline": "z_image:ZImage",
+}
+"""Our adapters, by pipeline. Each is imported when it is needed: a diffusers that lacks one still drives the others."""
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
@@ -88,7 +80,9 @@ def adapter_class(pipe: Any) -> type[Adapter]:
             raise UnsupportedPipeline(
                 f"a pair of ({', '.join(kinds)}): the pair that can be used is ({first}, {second}), in this order"
             )
-        return adapter_named(_PAIRS[kinds]) or Kandinsky22
+        adapter = adapter_named(_PAIRS[kinds])
+        assert adapter is not None
+        return adapter
     own = type(pipe)
     for cls in own.__mro__:
         adapter = adapter_named(cls.__name__)
@@ -105,16 +99,30 @@ def adapter_class(pipe: Any) -> type[Adapter]:
 
 def adapter_named(pipeline: str) -> type[Adapter] | None:
     """The adapter of a pipeline class, by the name of the class; None if there is none."""
-    for adapter in (*_registered, *BUILT_IN):
+    for adapter in _registered:
         if pipeline in adapter.pipelines:
             return adapter
+    if pipeline in BUILT_IN:
+        return _built_in(pipeline)
     return _load(pipeline) if pipeline in _announced() else None
 
 
 def supported() -> list[str]:
     """Names of all pipeline classes that can be driven."""
-    known = [name for adapter in (*_registered, *BUILT_IN) for name in adapter.pipelines]
-    return list(dict.fromkeys([*known, *_announced()]))
+    registered = [name for adapter in _registered for name in adapter.pipelines]
+    return list(dict.fromkeys([*registered, *BUILT_IN, *_announced()]))
+
+
+def _built_in(pipeline: str) -> type[Adapter]:
+    module, name = BUILT_IN[pipeline].split(":")
+    try:
+        adapter: type[Adapter] = getattr(import_module(f".{module}", __package__), name)
+    except ImportError as error:
+        raise Error(
+            f"the adapter of {pipeline} cannot be loaded with diffusers {diffusers.__version__} ({error}): install the "
+            "latest diffusers"
+        ) from error
+    return adapter
 
 
 def _unsupported(name: str) -> UnsupportedPipeline:
