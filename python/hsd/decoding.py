@@ -130,20 +130,25 @@ class Decoder:
         """One batch, in as many parts as the memory makes it."""
         images: list[Decoded] = []
         while batch:
-            part = batch[: self._most]
+            part, failed = batch[: self._most], None
             try:
                 pictures = self._adapter.decode(torch.cat([f.latent for f in part]), [f.generator for f in part])
             except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise OutOfMemory(f"not even one image can be decoded in the memory there is: {error}") from error
-                self._most = (len(part) + 1) // 2
-                warnings.warn(f"out of memory decoding {len(part)} images: going on with {self._most}", stacklevel=2)
-                if self._device is not None:
-                    torch.cuda.empty_cache()
+                failed = str(error)
+            if failed is not None:  # out here, where the error no longer holds on to what was being computed
+                self._halve(len(part), failed)
                 continue
             images += [Decoded(f.index, picture) for f, picture in zip(part, pictures, strict=True)]
             batch = batch[len(part) :]
         return images
+
+    def _halve(self, images: int, error: str) -> None:
+        if images == 1:
+            raise OutOfMemory(f"not even one image can be decoded in the memory there is: {error}")
+        self._most = (images + 1) // 2
+        warnings.warn(f"out of memory decoding {images} images: going on with {self._most}", stacklevel=2)
+        if self._device is not None:
+            torch.cuda.empty_cache()
 
     def __enter__(self) -> Decoder:
         return self

@@ -158,17 +158,20 @@ class Executor:
         """One call of the program: one evaluation, or several if it does not fit into the memory."""
         begin = 0
         while begin < feed.lanes:
-            end = min(begin + self._most, feed.lanes)
+            end, failed = min(begin + self._most, feed.lanes), None
             try:
                 self._evaluate(feed, begin, end)
-                begin = end
             except torch.OutOfMemoryError as error:  # nothing was written: the state is what it was before
-                self._halve(end - begin, error)
+                failed = str(error)
+            if failed is None:
+                begin = end
+            else:  # out here, where the error no longer holds on to what was being computed
+                self._halve(end - begin, failed)
 
-    def _halve(self, lanes: int, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, lanes: int, error: str) -> None:
         """Take fewer lanes at a time from here on: calls may be cut, for no lane reads what another one writes."""
         if lanes == 1:
-            raise OutOfMemory(f"one latent at a time does not fit into the memory: {error}") from error
+            raise OutOfMemory(f"one latent at a time does not fit into the memory: {error}")
         self._most = (lanes + 1) // 2
         if self._compiled is not None:
             self._compiled.size = self._most
