@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -28,18 +27,23 @@ class Fake:
         if self.gate is not None:
             assert self.gate.wait(20)
         self.threads.add(threading.current_thread().name)
+        draws = [int(torch.randint(1 << 30, (), generator=generator)) for generator in generators]
         if len(latents) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         numbers = [int(latent) for latent in latents.flatten()]
         if self.fails_at in numbers:
             raise ValueError(f"cannot draw {self.fails_at}")
         self.batches.append(numbers)
-        assert [g.number for g in generators] == numbers
+        assert draws == [draw_of(n) for n in numbers]  # each from its own generator, as far as it was
         return [PIL.Image.new("L", (1, 1), number) for number in numbers]
 
 
 def finished(*numbers):
-    return [Finished(n, torch.full((1, 1), float(n)), SimpleNamespace(number=n)) for n in numbers]
+    return [Finished(n, torch.full((1, 1), float(n)), torch.Generator().manual_seed(n)) for n in numbers]
+
+
+def draw_of(number):
+    return int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(number)))
 
 
 def numbers_of(decoded):

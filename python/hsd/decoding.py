@@ -131,12 +131,15 @@ class Decoder:
         images: list[Decoded] = []
         while batch:
             part, failed = batch[: self._most], None
+            states = [f.generator.get_state() for f in part]  # some models draw while they decode
             try:
                 pictures = self._adapter.decode(torch.cat([f.latent for f in part]), [f.generator for f in part])
             except torch.OutOfMemoryError as error:
                 failed = str(error)
             if failed is not None:  # out here, where the error no longer holds on to what was being computed
                 self._halve(len(part), failed)
+                for f, state in zip(part, states, strict=True):
+                    f.generator.set_state(state)
                 continue
             images += [Decoded(f.index, picture) for f, picture in zip(part, pictures, strict=True)]
             batch = batch[len(part) :]
