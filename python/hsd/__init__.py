@@ -27,11 +27,13 @@ from .errors import (
 from .plan import Plan
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation, evaluate
     from .generation import Image, Run, generate, stream
     from .models import load
 
 __all__ = [
     "Error",
+    "Evaluation",
     "Image",
     "OutOfMemory",
     "OutputError",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "build_tree",
     "compile",
+    "evaluate",
     "generate",
     "load",
     "stream",
@@ -54,6 +57,8 @@ __all__ = [
 
 # Planning needs no torch: what does is imported when it is first asked for.
 _LAZY = {
+    "Evaluation": ".evaluation",
+    "evaluate": ".evaluation",
     "generate": ".generation",
     "stream": ".generation",
     "Image": ".generation",

@@ -1,4 +1,4 @@
-"""The command line: ``hsd generate``, ``hsd plan``, ``hsd bench`` and ``hsd check``."""
+"""The command line: ``hsd generate``, ``hsd plan``, ``hsd bench``, ``hsd evaluate`` and ``hsd check``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from . import __version__
 from .compiler import check_settings
 from .compiler import compile as compile_plan
 from .errors import Error
+from .evaluation.scorers import ScorerName
 from .names import BatchSize, ImageFormat, Linkage, Noise, Order, ScheduleName
 from .output import PLAN, make_folder, write_atomically
 from .plan import Plan
@@ -298,6 +299,63 @@ def check(
     adapter = _load(model, device, _parse(settings or []))
     check_model(adapter)
     typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are as they should be.")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images with a metadata.jsonl.", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another folder with images for the same prompts, to compare with.", show_default=False),
+    ] = None,
+    scorer: Annotated[ScorerName, typer.Option(help="What scores the images.")] = "demo",
+    model: Annotated[
+        str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
+    ] = None,
+    device: Device = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="Interpreter of an environment that has the scorer's package.", show_default="this one"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images scored at once.")] = 16,
+    samples: Annotated[int, typer.Option(help="Images, drawn at random, whose diversity is measured.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the samples and of the intervals.")] = 0,
+    tolerance: Annotated[float, typer.Option(help="Scores that differ by no more are a tie.")] = 1e-6,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the files of scores.", show_default="the folder of images")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to this file too.")
+    ] = None,
+) -> None:
+    """Measure images: how well they show their prompts, how diverse they are, how often they beat those of another run.
+
+    Scores are kept: run the same command again after an interruption, and only what is missing is scored.
+    """
+    from .evaluation import evaluate as measure
+
+    if scorer in ("clipscore", "pickscore"):
+        _hush()
+    try:
+        result = measure(
+            folder,
+            against=against,
+            scorer=scorer,
+            model=model,
+            device=device,
+            python=python,
+            batch_size=batch_size,
+            samples=samples,
+            seed=seed,
+            tolerance=tolerance,
+            cache=cache,
+        )
+    except KeyboardInterrupt:
+        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+    if json_file is not None:
+        write_atomically(json_file, (json.dumps(result.numbers(), indent=1) + "\n").encode())
+    typer.echo(str(result))
 
 
 class _Stages:

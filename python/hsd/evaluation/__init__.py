@@ -1,0 +1,13 @@
+"""Measuring folders of images: scores, win rates, diversity. See ``docs/evaluate.md``.
+
+The package is not called ``evaluate``, so that importing one of its modules never hides the function of that name.
+"""
+
+from __future__ import annotations
+
+from .folder import FolderError
+from .measure import evaluate
+from .results import Evaluation
+from .scorers import Scorer, ScorerError
+
+__all__ = ["Evaluation", "FolderError", "Scorer", "ScorerError", "evaluate"]

@@ -1,0 +1,115 @@
+"""Scores on disk: ``scores-<scorer>.jsonl``, a line an image, appended batch by batch: nothing is scored twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from ..errors import OutputError
+from ..output import make_folder, write_atomically
+from .folder import Entry
+
+_Key = tuple[str, str]
+"""Digest of the image's file, and the prompt."""
+
+
+class ScoreCache:
+    """Scores by one scorer.
+
+    A score belongs to the bytes of an image, its prompt and the scorer's version. Times and names were refused as keys:
+    they change when a folder is copied, and scoring again costs far more than reading a file. One cache may serve
+    several folders.
+
+    Parameters
+    ----------
+    folder
+        Where the file is; made if it does not exist.
+    name, version
+        Of the scorer. Lines of other versions stay in the file and are not used.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, name: str, version: str):
+        self.path = make_folder(folder) / f"scores-{name}.jsonl"
+        self._version = version
+        self._lock = FileLock(self.path.parent / f".{self.path.stem}.lock", timeout=60)
+        self._locked()
+        try:
+            self._scores = self._read()
+        finally:
+            self._lock.release()
+
+    def missing(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries that have no score yet, one of each image and prompt."""
+        wanted = {_key(entry): entry for entry in reversed(entries)}  # the first of those that are the same
+        return [entry for key, entry in reversed(wanted.items()) if key not in self._scores]
+
+    def scores(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
+        """(n,) scores; nan where the scorer had none to give."""
+        return np.array([self._scores[_key(entry)] for entry in entries], dtype=np.float64)
+
+    def add(self, entries: Sequence[Entry], scores: NDArray[np.float64]) -> None:
+        """Append the scores (n,) of a batch; they are on their way to the disk when this returns."""
+        lines = []
+        for entry, score in zip(entries, scores.tolist(), strict=True):
+            self._scores[_key(entry)] = score
+            line: dict[str, Any] = {
+                "file_name": entry.file_name,
+                "text": entry.text,
+                "score": None if math.isnan(score) else score,  # JSON has no nan
+                "version": self._version,
+                "digest": entry.digest,
+            }
+            lines.append(json.dumps(line) + "\n")
+        self._locked()
+        try:
+            with open(self.path, "ab") as file:
+                file.write("".join(lines).encode())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror or error}. Scores that are written are kept; make room "
+                "and run the same call again"
+            ) from error
+        finally:
+            self._lock.release()
+
+    def _locked(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise OutputError(f"{self.path} has been locked by another process for a minute: is one stuck?") from None
+
+    def _read(self) -> dict[_Key, float]:
+        """Scores of this version. What is not a whole line, such as the last of an interrupted run, is taken out."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        scores: dict[_Key, float] = {}
+        sound = []
+        for line in data.split(b"\n"):
+            try:
+                fields = json.loads(line)
+                key = str(fields["digest"]), str(fields["text"])
+                version, score = fields["version"], fields["score"]
+                value = math.nan if score is None else float(score)
+            except (ValueError, KeyError, TypeError):
+                continue
+            sound.append(line + b"\n")
+            if version == self._version:
+                scores[key] = value
+        if b"".join(sound) != data:
+            write_atomically(self.path, b"".join(sound))
+        return scores
+
+
+def _key(entry: Entry) -> _Key:
+    return entry.digest, entry.text

@@ -1,0 +1,150 @@
+"""What an evaluation found: its numbers, and the table of them that people read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .stats import Interval, WinRate
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well the images show what their prompts ask for, by the scorer."""
+
+    images: int
+    """With a score."""
+    unscored: int
+    """Images that the scorer had nothing to say about: not in the mean."""
+    prompts: int
+    """Different ones among those with a score."""
+    mean: float | None
+    interval: Interval | None
+    """95 %, by a bootstrap over prompts; None with fewer than two."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How unlike the images of a set are, by the scorer's embeddings."""
+
+    images: int
+    mean_cosine: float
+    """Of all pairs; lower is more diverse."""
+    vendi: float
+    """Effective number of different images, from 1 to ``images``; higher is more diverse."""
+
+
+@dataclass(frozen=True)
+class SpreadWithin:
+    """How unlike the images of one prompt are: means over prompts."""
+
+    prompts: int
+    images_a_prompt: float
+    mean_cosine: float
+    interval: Interval | None
+    """95 %, of ``mean_cosine``, by a bootstrap over prompts."""
+    vendi: float
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Of a random sample of the folder, and of the images of one prompt where prompts have several."""
+
+    sample: Spread | None
+    within_prompts: SpreadWithin | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One folder."""
+
+    folder: str
+    images: int
+    fidelity: Fidelity
+    diversity: Diversity | None
+    """None if the scorer does not embed images."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`hsd.evaluate` found. ``print`` it, or take :meth:`numbers`."""
+
+    scorer: str
+    version: str
+    measured: Measured
+    against: Measured | None
+    wins: WinRate | None
+    """Of ``measured`` over ``against``."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything, for programs; what could not be computed is None."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("scorer", f"{self.scorer} ({self.version})"), *_folder(self.measured)]
+        if self.against is not None:
+            rows += [("", ""), ("against", self.against.folder), *_folder(self.against)[1:]]
+        if self.wins is not None:
+            rows += [("", ""), *_wins(self.wins)]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _folder(found: Measured) -> list[tuple[str, str]]:
+    score = found.fidelity
+    left_out = f"; {score.unscored:,} without a score" if score.unscored else ""
+    rows = [
+        ("folder", found.folder),
+        ("images", f"{found.images:,}{left_out}"),
+        ("mean score", f"{_number(score.mean)}{_between(score.interval)}, {score.prompts:,} prompts"),
+    ]
+    if found.diversity is None:
+        return [*rows, ("diversity", "not measured: this scorer does not embed images")]
+    sample, within = found.diversity.sample, found.diversity.within_prompts
+    if sample is not None:
+        rows.append(
+            (
+                "diversity",
+                f"mean cosine {sample.mean_cosine:.4g} (lower is more diverse), "
+                f"Vendi score {sample.vendi:.4g} of {sample.images:,}",
+            )
+        )
+    if within is not None:
+        rows.append(
+            (
+                "within prompts",
+                f"mean cosine {within.mean_cosine:.4g}{_between(within.interval)}, Vendi score {within.vendi:.3g} of "
+                f"{within.images_a_prompt:.3g}; {within.prompts:,} prompts",
+            )
+        )
+    return rows
+
+
+def _wins(found: WinRate) -> list[tuple[str, str]]:
+    left_out = f"; {found.unscored:,} without a score" if found.unscored else ""
+    return [
+        ("pairs", f"{found.pairs:,}: {found.wins:,} wins, {found.ties:,} ties, {found.losses:,} losses{left_out}"),
+        ("win rate", f"{_share(found.win_rate)}{_between(found.win_rate_interval, _share)}"),
+        (
+            "  ties as half",
+            f"{_share(found.win_rate_half_ties)}{_between(found.win_rate_half_ties_interval, _share)}",
+        ),
+        ("difference", f"{_number(found.difference, '+')}{_between(found.difference_interval, _signed)}"),
+    ]
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "none" if value is None else f"{value:{sign}.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return _number(value, "+")
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
+
+
+def _between(interval: Interval | None, show: Any = _number) -> str:
+    return "" if interval is None else f" (95 %: {show(interval[0])} to {show(interval[1])})"

@@ -1,0 +1,222 @@
+"""What is computed from scores and embeddings: intervals, win rates, diversity. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+"""Of a bootstrap: the ends of an interval then move by about a hundredth of its width from seed to seed."""
+
+_DRAWS = 10**9
+"""At most so many draws in one bootstrap, but never fewer than a thousand resamples: a million prompts take minutes."""
+
+
+def cluster_bootstrap(
+    values: ArrayLike,
+    clusters: Sequence[object],
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> list[Interval] | None:
+    """Percentile intervals of means, by drawing whole clusters with replacement.
+
+    The images of one prompt resemble each other, so they are drawn together: with m alike images a prompt, a bootstrap
+    of single images would give an interval that is too narrow by up to a factor of sqrt(m). A resampled mean is the sum
+    over the drawn clusters divided by their number of values.
+
+    Percentile intervals: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Drawing clusters:
+    Field & Welsh, Bootstrapping clustered data, J. R. Stat. Soc. B 69 (2007), "cluster bootstrap".
+
+    Parameters
+    ----------
+    values
+        (n,) or (n, c): c means over the same images are resampled together.
+    clusters
+        n labels, such as the prompts.
+
+    Returns
+    -------
+    list of (low, high) or None
+        One interval a column; None with fewer than two clusters, which say nothing of how clusters vary.
+    """
+    columns = np.asarray(values, dtype=np.float64)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    assert len(columns) == len(clusters), (columns.shape, len(clusters))
+    if len(columns) == 0:
+        return None
+    # Sorted labels: the same images in another order give the same interval.
+    _, label = np.unique(np.array([str(c) for c in clusters]), return_inverse=True)
+    count = np.bincount(label).astype(np.float64)
+    n = len(count)
+    if n < 2:
+        return None
+    sums = np.stack([np.bincount(label, column) for column in columns.T])  # [c, n]
+    rng = np.random.default_rng(seed)
+    resamples = min(resamples, max(1_000, _DRAWS // n))
+    at_once = max(1, 2**20 // n)
+    means = np.empty((len(sums), resamples))
+    for start in range(0, resamples, at_once):
+        drawn = rng.integers(n, size=(min(at_once, resamples - start), n))
+        size = count[drawn].sum(axis=1)
+        for mean, total in zip(means, sums, strict=True):
+            mean[start : start + len(drawn)] = total[drawn].sum(axis=1) / size
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail], axis=1)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
+    """The score interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): sound for few pairs and shares near 0 or 1.
+
+    Without continuity correction, and for independent pairs. None if ``n`` is 0.
+    """
+    if n == 0:
+        return None
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    return low, 1.0 if successes == n else min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Image by image, how often A scores higher than B."""
+
+    pairs: int
+    """Pairs of which both images have a score."""
+    unscored: int
+    """Pairs that were left out because one has none."""
+    wins: int
+    ties: int
+    losses: int
+    tolerance: float
+    """Scores that differ by no more are a tie."""
+    win_rate: float | None
+    """wins / pairs: a tie counts as not won."""
+    win_rate_interval: Interval | None
+    interval: str
+    """Where ``win_rate_interval`` is from: ``wilson``, or ``bootstrap`` where prompts have several pairs."""
+    win_rate_half_ties: float | None
+    """(wins + ties / 2) / pairs: 0.5 means alike."""
+    win_rate_half_ties_interval: Interval | None
+    """Bootstrap over prompts."""
+    difference: float | None
+    """Mean of A's score minus B's."""
+    difference_interval: Interval | None
+    """Bootstrap over prompts, of the differences of pairs."""
+
+
+def win_rate(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[object],
+    *,
+    tolerance: float = 0.0,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> WinRate:
+    """Compare scores (n,) of A with those (n,) of B, pair by pair.
+
+    ``win_rate`` is the win percentage of Decatur et al. (arXiv 2508.21032): images whose VQAScore is above that of the
+    other method's image for the same prompt. VQAScore is a probability and hardly ever ties. Scores with few values do,
+    and identical images do, so ties are counted apart, and ``win_rate_half_ties`` gives each side half.
+
+    Parameters
+    ----------
+    a, b
+        (n,) scores, nan where there is none; such pairs are left out.
+    clusters
+        n labels: pairs with one label (of one prompt) are not independent.
+    tolerance
+        Scores that differ by no more are a tie.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or len(first) != len(clusters):
+        raise ValueError(f"scores {first.shape} and {second.shape} of {len(clusters)} pairs: they have to be as many")
+    known = ~(np.isnan(first) | np.isnan(second))
+    kept = [cluster for cluster, scored in zip(clusters, known, strict=True) if scored]
+    delta = (first - second)[known]
+    won, lost = delta > tolerance, delta < -tolerance
+    n, wins, losses = len(delta), int(won.sum()), int(lost.sum())
+    columns = np.stack([won, (won - 1.0 * lost + 1.0) / 2.0, delta], axis=1)  # [pairs, 3]
+    found = cluster_bootstrap(columns, kept, seed=seed, confidence=confidence, resamples=resamples)
+    strict, half, difference = (None, None, None) if found is None else found
+    independent = len(set(kept)) == n
+    return WinRate(
+        pairs=n,
+        unscored=len(first) - n,
+        wins=wins,
+        ties=n - wins - losses,
+        losses=losses,
+        tolerance=tolerance,
+        win_rate=wins / n if n else None,
+        win_rate_interval=wilson(wins, n, confidence) if independent else strict,
+        interval="wilson" if independent else "bootstrap",
+        win_rate_half_ties=(2 * wins + (n - wins - losses)) / (2 * n) if n else None,
+        win_rate_half_ties_interval=half,
+        difference=float(delta.mean()) if n else None,
+        difference_interval=difference,
+    )
+
+
+def unit_rows(embeddings: ArrayLike) -> NDArray[np.float64]:
+    """Rows (n, D) scaled to length 1.
+
+    Raises
+    ------
+    ValueError
+        If the array is not (n, D), or a row has no direction: all zeros, or not finite.
+    """
+    rows = np.asarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings of shape {rows.shape}: they have to be (n, D)")
+    with np.errstate(over="ignore"):  # what overflows is not finite, and said below
+        length = np.linalg.norm(rows, axis=1)
+    for i in np.flatnonzero(~(np.isfinite(length) & (length > 0)))[:1]:
+        raise ValueError(f"embedding {i} has length {length[i]}: it has no direction")
+    return rows / length[:, None]
+
+
+def mean_cosine(embeddings: ArrayLike) -> float | None:
+    """Mean cosine similarity over all pairs of different rows of (n, D); lower is more diverse. None if n < 2.
+
+    The diversity measure of the supplement of Decatur et al. (arXiv 2508.21032), which takes 100 samples. Computed as
+    (||sum of unit rows||^2 - n) / (n (n - 1)), which is the same without the pairs.
+    """
+    rows = unit_rows(embeddings)
+    n = len(rows)
+    if n < 2:
+        return None
+    total = rows.sum(axis=0)
+    return float((total @ total - n) / (n * (n - 1)))
+
+
+def vendi_score(embeddings: ArrayLike) -> float | None:
+    """The effective number of different rows of (n, D), from 1 (all alike) to n (all orthogonal). None if n = 0.
+
+    exp of the Shannon entropy of the eigenvalues of K / n, where K is the cosine kernel: Friedman & Dieng, The Vendi
+    Score, TMLR 2023, definition 3.1.
+    """
+    rows = unit_rows(embeddings)
+    n = len(rows)
+    if n == 0:
+        return None
+    # K / n and the D x D matrix of second moments have the same eigenvalues above 0: take the smaller.
+    kernel = rows @ rows.T if n <= rows.shape[1] else rows.T @ rows
+    values = np.linalg.eigvalsh(kernel / n)
+    values = values[values > 0]  # 0 log 0 = 0; rounding makes some of the zeros negative
+    return float(np.exp(-(values * np.log(values)).sum()))
