@@ -2,12 +2,12 @@
 
     python benches/conditioning.py [--prompts 10000] [--models flux sd3 sdxl ...] [--memory-gib 1] [--json FILE]
 
-Needs `pip install .[bench]`. The prompts are expanded from templates and planned at tau = 1; the rows have the shape and
-dtype of the model's own, and are made up here, so that what is measured is not a text encoder. The means are asked for
-as the executor asks for them, in the order of a depth-first program of 16 lanes, and every one is checked. Beside it,
-`whole` keeps all rows in memory and averages them there, as far as --whole-gib allows. Memory is the peak of the
-resident set above what it was before (Linux); pages of the temporary file that the system caches are not the process's,
-and go when others need room. Each case is a process of its own.
+Needs `pip install .[bench]`. The prompts are expanded from templates and planned at tau = 1; the rows have the shape
+and dtype of the model's own, and are made up here, so that what is measured is not a text encoder. The means are
+asked for as the executor asks for them, in the order of a depth-first program of 16 lanes, and every one is checked.
+Beside it, `whole` keeps all rows in memory and averages them there, as far as --whole-gib allows. Memory is the peak
+of the resident set above what it was before (Linux); pages of the temporary file that the system caches are not the
+process's, and go when others need room. Each case is a process of its own.
 """
 
 from __future__ import annotations
