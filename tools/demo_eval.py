@@ -1,9 +1,11 @@
 """Measures the demo model: how many attributes of its pictures are the ones the prompt asked for.
 
     python tools/demo_eval.py --count 128 --sheet sheet.png
+    python tools/demo_eval.py --count 2000 --held-out --evaluator
 
-Prompts are full scenes in any wording, half of them combinations that training never saw. The pictures come from
-the stock diffusers pipeline; the judge compares them with drawings (demo_model/judge.py). About 0.5 s a picture.
+Prompts are full scenes in any wording, half of them (or all) combinations that training never saw. The pictures come
+from the stock diffusers pipeline; the judge compares them with drawings (demo_model/judge.py), or the bundled evaluator
+reads them. About 0.5 s a picture.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from PIL import Image
 from demo_model.draw import draw
 from demo_model.judge import marks
 from demo_model.language import describe
-from demo_model.scenes import ATTRIBUTES, Scene, sample
+from demo_model.scenes import ATTRIBUTES, COLUMN, COUNTS, Scene, sample
+from hsd.demo.evaluator import DemoEvaluator
 
 MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model"
 
@@ -45,6 +48,12 @@ def sheet(images: torch.Tensor, columns: int, zoom: int = 2) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
+def pictures(images: torch.Tensor) -> list[Image.Image]:
+    """Images [N, 3, H, W] in 0..1 as what the evaluator reads."""
+    arrays = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
 def main() -> None:
     """Reads the command line, generates, judges and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,13 +65,15 @@ def main() -> None:
     parser.add_argument("--prior-guidance", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--held-out", action="store_true", help="only combinations that training never saw")
+    parser.add_argument("--evaluator", action="store_true", help="let the bundled evaluator judge")
     parser.add_argument("--sheet", type=Path, help="write a PNG: drawing, picture, drawing, picture, …")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore", FutureWarning)
 
     rng = np.random.default_rng([args.seed, 1])
-    half = args.count // 2
+    half = 0 if args.held_out else args.count // 2
     rows = np.concatenate([sample(rng, half, split="train"), sample(rng, args.count - half, split="held-out")])
     prompts = [describe(Scene.from_row(row), rng) for row in rows]
     pipe = KandinskyV22CombinedPipeline.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
@@ -78,12 +89,16 @@ def main() -> None:
         prior_guidance_scale=args.prior_guidance,
     )
     seconds = time.monotonic() - begin
-    right = marks(images, rows)
-    print(f"{'attribute':14} {'trained':>8} {'held out':>8}")
-    for i, name in enumerate(ATTRIBUTES):
-        if name != "count":
-            print(f"{name:14} {np.nanmean(right[:half, i]):8.1%} {np.nanmean(right[half:, i]):8.1%}")
-    print(f"{'all':14} {np.nanmean(right[:half]):8.1%} {np.nanmean(right[half:]):8.1%}")
+    right = DemoEvaluator().marks(pictures(images), prompts) if args.evaluator else marks(images, rows)
+    columns = {
+        name: part for name, part in (("trained", slice(0, half)), ("held out", slice(half, None))) if right[part].size
+    }
+    print(f"{'attribute':14}" + "".join(f"{name:>9}" for name in columns))
+    shown = {name: right[:, i : i + 1] for i, name in enumerate(ATTRIBUTES) if args.evaluator or name != "count"}
+    single = rows[:, COLUMN["count"]] == COUNTS.index("single")
+    shown |= {"single objects": np.where(single[:, None], right, np.nan), "all": right}
+    for name, values in shown.items():
+        print(f"{name:14}" + "".join(f"{np.nanmean(values[part]):9.1%}" for part in columns.values()))
     print(f"{seconds / args.count:.2f} s a picture on {torch.get_num_threads()} threads")
     if args.sheet is not None:
         both = torch.stack([draw(rows), images], dim=1).flatten(0, 1)

@@ -167,6 +167,8 @@ def generate(
     except KeyboardInterrupt:
         typer.echo("hsd: interrupted; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
+    if lanes == "auto" and run.images:
+        typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
     there = f" ({run.existing:,} were there already)" if run.existing else ""
     typer.echo(f"{run.images:,} images in {run.out}{there}, {duration(run.seconds['total'])}.")
     if run.images:

@@ -59,6 +59,8 @@ class Run:
     """Evaluations of the denoiser by this call."""
     standard_node_steps: int
     """What this call's images cost without sharing."""
+    batch_size: int
+    """Lanes a call, measured where ``"auto"`` was asked for."""
     seconds: dict[str, float]
     """Wall time: ``total``, and within it ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
     ``decode``; writing runs beside them, and on a GPU most of the decoding."""
@@ -184,7 +186,7 @@ def generate(
             bar.close()
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, seconds)
+    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / node_steps)
