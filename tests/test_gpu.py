@@ -139,7 +139,7 @@ def test_out_of_memory_cuts_calls(long_run, monkeypatch):
         return whole(self, latents, timestep, rows)
 
     monkeypatch.setattr(type(model), "denoise", denoise)
-    with pytest.warns(UserWarning, match="going on with 3"):
+    with pytest.warns(UserWarning, match="out of memory with [456] latents"):
         assert near(latents_of(plan, model, batch_size=6), expected)
 
 
