@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +134,7 @@ def generate(
     seeds = _seeds(given, seed, images_per_prompt)
     make_folder(out)  # before a model is loaded and a prior has run for nothing
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = _load(model, device, {**common, **_parse(settings or [])})
+    adapter = _load(model, device, settings, **common)
     request: dict[str, Any] = {
         "tau": tau,
         "budget": budget,
@@ -151,7 +153,7 @@ def generate(
         with _Stages() as stages:
             plan = compile_plan(given.prompts, model=adapter, progress=stages, **request)
         typer.echo(plan_summary(plan, None if lanes == "auto" else lanes, _speed(adapter)), err=True)
-    try:
+    with _resumable():
         run = run_plan(
             plan,
             adapter,
@@ -164,9 +166,6 @@ def generate(
             channels_last=channels_last,
             image_format=image_format,
         )
-    except KeyboardInterrupt:
-        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
     if lanes == "auto" and run.images:
         typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
     there = f" ({run.existing:,} were there already)" if run.existing else ""
@@ -206,7 +205,7 @@ def plan(
 ) -> None:
     """Say what a set of prompts would cost, before anything runs."""
     given = _read(prompts)
-    adapter = _load(model, device, {}) if model is not None else None
+    adapter = _load(model, device) if model is not None else None
     vectors = None
     if embeddings is not None:
         try:
@@ -269,7 +268,7 @@ def bench(
 
     given = _read(prompts)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = _load(model, device, {**common, **_parse(settings or [])})
+    adapter = _load(model, device, settings, **common)
     if any(given.settings):
         typer.echo("hsd: settings of single prompts are left out; --set is for all", err=True)
     report = run_bench(
@@ -283,8 +282,7 @@ def bench(
         compile=compile,
         say=lambda stage: typer.echo(f"hsd: {stage}", err=True),
     )
-    if json_file is not None:
-        write_atomically(json_file, (json.dumps(report.numbers(), indent=1) + "\n").encode())
+    _write_numbers(json_file, report.numbers())
     typer.echo(str(report))
 
 
@@ -298,7 +296,7 @@ def check(
     _hush()
     from .models import check as check_model
 
-    adapter = _load(model, device, _parse(settings or []))
+    adapter = _load(model, device, settings)
     check_model(adapter)
     typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are as they should be.")
 
@@ -338,7 +336,7 @@ def evaluate(
 
     if scorer in ("clipscore", "pickscore"):
         _hush()
-    try:
+    with _resumable():
         result = measure(
             folder,
             against=against,
@@ -352,11 +350,7 @@ def evaluate(
             tolerance=tolerance,
             cache=cache,
         )
-    except KeyboardInterrupt:
-        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
-    if json_file is not None:
-        write_atomically(json_file, (json.dumps(result.numbers(), indent=1) + "\n").encode())
+    _write_numbers(json_file, result.numbers())
     typer.echo(str(result))
 
 
@@ -446,11 +440,29 @@ def _parse(settings: list[str]) -> dict[str, Any]:
     return out
 
 
-def _load(model: str, device: str | None, settings: dict[str, Any]) -> Any:
+def _load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:
+    """A model with what ``--set`` says, and the options of their own that were given."""
     _hush()
     from .models import load
 
-    return load(model, device=device, **{name: value for name, value in settings.items() if value is not None})
+    own = {**common, **_parse(settings or [])}
+    return load(model, device=device, **{name: value for name, value in own.items() if value is not None})
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """What is done is kept when Ctrl-C ends it, and the exit code is the shell's for that."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("hsd: interrupted; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+
+
+def _write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """To the file of ``--json``, if there is one."""
+    if path is not None:
+        write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
 
 
 def _hush() -> None:

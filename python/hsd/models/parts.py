@@ -52,6 +52,13 @@ def guided_tokens(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+def unet_latent(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """(C, h, w) of a latent that the UNet of ``pipe`` denoises, for an image of so many pixels."""
+    assert height is not None
+    assert width is not None
+    return pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+
+
 def packed_grid(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
     """Rows and columns of an image's tokens, where 2 x 2 of the VAE's latent make one."""
     assert height is not None

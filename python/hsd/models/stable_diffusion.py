@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from .base import Adapter, Batch, Encoded
-from .parts import check_size, eta_for, guide, scale_row
+from .parts import check_size, eta_for, guide, scale_row, unet_latent
 
 
 @dataclass(eq=False)
@@ -88,8 +88,7 @@ class StableDiffusion(Adapter):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
-        return (self.pipe.unet.config.in_channels, *sides)
+        return unet_latent(self.pipe, self.height, self.width)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""

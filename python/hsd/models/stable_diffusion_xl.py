@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from .base import Adapter, Batch, Encoded
-from .parts import check_size, eta_for, guide, scale_row
+from .parts import check_size, eta_for, guide, scale_row, unet_latent
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 Pair = tuple[int, int]
@@ -125,8 +125,7 @@ class StableDiffusionXL(Adapter):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
-        return (self.pipe.unet.config.in_channels, *sides)
+        return unet_latent(self.pipe, self.height, self.width)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""

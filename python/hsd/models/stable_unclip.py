@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Adapter, Batch, Encoded
-from .parts import check_size, eta_for, guide, scale_row
+from .parts import check_size, eta_for, guide, scale_row, unet_latent
 from .prior import TextPrior, skip
 
 
@@ -112,8 +112,7 @@ class StableUnCLIP(Adapter):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        sides = [side // self.pipe.vae_scale_factor for side in (self.height, self.width) if side is not None]
-        return (self.pipe.unet.config.in_channels, *sides)
+        return unet_latent(self.pipe, self.height, self.width)
 
     def generator(self, seed: int) -> torch.Generator:
         """One generator runs through the whole pipeline: here, behind the prior and the noise of its embedding."""
