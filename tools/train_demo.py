@@ -12,6 +12,7 @@ where it stood, until the budget is spent) and beside others. Stages and their n
     prior     the diffusion prior over embeddings                          (text)
     image     pictures to embeddings
     decode    goes on with the autoencoder's decoding half alone           (movq; any time after it)
+    restore   makes checkpoints of the model folder, for the other stages to go on from (not part of "all")
     export    writes the model folder from the latest checkpoints          (all)
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 
 from demo_model.encoders import train_image, train_prior, train_text
-from demo_model.export import export
+from demo_model.export import export, restore_all
 from demo_model.movq import make_latents, train_decode, train_movq
 from demo_model.unet import train_unet
 
@@ -46,11 +47,11 @@ MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model
 def main() -> None:
     """Reads the command line and runs the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", choices=(*STAGES, "restore", "all"))
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
     parser.add_argument("--minutes", type=float, help="budget of this stage (default: see MINUTES)")
     parser.add_argument("--shards", type=int, default=8, help="latents: files of 4,096 pictures (default: 8)")
-    parser.add_argument("--out", type=Path, default=MODEL, help="export: the model folder")
+    parser.add_argument("--out", type=Path, default=MODEL, help="export, restore: the model folder")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -64,6 +65,8 @@ def main() -> None:
             make_latents(args.work, args.shards, args.seed)
         elif stage == "export":
             export(args.work, args.out, args.seed)
+        elif stage == "restore":
+            restore_all(args.out, args.work)
         else:
             TRAINERS[stage](args.work, args.minutes or MINUTES[stage], args.seed)
         print(f"{stage}: done in {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)

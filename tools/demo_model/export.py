@@ -12,7 +12,7 @@ from diffusers import KandinskyV22CombinedPipeline
 from .encoders import make_image_encoder, make_prior, make_text_encoder
 from .movq import load_movq
 from .nets import make_decoder_scheduler, make_image_processor, make_prior_scheduler, make_unet
-from .training import averaged
+from .training import averaged, restore
 from .words import make_tokenizer
 
 LIMIT = 16 * 2**20
@@ -58,6 +58,21 @@ def build(work: Path, seed: int) -> KandinskyV22CombinedPipeline:
         prior_scheduler=make_prior_scheduler(),
         prior_image_processor=make_image_processor(),
     )
+
+
+def restore_all(folder: Path, work: Path) -> None:
+    """Makes checkpoints of an exported model, from which every stage goes on; those already there are kept."""
+    pipe = KandinskyV22CombinedPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    parts = {
+        "movq": pipe.movq,
+        "unet": pipe.unet,
+        "text": pipe.prior_text_encoder,
+        "prior": pipe.prior_prior,
+        "image": pipe.prior_image_encoder,
+        "decode": pipe.movq,
+    }
+    for name, part in parts.items():
+        restore(name, part, work)
 
 
 def export(work: Path, folder: Path, seed: int) -> None:

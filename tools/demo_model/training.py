@@ -8,9 +8,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+RESTORED_PEAK = 0.6  # of the usual learning rate, for what is trained already
 
 
 class Averaged:
@@ -71,25 +74,27 @@ def train(
 
     The budget counts earlier runs of the same stage, so an interrupted stage goes on where it stood, and a
     larger `--minutes` prolongs a finished one. The learning rate follows the clock and falls to nearly nothing
-    at the end of the budget, however fast the machine is.
+    at the end of the budget, however fast the machine is. A stage that starts from a trained network (see
+    `restore`) has a lower peak, since it has more to lose.
     """
     path = folder / f"{name}.pt"
     average = Averaged(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
-    step, spent = 0, 0.0
+    step, spent, restored = 0, 0.0, False
     if path.exists():
         state = torch.load(path, weights_only=True)
         net.load_state_dict(state["net"])
         average.net.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+        step, spent, restored = state["step"], state["spent"], state["restored"]
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
         print(f"{name}: goes on at step {step}, {spent / 60:.1f} minutes spent", flush=True)
+    if restored:
+        peak *= RESTORED_PEAK
 
     def save() -> None:
         state = {"net": net.state_dict(), "average": average.net.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"step": step, "spent": spent + time.monotonic() - start}
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        _write(path, state | {"step": step, "spent": spent + time.monotonic() - start, "restored": restored})
 
     net.train()
     threads = Threads()
@@ -124,6 +129,20 @@ def train(
     save()
     print(f"{name}: {step} steps of {batch} = {step * batch} samples in {minutes:.1f} minutes", flush=True)
     return average.net
+
+
+def restore(name: str, net: nn.Module, folder: Path) -> None:
+    """Makes a checkpoint of a trained network, for its stage to go on from; a checkpoint that is there is kept."""
+    path = folder / f"{name}.pt"
+    if not path.exists():
+        weights = net.float().state_dict()
+        state = {"net": weights, "average": weights, "optimizer": None, "step": 0, "spent": 0.0, "restored": True}
+        _write(path, state)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
 
 
 def averaged(name: str, net: nn.Module, folder: Path) -> nn.Module:

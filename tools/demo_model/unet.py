@@ -11,12 +11,16 @@ from diffusers.models.attention_processor import AttnAddedKVProcessor
 
 from .codes import DIM, embed
 from .nets import make_decoder_scheduler, make_unet
-from .scenes import N_VALUES, clean
+from .scenes import COLUMN, COUNTS, N_VALUES, clean
 from .training import train
 
 NULL_SHARE, MIXED_SHARE, PARTIAL_SHARE = 0.1, 0.25, 0.2
 MOST_RELATIVES = 8
 NOISE = 0.15
+SINGLE_SHARE = 0.5  # of what is learned, whatever the share of single objects among the drawings
+# Layout and ground are decided while there is little but noise and are soon right, the shapes' outlines later, where
+# half of the samples are therefore taken from.
+OUTLINES, OUTLINES_SHARE = (50, 600), 0.5
 
 
 def conditions(rng: np.random.Generator, rows: np.ndarray) -> torch.Tensor:
@@ -64,7 +68,21 @@ class Latents:
             self.parts += [torch.load(path, weights_only=True) for path in fresh]
             self.rows = torch.cat([part["rows"] for part in self.parts]).numpy()  # [N, 12]
             self.latents = torch.cat([part["latents"] for part in self.parts])  # [N, 4, 16, 16], half
+            single = self.rows[:, COLUMN["count"]] == COUNTS.index("single")
+            self.by_count = np.flatnonzero(single), np.flatnonzero(~single)
             print(f"unet: {len(self.rows)} pictures", flush=True)
+
+    def pick(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Indices [n] of random pictures, a fixed share of them of single objects."""
+        single = rng.random(n) < SINGLE_SHARE
+        rank = rng.random(n)
+        return np.where(single, *(some[(rank * len(some)).astype(np.int64)] for some in self.by_count))
+
+
+def timesteps(rng: np.random.Generator, n: int, end: int) -> torch.Tensor:
+    """Timesteps [n] in 0..end-1: uniform, but with half of them where outlines are decided."""
+    low, high = np.where(rng.random((n, 1)) < OUTLINES_SHARE, OUTLINES, (0, end)).T
+    return torch.from_numpy((low + rng.random(n) * (high - low)).astype(np.int64))
 
 
 def train_unet(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
@@ -82,9 +100,9 @@ def train_unet(folder: Path, minutes: float, seed: int, batch: int = 64) -> None
         torch.manual_seed(1_000_003 * seed + step)
         if step % 200 == 0:
             data.refresh()
-        pick = rng.integers(0, len(data.rows), batch)
+        pick = data.pick(rng, batch)
         x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
-        t = torch.randint(0, len(signal), (batch,))
+        t = timesteps(rng, batch, len(signal))
         a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
         added = {"image_embeds": conditions(rng, data.rows[pick])}
         with torch.autocast("cpu", torch.bfloat16):
