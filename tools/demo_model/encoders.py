@@ -52,7 +52,7 @@ class Prompts:
         return self.ids[pick], self.mask[pick], self.targets[pick]
 
 
-def train_text(folder: Path, minutes: float, seed: int, batch: int = 128) -> None:
+def train_text(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 128) -> None:
     """Prompt to embedding, by regression; the empty prompt means nothing, which is zero."""
     torch.manual_seed(seed)
     net = make_text_encoder(make_tokenizer())
@@ -60,14 +60,14 @@ def train_text(folder: Path, minutes: float, seed: int, batch: int = 128) -> Non
 
     def loss_of(step: int) -> torch.Tensor:
         ids, _, target = prompts.next()
-        with torch.autocast("cpu", torch.bfloat16):
-            out = net(ids).text_embeds
-        return F.mse_loss(out.float(), target)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = net(ids.to(device)).text_embeds
+        return F.mse_loss(out.float(), target.to(device))
 
-    train("text", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+    train("text", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)
 
 
-def train_prior(folder: Path, minutes: float, seed: int, batch: int = 128) -> None:
+def train_prior(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 128) -> None:
     """Text to image embedding by diffusion, with the prompt dropped now and then for guidance.
 
     Guidance pushes the early, noisy estimates past the embedding and away from the unguided guess, and a prior
@@ -75,7 +75,7 @@ def train_prior(folder: Path, minutes: float, seed: int, batch: int = 128) -> No
     that, by up to the usual guidance scale of 4, with the right embedding as their target.
     """
     torch.manual_seed(seed)
-    text = averaged("text", make_text_encoder(make_tokenizer()), folder)
+    text = averaged("text", make_text_encoder(make_tokenizer()), folder).to(device)
     net = make_prior()
     torch.nn.init.normal_(net.positional_embedding, std=0.02)
     torch.nn.init.normal_(net.prd_embedding, std=0.02)
@@ -96,22 +96,23 @@ def train_prior(folder: Path, minutes: float, seed: int, batch: int = 128) -> No
         push = (MOST_GUIDANCE - 1) * torch.rand(batch, 1) * (torch.rand(batch, 1) < 0.5)
         guess = torch.rand(batch, 1) * target[torch.randperm(batch)]
         pushed = target + push * (target - guess)
-        with torch.autocast("cpu", torch.bfloat16):
+        noisy = (a * pushed + b * torch.randn(batch, DIM)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                said = text(ids)
+                said = text(ids.to(device))
             out = net(
-                a * pushed + b * torch.randn(batch, DIM),
-                t,
+                noisy,
+                t.to(device),
                 proj_embedding=said.text_embeds,
                 encoder_hidden_states=said.last_hidden_state,
-                attention_mask=mask,
+                attention_mask=mask.to(device),
             ).predicted_image_embedding
-        return F.mse_loss(out.float(), target)
+        return F.mse_loss(out.float(), target.to(device))
 
-    train("prior", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+    train("prior", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)
 
 
-def train_image(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
+def train_image(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
     """Picture to embedding, by regression; an even grey picture, which is no scene, is taught to be zero."""
     torch.manual_seed(seed)
     net = make_image_encoder()
@@ -126,9 +127,9 @@ def train_image(folder: Path, minutes: float, seed: int, batch: int = 64) -> Non
             x[grey], target[grey] = 0, 0
             for _ in range(2):  # every drawing is used twice, since drawing takes as long as learning
                 pool.extend(zip(x.split(batch), target.split(batch), strict=True))
-        x, target = pool.pop()
-        with torch.autocast("cpu", torch.bfloat16):
+        x, target = (part.to(device) for part in pool.pop())
+        with torch.autocast(device.type, torch.bfloat16):
             out = net(x).image_embeds
         return F.mse_loss(out.float(), target)
 
-    train("image", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+    train("image", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)

@@ -52,7 +52,7 @@ def _crops(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:
     return crops[torch.from_numpy(rng.permutation(len(crops)))]
 
 
-def train_movq(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
+def train_movq(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
     """Learns to reproduce crops of drawings: crops rather than whole pictures make more steps a minute."""
     torch.manual_seed(seed)
     SpatialNorm.forward = _fast_spatial_norm
@@ -62,15 +62,15 @@ def train_movq(folder: Path, minutes: float, seed: int, batch: int = 64) -> None
     def loss_of(step: int) -> torch.Tensor:
         if not pool:
             pool.extend(_crops(rng, pictures(rng, 256)[1]).split(batch))
-        x = pool.pop()
-        with torch.autocast("cpu", torch.bfloat16):
+        x = pool.pop().to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             z = net.encode(x).latents
             return _loss(net, x, z, 0.05) + 1e-4 * z.float().square().mean()
 
-    train("movq", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=2e-3)
+    train("movq", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=2e-3)
 
 
-def train_decode(folder: Path, minutes: float, seed: int, batch: int = 16) -> None:
+def train_decode(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 16) -> None:
     """Goes on with the decoding half alone, on whole pictures, while the denoiser learns the fixed latents."""
     torch.manual_seed(seed)
     SpatialNorm.forward = _fast_spatial_norm
@@ -82,13 +82,13 @@ def train_decode(folder: Path, minutes: float, seed: int, batch: int = 16) -> No
     def loss_of(step: int) -> torch.Tensor:
         if not pool:
             pool.extend(pictures(rng, 256)[1].split(batch))
-        x = pool.pop()
-        with torch.autocast("cpu", torch.bfloat16):
+        x = pool.pop().to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 z = net.encode(x).latents
             return _loss(net, x, z, 0.1)
 
-    train("decode", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+    train("decode", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)
 
 
 @torch.no_grad()

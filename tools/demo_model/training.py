@@ -65,6 +65,7 @@ def train(
     *,
     folder: Path,
     minutes: float,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
     batch: int,
     peak: float,
     save_every: float = 120.0,
@@ -78,11 +79,12 @@ def train(
     `restore`) has a lower peak, since it has more to lose.
     """
     path = folder / f"{name}.pt"
+    net.to(device)
     average = Averaged(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
     step, spent, restored = 0, 0.0, False
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=device)
         net.load_state_dict(state["net"])
         average.net.load_state_dict(state["average"])
         step, spent, restored = state["step"], state["spent"], state["restored"]
@@ -128,7 +130,7 @@ def train(
             saved = time.monotonic()
     save()
     print(f"{name}: {step} steps of {batch} = {step * batch} samples in {minutes:.1f} minutes", flush=True)
-    return average.net
+    return average.net.cpu()
 
 
 def restore(name: str, net: nn.Module, folder: Path) -> None:
@@ -150,5 +152,5 @@ def averaged(name: str, net: nn.Module, folder: Path) -> nn.Module:
     path = folder / f"{name}.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path}: run the stage {name!r} first")
-    net.load_state_dict(torch.load(path, weights_only=True)["average"])
+    net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
     return net.eval().requires_grad_(False)

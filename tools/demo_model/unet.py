@@ -85,7 +85,7 @@ def timesteps(rng: np.random.Generator, n: int, end: int) -> torch.Tensor:
     return torch.from_numpy((low + rng.random(n) * (high - low)).astype(np.int64))
 
 
-def train_unet(folder: Path, minutes: float, seed: int, batch: int = 64) -> None:
+def train_unet(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
     """Velocity regression over all timesteps on the cached latents."""
     torch.manual_seed(seed)
     data = Latents(folder)
@@ -104,9 +104,10 @@ def train_unet(folder: Path, minutes: float, seed: int, batch: int = 64) -> None
         x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
         t = timesteps(rng, batch, len(signal))
         a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
-        added = {"image_embeds": conditions(rng, data.rows[pick])}
-        with torch.autocast("cpu", torch.bfloat16):
-            out = net(a * x + b * noise, t, None, added_cond_kwargs=added, return_dict=False)[0]
-        return F.mse_loss(out[:, :4].float(), a * noise - b * x)
+        added = {"image_embeds": conditions(rng, data.rows[pick]).to(device)}
+        noisy, target = (a * x + b * noise).to(device), (a * noise - b * x).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = net(noisy, t.to(device), None, added_cond_kwargs=added, return_dict=False)[0]
+        return F.mse_loss(out[:, :4].float(), target)
 
-    train("unet", net, loss_of, folder=folder, minutes=minutes, batch=batch, peak=1e-3)
+    train("unet", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)
