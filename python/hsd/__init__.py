@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .generation import Image, Run, generate, stream
     from .models import load
+    from .reproduction import reproduce
 
 __all__ = [
     "Error",
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "reproduce",
     "stream",
 ]
 
@@ -64,6 +66,7 @@ _LAZY = {
     "Image": ".generation",
     "Run": ".generation",
     "load": ".models",
+    "reproduce": ".reproduction",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``hsd generate``, ``hsd plan``, ``hsd bench``, ``hsd evaluate`` and ``hsd check``."""
+"""The command line: ``hsd generate``, ``plan``, ``bench``, ``check``, ``evaluate`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -352,6 +352,76 @@ def evaluate(
         )
     _write_numbers(json_file, result.numbers())
     typer.echo(str(result))
+
+
+@app.command()
+def reproduce(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for images and results; an interrupted study continues here.")
+    ],
+    model: Annotated[str, typer.Option(help="demo, a short name, a hub id (org/name) or a folder.")] = "demo",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Each .txt or .jsonl file in it is a set of prompts.",
+            show_default="the demo's four sets",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this experiment alone; as often as needed.", show_default="all"),
+    ] = None,
+    scorer: Annotated[
+        ScorerName | None, typer.Option(help="What scores the images.", show_default="demo for demo, else clipscore")
+    ] = None,
+    scorer_model: Annotated[
+        str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="Interpreter of an environment that has the scorer's package.", show_default="this one"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first so many prompts of each set.", show_default="all")
+    ] = None,
+    steps: Steps = 40,
+    seed: Seed = 0,
+    batch_size: Lanes = 16,
+    guidance_scale: Guidance = None,
+    negative_prompt: Negative = None,
+    height: Height = None,
+    width: Width = None,
+    settings: Set = None,
+    device: Device = None,
+) -> None:
+    """Run the paper's experiments, and those it leaves open, on a model and sets of prompts: tables and figures.
+
+    Says first how many images that takes. Images and scores are kept: run the same command again after an
+    interruption, or with other experiments, and only what is missing is made.
+    """
+    from .reproduction import reproduce as run_study
+
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    make_folder(out)
+    with _resumable():
+        study = run_study(
+            _load(model, device, settings, **common),
+            prompts,
+            out,
+            only=only or None,
+            scorer=scorer,
+            scorer_model=scorer_model,
+            python=python,
+            limit=limit,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            say=lambda text: typer.echo(f"hsd: {text}", err=True),
+        )
+    for name, reason in study.skipped.items():
+        typer.echo(f"{name} was skipped: {reason}")
+    typer.echo(f"{study.report}: {len(study.results)} experiments in {duration(study.seconds)}.")
 
 
 class _Stages:

@@ -100,7 +100,7 @@ def evaluate(
         close: Callable[[], object] = getattr(judge, "close", lambda: None)
     else:
         judge, close = scorer, lambda: None
-    run = _Run(judge, batch_size, samples, int(seed), progress)
+    run = Measuring(judge, batch_size, samples, int(seed), progress)
     try:
         scores = run.scores(ours, ours.path if cache is None else Path(cache))
         measured = run.measured(ours, scores, None)
@@ -114,8 +114,8 @@ def evaluate(
     return Evaluation(judge.name, judge.version, measured, compared, wins)
 
 
-class _Run:
-    """One call: what both folders have in common."""
+class Measuring:
+    """What all folders that are measured alike have in common; the parameters are those of :func:`evaluate`."""
 
     def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: bool) -> None:
         self.scorer, self.batch_size, self.samples, self.seed = scorer, batch_size, samples, seed
@@ -145,30 +145,39 @@ class _Run:
         order = list(range(len(scores))) if order is None else order
         return Measured(str(folder.path), len(scores), fidelity, self._diversity(folder, order))
 
-    def _diversity(self, folder: Folder, order: list[int]) -> Diversity | None:
-        if not callable(getattr(self.scorer, "embed", None)):
-            return None
-        rng = np.random.default_rng(self.seed)
-        sample = self._drawn(rng, order)
-        by_prompt: dict[str, list[int]] = {}
-        for i in order:
-            by_prompt.setdefault(folder.entries[i].text, []).append(i)
-        several = [images for images in by_prompt.values() if len(images) > 1]
-        groups = [self._drawn(rng, images) for images in self._drawn(rng, several)]
-        needed = sorted({*sample, *(i for group in groups for i in group)})
-        rows: list[NDArray[np.float64]] = []
-        for some in self._batches(needed, f"embedding {folder.path.name}"):
-            rows.extend(embed_batch(self.scorer, [load_image(folder.entries[i]) for i in some]))
-        at = dict(zip(needed, rows, strict=True))
-        return Diversity(
-            _spread([at[i] for i in sample]), _within([[at[i] for i in group] for group in groups], self.seed)
-        )
+    @property
+    def embeds(self) -> bool:
+        """Whether the scorer can be asked for embeddings."""
+        return callable(getattr(self.scorer, "embed", None))
 
-    def _drawn(self, rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
+    def embeddings(self, folder: Folder, indices: Sequence[int]) -> list[NDArray[np.float64]]:
+        """(D,) of each of these images."""
+        rows: list[NDArray[np.float64]] = []
+        for some in self._batches(indices, f"embedding {folder.path.name}"):
+            rows.extend(embed_batch(self.scorer, [load_image(folder.entries[i]) for i in some]))
+        return rows
+
+    def drawn(self, rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
         """At most ``samples`` of them, in their order."""
         if len(items) <= self.samples:
             return list(items)
         return [items[i] for i in np.sort(rng.choice(len(items), self.samples, replace=False))]
+
+    def _diversity(self, folder: Folder, order: list[int]) -> Diversity | None:
+        if not self.embeds:
+            return None
+        rng = np.random.default_rng(self.seed)
+        sample = self.drawn(rng, order)
+        by_prompt: dict[str, list[int]] = {}
+        for i in order:
+            by_prompt.setdefault(folder.entries[i].text, []).append(i)
+        several = [images for images in by_prompt.values() if len(images) > 1]
+        groups = [self.drawn(rng, images) for images in self.drawn(rng, several)]
+        needed = sorted({*sample, *(i for group in groups for i in group)})
+        at = dict(zip(needed, self.embeddings(folder, needed), strict=True))
+        return Diversity(
+            _spread([at[i] for i in sample]), _within([[at[i] for i in group] for group in groups], self.seed)
+        )
 
     def _batches(self, items: Sequence[Any], what: str) -> Any:
         with tqdm(

@@ -205,6 +205,29 @@ def mean_cosine(embeddings: ArrayLike) -> float | None:
     return float((total @ total - n) / (n * (n - 1)))
 
 
+def similarity_of_each(embeddings: ArrayLike) -> NDArray[np.float64] | None:
+    """(n,) mean cosine similarity of each row of (n, D) to the others, the mean of which is :func:`mean_cosine`.
+
+    None if n < 2.
+    """
+    rows = unit_rows(embeddings)
+    n = len(rows)
+    return None if n < 2 else (rows @ rows.sum(axis=0) - 1.0) / (n - 1)
+
+
+def pair_mean_interval(of_each: ArrayLike, confidence: float = 0.95) -> Interval:
+    """A normal interval of a mean over all pairs, from the mean (n,) that each item has with the others.
+
+    Pairs that have an item in common are not independent: the variance of such a mean is 4 Var(of_each) / n to first
+    order (Hoeffding, Ann. Math. Stat. 19, 1948, theorem 7.1). For two sets of the same n prompts the difference
+    of their ``of_each`` gives the paired interval of the difference. A bootstrap was refused: an item that is drawn
+    twice makes a pair with itself.
+    """
+    values = np.asarray(of_each, dtype=np.float64)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2.0) * 2.0 * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def vendi_score(embeddings: ArrayLike) -> float | None:
     """The effective number of different rows of (n, D), from 1 (all alike) to n (all orthogonal). None if n = 0.
 

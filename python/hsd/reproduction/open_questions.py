@@ -1,0 +1,291 @@
+"""What the paper leaves open, measured like its own tables: each answer is a plot and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+import numpy as np
+
+from ..names import Linkage, ScheduleName
+from . import plots
+from .experiment import (
+    EVALUATIONS,
+    SAVED,
+    Wanted,
+    difference,
+    evaluations,
+    everything,
+    everywhere,
+    images,
+    saved,
+    score,
+    similarity,
+    vendi,
+    win_half,
+)
+from .lab import Lab, PromptSet, Skipped, Way
+from .paper import HALF
+from .results import Column, Estimate, Figure, Result, Table
+from .samplers import SAMPLERS, NoSuchSampler, describe, sampler_named
+
+STANDARD = "standard"
+LINKAGES = ("ward", "centroid", "average")
+GROUPS = (2, 8, 32)
+TRUNKS = (0.1, 0.2, 0.3, 0.4, 0.6)
+"""Shares of the steps that a group takes together."""
+
+
+# -- ways beside each other
+
+
+def beside(lab: Lab, name: str, title: str, ways: Mapping[str, Way], base: str) -> list[Result]:
+    """Several ways at equal compute: how much better each scores than ``base``, and how diverse its images are."""
+    made = {label: everything(lab, way) for label, way in ways.items()}
+    standard = everything(lab, Way())
+    rows, to_base = [], {}
+    for label, ours in {STANDARD: standard, **made}.items():
+        wins = lab.compared(ours, made[base])
+        is_base = label == base
+        to_base[label] = difference(wins)
+        rows.append(
+            (
+                label,
+                images(ours),
+                evaluations(ours),
+                saved(lab, ours),
+                score(lab, ours),
+                Estimate(None) if is_base else difference(wins),
+                Estimate(None) if is_base else win_half(wins),
+                similarity(lab, ours),
+                vendi(lab, ours),
+            )
+        )
+    figure = plots.figure(9, 1.2 + 0.45 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    plots.bars(left, {label: value for label, value in to_base.items() if label != base}, baseline=0.0)
+    left.set_xlabel(f"score, more than {base}")
+    plots.bars(
+        right, {label: similarity(lab, {STANDARD: standard, **made}[label]) for label in to_base if label != base}
+    )
+    right.set_xlabel("mean cosine (lower is more diverse)")
+    columns = (
+        Column("way", "text"),
+        Column("images", "count"),
+        EVALUATIONS,
+        SAVED,
+        Column("score"),
+        Column(f"more than {base}", "signed"),
+        Column(f"win % over {base}, ties as half", "share"),
+        Column("mean cosine"),
+        Column("Vendi score"),
+    )
+    return [Figure(name, title, plots.png(figure)), Table(name, title, columns, tuple(rows))]
+
+
+# -- ward, centroid, average
+
+
+def linkage_ways() -> dict[str, Way]:
+    """At half of the evaluations."""
+    assert set(LINKAGES) <= set(get_args(Linkage))
+    return {name: Way(budget=0.5, linkage=name) for name in LINKAGES}  # type: ignore[arg-type]
+
+
+def linkage_wants(lab: Lab) -> Wanted:
+    """And standard diffusion beside them."""
+    return everywhere(lab, [Way(), *linkage_ways().values()])
+
+
+def linkage(lab: Lab) -> list[Result]:
+    """``ward`` against ``centroid`` against ``average``."""
+    return beside(lab, "linkage", "Linkages, all saving half of the evaluations", linkage_ways(), "ward")
+
+
+# -- phi
+
+
+def schedule_ways() -> dict[str, Way]:
+    """All schedules that have a name, at half of the evaluations."""
+    return {name: Way(budget=0.5, schedule=name) for name in get_args(ScheduleName)}
+
+
+def schedule_wants(lab: Lab) -> Wanted:
+    """And standard diffusion beside them."""
+    return everywhere(lab, [Way(), *schedule_ways().values()])
+
+
+def schedule(lab: Lab) -> list[Result]:
+    """Linear against other phi."""
+    title = "Schedules of the threshold, all saving half of the evaluations"
+    return beside(lab, "schedule", title, schedule_ways(), "linear")
+
+
+# -- first noise
+
+
+def noise_ways() -> dict[str, Way]:
+    """At half of the evaluations."""
+    return {"independent": HALF, "shared": Way(budget=0.5, noise="shared")}
+
+
+def noise_wants(lab: Lab) -> Wanted:
+    """And standard diffusion beside them."""
+    return everywhere(lab, [Way(), *noise_ways().values()])
+
+
+def noise(lab: Lab) -> list[Result]:
+    """A first latent for each root cluster, or one for all."""
+    return beside(lab, "noise", "First noise, both saving half of the evaluations", noise_ways(), "independent")
+
+
+# -- prior
+
+
+def prior_ways() -> dict[str, Way]:
+    """The decoder shares half either way."""
+    return {"prior alone": HALF, "prior shared": Way(budget=0.5, share_prior=True)}
+
+
+def prior_wants(lab: Lab) -> Wanted:
+    """For models that have a prior."""
+    if lab.model.prior() is None or not hasattr(lab.model, "share_prior"):
+        raise Skipped(f"{lab.model.name} has no prior to share")
+    return everywhere(lab, [Way(), *prior_ways().values()])
+
+
+def prior(lab: Lab) -> list[Result]:
+    """The prior's steps shared by a tree of texts, or each prompt's own."""
+    return beside(lab, "prior", "The prior's steps shared or not; the decoder saves half", prior_ways(), "prior alone")
+
+
+# -- samplers
+
+SAMPLER_BUDGETS = (0.25, 0.5)
+
+
+def sampler_ways(lab: Lab) -> dict[str, dict[str, Way]]:
+    """By sampler: standard diffusion, and sharing."""
+    own = lab.model.scheduler()
+    out = {}
+    for name in SAMPLERS:
+        try:
+            scheduler = sampler_named(name, own)
+        except NoSuchSampler as error:
+            raise Skipped(str(error)) from None
+        # The model's own needs no other name: its images are there already.
+        sampler = None if scheduler is own else name
+        ways = {f"saving {b:.0%}": Way(budget=b, sampler=sampler) for b in SAMPLER_BUDGETS}
+        out[f"{name} ({describe(scheduler)})"] = {STANDARD: Way(sampler=sampler), **ways}
+    return out
+
+
+def sampler_wants(lab: Lab) -> Wanted:
+    """Both samplers, each with its own standard images."""
+    return everywhere(lab, [way for ways in sampler_ways(lab).values() for way in ways.values()])
+
+
+def sampler(lab: Lab) -> list[Result]:
+    """What sharing costs with fresh noise at every step, and with none."""
+    rows = []
+    figure = plots.figure(6, 3.6)
+    axes = figure.subplots()
+    for index, (name, ways) in enumerate(sampler_ways(lab).items()):
+        standard = everything(lab, ways[STANDARD])
+        points = []
+        for label, way in ways.items():
+            made = everything(lab, way)
+            wins = lab.compared(made, standard)
+            lost = Estimate(None) if label == STANDARD else difference(wins)
+            points.append((evaluations(made), Estimate(0.0) if label == STANDARD else lost))
+            half = Estimate(None) if label == STANDARD else win_half(wins)
+            cells = (score(lab, made), lost, half, similarity(lab, made), vendi(lab, made))
+            rows.append((name, label, evaluations(made), saved(lab, made), *cells))
+        plots.line(axes, name, points, index)
+    axes.set_xlabel("evaluations an image")
+    axes.set_ylabel("score, more than the same sampler's standard")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    columns = (
+        Column("sampler", "text"),
+        Column("way", "text"),
+        EVALUATIONS,
+        SAVED,
+        Column("score"),
+        Column("more than its standard", "signed"),
+        Column("win % over its standard, ties as half", "share"),
+        Column("mean cosine"),
+        Column("Vendi score"),
+    )
+    title = "What sharing costs with a deterministic and with a stochastic sampler"
+    return [Figure("sampler", title, plots.png(figure)), Table("sampler", title, columns, tuple(rows))]
+
+
+# -- where the trunk should split
+
+
+def trunk_set(lab: Lab) -> PromptSet:
+    """The last set: templates, where they are named as the paper's are."""
+    return lab.sets[-1]
+
+
+def trunk_ways(lab: Lab) -> dict[int, dict[float, Way]]:
+    """By size of the group and share of the steps that it takes together."""
+    n, k = len(trunk_set(lab).prompts), trunk_steps(lab)
+    sizes = [size for size in GROUPS if size <= n]
+    if not sizes:
+        raise Skipped(f"{trunk_set(lab).name} has {n} prompts: a group has at least {min(GROUPS)}")
+    return {size: {share: Way(group=size, schedule=_trunk(k, share)) for share in TRUNKS} for size in sizes}
+
+
+def trunk_steps(lab: Lab) -> int:
+    """K, the evaluations from noise to image."""
+    return lab.plan(trunk_set(lab), Way()).n_steps
+
+
+def _trunk(steps: int, share: float) -> tuple[float, ...]:
+    together = min(steps - 1, max(0, round(share * steps)))
+    return (1.0,) * together + (0.0,) * (steps - together)
+
+
+def trunk_wants(lab: Lab) -> Wanted:
+    """Groups of neighbours of one set, that part at one step."""
+    ways = [way for shares in trunk_ways(lab).values() for way in shares.values()]
+    return [(trunk_set(lab), way) for way in dict.fromkeys([Way(), *ways])]
+
+
+def trunk(lab: Lab) -> list[Result]:
+    """How long groups of so many prompts may go together before they part, all at once."""
+    prompt_set = trunk_set(lab)
+    standard = [lab.made(prompt_set, Way())]
+    rows = []
+    figure = plots.figure(6, 3.6)
+    axes = figure.subplots()
+    axes.axhline(0.0, color="0.6", linewidth=1)
+    for index, (size, shares) in enumerate(trunk_ways(lab).items()):
+        points = []
+        for share, way in shares.items():
+            made = [lab.made(prompt_set, way)]
+            wins = lab.compared(made, standard)
+            part = int(np.count_nonzero(way.schedule)) / trunk_steps(lab)
+            points.append((part, difference(wins)))
+            cells = (score(lab, made), difference(wins), win_half(wins), similarity(lab, made), vendi(lab, made))
+            rows.append((size, share, evaluations(made), saved(lab, made), *cells))
+        plots.line(axes, f"groups of {size}", points, index)
+    axes.set_xlabel("share of the steps taken together")
+    axes.set_ylabel("score, more than standard")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    columns = (
+        Column("prompts a group", "count"),
+        Column("steps together", "share"),
+        EVALUATIONS,
+        SAVED,
+        Column("score"),
+        Column("more than standard", "signed"),
+        Column("win % over standard, ties as half", "share"),
+        Column("mean cosine"),
+        Column("Vendi score"),
+    )
+    title = f"Groups of neighbours of {prompt_set.name} that part at one step"
+    return [Figure("trunk", title, plots.png(figure)), Table("trunk", title, columns, tuple(rows))]

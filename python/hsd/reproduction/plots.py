@@ -1,0 +1,72 @@
+"""Plots, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import Error
+from .results import Estimate
+
+MARKERS = "osD^v*XP"
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches.
+
+    Raises
+    ------
+    Error
+        Without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Error(f'plots need matplotlib ({error}): pip install "hsd[reproduce]"') from None
+    made = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def png(made: Any) -> bytes:
+    """The file of a figure; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    made.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def line(axes: Any, label: str, points: Sequence[tuple[float, Estimate]], index: int = 0, dashed: bool = False) -> None:
+    """Estimates against numbers, in order, with their intervals as bars."""
+    known = sorted((x, e.value, e.interval or (e.value, e.value)) for x, e in points if e.value is not None)
+    x, y = [at for at, _, _ in known], [value for _, value, _ in known]
+    below, above = [value - low for _, value, (low, _) in known], [high - value for _, value, (_, high) in known]
+    style = "--" if dashed else "-"
+    marker = MARKERS[index % len(MARKERS)]
+    axes.errorbar(
+        x, y, yerr=[below, above], label=label, fmt=marker + style, color=f"C{index}", capsize=3, markersize=5
+    )
+
+
+def bars(axes: Any, values: Mapping[str, Estimate], baseline: float | None = None) -> None:
+    """One estimate a name, as points with intervals, from the top down; a line at what is no difference."""
+    names = list(values)
+    for row, (name, estimate) in enumerate(values.items()):
+        if estimate.value is None:
+            continue
+        low, high = estimate.interval or (estimate.value, estimate.value)
+        axes.errorbar(
+            [estimate.value],
+            [row],
+            xerr=[[estimate.value - low], [high - estimate.value]],
+            fmt="o",
+            color=f"C{row}",
+            capsize=3,
+            label=name,
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    if baseline is not None:
+        axes.axvline(baseline, color="0.6", linewidth=1)
+    axes.grid(axis="x", alpha=0.3)

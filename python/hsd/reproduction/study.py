@@ -1,0 +1,243 @@
+"""``hsd.reproduce``: count, make what is missing, measure, and write tables and figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .. import __version__
+from ..errors import PromptError
+from ..evaluation.measure import Measuring
+from ..evaluation.scorers import Scorer, check_scorer, make_scorer
+from ..models import load
+from ..names import check_count
+from ..output import write_atomically
+from ..prompts import read_prompts
+from ..report import duration
+from ..speeds import recall
+from . import plots
+from .catalogue import EXPERIMENTS, NAMES
+from .experiment import Experiment
+from .lab import Lab, PromptSet, Skipped, Way
+from .results import Figure, Result, Table
+
+PROMPTS = Path(__file__).parent / "prompts"
+"""The four sets for the demo model."""
+
+RESULTS = "results.md"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What :func:`reproduce` found."""
+
+    out: Path
+    results: dict[str, list[Result]]
+    """Tables and figures by experiment."""
+    skipped: dict[str, str]
+    """Why an experiment could not be had."""
+    seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The Markdown file with all of it."""
+        return self.out / RESULTS
+
+
+def reproduce(
+    model: Any = "demo",
+    prompts: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "reproduction",
+    *,
+    only: Iterable[str] | None = None,
+    scorer: str | Scorer | None = None,
+    scorer_model: str | None = None,
+    python: str | None = None,
+    limit: int | None = None,
+    steps: int = 40,
+    seed: int = 0,
+    batch_size: int = 16,
+    samples: int = 100,
+    progress: bool = True,
+    say: Callable[[str], object] = lambda text: None,
+    **settings: Any,
+) -> Study:
+    """Run the paper's experiments, and those it leaves open, on a model and sets of prompts.
+
+    Writes ``results.md``, ``tables/*.csv``, ``tables/*.md`` and ``figures/*.png`` to ``out``, and all images to
+    ``out/runs``. Images and scores are made once: calling again goes on after an interruption.
+
+    Parameters
+    ----------
+    model
+        A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
+    prompts
+        A folder of prompt files (``.txt``, a prompt a line, or ``.jsonl``); each is a set, named after its file.
+        Default: the demo model's four sets.
+    only
+        Names of experiments; default: all.
+    scorer, scorer_model, python
+        As of :func:`hsd.evaluate`. Default: ``demo`` for the demo model, ``clipscore`` for others.
+    limit
+        The first so many prompts of each set.
+    steps
+        ``num_inference_steps`` of standard diffusion.
+    seed
+        Prompt i of a set gets the seed ``seed + i``, in all ways of making images.
+    batch_size
+        Lanes a call.
+    samples
+        Images of a set whose diversity is measured, at most.
+    say
+        Called with what is being done.
+
+    Raises
+    ------
+    Error
+        If matplotlib is missing, the folder has no prompts, or ``out`` holds another study; before any expensive work.
+    """
+    started = time.perf_counter()
+    chosen = _chosen(only)
+    plots.figure(1, 1)  # matplotlib is missed now
+    check_count("batch_size", batch_size)
+    sets = read_sets(PROMPTS if prompts is None else prompts, None if limit is None else check_count("limit", limit))
+    adapter = load(model, **settings)
+    if scorer is None:
+        scorer = "demo" if adapter.name == "demo" else "clipscore"
+    judge = make_scorer(scorer, model=scorer_model, python=python) if isinstance(scorer, str) else check_scorer(scorer)
+    measuring = Measuring(judge, batch_size, samples, seed, progress)
+    lab = Lab(adapter, sets, Path(out), measuring, steps=check_count("steps", steps), seed=seed, batch_size=batch_size)
+    try:
+        skipped = _make(lab, chosen, progress, say)
+        results: dict[str, list[Result]] = {}
+        for experiment in chosen:
+            if experiment.name in skipped:
+                continue
+            say(experiment.title)
+            try:
+                results[experiment.name] = experiment.report(lab)
+            except Skipped as error:
+                skipped[experiment.name] = str(error)
+            _write(lab, chosen, results, skipped, time.perf_counter() - started)
+    finally:
+        getattr(judge, "close", lambda: None)()
+    seconds = time.perf_counter() - started
+    _write(lab, chosen, results, skipped, seconds)
+    return Study(lab.out, results, skipped, seconds)
+
+
+def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[PromptSet]:
+    """The prompt files of a folder, by name.
+
+    Raises
+    ------
+    PromptError
+        If there is no such folder, no file of prompts in it, or a prompt has settings or a seed of its own.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PromptError(f"{folder} is not a folder: name one with .txt or .jsonl files, each a set of prompts")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".jsonl"))
+    if not files:
+        raise PromptError(f"{folder} has no .txt or .jsonl file: each would be a set of prompts")
+    sets: dict[str, PromptSet] = {}
+    for path in files:
+        if path.stem in sets:
+            raise PromptError(f"{path}: there is another set named {path.stem!r}; rename one of the files")
+        read = read_prompts(path)
+        for i, (own, given) in enumerate(zip(read.settings, read.seeds, strict=True)):
+            if own or given is not None:
+                what = "settings" if own else "a seed"
+                raise PromptError(f"{path}: prompt {i} has {what} of its own, which experiments do not take")
+        sets[path.stem] = PromptSet(path.stem, tuple(read.prompts[:limit]))
+    return list(sets.values())
+
+
+def _chosen(only: Iterable[str] | None) -> list[Experiment]:
+    names = list(NAMES) if only is None else list(only)
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"unknown experiment {name!r}: one of {', '.join(NAMES)}")
+    return [experiment for experiment in EXPERIMENTS if experiment.name in names]
+
+
+def _make(lab: Lab, chosen: Sequence[Experiment], progress: bool, say: Callable[[str], object]) -> dict[str, str]:
+    """All images that the experiments want, after saying how many; what cannot be had, and why."""
+    skipped: dict[str, str] = {}
+    wanted: dict[tuple[PromptSet, Way], None] = {}
+    say("encoding and planning")
+    for experiment in chosen:
+        try:
+            needed = experiment.wants(lab)
+            for one in needed:
+                lab.plan(*one)  # what cannot be planned is known before the first image
+        except Skipped as error:
+            skipped[experiment.name] = str(error)
+        else:
+            wanted.update(dict.fromkeys(needed))
+    costs = [lab.missing(*one) for one in wanted]
+    images, node_steps = sum(n for n, _ in costs), sum(c for _, c in costs)
+    speed = recall(lab.model)
+    estimate = "" if speed is None or not images else f", about {duration(speed * node_steps)} of denoising"
+    say(f"{images:,} images to make, {node_steps:,} evaluations of the denoiser{estimate}")
+    with tqdm(total=node_steps, unit=" node-steps", disable=None if progress else True, smoothing=0.02) as bar:
+        lab.progress = lambda steps, _: bar.update(steps)
+        for prompt_set, way in wanted:
+            bar.set_postfix_str(f"{prompt_set.name}, {way.name}")
+            lab.made(prompt_set, way)
+        lab.progress = None
+    return skipped
+
+
+def _write(
+    lab: Lab,
+    chosen: Sequence[Experiment],
+    results: dict[str, list[Result]],
+    skipped: dict[str, str],
+    seconds: float,
+) -> None:
+    """Everything that is there so far."""
+    for folder in ("tables", "figures"):
+        (lab.out / folder).mkdir(exist_ok=True)
+    parts = ["# Results", "", _setup(lab, seconds)]
+    for experiment in chosen:
+        if experiment.name not in results and experiment.name not in skipped:
+            continue
+        parts += ["", f"## {experiment.title}", "", experiment.asks]
+        if experiment.name in skipped:
+            parts += ["", f"Skipped: {skipped[experiment.name]}."]
+        for result in results.get(experiment.name, []):
+            parts += ["", _written(lab.out, result)]
+    write_atomically(lab.out / RESULTS, ("\n".join(parts) + "\n").encode())
+
+
+def _written(out: Path, result: Result) -> str:
+    if isinstance(result, Figure):
+        path = Path("figures") / f"{result.name}.png"
+        write_atomically(out / path, result.png)
+        return f"![{result.caption}]({path.as_posix()})\n\n*{result.caption}*"
+    assert isinstance(result, Table)
+    write_atomically(out / "tables" / f"{result.name}.csv", result.csv().encode())
+    write_atomically(out / "tables" / f"{result.name}.md", (result.markdown() + "\n").encode())
+    return f"**{result.title}**\n\n{result.markdown()}"
+
+
+def _setup(lab: Lab, seconds: float) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in lab.model.settings.items() if value is not None)
+    sets = ", ".join(f"{s.name} ({len(s.prompts)})" for s in lab.sets)
+    scheduler = type(lab.model.scheduler()).__name__
+    device, dtype = lab.model.device.type, str(lab.model.dtype).removeprefix("torch.")
+    return (
+        f"Model {lab.model.name} ({settings}), {scheduler}, {lab.steps} steps, on {device} in {dtype}; sets: {sets}; "
+        f"prompt i of a set has the seed {lab.seed} + i in every way of making images. Scores by {lab.scorer.name} "
+        f"({lab.scorer.version}). Brackets are 95 % intervals: bootstraps over prompts (of mean scores, differences, "
+        "wins with ties as half), Wilson's (wins), normal ones of a mean over pairs (mean cosine). They say how far "
+        "numbers would move with other prompts like these, not with other seeds. "
+        f"HSD {__version__}, {duration(seconds)} in all."
+    )

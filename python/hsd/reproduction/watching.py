@@ -1,0 +1,158 @@
+"""Watching the denoiser: every lane's latent and model output, and the image that each step foretells."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..decoding import BATCH
+from ..generation import Image, stream
+from ..models import Adapter
+from ..models.base import batches
+from ..plan import Plan
+from ..sampler import SamplerTable
+from ..sampler.stepping import LEARNED_VARIANCE, map_memory
+
+DATA_PREDICTION = ("dpmsolver++", "sde-dpmsolver++", "data_prediction")
+"""Values of ``algorithm_type`` with which multistep schedulers remember predictions of x0."""
+
+See = Callable[[Tensor, Tensor, "Tensor | None", Tensor], object]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _WatchedTable(SamplerTable):
+    """A sampler table that shows what it is given.
+
+    The table and not ``denoise`` is watched, since the denoiser may be given latents that the scheduler has scaled,
+    and is not told the step.
+    """
+
+    see: See
+
+    def update(
+        self,
+        state: Tensor,
+        model_output: Tensor,
+        noise: Tensor | None,
+        step: Tensor,
+        variance: Tensor | None = None,
+    ) -> Tensor:
+        new = super().update(state, model_output, noise, step, variance)
+        # Behind the update: a call that ran out of memory is made again, in parts.
+        self.see(state[:, 0], model_output, variance, step)
+        return new
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run of a plan, step by step. All of it is held on the host: meant for a few prompts."""
+
+    plan: Plan
+    adapter: Adapter
+    latents: Tensor
+    """(node-steps, *latent) float32, what each lane started from, as the scheduler has it."""
+    outputs: Tensor
+    """(node-steps, *latent) float32, what the denoiser made of it, guidance included; with twice the channels where the
+    scheduler takes a learned variance from it."""
+    lane: NDArray[np.int64]
+    """(K, N) the row of ``latents`` that each prompt stands in at each step."""
+    images: dict[int, Image]
+    """What the run ended in, by prompt."""
+
+    def shared(self) -> NDArray[np.bool_]:
+        """(K, N) whether a prompt shares its lane with others."""
+        return (self.lane[:, :, None] == self.lane[:, None, :]).sum(axis=2) > 1
+
+    def predictions(self) -> Iterator[tuple[Tensor, bool]]:
+        """At each step, for each prompt (N, *latent): the x0 that the step predicts.
+
+        Schedulers that say what they predict are asked; flow matching predicts latent - sigma * output. Of others the
+        latent itself is given. The flag says which: whether it is a prediction.
+        """
+        # One scheduler goes through all steps with all prompts as its batch, for some (Heun's) predict by what they
+        # remember. Its own answer to each step is dropped: the next latent is what the run had there.
+        scheduler = copy.deepcopy(self.adapter.scheduler())
+        self.adapter.set_timesteps(scheduler, self.plan.request["steps"])
+        map_memory(scheduler, Tensor.cpu)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        takes = inspect.signature(scheduler.step).parameters
+        options = self.adapter.step_kwargs(scheduler)
+        if "generator" in takes:
+            options = {**options, "generator": torch.Generator()}  # what is drawn does not enter, but is drawn
+        for k, lane in enumerate(self.lane):
+            latents, outputs = self.latents[lane], self.outputs[lane]
+            if "prev_timestep" in takes:
+                options = {**options, "prev_timestep": next(iter(scheduler.timesteps[k + 1 :]), None)}
+            result = scheduler.step(outputs, scheduler.timesteps[k], latents, **options)
+            found = _prediction(scheduler, k, latents, outputs, result)
+            yield (latents, False) if found is None else (found, True)
+
+    def decoded(self, latents: Tensor) -> list[PIL.Image.Image]:
+        """Pictures of latents (N, *latent), one a prompt."""
+        return decode(self.adapter, latents, [int(seed) for seed in self.plan.seeds])
+
+
+def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
+    """Run a plan and note every step of it."""
+    latents: list[Tensor] = []
+    outputs: list[Tensor] = []
+    steps: list[Tensor] = []
+    learned = adapter.scheduler().config.get("variance_type") in LEARNED_VARIANCE
+
+    def see(latent: Tensor, output: Tensor, variance: Tensor | None, step: Tensor) -> None:
+        if learned and variance is not None:
+            output = torch.cat([output, variance], dim=1)
+        for noted, tensor in ((latents, latent), (outputs, output)):
+            noted.append(tensor.to("cpu", torch.float32, copy=True))
+        steps.append(step.cpu())
+
+    table = adapter.sampler(plan.request["steps"])
+    watched = copy.copy(adapter)
+    watched.sampler = lambda steps: _WatchedTable(**vars(table), see=see)  # type: ignore[method-assign]
+    # No graphs: a replay would not come by here.
+    images = {image.index: image for image in stream(plan, watched, batch_size=batch_size, cuda_graphs=False)}
+
+    # The calls are made in the order of the program, however many lanes of one are evaluated at once.
+    calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps).calls
+    lanes = calls[calls["segment"] >= 0]
+    assert np.array_equal(torch.cat(steps).numpy(), lanes["step"]), "the lanes that were seen are not the program's"
+    row = {(int(lane["segment"]), int(lane["step"])): i for i, lane in enumerate(lanes)}
+    at = [[row[int(segment), k] for segment in plan.active(k)] for k in range(plan.n_steps)]
+    return Trace(plan, adapter, torch.cat(latents), torch.cat(outputs), np.array(at, dtype=np.int64), images)
+
+
+@torch.no_grad()
+def decode(adapter: Adapter, latents: Tensor, seeds: Sequence[int]) -> list[PIL.Image.Image]:
+    """Pictures of latents (n, *latent), wherever they are from.
+
+    A model that draws noise when it decodes draws it from the start of each seed: its pictures of finished latents are
+    not quite those of a run, where denoising has drawn before.
+    """
+    images: list[PIL.Image.Image] = []
+    for some in batches(len(latents), BATCH):
+        generators = [adapter.generator(seed) for seed in seeds[some]]
+        images += adapter.decode(latents[some].to(adapter.device), generators)
+    return images
+
+
+def _prediction(scheduler: Any, k: int, latents: Tensor, outputs: Tensor, result: Any) -> Tensor | None:
+    """The x0 that step ``k`` predicts, (N, *latent), if there is a way to tell."""
+    for name in ("pred_original_sample", "denoised"):
+        if getattr(result, name, None) is not None:
+            return getattr(result, name)
+    config = scheduler.config
+    if config.get("predict_x0") or config.get("algorithm_type") in DATA_PREDICTION:
+        return scheduler.model_outputs[-1]
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return latents - float(scheduler.sigmas[k]) * outputs
+    return None

@@ -1,0 +1,358 @@
+"""hsd reproduce: what is shared and with whom, tables against hsd.evaluate and closed forms, resuming, errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UnCLIPScheduler,
+)
+from typer.testing import CliRunner
+
+import hsd
+from evaluate_cases import Brightness
+from hsd import cli
+from hsd.evaluation.measure import Measuring
+from hsd.evaluation.stats import mean_cosine, pair_mean_interval, similarity_of_each
+from hsd.reproduction import experiment, open_questions, paper, study
+from hsd.reproduction.catalogue import EXPERIMENTS, NAMES
+from hsd.reproduction.lab import Lab, PromptSet, Skipped, Way
+from hsd.reproduction.results import Column, Estimate, Table
+from hsd.reproduction.samplers import NoSuchSampler, sampler_named
+
+RUN = CliRunner()
+FIRST = PromptSet("first", ("a cat", "a cat on a mat", "a dog", "a small dog", "the sea at night", "the sea by day"))
+SECOND = PromptSet("second", ("a red bicycle", "a red boat", "a blue boat", "a house", "a hut"))
+
+
+@pytest.fixture(scope="module")
+def lab(model, tmp_path_factory):
+    return make_lab(model, tmp_path_factory.mktemp("study"))
+
+
+def make_lab(model, out, sets=(FIRST, SECOND), **how):
+    how = {"steps": 6, "seed": 5, "batch_size": 4} | how
+    return Lab(model, sets, out, Measuring(Brightness(), 4, 100, 0, progress=False), **how)
+
+
+# Who shares with whom.
+
+
+def test_shuffled_prompts_share_as_much_but_with_others(lab):
+    ours, chance = lab.plan(FIRST, Way(tau=0.9)), lab.plan(FIRST, Way(tau=0.9, shuffled=True))
+    assert 0 < ours.savings == chance.savings
+    assert np.sort(ours.tree.heights) == pytest.approx(np.sort(chance.tree.heights), rel=1e-6)
+
+    def families(plan):
+        return {frozenset(np.flatnonzero(plan.active(2) == s)) for s in np.unique(plan.active(2))}
+
+    assert sorted(map(len, families(ours))) == sorted(map(len, families(chance)))
+    assert families(ours) != families(chance)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_groups_part_all_at_once(lab, size):
+    together = 2
+    plan = lab.plan(FIRST, Way(group=size, schedule=(1.0,) * together + (0.0,) * (6 - together)))
+    groups = -(-6 // size)
+    assert plan.counts().tolist() == [groups] * together + [6] * (6 - together)
+    # Neighbours in the leaf order of the model's own tree.
+    order = lab.plan(FIRST, Way(tau=1.0)).tree.leaf_order
+    for i in range(groups):
+        assert len(set(plan.active(0)[order[i * size : (i + 1) * size]])) == 1
+
+
+@pytest.mark.parametrize("way", [Way(), Way(tau=0.9), Way(budget=0.3, linkage="average", noise="shared")], ids=str)
+def test_images_are_those_of_generate(lab, model, tmp_path, way):
+    made = lab.made(FIRST, way)
+    own = {"tau": way.tau or 0.0} if way.budget is None else {"budget": way.budget}
+    plan = hsd.compile(FIRST.prompts, model=model, steps=6, seeds=5, linkage=way.linkage, noise=way.noise, **own)
+    hsd.generate(plan, model, tmp_path, batch_size=4, progress=False)
+    assert plan.node_steps == made.plan.node_steps
+    for i in range(6):
+        assert (made.folder / f"{i:05d}.png").read_bytes() == (tmp_path / f"{i:05d}.png").read_bytes()
+
+
+def test_standard_with_as_few_evaluations(lab):
+    shared = Way(tau=0.9)
+    fewer = paper._as_few(lab, FIRST, shared)
+    assert fewer == Way(steps=round(lab.plan(FIRST, shared).node_steps / 6))
+    assert fewer.steps < 6
+    made = lab.made(FIRST, fewer)
+    assert made.evaluations == fewer.steps
+    assert experiment.saved(lab, [made]) == pytest.approx(1 - fewer.steps / 6)
+
+
+def test_every_way_has_a_folder_of_its_own():
+    ways = {
+        Way(), Way(steps=3), Way(tau=0.5), Way(tau=0.25), Way(budget=0.5), Way(budget=0.5, shuffled=True),
+        Way(budget=0.5, noise="shared"), Way(budget=0.5, linkage="average"), Way(budget=0.5, schedule="log"),
+        Way(budget=0.5, share_prior=True), Way(sampler="deterministic"), Way(sampler="stochastic"),
+        Way(group=2, schedule=(1.0, 0.0, 0.0)), Way(group=2, schedule=(1.0, 1.0, 0.0)),
+        Way(group=3, schedule=(1.0, 0.0, 0.0)),
+    }  # fmt: skip
+    assert len({way.name for way in ways}) == len(ways)
+
+
+# Samplers.
+
+
+@pytest.mark.parametrize("own", [DDPMScheduler, DDIMScheduler])
+def test_samplers_of_one_noise_schedule(own):
+    scheduler = own(beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_spacing="trailing")
+    for name, cls in {"deterministic": DDIMScheduler, "stochastic": DDPMScheduler}.items():
+        made = sampler_named(name, scheduler)
+        assert type(made) is cls
+        assert np.array_equal(made.alphas_cumprod, scheduler.alphas_cumprod)
+        assert made.config.prediction_type == "v_prediction"
+        made.set_timesteps(5), scheduler.set_timesteps(5)
+        assert made.timesteps.tolist() == scheduler.timesteps.tolist()
+    assert sampler_named("stochastic" if own is DDPMScheduler else "deterministic", scheduler) is scheduler
+
+
+def test_samplers_of_a_flow():
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for name, noisy in {"deterministic": False, "stochastic": True}.items():
+        made = sampler_named(name, flow)
+        assert made.config.stochastic_sampling is noisy
+        assert made.config.shift == 3.0
+
+
+def test_a_sampler_without_a_counterpart():
+    with pytest.raises(NoSuchSampler, match="UnCLIPScheduler has no deterministic counterpart"):
+        sampler_named("deterministic", UnCLIPScheduler())
+
+
+def test_the_sampler_is_what_makes_the_images(lab):
+    """The model's own is Euler ancestral: the deterministic one is another scheduler, and the model is left alone."""
+    before = type(lab.model.scheduler())
+    ddim = lab.made(FIRST, Way(sampler="deterministic"))
+    assert json.loads((ddim.folder / "run.json").read_text())["runs"][-1]["scheduler"] == "DDIMScheduler"
+    assert type(lab.model.scheduler()) is before
+    assert (ddim.folder / "00000.png").read_bytes() != (lab.made(FIRST, Way()).folder / "00000.png").read_bytes()
+
+
+# Numbers.
+
+
+def test_scores_and_wins_are_those_of_evaluate(lab):
+    shared, standard = [lab.made(FIRST, Way(tau=0.9))], [lab.made(FIRST, Way())]
+    found = hsd.evaluate(
+        shared[0].folder, against=standard[0].folder, scorer=Brightness(), seed=lab.seed, progress=False
+    )
+    mean = experiment.score(lab, shared)
+    assert mean.value == pytest.approx(found.measured.fidelity.mean)
+    wins = lab.compared(shared, standard)
+    assert (wins.wins, wins.ties, wins.losses) == (found.wins.wins, found.wins.ties, found.wins.losses)
+    assert wins.difference == pytest.approx(found.wins.difference)
+    assert experiment.win(wins) == (found.wins.win_rate, found.wins.win_rate_interval)
+    assert experiment.similarity(lab, shared).value == pytest.approx(found.measured.diversity.sample.mean_cosine)
+    assert experiment.vendi(lab, shared) == pytest.approx(found.measured.diversity.sample.vendi)
+
+
+def test_sets_together(lab):
+    both = experiment.everything(lab, Way(tau=0.9))
+    scores, _ = lab.pooled(both)
+    assert experiment.score(lab, both).value == pytest.approx(np.mean(scores))
+    assert experiment.saved(lab, both) == pytest.approx(1 - sum(one.plan.node_steps for one in both) / (11 * 6))
+    alone = [experiment.similarity(lab, [one]).value for one in both]
+    assert experiment.similarity(lab, both).value == pytest.approx(np.mean(alone))
+
+
+def test_the_mean_of_each_gives_the_mean_of_all_pairs():
+    rows = np.random.default_rng(0).standard_normal((9, 4)) + 1
+    each = similarity_of_each(rows)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    by_hand = [np.mean([unit[i] @ unit[j] for j in range(9) if j != i]) for i in range(9)]
+    assert each == pytest.approx(by_hand)
+    assert each.mean() == pytest.approx(mean_cosine(rows))
+    assert similarity_of_each(rows[:1]) is None
+
+
+def test_intervals_of_a_mean_of_pairs_cover_it():
+    rng = np.random.default_rng(1)
+    shift = np.array([1.0, 0.5, 0.0])
+    draw = rng.standard_normal((400_000, 3)) + shift
+    draw /= np.linalg.norm(draw, axis=1, keepdims=True)
+    true = float(np.square(draw.mean(axis=0)).sum())  # of two independent rows
+    ends = np.array([pair_mean_interval(similarity_of_each(rng.standard_normal((60, 3)) + shift)) for _ in range(600)])
+    covered = np.mean((ends[:, 0] <= true) & (true <= ends[:, 1]))
+    assert 0.92 <= covered <= 0.97  # 2.5 standard errors of the simulation about 0.945
+
+
+def test_families_add_up(lab):
+    lab_tau = lab.tau
+    table = paper.families(lab)[0]
+    for prompt_set in lab.sets:
+        rows = [row for row in table.rows if row[0] == prompt_set.name]
+        assert sum(row[2] for row in rows) == len(prompt_set.prompts)
+        assert sum(row[7] + row[8] + row[9] for row in rows) == len(prompt_set.prompts)
+        plan = lab.plan(prompt_set, Way(tau=lab_tau))
+        # Families share nothing with each other, so their evaluations add up to the set's.
+        spent = sum(row[2] * plan.n_steps * (1 - row[3]) for row in rows)
+        assert spent == pytest.approx(plan.node_steps)
+
+
+@pytest.mark.parametrize("name", [e.name for e in EXPERIMENTS if e.report.__module__ == paper.__name__])
+def test_the_papers_tables(lab, name):
+    one = next(e for e in EXPERIMENTS if e.name == name)
+    wanted = set(one.wants(lab))
+    lab._made.clear()
+    results = one.report(lab)
+    assert {(s, w) for s in lab.sets for n, w in lab._made if n == s.name} <= wanted  # nothing comes as a surprise
+    for table in (r for r in results if isinstance(r, Table)):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert {"first", "second"} <= {cell for row in table.rows for cell in row if isinstance(cell, str)}
+
+
+@pytest.mark.parametrize("name", ["linkage", "schedule", "noise", "sampler", "trunk"])
+def test_open_questions(lab, name):
+    one = next(e for e in EXPERIMENTS if e.name == name)
+    wanted = set(one.wants(lab))
+    lab._made.clear()
+    figure, table = one.report(lab)
+    assert {(s, w) for s in lab.sets for n, w in lab._made if n == s.name} <= wanted
+    assert figure.png.startswith(b"\x89PNG")
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    saved = [row[[c.title for c in table.columns].index("saved")] for row in table.rows]
+    if name in ("linkage", "schedule", "noise"):
+        assert saved[0] == 0
+        assert all(0.5 <= share < 0.7 for share in saved[1:])  # equal compute, as nearly as so few prompts allow
+
+
+def test_a_model_without_a_prior_skips_it(lab):
+    with pytest.raises(Skipped, match="has no prior"):
+        open_questions.prior_wants(lab)
+    with pytest.raises(Skipped, match="has no prior"):
+        lab.plan(FIRST, Way(share_prior=True))
+
+
+def test_savings_that_cannot_be_had_are_skipped(model, tmp_path):
+    small = make_lab(model, tmp_path, sets=[PromptSet("two", ("a cat", "a dog"))])
+    with pytest.raises(Skipped, match=r"two: a budget of 0.5 cannot be met"):
+        small.plan(small.sets[0], Way(budget=0.5))
+
+
+# Tables as text.
+
+
+def test_a_table_in_markdown_and_csv():
+    columns = (
+        Column("set", "text"),
+        Column("n", "count"),
+        Column("saved", "share"),
+        Column("score"),
+        Column("more", "signed"),
+    )
+    rows = (
+        ("a|b", 1200, 0.25, Estimate(0.5, (0.25, 0.75)), Estimate(0.0125)),
+        ("c", 2.5, None, Estimate(None), Estimate(-1.0, (-2.0, 0.0))),
+    )
+    table = Table("t", "T", columns, rows)
+    assert table.markdown().splitlines() == [
+        "| set | n | saved | score | more |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a\\|b | 1,200 | 25.0% | 0.500 (0.250 to 0.750) | +0.013 |",
+        "| c | 2.5 | – | – | -1.000 (-2.000 to +0.000) |",
+    ]
+    read = list(csv.reader(io.StringIO(table.csv())))
+    assert read[0] == ["set", "n", "saved", "score", "score low", "score high", "more", "more low", "more high"]
+    assert read[1] == ["a|b", "1200", "0.25", "0.5", "0.25", "0.75", "0.0125", "", ""]
+    assert read[2] == ["c", "2.5", "", "", "", "", "-1.0", "-2.0", "0.0"]
+
+
+# The whole.
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "shapes.txt").write_text("a red star\na red ring\na blue star\na blue ring\n")
+    (folder / "more.jsonl").write_text(
+        '{"prompt": "a star"}\n{"prompt": "a green star"}\n{"prompt": "a pink disc"}\n{"prompt": "a cross"}\n'
+    )
+    (folder / "notes.md").write_text("not prompts")
+    return folder
+
+
+def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
+    said = []
+    how = {"only": ["diversity", "prior"], "steps": 4, "say": said.append, "progress": False}
+    first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
+    assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
+    assert any("images to make" in text and not text.startswith("0 ") for text in said)
+    text = first.report.read_text()
+    assert "sets: more (4), shapes (4)" in text
+    assert "## Diversity" in text
+    tables = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert {"diversity.csv", "diversity.md"} <= tables
+    for path in (tmp_path / "out").rglob("*.png"):
+        path.touch()
+    said.clear()
+    again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
+    assert any(text.startswith("0 images to make, 0 evaluations") for text in said)
+    assert again.results == first.results
+
+
+def test_a_folder_holds_one_study(prompts, tmp_path):
+    how = {"only": ["families"], "progress": False}
+    hsd.reproduce("demo", prompts, tmp_path / "out", steps=2, limit=2, **how)
+    with pytest.raises(hsd.Error, match=r"out holds another study: its steps is 2, not 3; choose another folder"):
+        hsd.reproduce("demo", prompts, tmp_path / "out", steps=3, limit=2, **how)
+    with pytest.raises(hsd.Error, match=r"out holds another study: its sets is"):
+        hsd.reproduce("demo", prompts, tmp_path / "out", steps=2, **how)
+
+
+def test_bad_arguments_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    with pytest.raises(ValueError, match=r"unknown experiment 'table1': one of savings, random-clusters"):
+        hsd.reproduce("demo", prompts, tmp_path, only=["table1"])
+    with pytest.raises(hsd.PromptError, match="nowhere is not a folder"):
+        hsd.reproduce("demo", tmp_path / "nowhere", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(hsd.PromptError, match=r"empty has no .txt or .jsonl file"):
+        hsd.reproduce("demo", tmp_path / "empty", tmp_path)
+    with pytest.raises(ValueError, match="limit is 0"):
+        hsd.reproduce("demo", prompts, tmp_path, limit=0)
+    (prompts / "own.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 1 has a seed of its own"):
+        hsd.reproduce("demo", prompts, tmp_path)
+    (prompts / "own.jsonl").write_text('{"prompt": "a", "width": 8}\n')
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 0 has settings of its own"):
+        hsd.reproduce("demo", prompts, tmp_path)
+    (prompts / "own.jsonl").rename(prompts / "shapes.jsonl")
+    (prompts / "shapes.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(hsd.PromptError, match="another set named 'shapes'"):
+        hsd.reproduce("demo", prompts, tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(hsd.Error, match=r'plots need matplotlib .*pip install "hsd\[reproduce\]"'):
+        hsd.reproduce("demo", prompts, tmp_path)
+
+
+def test_on_the_command_line(prompts, tmp_path):
+    arguments = ["reproduce", str(tmp_path / "out"), "--prompts", str(prompts), "--steps", "2", "--only", "families"]
+    ran = RUN.invoke(cli.app, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    assert "results.md: 1 experiments in" in ran.output
+    assert "hsd: By family (supplement)" in ran.output
+    assert (tmp_path / "out" / "tables" / "families.csv").is_file()
+    assert set(NAMES) == {e.name for e in EXPERIMENTS}
+
+
+def test_the_demos_sets_are_all_in_its_language():
+    from hsd.demo.evaluator import said
+
+    sets = study.read_sets(study.PROMPTS)
+    assert [s.name for s in sets] == ["objects", "scenes", "styles", "templates"]
+    for prompt_set in sets:
+        assert len(set(prompt_set.prompts)) == 64
+        assert all(said(prompt) for prompt in prompt_set.prompts)
