@@ -356,3 +356,33 @@ def test_the_demos_sets_are_all_in_its_language():
     for prompt_set in sets:
         assert len(set(prompt_set.prompts)) == 64
         assert all(said(prompt) for prompt in prompt_set.prompts)
+
+
+class Plain:
+    """A scorer that does not embed images, and has nothing to say of the sea."""
+
+    name, version = "plain", "1"
+
+    def score(self, images, prompts):
+        return [
+            np.nan if "sea" in prompt else np.asarray(image).mean()
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+
+
+def test_a_scorer_that_does_not_embed(model, tmp_path):
+    plain = Lab(model, [FIRST], tmp_path, Measuring(Plain(), 4, 100, 0, progress=False), steps=6, seed=5, batch_size=4)
+    with pytest.raises(Skipped, match="plain does not embed images"):
+        paper.diversity_wants(plain)
+    _, table = open_questions.noise(plain)
+    titles = [column.title for column in table.columns]
+    for row in table.rows:
+        assert row[titles.index("mean cosine")] == Estimate(None)
+        assert row[titles.index("Vendi score")] is None
+    # Prompts without a score are left out, on both sides.
+    made = plain.made(FIRST, Way())
+    scores = plain.scores(made)
+    assert np.isnan(scores).tolist() == ["sea" in prompt for prompt in FIRST.prompts]
+    assert experiment.score(plain, [made]).value == pytest.approx(np.nanmean(scores))
+    family_rows = paper.families(plain)[0].rows
+    assert sum(row[7] + row[8] + row[9] for row in family_rows) == 4

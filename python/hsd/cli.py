@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -19,7 +19,7 @@ from .compiler import check_settings
 from .compiler import compile as compile_plan
 from .errors import Error
 from .evaluation.scorers import ScorerName
-from .names import BatchSize, ImageFormat, Linkage, Noise, Order, ScheduleName
+from .names import BatchSize, ExperimentName, ImageFormat, Linkage, Noise, Order, ScheduleName
 from .output import PLAN, make_folder, write_atomically
 from .plan import Plan
 from .prompts import PromptFile, make_seeds, read_prompts
@@ -370,7 +370,11 @@ def reproduce(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Run this experiment alone; as often as needed.", show_default="all"),
+        typer.Option(
+            metavar="NAME",
+            help=f"Run this experiment alone; as often as needed: {', '.join(get_args(ExperimentName))}.",
+            show_default="all",
+        ),
     ] = None,
     scorer: Annotated[
         ScorerName | None, typer.Option(help="What scores the images.", show_default="demo for demo, else clipscore")
@@ -384,6 +388,9 @@ def reproduce(
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="The first so many prompts of each set.", show_default="all")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Of Table 1, diversity and families.", show_default="1.0; 0.3 for demo")
     ] = None,
     steps: Steps = 40,
     seed: Seed = 0,
@@ -414,6 +421,7 @@ def reproduce(
             scorer_model=scorer_model,
             python=python,
             limit=limit,
+            tau=tau,
             steps=steps,
             seed=seed,
             batch_size=batch_size,

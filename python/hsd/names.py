@@ -12,6 +12,22 @@ Noise = Literal["independent", "shared"]
 ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
+ExperimentName = Literal[
+    "savings",
+    "random-clusters",
+    "compute",
+    "diversity",
+    "families",
+    "chain",
+    "mean-embedding",
+    "latents",
+    "linkage",
+    "schedule",
+    "noise",
+    "prior",
+    "sampler",
+    "trunk",
+]
 
 T = TypeVar("T")
 

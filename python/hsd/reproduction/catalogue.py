@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from ..names import ExperimentName
 from . import open_questions, paper, pictures
 from .experiment import Experiment
 
@@ -112,3 +115,4 @@ EXPERIMENTS: tuple[Experiment, ...] = (
 )
 
 NAMES = tuple(experiment.name for experiment in EXPERIMENTS)
+assert get_args(ExperimentName) == NAMES

@@ -105,14 +105,18 @@ def similarity(lab: Lab, made: Sequence[Made], against: Sequence[Made] | None = 
 
 
 def _of_each(lab: Lab, made: Made, against: Made | None) -> np.ndarray | None:
-    ours = similarity_of_each(lab.embeddings(made))
-    theirs = None if against is None else similarity_of_each(lab.embeddings(against))
-    return ours if ours is None or theirs is None else ours - theirs
+    embeddings = lab.embeddings(made)
+    ours = None if embeddings is None else similarity_of_each(embeddings)
+    if ours is None or against is None:
+        return ours
+    theirs = _of_each(lab, against, None)
+    assert theirs is not None, "two folders of the same prompts"
+    return ours - theirs
 
 
 def vendi(lab: Lab, made: Sequence[Made]) -> float | None:
     """The effective number of different images in a set, averaged over sets."""
-    values = [vendi_score(lab.embeddings(one)) for one in made]
+    values = [None if (rows := lab.embeddings(one)) is None else vendi_score(rows) for one in made]
     return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
 

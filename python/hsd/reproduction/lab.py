@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +102,8 @@ class Lab:
         Folder for images and results; a study that was interrupted goes on there.
     measuring
         The scorer, and how much it takes at once.
+    tau
+        What is shared at where an experiment does not say otherwise; None: the model's own.
     steps, seed, batch_size
         ``num_inference_steps`` where an experiment does not say otherwise; prompt i of a set has the seed ``seed + i``.
     """
@@ -114,11 +115,13 @@ class Lab:
         out: Path,
         measuring: Measuring,
         *,
+        tau: float | None = None,
         steps: int,
         seed: int,
         batch_size: int,
     ) -> None:
         self.model, self.sets, self.out, self.measuring = model, tuple(sets), make_folder(out), measuring
+        self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
         self.progress: Progress | None = None
         self._encoded: dict[tuple[str, bool], Conditioning] = {}
@@ -132,11 +135,6 @@ class Lab:
     def scorer(self) -> Scorer:
         """What scores the images."""
         return self.measuring.scorer
-
-    @cached_property
-    def tau(self) -> float:
-        """The model's own."""
-        return self.model.default_tau
 
     def adapter(self, way: Way) -> Adapter:
         """The model as a way of making images wants it."""
@@ -189,12 +187,24 @@ class Lab:
             self._scores[made.folder] = self.measuring.scores(read_folder(made.folder), made.folder)
         return self._scores[made.folder]
 
-    def embeddings(self, made: Made) -> NDArray[np.float64]:
-        """(m, D) of the images whose diversity is measured: the same prompts', whichever way they were made."""
+    def embeddings(self, made: Made) -> NDArray[np.float64] | None:
+        """(m, D) of the images whose diversity is measured: the same prompts', whichever way they were made.
+
+        None if the scorer does not embed images.
+        """
+        if not self.measuring.embeds:
+            return None
         if made.folder not in self._embeddings:
-            wanted = self.measuring.drawn(np.random.default_rng(self.seed), range(len(made.prompt_set.prompts)))
+            wanted = self._sample(made)
             self._embeddings[made.folder] = np.stack(self.measuring.embeddings(read_folder(made.folder), wanted))
         return self._embeddings[made.folder]
+
+    def sampled(self, made: Made) -> int:
+        """m, the images whose diversity is measured."""
+        return len(self._sample(made))
+
+    def _sample(self, made: Made) -> list[int]:
+        return self.measuring.drawn(np.random.default_rng(self.seed), range(len(made.prompt_set.prompts)))
 
     def pooled(self, made: Iterable[Made]) -> tuple[NDArray[np.float64], list[str]]:
         """Scores of several sets together, and the prompts they belong to."""

@@ -32,7 +32,7 @@ from .samplers import SAMPLERS, NoSuchSampler, describe, sampler_named
 STANDARD = "standard"
 LINKAGES = ("ward", "centroid", "average")
 GROUPS = (2, 8, 32)
-TRUNKS = (0.1, 0.2, 0.3, 0.4, 0.6)
+TRUNKS = (0.1, 0.2, 0.3, 0.5)
 """Shares of the steps that a group takes together."""
 
 

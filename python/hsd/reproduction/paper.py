@@ -26,14 +26,14 @@ from .experiment import (
     win,
     win_half,
 )
-from .lab import Lab, Made, PromptSet, Way
+from .lab import Lab, Made, PromptSet, Skipped, Way
 from .results import Column, Estimate, Figure, Result, Table
 
 HALF = Way(budget=0.5)
 """What ways of sharing are compared at: all of them save half of the evaluations."""
 
 BUDGETS = (0.25, 0.5, 0.65)
-FEWER_STEPS = (0.75, 0.5, 0.35, 0.25)
+FEWER_STEPS = (0.5, 0.35, 0.25)
 """Shares of the study's steps that standard diffusion takes, to be compared with sharing."""
 
 _COSINE, _VENDI = Column("mean cosine"), Column("Vendi score")
@@ -89,7 +89,8 @@ def _as_few(lab: Lab, prompt_set: PromptSet, way: Way) -> Way:
     plan = lab.plan(prompt_set, way)
     # A step of the scheduler may be two evaluations (Heun).
     share = plan.node_steps / plan.standard_node_steps
-    return Way(steps=max(1, round(share * lab.steps)))
+    steps = max(1, round(share * lab.steps))
+    return Way() if steps == lab.steps else Way(steps=steps)
 
 
 def _grouped(made: Sequence[Made]) -> dict[str, list[Made]]:
@@ -197,6 +198,8 @@ def compute(lab: Lab) -> list[Result]:
 
 def diversity_wants(lab: Lab) -> Wanted:
     """As for Table 1 and Fig. 5: nothing of its own."""
+    if not lab.measuring.embeds:
+        raise Skipped(f"{lab.scorer.name} does not embed images")
     return everywhere(lab, [Way(), Way(tau=lab.tau), HALF])
 
 
@@ -208,7 +211,7 @@ def diversity(lab: Lab) -> list[Result]:
         for name, made in by_set(lab, way).items():
             more = Estimate(None) if way == Way() else similarity(lab, made, standard[name])
             cells = (similarity(lab, made), more, vendi(lab, made))
-            rows.append((label, name, sum(len(lab.embeddings(one)) for one in made), saved(lab, made), *cells))
+            rows.append((label, name, sum(lab.sampled(one) for one in made), saved(lab, made), *cells))
     columns = (
         Column("way", "text"),
         SET,

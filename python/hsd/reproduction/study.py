@@ -16,10 +16,11 @@ from ..errors import PromptError
 from ..evaluation.measure import Measuring
 from ..evaluation.scorers import Scorer, check_scorer, make_scorer
 from ..models import load
-from ..names import check_count
+from ..names import ExperimentName, check_count, check_name
 from ..output import write_atomically
 from ..prompts import read_prompts
 from ..report import duration
+from ..schedule import check_tau
 from ..speeds import recall
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
@@ -60,6 +61,7 @@ def reproduce(
     scorer_model: str | None = None,
     python: str | None = None,
     limit: int | None = None,
+    tau: float | None = None,
     steps: int = 40,
     seed: int = 0,
     batch_size: int = 16,
@@ -86,6 +88,8 @@ def reproduce(
         As of :func:`hsd.evaluate`. Default: ``demo`` for the demo model, ``clipscore`` for others.
     limit
         The first so many prompts of each set.
+    tau
+        Of Table 1, diversity and families. Default: the model's own. Other experiments share at equal compute.
     steps
         ``num_inference_steps`` of standard diffusion.
     seed
@@ -106,13 +110,23 @@ def reproduce(
     chosen = _chosen(only)
     plots.figure(1, 1)  # matplotlib is missed now
     check_count("batch_size", batch_size)
+    tau = None if tau is None else check_tau(tau)
     sets = read_sets(PROMPTS if prompts is None else prompts, None if limit is None else check_count("limit", limit))
     adapter = load(model, **settings)
     if scorer is None:
         scorer = "demo" if adapter.name == "demo" else "clipscore"
     judge = make_scorer(scorer, model=scorer_model, python=python) if isinstance(scorer, str) else check_scorer(scorer)
     measuring = Measuring(judge, batch_size, samples, seed, progress)
-    lab = Lab(adapter, sets, Path(out), measuring, steps=check_count("steps", steps), seed=seed, batch_size=batch_size)
+    lab = Lab(
+        adapter,
+        sets,
+        Path(out),
+        measuring,
+        tau=tau,
+        steps=check_count("steps", steps),
+        seed=seed,
+        batch_size=batch_size,
+    )
     try:
         skipped = _make(lab, chosen, progress, say)
         results: dict[str, list[Result]] = {}
@@ -160,10 +174,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
 
 
 def _chosen(only: Iterable[str] | None) -> list[Experiment]:
-    names = list(NAMES) if only is None else list(only)
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f"unknown experiment {name!r}: one of {', '.join(NAMES)}")
+    names = list(NAMES) if only is None else [check_name("experiment", name, ExperimentName) for name in only]
     return [experiment for experiment in EXPERIMENTS if experiment.name in names]
 
 
