@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from diffusers import (
     DDIMScheduler,
@@ -276,10 +278,9 @@ def test_a_table_in_markdown_and_csv():
 def prompts(tmp_path):
     folder = tmp_path / "prompts"
     folder.mkdir()
-    (folder / "shapes.txt").write_text("a red star\na red ring\na blue star\na blue ring\n")
-    (folder / "more.jsonl").write_text(
-        '{"prompt": "a star"}\n{"prompt": "a green star"}\n{"prompt": "a pink disc"}\n{"prompt": "a cross"}\n'
-    )
+    (folder / "shapes.txt").write_text("a red star\na red ring\na blue star\na blue ring\na pink ring\n")
+    more = ("a star", "a green star", "a pink disc", "a cross", "a ring")
+    (folder / "more.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in more))
     (folder / "notes.md").write_text("not prompts")
     return folder
 
@@ -291,7 +292,7 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
     assert any("images to make" in text and not text.startswith("0 ") for text in said)
     text = first.report.read_text()
-    assert "sets: more (4), shapes (4)" in text
+    assert "sets: more (5), shapes (5)" in text
     assert "## Diversity" in text
     tables = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
     assert {"diversity.csv", "diversity.md"} <= tables
@@ -301,6 +302,28 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert any(text.startswith("0 images to make, 0 evaluations") for text in said)
     assert again.results == first.results
+
+
+def test_all_experiments_on_a_pipeline_of_ones_own(model, prompts, tmp_path):
+    """A model without a prior, a scorer of one's own: everything but the prior, and every file that is linked to."""
+    said = []
+    found = hsd.reproduce(
+        model, prompts, tmp_path / "out", scorer=Brightness(), steps=6, batch_size=4, say=said.append, progress=False
+    )
+    assert set(found.skipped) == {"prior"}
+    assert set(found.results) == set(NAMES) - {"prior"}
+    text = found.report.read_text()
+    assert "Skipped: " in text
+    linked = re.findall(r"\]\((figures/[a-z-]+\.png)\)", text)
+    assert len(linked) == len(set(linked)) >= 8
+    for path in linked:
+        PIL.Image.open(found.out / path).verify()
+    names = [r.name for results in found.results.values() for r in results if isinstance(r, Table)]
+    assert len(names) == len(set(names))
+    for name in names:
+        rows = list(csv.reader(io.StringIO((found.out / "tables" / f"{name}.csv").read_text())))
+        assert len({len(row) for row in rows}) == 1
+        assert (found.out / "tables" / f"{name}.md").read_text().strip() in text
 
 
 def test_a_folder_holds_one_study(prompts, tmp_path):
