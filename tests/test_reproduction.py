@@ -97,7 +97,7 @@ def test_every_way_has_a_folder_of_its_own():
     ways = {
         Way(), Way(steps=3), Way(tau=0.5), Way(tau=0.25), Way(budget=0.5), Way(budget=0.5, shuffled=True),
         Way(budget=0.5, noise="shared"), Way(budget=0.5, linkage="average"), Way(budget=0.5, schedule="log"),
-        Way(budget=0.5, share_prior=True), Way(sampler="deterministic"), Way(sampler="stochastic"),
+        Way(budget=0.5, prior_tau=0.3), Way(sampler="deterministic"), Way(sampler="stochastic"),
         Way(group=2, schedule=(1.0, 0.0, 0.0)), Way(group=2, schedule=(1.0, 1.0, 0.0)),
         Way(group=3, schedule=(1.0, 0.0, 0.0)),
     }  # fmt: skip
@@ -234,7 +234,22 @@ def test_a_model_without_a_prior_skips_it(lab):
     with pytest.raises(Skipped, match="has no prior"):
         open_questions.prior_wants(lab)
     with pytest.raises(Skipped, match="has no prior"):
-        lab.plan(FIRST, Way(share_prior=True))
+        lab.plan(FIRST, Way(prior_tau=0.3))
+
+
+def test_the_prior_shared_and_what_it_saves(tmp_path):
+    sets = [PromptSet("shapes", ("a red star", "a red ring", "a blue star", "a blue ring"))]
+    demo = make_lab(hsd.load("demo", prior_steps=3), tmp_path, sets, steps=4)
+    alone, some, most = Way(), Way(prior_tau=0.3), Way(prior_tau=100.0)
+    shares = [demo.prior_saved(sets[0], way) for way in (alone, some, most)]
+    # All but the last of three steps shared by all four: 1 + 1 + 4 evaluations instead of 12.
+    assert shares[0] == 0 <= shares[1] < shares[2] == pytest.approx(0.5)
+    assert not np.array_equal(demo.vectors(sets[0], alone), demo.vectors(sets[0], most))
+    adapter = demo.adapter(most)
+    assert (adapter.share_prior, adapter.prior_tau) == (True, 100.0)
+    own = hsd.compile(sets[0].prompts, 0.0, model=adapter, steps=4, seeds=5)
+    assert np.array_equal(demo.vectors(sets[0], most), np.asarray(own.encoded[1].vectors))
+    assert demo.model.share_prior is False
 
 
 def test_savings_that_cannot_be_had_are_skipped(model, tmp_path):

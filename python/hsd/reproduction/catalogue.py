@@ -87,7 +87,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "noise",
         "Shared or independent first noise?",
-        "The paper's algorithm draws a first latent for each root cluster; the authors' code takes one for all.",
+        "The paper's algorithm draws a first latent for each root cluster; the authors' code takes one for all. With "
+        "the model's own sampler, and with a deterministic one.",
         open_questions.noise_wants,
         open_questions.noise,
     ),

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler import compile as compile_plan
+from ..compiler import plan_of
 from ..conditioning import Conditioning
+from ..encoding import encode
 from ..errors import Error
 from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measuring
@@ -59,7 +61,8 @@ class Way:
     """Share in groups of so many neighbours of the tree, as the schedule says; 0: as the tree and tau say."""
     sampler: str | None = None
     """One of :data:`hsd.reproduction.samplers.SAMPLERS`; None: the model's own."""
-    share_prior: bool = False
+    prior_tau: float = 0.0
+    """How much of the prior's steps is shared, by a tree of texts; 0: none."""
 
     @property
     def name(self) -> str:
@@ -124,7 +127,7 @@ class Lab:
         self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
         self.progress: Progress | None = None
-        self._encoded: dict[tuple[str, bool], Conditioning] = {}
+        self._encoded: dict[tuple[str, float], Conditioning] = {}
         self._plans: dict[tuple[str, Way], Plan] = {}
         self._made: dict[tuple[str, Way], Made] = {}
         self._scores: dict[Path, NDArray[np.float64]] = {}
@@ -139,10 +142,10 @@ class Lab:
     def adapter(self, way: Way) -> Adapter:
         """The model as a way of making images wants it."""
         adapter = self.model
-        if way.share_prior:
+        if way.prior_tau:
             if not hasattr(adapter, "share_prior"):
-                raise Skipped(f"{adapter.name} has no prior")
-            adapter = dataclasses.replace(adapter, share_prior=True, prior_tau=self.tau)  # type: ignore[call-arg]
+                raise Skipped(f"{adapter.name} has no prior to share")
+            adapter = dataclasses.replace(adapter, share_prior=True, prior_tau=way.prior_tau)  # type: ignore[call-arg]
         if way.sampler is not None:
             scheduler = sampler_named(way.sampler, adapter.scheduler())
             adapter = copy.copy(adapter)
@@ -159,6 +162,15 @@ class Lab:
         if key not in self._plans:
             self._plans[key] = self._plan(prompt_set, way)
         return self._plans[key]
+
+    def prior_saved(self, prompt_set: PromptSet, way: Way) -> float:
+        """Share of the prior's evaluations that are saved. It runs when a set is encoded, and is not in the plan."""
+        prior, n = self.adapter(way).prior(), len(prompt_set.prompts)
+        if prior is None or not way.prior_tau:
+            return 0.0
+        prompts, seeds = list(prompt_set.prompts), self.seed + np.arange(n)
+        texts = encode([prior], np.zeros(n, np.int64), prompts, seeds)
+        return plan_of(texts.vectors, prompts, seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
 
     def made(self, prompt_set: PromptSet, way: Way) -> Made:
         """The images, made now where they are not there yet."""
@@ -220,9 +232,9 @@ class Lab:
         return win_rate(ours, theirs, prompts, tolerance=1e-6, seed=self.seed)
 
     def _conditioning(self, prompt_set: PromptSet, way: Way) -> Conditioning:
-        key = prompt_set.name, way.share_prior
+        key = prompt_set.name, way.prior_tau
         if key not in self._encoded:
-            adapter = self.adapter(Way(share_prior=way.share_prior))
+            adapter = self.adapter(Way(prior_tau=way.prior_tau))
             plan = compile_plan(prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed)
             assert plan.encoded is not None
             self._encoded[key] = plan.encoded[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import get_args
 
@@ -27,7 +28,7 @@ from .experiment import (
 from .lab import Lab, PromptSet, Skipped, Way
 from .paper import HALF
 from .results import Column, Estimate, Figure, Result, Table
-from .samplers import SAMPLERS, NoSuchSampler, describe, sampler_named
+from .samplers import SAMPLERS, NoSuchSampler, SamplerName, describe, sampler_named
 
 STANDARD = "standard"
 LINKAGES = ("ward", "centroid", "average")
@@ -124,44 +125,72 @@ def schedule(lab: Lab) -> list[Result]:
 # -- first noise
 
 
-def noise_ways() -> dict[str, Way]:
-    """At half of the evaluations."""
-    return {"independent": HALF, "shared": Way(budget=0.5, noise="shared")}
+def noise_ways(lab: Lab) -> dict[str, Way]:
+    """At half of the evaluations; with a deterministic sampler too, for which the first latent is all the noise."""
+    ways = {"independent": HALF, "shared": Way(budget=0.5, noise="shared")}
+    if (name := _sampler(lab, "deterministic")) is not None:
+        ways["independent, deterministic"] = Way(budget=0.5, sampler=name)
+        ways["shared, deterministic"] = Way(budget=0.5, sampler=name, noise="shared")
+    return ways
 
 
 def noise_wants(lab: Lab) -> Wanted:
     """And standard diffusion beside them."""
-    return everywhere(lab, [Way(), *noise_ways().values()])
+    return everywhere(lab, [Way(), *noise_ways(lab).values()])
 
 
 def noise(lab: Lab) -> list[Result]:
     """A first latent for each root cluster, or one for all."""
-    return beside(lab, "noise", "First noise, both saving half of the evaluations", noise_ways(), "independent")
+    return beside(lab, "noise", "First noise, all saving half of the evaluations", noise_ways(lab), "independent")
 
 
 # -- prior
 
 
-def prior_ways() -> dict[str, Way]:
-    """The decoder shares half either way."""
-    return {"prior alone": HALF, "prior shared": Way(budget=0.5, share_prior=True)}
+PRIOR_TAUS = (1.0, 10.0)
+"""Times the model's own tau."""
+
+
+def prior_ways(lab: Lab) -> dict[str, Way]:
+    """The decoder saves half in all of them."""
+    taus = [factor * lab.tau for factor in PRIOR_TAUS]
+    return {"prior alone": HALF, **{f"prior tau {tau:g}": Way(budget=0.5, prior_tau=tau) for tau in taus}}
 
 
 def prior_wants(lab: Lab) -> Wanted:
     """For models that have a prior."""
     if lab.model.prior() is None or not hasattr(lab.model, "share_prior"):
         raise Skipped(f"{lab.model.name} has no prior to share")
-    return everywhere(lab, [Way(), *prior_ways().values()])
+    return everywhere(lab, [Way(), *prior_ways(lab).values()])
 
 
 def prior(lab: Lab) -> list[Result]:
     """The prior's steps shared by a tree of texts, or each prompt's own."""
-    return beside(lab, "prior", "The prior's steps shared or not; the decoder saves half", prior_ways(), "prior alone")
+    ways = prior_ways(lab)
+    figure, table = beside(lab, "prior", "The prior's steps shared or not; the decoder saves half", ways, "prior alone")
+    assert isinstance(table, Table)
+    counts = [len(prompt_set.prompts) for prompt_set in lab.sets]
+    share = {
+        label: float(np.average([lab.prior_saved(s, way) for s in lab.sets], weights=counts))
+        for label, way in {STANDARD: Way(), **ways}.items()
+    }
+    columns = (table.columns[0], Column("prior saved", "share"), *table.columns[1:])
+    rows = tuple((row[0], share[str(row[0])], *row[1:]) for row in table.rows)
+    return [figure, dataclasses.replace(table, columns=columns, rows=rows)]
 
 
 # -- samplers
 
 SAMPLER_BUDGETS = (0.25, 0.5)
+
+
+def _sampler(lab: Lab, name: SamplerName) -> SamplerName | None:
+    """The name, or None where it is the model's own sampler or there is none of the kind."""
+    own = lab.model.scheduler()
+    try:
+        return None if sampler_named(name, own) is own else name
+    except NoSuchSampler:
+        return None
 
 
 def sampler_ways(lab: Lab) -> dict[str, dict[str, Way]]:
