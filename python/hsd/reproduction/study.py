@@ -232,7 +232,7 @@ def _written(out: Path, result: Result) -> str:
     if isinstance(result, Figure):
         path = Path("figures") / f"{result.name}.png"
         write_atomically(out / path, result.png)
-        return f"![{result.caption}]({path.as_posix()})\n\n*{result.caption}*"
+        return f"![{result.name}]({path.as_posix()})\n\n*{result.caption}*"
     assert isinstance(result, Table)
     write_atomically(out / "tables" / f"{result.name}.csv", result.csv().encode())
     write_atomically(out / "tables" / f"{result.name}.md", (result.markdown() + "\n").encode())
