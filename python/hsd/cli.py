@@ -44,6 +44,7 @@ Prompts = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.", show_default=False)]
+ModelOption = Annotated[str, typer.Option("--model", help="demo, a short name, a hub id (org/name) or a folder.")]
 Tau = Annotated[
     float | None,
     typer.Option(
@@ -83,6 +84,13 @@ Set = Annotated[
         show_default=False,
     ),
 ]
+ScorerModel = Annotated[
+    str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
+]
+ScorerPython = Annotated[
+    str | None,
+    typer.Option(help="Interpreter of an environment that has the scorer's package.", show_default="this one"),
+]
 Device = Annotated[
     str | None, typer.Option(help="Where to run: cuda, cuda:1, cpu...", show_default="cuda if there is one")
 ]
@@ -92,7 +100,7 @@ Device = Annotated[
 def generate(
     prompts: Prompts,
     out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
-    model: Annotated[str, typer.Option(help="demo, a short name, a hub id (org/name) or a folder.")] = "demo",
+    model: ModelOption = "demo",
     tau: Tau = None,
     budget: Budget = None,
     steps: Steps = 40,
@@ -309,14 +317,9 @@ def evaluate(
         typer.Option(help="Another folder with images for the same prompts, to compare with.", show_default=False),
     ] = None,
     scorer: Annotated[ScorerName, typer.Option(help="What scores the images.")] = "demo",
-    model: Annotated[
-        str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
-    ] = None,
+    model: ScorerModel = None,
     device: Device = None,
-    python: Annotated[
-        str | None,
-        typer.Option(help="Interpreter of an environment that has the scorer's package.", show_default="this one"),
-    ] = None,
+    python: ScorerPython = None,
     batch_size: Annotated[int, typer.Option(help="Images scored at once.")] = 16,
     samples: Annotated[int, typer.Option(help="Images, drawn at random, whose diversity is measured.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the samples and of the intervals.")] = 0,
@@ -359,7 +362,7 @@ def reproduce(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for images and results; an interrupted study continues here.")
     ],
-    model: Annotated[str, typer.Option(help="demo, a short name, a hub id (org/name) or a folder.")] = "demo",
+    model: ModelOption = "demo",
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -379,13 +382,8 @@ def reproduce(
     scorer: Annotated[
         ScorerName | None, typer.Option(help="What scores the images.", show_default="demo for demo, else clipscore")
     ] = None,
-    scorer_model: Annotated[
-        str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
-    ] = None,
-    python: Annotated[
-        str | None,
-        typer.Option(help="Interpreter of an environment that has the scorer's package.", show_default="this one"),
-    ] = None,
+    scorer_model: ScorerModel = None,
+    python: ScorerPython = None,
     limit: Annotated[
         int | None, typer.Option(help="The first so many prompts of each set.", show_default="all")
     ] = None,

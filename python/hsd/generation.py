@@ -164,7 +164,7 @@ def generate(
     folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    alone = _alone_from(plan)
+    alone = alone_from(plan)
     settled, which = plan.settings, plan.setting
     names = sorted({name for own in settled for name in own})  # every image has all columns
     part = plan.prune(todo) if len(todo) else None
@@ -322,7 +322,7 @@ class _Bar:
         self._bar.close()
 
 
-def _alone_from(plan: Plan) -> np.ndarray:
+def alone_from(plan: Plan) -> np.ndarray:
     """(N,) the step from which each prompt has a cluster of its own; before it, its latent was shared."""
     segments = plan.segments
     leaf = segments[segments["end_step"] == plan.n_steps]

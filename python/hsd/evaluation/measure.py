@@ -17,7 +17,7 @@ from .cache import ScoreCache
 from .folder import Folder, load_image, pair, read_folder
 from .results import Diversity, Evaluation, Fidelity, Measured, Spread, SpreadWithin
 from .scorers import Scorer, ScorerName, check_scorer, embed_batch, make_scorer, score_batch
-from .stats import cluster_bootstrap, mean_cosine, vendi_score, win_rate
+from .stats import cluster_bootstrap, mean_cosine, mean_of_known, vendi_score, win_rate
 
 Path_ = str | os.PathLike[str]
 
@@ -132,15 +132,14 @@ class Measuring:
 
     def measured(self, folder: Folder, scores: NDArray[np.float64], order: list[int] | None) -> Measured:
         """Sum up one folder; ``order`` are its images in the order of another's, so that both take the same sample."""
-        known = ~np.isnan(scores)
-        prompts = [text for text, scored in zip(folder.prompts, known, strict=True) if scored]
-        interval = cluster_bootstrap(scores[known], prompts, seed=self.seed)
+        prompts = [text for text, score in zip(folder.prompts, scores, strict=True) if not math.isnan(score)]
+        mean, interval = mean_of_known(scores, folder.prompts, seed=self.seed)
         fidelity = Fidelity(
             images=len(prompts),
             unscored=len(scores) - len(prompts),
             prompts=len(set(prompts)),
-            mean=float(scores[known].mean()) if prompts else None,
-            interval=None if interval is None else interval[0],
+            mean=mean,
+            interval=interval,
         )
         order = list(range(len(scores))) if order is None else order
         return Measured(str(folder.path), len(scores), fidelity, self._diversity(folder, order))

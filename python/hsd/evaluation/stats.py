@@ -74,6 +74,18 @@ def cluster_bootstrap(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
+def mean_of_known(
+    scores: NDArray[np.float64], clusters: Sequence[object], *, seed: int = 0
+) -> tuple[float | None, Interval | None]:
+    """Mean of the scores (n,) that are not nan, and its interval by :func:`cluster_bootstrap`; or None."""
+    known = ~np.isnan(scores)
+    if not known.any():
+        return None, None
+    kept = [cluster for cluster, scored in zip(clusters, known, strict=True) if scored]
+    found = cluster_bootstrap(scores[known], kept, seed=seed)
+    return float(scores[known].mean()), None if found is None else found[0]
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
     """The score interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): sound for few pairs and shares near 0 or 1.
 

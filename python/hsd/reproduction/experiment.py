@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.stats import WinRate, cluster_bootstrap, pair_mean_interval, similarity_of_each, vendi_score
+from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_of_each, vendi_score
 from .lab import Lab, Made, PromptSet, Way
 from .results import Column, Estimate, Result
 
@@ -38,10 +39,15 @@ def everywhere(lab: Lab, ways: Iterable[Way]) -> Wanted:
 
 def by_set(lab: Lab, way: Way) -> dict[str, list[Made]]:
     """The images made one way: of each set, and of all sets together where there are several."""
-    made = {prompt_set.name: [lab.made(prompt_set, way)] for prompt_set in lab.sets}
+    return grouped(everything(lab, way))
+
+
+def grouped(made: Sequence[Made]) -> dict[str, list[Made]]:
+    """By set, and all of them together where there are several."""
+    out = {one.prompt_set.name: [one] for one in made}
     if len(made) > 1:
-        made[ALL] = [one for some in made.values() for one in some]
-    return made
+        out[ALL] = list(made)
+    return out
 
 
 def everything(lab: Lab, way: Way) -> list[Made]:
@@ -67,12 +73,7 @@ def saved(lab: Lab, made: Sequence[Made]) -> float:
 
 def score(lab: Lab, made: Sequence[Made]) -> Estimate:
     """Mean score, with a bootstrap over prompts."""
-    scores, prompts = lab.pooled(made)
-    known = ~np.isnan(scores)
-    if not known.any():
-        return Estimate(None)
-    interval = cluster_bootstrap(scores[known], [p for p, k in zip(prompts, known, strict=True) if k], seed=lab.seed)
-    return Estimate(float(scores[known].mean()), None if interval is None else interval[0])
+    return Estimate(*mean_of_known(*lab.pooled(made), seed=lab.seed))
 
 
 def difference(wins: WinRate) -> Estimate:
@@ -124,3 +125,36 @@ SET = Column("set", "text")
 PROMPTS = Column("prompts", "count")
 EVALUATIONS = Column("evaluations an image", "count")
 SAVED = Column("saved", "share")
+COSINE, VENDI = Column("mean cosine"), Column("Vendi score")
+
+
+class Standing(NamedTuple):
+    """How images made one way stand beside those of a base: cells for the columns of :func:`standing_columns`."""
+
+    evaluations: float
+    saved: float
+    score: Estimate
+    more: Estimate
+    wins: Estimate
+    cosine: Estimate
+    vendi: float | None
+
+
+def standing(lab: Lab, made: Sequence[Made], base: Sequence[Made]) -> Standing:
+    """Of the base itself, too, which is compared with nothing."""
+    wins = None if list(made) == list(base) else lab.compared(made, base)
+    return Standing(
+        evaluations(made),
+        saved(lab, made),
+        score(lab, made),
+        Estimate(None) if wins is None else difference(wins),
+        Estimate(None) if wins is None else win_half(wins),
+        similarity(lab, made),
+        vendi(lab, made),
+    )
+
+
+def standing_columns(base: str) -> tuple[Column, ...]:
+    """What heads the cells of a :class:`Standing`."""
+    more, wins = Column(f"more than {base}", "signed"), Column(f"win % over {base}, ties as half", "share")
+    return (EVALUATIONS, SAVED, Column("score"), more, wins, COSINE, VENDI)

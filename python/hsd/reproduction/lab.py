@@ -179,17 +179,20 @@ class Lab:
             self._made[key] = self._make(prompt_set, way)
         return self._made[key]
 
+    def _folder(self, prompt_set: PromptSet, way: Way) -> Path:
+        return self.out / "runs" / prompt_set.name / way.name
+
     def _make(self, prompt_set: PromptSet, way: Way) -> Made:
         plan, adapter = self.plan(prompt_set, way), self.adapter(way)
         plan.encoded = (adapter.encoding_key(), self._conditioning(prompt_set, way))
-        folder = self.out / "runs" / prompt_set.name / way.name
+        folder = self._folder(prompt_set, way)
         generate(plan, adapter, folder, batch_size=self.batch_size, progress=self.progress or False)
         return Made(prompt_set, way, plan, folder)
 
     def missing(self, prompt_set: PromptSet, way: Way) -> tuple[int, int]:
         """Images that :meth:`made` would make, and the evaluations that takes; as if none, where some are there."""
         plan = self.plan(prompt_set, way)
-        folder = self.out / "runs" / prompt_set.name / way.name
+        folder = self._folder(prompt_set, way)
         done = (folder / PLAN).is_file() and len(list(folder.glob("*.png"))) >= plan.n_prompts
         return (0, 0) if done else (plan.n_prompts, plan.node_steps)
 
@@ -229,6 +232,10 @@ class Lab:
         ours, prompts = self.pooled(made)
         theirs, same = self.pooled(against)
         assert prompts == same, "two sides of a comparison have different prompts"
+        return self.won(ours, theirs, prompts)
+
+    def won(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], prompts: Sequence[str]) -> WinRate:
+        """Scores (n,) of two ways, pair by pair; ties as :func:`hsd.evaluate` takes them."""
         return win_rate(ours, theirs, prompts, tolerance=1e-6, seed=self.seed)
 
     def _conditioning(self, prompt_set: PromptSet, way: Way) -> Conditioning:

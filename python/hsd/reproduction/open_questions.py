@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from ..names import Linkage, ScheduleName
 from . import plots
-from .experiment import (
-    EVALUATIONS,
-    SAVED,
-    Wanted,
-    difference,
-    evaluations,
-    everything,
-    everywhere,
-    images,
-    saved,
-    score,
-    similarity,
-    vendi,
-    win_half,
-)
+from .experiment import Wanted, everything, everywhere, images, standing, standing_columns
 from .lab import Lab, PromptSet, Skipped, Way
 from .paper import HALF
 from .results import Column, Estimate, Figure, Result, Table
@@ -42,46 +28,25 @@ TRUNKS = (0.1, 0.2, 0.3, 0.5)
 
 def beside(lab: Lab, name: str, title: str, ways: Mapping[str, Way], base: str) -> list[Result]:
     """Several ways at equal compute: how much better each scores than ``base``, and how diverse its images are."""
-    made = {label: everything(lab, way) for label, way in ways.items()}
-    standard = everything(lab, Way())
-    rows, to_base = [], {}
-    for label, ours in {STANDARD: standard, **made}.items():
-        wins = lab.compared(ours, made[base])
-        is_base = label == base
-        to_base[label] = difference(wins)
-        rows.append(
-            (
-                label,
-                images(ours),
-                evaluations(ours),
-                saved(lab, ours),
-                score(lab, ours),
-                Estimate(None) if is_base else difference(wins),
-                Estimate(None) if is_base else win_half(wins),
-                similarity(lab, ours),
-                vendi(lab, ours),
-            )
-        )
-    figure = plots.figure(9, 1.2 + 0.45 * len(rows))
+    made = {label: everything(lab, way) for label, way in {STANDARD: Way(), **ways}.items()}
+    found = {label: standing(lab, ours, made[base]) for label, ours in made.items()}
+    others = {label: one for label, one in found.items() if label != base}
+    figure = plots.figure(9, 1.2 + 0.45 * len(found))
     left, right = figure.subplots(1, 2, sharey=True)
-    plots.bars(left, {label: value for label, value in to_base.items() if label != base}, baseline=0.0)
+    plots.bars(left, {label: one.more for label, one in others.items()}, baseline=0.0)
     left.set_xlabel(f"score, more than {base}")
-    plots.bars(
-        right, {label: similarity(lab, {STANDARD: standard, **made}[label]) for label in to_base if label != base}
-    )
+    plots.bars(right, {label: one.cosine for label, one in others.items()})
     right.set_xlabel("mean cosine (lower is more diverse)")
-    columns = (
-        Column("way", "text"),
-        Column("images", "count"),
-        EVALUATIONS,
-        SAVED,
-        Column("score"),
-        Column(f"more than {base}", "signed"),
-        Column(f"win % over {base}, ties as half", "share"),
-        Column("mean cosine"),
-        Column("Vendi score"),
-    )
-    return [Figure(name, title, plots.png(figure)), Table(name, title, columns, tuple(rows))]
+    columns = (Column("way", "text"), Column("images", "count"), *standing_columns(base))
+    rows = tuple((label, images(made[label]), *one) for label, one in found.items())
+    return [Figure(name, title, plots.png(figure)), Table(name, title, columns, rows)]
+
+
+def against_standard(axes: Any, label: str) -> None:
+    """What the plots of scores against a standard have in common."""
+    axes.set_xlabel(label)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
 
 
 # -- ward, centroid, average
@@ -223,29 +188,13 @@ def sampler(lab: Lab) -> list[Result]:
         standard = everything(lab, ways[STANDARD])
         points = []
         for label, way in ways.items():
-            made = everything(lab, way)
-            wins = lab.compared(made, standard)
-            lost = Estimate(None) if label == STANDARD else difference(wins)
-            points.append((evaluations(made), Estimate(0.0) if label == STANDARD else lost))
-            half = Estimate(None) if label == STANDARD else win_half(wins)
-            cells = (score(lab, made), lost, half, similarity(lab, made), vendi(lab, made))
-            rows.append((name, label, evaluations(made), saved(lab, made), *cells))
+            found = standing(lab, everything(lab, way), standard)
+            points.append((found.evaluations, Estimate(0.0) if label == STANDARD else found.more))
+            rows.append((name, label, *found))
         plots.line(axes, name, points, index)
-    axes.set_xlabel("evaluations an image")
+    against_standard(axes, "evaluations an image")
     axes.set_ylabel("score, more than the same sampler's standard")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    columns = (
-        Column("sampler", "text"),
-        Column("way", "text"),
-        EVALUATIONS,
-        SAVED,
-        Column("score"),
-        Column("more than its standard", "signed"),
-        Column("win % over its standard, ties as half", "share"),
-        Column("mean cosine"),
-        Column("Vendi score"),
-    )
+    columns = (Column("sampler", "text"), Column("way", "text"), *standing_columns("its standard"))
     title = "What sharing costs with a deterministic and with a stochastic sampler"
     return [Figure("sampler", title, plots.png(figure)), Table("sampler", title, columns, tuple(rows))]
 
@@ -294,27 +243,12 @@ def trunk(lab: Lab) -> list[Result]:
     for index, (size, shares) in enumerate(trunk_ways(lab).items()):
         points = []
         for share, way in shares.items():
-            made = [lab.made(prompt_set, way)]
-            wins = lab.compared(made, standard)
-            part = int(np.count_nonzero(way.schedule)) / trunk_steps(lab)
-            points.append((part, difference(wins)))
-            cells = (score(lab, made), difference(wins), win_half(wins), similarity(lab, made), vendi(lab, made))
-            rows.append((size, share, evaluations(made), saved(lab, made), *cells))
+            found = standing(lab, [lab.made(prompt_set, way)], standard)
+            points.append((np.count_nonzero(way.schedule) / trunk_steps(lab), found.more))
+            rows.append((size, share, *found))
         plots.line(axes, f"groups of {size}", points, index)
-    axes.set_xlabel("share of the steps taken together")
+    against_standard(axes, "share of the steps taken together")
     axes.set_ylabel("score, more than standard")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    columns = (
-        Column("prompts a group", "count"),
-        Column("steps together", "share"),
-        EVALUATIONS,
-        SAVED,
-        Column("score"),
-        Column("more than standard", "signed"),
-        Column("win % over standard, ties as half", "share"),
-        Column("mean cosine"),
-        Column("Vendi score"),
-    )
+    columns = (Column("prompts a group", "count"), Column("steps together", "share"), *standing_columns(STANDARD))
     title = f"Groups of neighbours of {prompt_set.name} that part at one step"
     return [Figure("trunk", title, plots.png(figure)), Table("trunk", title, columns, tuple(rows))]

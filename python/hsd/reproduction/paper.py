@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from ..evaluation.stats import mean_of_known
 from . import plots
 from .experiment import (
-    ALL,
+    COSINE,
     EVALUATIONS,
     PROMPTS,
     SAVED,
     SET,
+    VENDI,
     Wanted,
     by_set,
     difference,
     evaluations,
     everywhere,
+    grouped,
     images,
     saved,
     score,
@@ -36,9 +37,6 @@ BUDGETS = (0.25, 0.5, 0.65)
 FEWER_STEPS = (0.5, 0.35, 0.25)
 """Shares of the study's steps that standard diffusion takes, to be compared with sharing."""
 
-_COSINE, _VENDI = Column("mean cosine"), Column("Vendi score")
-
-
 # -- Table 1
 
 
@@ -52,7 +50,7 @@ def savings_wants(lab: Lab) -> Wanted:
 def savings(lab: Lab) -> list[Result]:
     """Table 1: evaluations saved and wins, by set."""
     standard, shared = by_set(lab, Way()), by_set(lab, Way(tau=lab.tau))
-    few = _grouped([lab.made(s, _as_few(lab, s, Way(tau=lab.tau))) for s in lab.sets])
+    few = grouped([lab.made(s, _as_few(lab, s, Way(tau=lab.tau))) for s in lab.sets])
     at_full, at_equal = [], []
     for name, ours in shared.items():
         wins = lab.compared(ours, standard[name])
@@ -91,13 +89,6 @@ def _as_few(lab: Lab, prompt_set: PromptSet, way: Way) -> Way:
     share = plan.node_steps / plan.standard_node_steps
     steps = max(1, round(share * lab.steps))
     return Way() if steps == lab.steps else Way(steps=steps)
-
-
-def _grouped(made: Sequence[Made]) -> dict[str, list[Made]]:
-    out = {one.prompt_set.name: [one] for one in made}
-    if len(made) > 1:
-        out[ALL] = list(made)
-    return out
 
 
 # -- Table 2
@@ -217,9 +208,9 @@ def diversity(lab: Lab) -> list[Result]:
         SET,
         Column("images", "count"),
         SAVED,
-        _COSINE,
+        COSINE,
         Column("more than standard", "signed"),
-        _VENDI,
+        VENDI,
     )
     title = "Diversity: mean cosine of all pairs (lower is more diverse) and effective number of images"
     return [Table("diversity", title, columns, tuple(rows))]
@@ -267,23 +258,8 @@ def families(lab: Lab) -> list[Result]:
 def _family_row(
     lab: Lab, made: Made, members: np.ndarray, label: str, ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[str | float | int | Estimate | None, ...]:
-    plan = made.plan.prune(members)
-    delta = ours[members] - theirs[members]
-    known = delta[~np.isnan(delta)]
-    mean = [float(v) if np.isfinite(v := _mean(scores[members])) else None for scores in (theirs, ours)]
-    return (
-        made.prompt_set.name,
-        label,
-        len(members),
-        plan.savings,
-        *mean,
-        float(known.mean()) if len(known) else None,
-        int((known > 1e-6).sum()),
-        int((np.abs(known) <= 1e-6).sum()),
-        int((known < -1e-6).sum()),
-    )
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    prompts = [made.prompt_set.prompts[i] for i in members]
+    wins = lab.won(ours[members], theirs[members], prompts)
+    means = [mean_of_known(scores[members], prompts)[0] for scores in (theirs, ours)]
+    share, counts = made.plan.prune(members).savings, (wins.wins, wins.ties, wins.losses)
+    return (made.prompt_set.name, label, len(members), share, *means, wins.difference, *counts)

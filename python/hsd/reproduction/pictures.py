@@ -16,13 +16,13 @@ from ..clustering import build_tree
 from ..compiler import compile as compile_plan
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
-from ..generation import stream
+from ..generation import alone_from, stream
 from ..plan import Plan
 from . import plots
 from .experiment import EVALUATIONS, SAVED, Wanted
 from .lab import Lab, Made, PromptSet, Skipped, Way
 from .results import Cell, Column, Estimate, Figure, Result, Table
-from .trees import above, alone_from, in_order, joins_one, lowest, splits_at
+from .trees import above, in_order, joins_one, lowest, splits_at
 from .watching import Trace, watch
 
 CHAIN = ("animal", "dog", "curly hair dog", "Portuguese water dog")

@@ -130,19 +130,21 @@ def reproduce(
     try:
         skipped = _make(lab, chosen, progress, say)
         results: dict[str, list[Result]] = {}
+        sections: list[str] = []
         for experiment in chosen:
-            if experiment.name in skipped:
-                continue
-            say(experiment.title)
-            try:
-                results[experiment.name] = experiment.report(lab)
-            except Skipped as error:
-                skipped[experiment.name] = str(error)
-            _write(lab, chosen, results, skipped, time.perf_counter() - started)
+            if experiment.name not in skipped:
+                say(experiment.title)
+                try:
+                    results[experiment.name] = experiment.report(lab)
+                except Skipped as error:
+                    skipped[experiment.name] = str(error)
+            found, why = results.get(experiment.name, []), skipped.get(experiment.name)
+            sections.append(_section(lab.out, experiment, found, why))
+            _write(lab, sections, time.perf_counter() - started)
     finally:
         getattr(judge, "close", lambda: None)()
     seconds = time.perf_counter() - started
-    _write(lab, chosen, results, skipped, seconds)
+    _write(lab, sections, seconds)
     return Study(lab.out, results, skipped, seconds)
 
 
@@ -206,29 +208,22 @@ def _make(lab: Lab, chosen: Sequence[Experiment], progress: bool, say: Callable[
     return skipped
 
 
-def _write(
-    lab: Lab,
-    chosen: Sequence[Experiment],
-    results: dict[str, list[Result]],
-    skipped: dict[str, str],
-    seconds: float,
-) -> None:
-    """Everything that is there so far."""
-    for folder in ("tables", "figures"):
-        (lab.out / folder).mkdir(exist_ok=True)
-    parts = ["# Results", "", _setup(lab, seconds)]
-    for experiment in chosen:
-        if experiment.name not in results and experiment.name not in skipped:
-            continue
-        parts += ["", f"## {experiment.title}", "", experiment.asks]
-        if experiment.name in skipped:
-            parts += ["", f"Skipped: {skipped[experiment.name]}."]
-        for result in results.get(experiment.name, []):
-            parts += ["", _written(lab.out, result)]
-    write_atomically(lab.out / RESULTS, ("\n".join(parts) + "\n").encode())
+def _section(out: Path, experiment: Experiment, results: Sequence[Result], skipped: str | None) -> str:
+    """Markdown of one experiment; its tables and figures are written to their files."""
+    why = [] if skipped is None else [f"Skipped: {skipped}."]
+    written = [_written(out, result) for result in results]
+    return "\n\n".join([f"## {experiment.title}", experiment.asks, *why, *written])
+
+
+def _write(lab: Lab, sections: Sequence[str], seconds: float) -> None:
+    """All sections that are there so far."""
+    text = "\n\n".join(["# Results", _setup(lab, seconds), *sections])
+    write_atomically(lab.out / RESULTS, (text + "\n").encode())
 
 
 def _written(out: Path, result: Result) -> str:
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(exist_ok=True)
     if isinstance(result, Figure):
         path = Path("figures") / f"{result.name}.png"
         write_atomically(out / path, result.png)

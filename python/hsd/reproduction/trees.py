@@ -48,12 +48,3 @@ def lowest(tree: Tree, size: int) -> list[list[int]]:
 def splits_at(plan: Plan, height: float) -> int:
     """The first step at which a node of this height is no longer one cluster."""
     return int(np.argmax(plan.phi <= height))
-
-
-def alone_from(plan: Plan) -> NDArray[np.int64]:
-    """(N,) the step from which each prompt is alone."""
-    segments = plan.segments
-    single = segments[segments["leaf_end"] - segments["leaf_begin"] == 1]
-    out = np.zeros(plan.n_prompts, dtype=np.int64)
-    out[single["representative"]] = single["first_step"]
-    return out
