@@ -2,10 +2,12 @@
 
     python tools/demo_eval.py --count 128 --sheet sheet.png
     python tools/demo_eval.py --count 2000 --held-out --evaluator
+    python tools/demo_eval.py --count 512 --held-out --evaluator --autoencoder
 
 Prompts are full scenes in any wording, half of them (or all) combinations that training never saw. The pictures come
 from the stock diffusers pipeline; the judge compares them with drawings (demo_model/judge.py), or the bundled evaluator
-reads them. About 0.5 s a picture.
+reads them. About 0.5 s a picture. With `--autoencoder` they are drawings that merely went through the autoencoder:
+the best that any decoder can do.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from diffusers import KandinskyV22CombinedPipeline
 from PIL import Image
 
-from demo_model.draw import draw
+from demo_model.draw import draw, random_jitter
 from demo_model.judge import marks
 from demo_model.language import describe
 from demo_model.scenes import ATTRIBUTES, COLUMN, COUNTS, Scene, sample
@@ -38,6 +40,18 @@ def generate(pipe: KandinskyV22CombinedPipeline, prompts: list[str], seed: int, 
         out = pipe(some, height=64, width=64, generator=generators, output_type="np", **options)
         parts.append(torch.from_numpy(np.asarray(out.images)).permute(0, 3, 1, 2))
     return torch.cat(parts).float()
+
+
+@torch.no_grad()
+def reconstruct(pipe: KandinskyV22CombinedPipeline, drawings: torch.Tensor) -> torch.Tensor:
+    """Drawings [N, 3, 64, 64] in 0..1 through the autoencoder and back; prints how near they come."""
+    parts = []
+    for some in drawings.split(64):
+        latents = pipe.movq.encode(some * 2 - 1).latents
+        parts.append(pipe.movq.decode(latents, force_not_quantize=True).sample / 2 + 0.5)
+    images = torch.cat(parts).clamp(0, 1)
+    print(f"reconstruction {-10 * torch.log10((images - drawings).square().mean()):.1f} dB")
+    return images
 
 
 def sheet(images: torch.Tensor, columns: int, zoom: int = 2) -> Image.Image:
@@ -67,6 +81,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--held-out", action="store_true", help="only combinations that training never saw")
     parser.add_argument("--evaluator", action="store_true", help="let the bundled evaluator judge")
+    parser.add_argument("--autoencoder", action="store_true", help="drawings through the autoencoder, none generated")
     parser.add_argument("--sheet", type=Path, help="write a PNG: drawing, picture, drawing, picture, …")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -79,15 +94,18 @@ def main() -> None:
     pipe = KandinskyV22CombinedPipeline.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     begin = time.monotonic()
-    images = generate(
-        pipe,
-        prompts,
-        args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        prior_num_inference_steps=args.prior_steps,
-        prior_guidance_scale=args.prior_guidance,
-    )
+    if args.autoencoder:
+        images = reconstruct(pipe, draw(rows, random_jitter(rng, args.count)))
+    else:
+        images = generate(
+            pipe,
+            prompts,
+            args.seed,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            prior_num_inference_steps=args.prior_steps,
+            prior_guidance_scale=args.prior_guidance,
+        )
     seconds = time.monotonic() - begin
     right = DemoEvaluator().marks(pictures(images), prompts) if args.evaluator else marks(images, rows)
     columns = {
