@@ -31,9 +31,9 @@ from prompt_sets import prompts as expanded_prompts
 from tree_case import peak, reset_peak, resident
 
 import hsd
-from hsd.conditioning import Conditioning
-from hsd.encoding import encode
+from hsd.conditioning.rows import Conditioning
 from hsd.models import Batch, Encoded
+from hsd.models.encode import encode
 
 TOKENS_A_WORD = 1.4
 

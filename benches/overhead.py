@@ -20,8 +20,8 @@ import torch
 
 import hsd
 from hsd.demo import PROMPTS
-from hsd.executor import Executor
-from hsd.prompts import read_prompts
+from hsd.planning.prompts import read_prompts
+from hsd.replay.executor import Executor
 
 
 class Timed:

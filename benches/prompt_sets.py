@@ -31,8 +31,8 @@ from platformdirs import user_cache_path
 from prompt_grammar import TEMPLATES, WILDCARDS
 
 import hsd
-from hsd.encoders import default_encoder
-from hsd.schedule import schedule_shape
+from hsd.planning.encoders import default_encoder
+from hsd.planning.schedule import schedule_shape
 
 NAMES = ("templates", "mixture", "noise")
 TEMPLATE_DIM = 256

@@ -32,10 +32,10 @@ from torch import Tensor
 
 import hsd
 from hsd.demo import PROMPTS
-from hsd.encoding import encode
-from hsd.executor import Executor
+from hsd.models.encode import encode
 from hsd.models.kandinsky22 import Kandinsky22
-from hsd.prompts import read_prompts
+from hsd.planning.prompts import read_prompts
+from hsd.replay.executor import Executor
 
 
 @dataclass

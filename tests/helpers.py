@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from hsd.encoding import encode
-from hsd.executor import Executor
+from hsd.models.encode import encode
+from hsd.replay.executor import Executor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real prompt sets and embeddings, beside the repository where they are at hand."""
@@ -62,6 +63,11 @@ def make_scheduler(name, config):
     if name in ("ddim", "ddpm"):
         options["clip_sample"] = False
     return classes[name](**options)
+
+
+def name_of(value):
+    """The name of a parameter: without addresses of objects, which differ between the workers of pytest-xdist."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def encoded(model, prompts, seeds, **options):

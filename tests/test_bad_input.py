@@ -8,7 +8,8 @@ import torch
 
 import hsd
 import tiny
-from hsd.prompts import read_prompts
+from helpers import name_of
+from hsd.planning.prompts import read_prompts
 
 GOOD = ["a cat", "a dog", "the sea"]
 E = np.eye(3, 8)
@@ -102,7 +103,7 @@ def test_tree_of_nothing():
         ({"seeds": [1, 2, -3]}, "seed 2 is -3"),
         ({"seeds": 2**63 - 2}, "seed 2 is"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_values(options, says):
     with pytest.raises(ValueError, match=says):
@@ -118,7 +119,7 @@ def test_values(options, says):
         ({"seeds": [1, 2, 3.0]}, "seed 2 is 3.0"),
         ({"typo": 1}, "typo"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_types(options, says):
     with pytest.raises(TypeError, match=says):

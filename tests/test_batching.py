@@ -17,14 +17,15 @@ from typer.testing import CliRunner
 
 import hsd
 from helpers import encoded
-from hsd import batching, cli
-from hsd.batching import choose
-from hsd.conditioning import Conditioning, Field, Rows
-from hsd.curve import CudaMemory, Curve, measure
-from hsd.executor import Executor
-from hsd.graphs import bucket, can_capture
-from hsd.models.base import Denoiser
-from hsd.spool import Spool
+from hsd import cli
+from hsd.conditioning.rows import Conditioning, Field, Rows
+from hsd.conditioning.spool import Spool
+from hsd.replay.denoiser import Denoiser
+from hsd.replay.executor import Executor
+from hsd.replay.graphs import bucket, can_capture
+from hsd.tuning import batching
+from hsd.tuning.batching import choose
+from hsd.tuning.curve import CudaMemory, Curve, measure
 
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 SAMPLER = SimpleNamespace(timesteps=torch.arange(50.0, 0.0, -10.0), n_state=3)
@@ -292,8 +293,8 @@ def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
                 replayed.append(size)
                 fake.now += 0.03
 
-    monkeypatch.setattr("hsd.curve.Graphs", Stub)
-    monkeypatch.setattr("hsd.curve.can_capture", lambda denoiser: True)
+    monkeypatch.setattr("hsd.tuning.curve.Graphs", Stub)
+    monkeypatch.setattr("hsd.tuning.curve.can_capture", lambda denoiser: True)
     fake = Fake(lambda n: 0.5)
     curve = run(fake, sizes=[1, 2], cuda_graphs=True, seconds=100.0)
     assert curve.seconds_a_call == pytest.approx([0.03, 0.03])
@@ -536,7 +537,7 @@ def test_auto_and_the_switches_on_the_command_line(tmp_path, monkeypatch):
         given.update(options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hsd.generation.generate", generate)
+    monkeypatch.setattr("hsd.generation.session.generate", generate)
     for extra, expected in [
         ([], {"compile": False, "channels_last": False, "cuda_graphs": True, "batch_size": 16}),
         (

@@ -15,11 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 import hsd
-from hsd import batching, bench, cli
-from hsd.bench import Setting
-from hsd.bench_report import Alone, Report
-from hsd.curve import Curve
+from hsd.bench import run as bench
+from hsd.bench.report import Alone, Report
+from hsd.bench.run import Setting
+from hsd import cli
 from hsd.demo import PROMPTS as DEMO
+from hsd.tuning import batching
+from hsd.tuning.curve import Curve
 
 PROMPTS = DEMO.read_text().splitlines()[:6]
 STEPS = 4
@@ -230,7 +232,7 @@ def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
 
     monkeypatch.setattr(bench._Bench, "_measure", measure)
     monkeypatch.setattr(bench, "Compiled", Marked)
-    monkeypatch.setattr("hsd.executor.Compiled", Marked)
+    monkeypatch.setattr("hsd.replay.executor.Compiled", Marked)
     report = few(demo, compile=True)
     assert "compile" in report.alone.best
     assert "--compile" in report.alone.flags

@@ -18,9 +18,11 @@ from scipy.spatial.distance import pdist
 
 import hsd
 from helpers import SHARED, needs_shared
-from hsd import clustering
-from hsd.clustering import Vectors, as_vectors, check_rows, memory_budget
-from hsd.encoders import default_encoder
+from hsd.planning import clustering
+from hsd.planning.clustering import Vectors, as_vectors, check_rows
+from hsd.planning.encoders import default_encoder
+from hsd.work import memory
+from hsd.work.memory import memory_budget
 
 REDUCIBLE = ["ward", "average", "complete"]
 LINKAGES = [*REDUCIBLE, "centroid"]
@@ -493,10 +495,8 @@ def test_what_progress_raises_ends_the_work_at_any_report(limits):
 
 @pytest.fixture
 def cgroup(tmp_path, monkeypatch):
-    monkeypatch.setattr(clustering, "_CGROUP", tmp_path)
-    monkeypatch.setattr(
-        clustering.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000_000_000})()
-    )
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000_000_000})())
 
     def write(limit, used):
         (tmp_path / "memory.max").write_text(limit)
@@ -545,7 +545,7 @@ def test_chunks_of_the_encoder_do_not_show(monkeypatch):
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, np.concatenate([encoder([prompt]) for prompt in PROMPTS]))
     for chunk in (1, 3, 7):
-        monkeypatch.setattr("hsd.encoders.CHUNK", chunk)
+        monkeypatch.setattr("hsd.planning.encoders.CHUNK", chunk)
         seen = []
         np.testing.assert_array_equal(encoder(PROMPTS, seen.append), whole)
         assert seen == [*range(chunk, 7, chunk), 7]
@@ -561,6 +561,6 @@ def test_the_encoder_takes_the_mean_of_its_tokens():
 def test_a_prompt_without_tokens_is_named(monkeypatch):
     # compile() refuses blank prompts before, and the tokenizer reads everything else, zero-width characters too.
     for chunk in (2, 4096):
-        monkeypatch.setattr("hsd.encoders.CHUNK", chunk)
+        monkeypatch.setattr("hsd.planning.encoders.CHUNK", chunk)
         with pytest.raises(hsd.PromptError, match="prompt 3 .''. has nothing that the default encoder reads"):
             default_encoder()(["a", "b", "c", "", "d", ""])

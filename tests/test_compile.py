@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import hsd
 from helpers import SHARED, needs_shared
 from hsd import _core
-from hsd.encoders import default_encoder
 from hsd.names import ScheduleName
-from hsd.prompts import read_prompts
-from hsd.schedule import schedule_shape
+from hsd.planning.encoders import default_encoder
+from hsd.planning.prompts import read_prompts
+from hsd.planning.schedule import schedule_shape
 
 SCHEDULES = get_args(ScheduleName)
 

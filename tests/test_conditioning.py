@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsd.conditioning import Conditioning, Field, Rows
+from hsd.conditioning.rows import Conditioning, Field, Rows
+from hsd.conditioning.spool import OnDisk, Spool
 from hsd.errors import Error
-from hsd.spool import OnDisk, Spool
 
 IN_MEMORY, ON_DISK = 1 << 30, 0
 
@@ -91,7 +91,7 @@ def test_mean_is_that_of_a_plain_loop(lengths, prompts, memory, chunk, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, 3, generator=generator) for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hsd.conditioning._CHUNK_BYTES", chunk)
+        patch.setattr("hsd.conditioning.rows._CHUNK_BYTES", chunk)
         c = conditioning(rows, memory=memory)
     members = [i % len(rows) for i in prompts]
     out = c.mean(np.array(members))

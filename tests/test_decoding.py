@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import hsd
-from hsd.decoding import PATIENCE, Decoder
-from hsd.executor import Finished
+from hsd.generation.decoding import PATIENCE, Decoder
+from hsd.replay.executor import Finished
 
 
 class Fake:
@@ -154,14 +154,14 @@ def test_not_even_one_image_fits():
 
 def test_images_are_the_same_beside_the_denoiser(model, plan, monkeypatch):
     inline = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
-    monkeypatch.setattr("hsd.generation.Decoder", lambda adapter: Decoder(adapter, beside=True))
+    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, beside=True))
     beside = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
     assert sorted(beside) == sorted(inline) == list(range(plan.n_prompts))
     assert all(inline[i].tobytes() == beside[i].tobytes() for i in inline)
 
 
 def test_leaving_a_stream_early_ends_the_decoder(model, plan, monkeypatch):
-    monkeypatch.setattr("hsd.generation.Decoder", lambda adapter: Decoder(adapter, 1, beside=True))
+    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, 1, beside=True))
     images = hsd.stream(plan, model, batch_size=4)
     next(images)
     images.close()

@@ -12,8 +12,8 @@ import torch
 import hsd
 import tiny
 from helpers import executor_of, finished_by, latents_of
-from hsd.feed import Feeder, Throttle, ahead
-from hsd.graphs import Compiled, Graphs, bucket, can_capture
+from hsd.replay.feed import Feeder, Throttle, ahead
+from hsd.replay.graphs import Compiled, Graphs, bucket, can_capture
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import hsd
 import tiny
 from helpers import encoded, latents_of
-from hsd.executor import Executor
+from hsd.replay.executor import Executor
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_saved_and_loaded(plan, model, reference, tmp_path):
 @pytest.mark.parametrize("calls", [1, 3])
 def test_calls_come_in_chunks(plan, model, reference, calls, monkeypatch):
     whole = latents_of(plan, model)
-    monkeypatch.setattr("hsd.feed.CHUNK", calls)
+    monkeypatch.setattr("hsd.replay.feed.CHUNK", calls)
     in_chunks = latents_of(plan, model)
     assert all(torch.equal(in_chunks[i], latent) for i, latent in whole.items())
     assert_equal(in_chunks, reference)

@@ -11,7 +11,7 @@ import pytest
 
 import hsd
 import tiny
-from hsd.output import ImageFolder, Writers
+from hsd.generation.folder import ImageFolder, Writers
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from families import Kandinsky22, StableDiffusion, StableDiffusion3
 from helpers import PROMPTS, fresh_generators, make_scheduler, mean_difference
 from hsd.demo import FOLDER, SETTINGS
 from hsd.evaluation.measure import Measuring
-from hsd.generation import alone_from
+from hsd.generation.session import alone_from
 from hsd.reproduction import pictures
 from hsd.reproduction.lab import Lab, PromptSet, Skipped
 from hsd.reproduction.results import Figure, Table

@@ -20,11 +20,11 @@ from plans import PromptSet, prompt_sets
 from torch import Tensor
 
 import hsd
-from hsd.conditioning import Conditioning
-from hsd.executor import Executor
-from hsd.graphs import Compiled
+from hsd.conditioning.rows import Conditioning
 from hsd.models import Adapter
 from hsd.models.kandinsky22 import Kandinsky22
+from hsd.replay.executor import Executor
+from hsd.replay.graphs import Compiled
 
 
 @dataclass

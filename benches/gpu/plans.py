@@ -10,7 +10,7 @@ from measure import Report
 
 import hsd
 from hsd.demo import PROMPTS
-from hsd.prompts import read_prompts
+from hsd.planning.prompts import read_prompts
 
 FILES = {
     "styles": "style_variations",

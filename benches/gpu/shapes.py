@@ -52,9 +52,9 @@ from transformers import (
 )
 
 import hsd
-from hsd.conditioning import Conditioning
-from hsd.encoding import encode
+from hsd.conditioning.rows import Conditioning
 from hsd.models import Adapter, Batch, Denoiser, Encoded, Prior, scale_row
+from hsd.models.encode import encode
 from hsd.models.kandinsky22 import Kandinsky22
 
 transformers.logging.set_verbosity_error()

@@ -12,8 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._core import Program, Tree, __version__
-from .clustering import build_tree
-from .compiler import compile
 from .errors import (
     Error,
     OutOfMemory,
@@ -24,11 +22,13 @@ from .errors import (
     UnsupportedPipeline,
     UnsupportedScheduler,
 )
-from .plan import Plan
+from .planning.clustering import build_tree
+from .planning.compile import compile
+from .planning.plan import Plan
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
-    from .generation import Image, Run, generate, stream
+    from .generation.session import Image, Run, generate, stream
     from .models import load
     from .reproduction import reproduce
 

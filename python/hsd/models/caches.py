@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UnsupportedPipeline
-from .base import Denoiser
+from ..replay.denoiser import Denoiser
 
 
 def refuse_step_caches(denoiser: Denoiser) -> None:

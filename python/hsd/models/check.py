@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditioning import Conditioning
+from ..conditioning.rows import Conditioning
 from ..errors import Error
 from .base import Adapter
 from .caches import refuse_step_caches
+from .encode import encode
+from .loading import load
 
 _PROMPTS = ("a red bicycle", "a portrait of an old sailor, in oil", "the sea")
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the output's root mean square; half precision below
@@ -45,9 +47,6 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     hsd.UnsupportedScheduler, hsd.UnsupportedPipeline
         As for generating.
     """
-    from ..encoding import encode
-    from . import load
-
     adapter = load(model, **settings)
     refuse_step_caches(adapter)
     texts = list(dict.fromkeys(prompts))

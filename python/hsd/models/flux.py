@@ -11,7 +11,8 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, guide, packed_grid, scale_row, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 

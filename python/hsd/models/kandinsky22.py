@@ -12,7 +12,8 @@ import torch
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import downscale_height_and_width
 from torch import Tensor, nn
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import guide, scale_row
 from .prior import TextPrior, skip
 

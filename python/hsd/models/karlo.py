@@ -16,7 +16,8 @@ from diffusers.pipelines.deprecated import unclip
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import guide, scale_row
 from .prior import TextPrior, skip, text_of, text_rows
 

@@ -15,7 +15,8 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
 )
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, eta_for, guide, guided_tokens, scale_row
 from .refusals import require_text_encoders
 

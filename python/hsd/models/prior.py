@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Batch, Encoded, Prior
+from ..replay.denoiser import Batch, Encoded, Prior
 from .parts import guide, pad_tokens, scale_row
 
 EncodeText = Callable[[list[str]], tuple[Tensor, Tensor, Tensor]]

@@ -13,7 +13,8 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 from torch import Tensor
 
 from ..errors import UnsupportedPipeline
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, guide, guided_tokens, packed_grid, scale_row, shift_for
 from .refusals import require_text_encoders
 

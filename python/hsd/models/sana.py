@@ -11,7 +11,8 @@ import torch
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, eta_for, guide, guided_tokens, scale_row
 from .refusals import require_text_encoders
 

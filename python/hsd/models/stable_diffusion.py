@@ -10,7 +10,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, eta_for, guide, scale_row, unet_latent
 
 

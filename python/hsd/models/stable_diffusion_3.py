@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, guide, scale_row, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 

@@ -10,7 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, eta_for, guide, scale_row, unet_latent
 from .prior import TextPrior, skip
 

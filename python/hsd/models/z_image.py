@@ -13,7 +13,8 @@ from diffusers.pipelines.z_image.pipeline_z_image import (
 )
 from torch import Tensor
 
-from .base import Adapter, Batch, Encoded
+from ..replay.denoiser import Batch, Encoded
+from .base import Adapter
 from .parts import check_size, per_row, scale_row, shift_for
 from .refusals import require_text_encoders
 

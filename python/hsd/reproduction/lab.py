@@ -13,20 +13,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler import compile as compile_plan
-from ..compiler import plan_of
-from ..conditioning import Conditioning
-from ..encoding import encode
+from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measuring
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import WinRate, win_rate
-from ..generation import Progress, generate
+from ..generation.folder import PLAN
+from ..generation.session import Progress, generate
 from ..models import Adapter
+from ..models.encode import encode
 from ..names import Linkage, Noise, ScheduleName
-from ..output import PLAN, make_folder, write_atomically
-from ..plan import Plan
+from ..planning.build import plan_of
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
+from ..work.files import make_folder, write_atomically
 from .samplers import sampler_named
 
 STUDY = "study.json"

@@ -12,12 +12,12 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..clustering import build_tree
-from ..compiler import compile as compile_plan
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
-from ..generation import alone_from, stream
-from ..plan import Plan
+from ..generation.session import alone_from, stream
+from ..planning.clustering import build_tree
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
 from . import plots
 from .experiment import EVALUATIONS, SAVED, Wanted
 from .lab import Lab, Made, PromptSet, Skipped, Way

@@ -17,11 +17,11 @@ from ..evaluation.measure import Measuring
 from ..evaluation.scorers import Scorer, check_scorer, make_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
-from ..output import write_atomically
-from ..prompts import read_prompts
-from ..report import duration
-from ..schedule import check_tau
-from ..speeds import recall
+from ..planning.prompts import read_prompts
+from ..planning.schedule import check_tau
+from ..planning.summary import duration
+from ..tuning.speeds import recall
+from ..work.files import write_atomically
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import Tree
-from ..plan import Plan
+from ..planning.plan import Plan
 
 
 def above(tree: Tree, factor: float = 1.05) -> float:

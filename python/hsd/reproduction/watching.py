@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..decoding import BATCH
-from ..generation import Image, stream
+from ..generation.decoding import BATCH
+from ..generation.session import Image, stream
 from ..models import Adapter
 from ..models.base import batches
-from ..plan import Plan
+from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from ..sampler.stepping import LEARNED_VARIANCE, map_memory
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .models.base import Denoiser
+from .denoiser import Denoiser
 
 EAGER_FIRST = 2
 """Calls of a size that run as they are, which also warms up what a capture must not: then it is captured."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from .names import ScheduleName, check_name
+from .. import _core
+from ..names import ScheduleName, check_name
 
 Schedule = ScheduleName | Callable[[float], float] | Sequence[float] | NDArray[np.floating]
 

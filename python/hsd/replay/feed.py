@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._core import Program
-from .conditioning import Conditioning
-from .models.base import Denoiser
-from .plan import Plan
-from .sampler import SamplerTable
+from .._core import Program
+from ..conditioning.rows import Conditioning
+from ..planning.plan import Plan
+from ..sampler import SamplerTable
+from .denoiser import Denoiser
 
 T = TypeVar("T")
 

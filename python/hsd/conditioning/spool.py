@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 
 _DISK_KEPT_FREE = 1 << 30
 """Bytes of the disk that are never taken: a full disk would fail the images too."""

@@ -11,8 +11,8 @@ from typing import Any
 import platformdirs
 import torch
 
-from .models.base import Adapter
-from .output import write_atomically
+from ..models.base import Adapter
+from ..work.files import write_atomically
 
 
 def _path() -> Path:

@@ -14,9 +14,9 @@ from typing import Any
 import PIL.Image
 import torch
 
-from .errors import OutOfMemory
-from .executor import Finished
-from .models.base import Adapter
+from ..errors import OutOfMemory
+from ..models.base import Adapter
+from ..replay.executor import Finished
 
 BATCH = 8
 """Latents decoded at once: more is no faster for an image of 512 pixels or above, and takes memory."""

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .curve import Curve
-from .report import duration
+from ..planning.summary import duration
+from ..tuning.curve import Curve
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .clustering import memory_budget
-from .conditioning import Conditioning
+from ..conditioning.rows import Conditioning
+from ..errors import OutOfMemory
+from ..names import Order, check_count
+from ..planning.plan import Plan
+from ..replay.denoiser import Denoiser
+from ..replay.graphs import can_capture
+from ..sampler import SamplerTable
+from ..work.memory import memory_budget
 from .curve import MEMORY_SHARE, MOST, CudaMemory, Curve, measure, time_to_take
-from .errors import OutOfMemory
-from .graphs import can_capture
-from .models.base import Denoiser
-from .names import Order, check_count
-from .plan import Plan
-from .sampler import SamplerTable
 
 _TIME_SHARE = 0.1
 """Of what a plan would take one lane at a time: measuring it may not take longer."""

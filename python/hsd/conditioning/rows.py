@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 from .spool import Chunk, Spool
 
 MASK = "_mask"

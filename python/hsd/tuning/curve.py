@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .conditioning import Conditioning
-from .errors import OutOfMemory
-from .graphs import EAGER_FIRST, Graphs, bucket, can_capture
-from .models.base import Denoiser
-from .names import check_count
-from .sampler import SamplerTable
+from ..conditioning.rows import Conditioning
+from ..errors import OutOfMemory
+from ..names import check_count
+from ..replay.denoiser import Denoiser
+from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture
+from ..sampler import SamplerTable
 
 MOST = 256
 """Lanes that are tried at most, unless told otherwise."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from ._core import Program, Tree
-from .errors import Error, PlanMismatch
-from .names import Noise, Order, check_name
+from .. import _core
+from .._core import Program, Tree
+from ..errors import Error, PlanMismatch
+from ..names import Noise, Order, check_name
+from ..work.files import write_atomically
 
 if TYPE_CHECKING:
-    from .conditioning import Conditioning
+    from ..conditioning.rows import Conditioning
 
 
 class Plan:
@@ -172,7 +173,7 @@ class Plan:
 
     def summary(self, batch_size: int = 16) -> str:
         """A page for people: what is saved, and how many clusters run at each step."""
-        from .report import plan_summary
+        from .summary import plan_summary
 
         return plan_summary(self, batch_size)
 
@@ -198,8 +199,6 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file (arrays and JSON metadata), by atomic rename."""
-        from .output import write_atomically
-
         data = self._core.to_bytes(self.prompts, self.seeds, json.dumps(self.request, sort_keys=True))
         write_atomically(Path(path), data)
 

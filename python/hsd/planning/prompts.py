@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import PromptError
+from ..errors import PromptError
 
 MAX_SEED = 2**63 - 1
 """Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all of its non-negative half."""

@@ -22,22 +22,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import _core
-from .batching import Choice, choose, free_memory, slot_bytes
-from .bench_report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
-from .compiler import compile as compile_plan
-from .conditioning import Conditioning
-from .curve import MOST, Curve, measure, synchronize
-from .decoding import BATCH as DECODED_AT_ONCE
-from .encoding import encode
-from .executor import Executor
-from .generation import stream
-from .graphs import Compiled, can_capture
-from .models.base import Adapter, quiet
-from .models.caches import refuse_step_caches
-from .plan import Plan
-from .prompts import make_seeds
-from .sampler import SamplerTable
+from .. import _core
+from ..conditioning.rows import Conditioning
+from ..generation.decoding import BATCH as DECODED_AT_ONCE
+from ..generation.session import stream
+from ..models.base import Adapter, quiet
+from ..models.caches import refuse_step_caches
+from ..models.encode import encode
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
+from ..planning.prompts import make_seeds
+from ..replay.executor import Executor
+from ..replay.graphs import Compiled, can_capture
+from ..sampler import SamplerTable
+from ..tuning.batching import Choice, choose, free_memory, slot_bytes
+from ..tuning.curve import MOST, Curve, measure, synchronize
+from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
 """Of the time there is; two curves and four settings at the most."""

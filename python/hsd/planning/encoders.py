@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Error, PromptError
+from ..errors import Error, PromptError
 
 Encoder = Callable[[list[str]], Any]
 """Takes N prompts, gives (N, D) floats: NumPy, or anything that ``numpy.asarray`` reads."""

@@ -19,18 +19,19 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from . import _core, speeds
-from .batching import automatic
-from .conditioning import Conditioning
+from .. import _core
+from ..conditioning.rows import Conditioning
+from ..models import Adapter, load, variants_of
+from ..models.caches import refuse_step_caches
+from ..models.encode import encode
+from ..names import BatchSize, ImageFormat, Order
+from ..planning.plan import Plan
+from ..replay.executor import Executor, check_fit
+from ..sampler import SamplerTable
+from ..tuning import speeds
+from ..tuning.batching import automatic
 from .decoding import Decoded, Decoder
-from .encoding import encode
-from .executor import Executor, check_fit
-from .models import Adapter, load, variants_of
-from .models.caches import refuse_step_caches
-from .names import BatchSize, ImageFormat, Order
-from .output import ImageFolder, Writers
-from .plan import Plan
-from .sampler import SamplerTable
+from .folder import ImageFolder, Writers
 
 Progress = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""

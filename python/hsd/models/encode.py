@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .clustering import memory_budget
-from .conditioning import Conditioning, Field, Rows
-from .errors import Error
-from .executor import Executor
-from .models.base import Adapter, Batch, Denoiser, Encoded, Prior, batches
-from .spool import Spool
+from ..conditioning.rows import Conditioning, Field, Rows
+from ..conditioning.spool import Spool
+from ..errors import Error
+from ..planning.build import plan_of
+from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+from ..replay.executor import Executor
+from ..work.memory import memory_budget
+from .base import batches
 
 Progress = Callable[[float], object]
 """Called with the finished fraction, 0 to 1."""
@@ -67,7 +69,7 @@ def encode(
     n = len(prompts)
     chosen = np.zeros(n, dtype=bool)
     chosen[slice(None) if needed is None else needed] = True
-    priors = [part.prior() if isinstance(part, Adapter) else None for part in variants]
+    priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # of a prior, which is encoded for in turn
@@ -191,8 +193,6 @@ def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], steps: _Steps
 ) -> Tensor:
     """What the prior makes of each prompt, (n, *latent) float32 on the host: batched, and shared if its tau says so."""
-    from .compiler import plan_of  # which encodes, with a prior, through this module
-
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
     conditioning = encode([prior], variant, prompts, seeds, progress=steps.part(0.0, 0.3), **options)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from ._core import Tree
-from .clustering import Limits, Vectors, as_vectors, loners, replica_tree
+from .. import _core
+from .._core import Tree
+from ..names import Linkage, Noise, check_count, check_name
+from .clustering import Limits, as_vectors, replica_tree
 from .encoders import Encoder, default_encoder
-from .names import Linkage, Noise, check_count, check_name
 from .plan import Plan
 from .prompts import check_prompts, make_seeds, occurrences
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
+from .settings import check_settings
 
 if TYPE_CHECKING:
-    from .models.base import Adapter
+    from ..models.base import Adapter
 
 Progress = Callable[[str, float], object]
 """Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
@@ -119,7 +119,7 @@ def compile(
     adapter = conditioning = None
     n_steps = steps
     if model is not None:
-        from .models import load, variants_of
+        from ..models import load, variants_of
 
         adapter = load(model)
         variants = variants_of(adapter, values)
@@ -136,7 +136,7 @@ def compile(
         source = str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     elif adapter is not None:
         # An image's seed may be part of its conditioning, so each image has a row of its own.
-        from .encoding import encode
+        from ..models.encode import encode
 
         report = None if progress is None else lambda fraction: progress("encode", fraction)
         conditioning = encode(variants, variant, prompts, seed_array, memory=conditioning_memory, progress=report)
@@ -172,50 +172,6 @@ def compile(
     if adapter is not None and conditioning is not None:
         plan.encoded = (adapter.encoding_key(), conditioning)
     return plan
-
-
-def check_settings(
-    settings: Sequence[Mapping[str, Any]] | None, n: int
-) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
-    """The distinct settings of ``n`` prompts, in the order in which they first occur, and which each prompt has.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Unless there is one mapping a prompt, from strings to what JSON can hold.
-    """
-    if settings is None:
-        return [{}], np.zeros(n, dtype=np.int64)
-    if isinstance(settings, (str, Mapping)) or len(settings) != n:
-        count = "one mapping" if isinstance(settings, (str, Mapping)) else f"{len(settings)} settings"
-        raise ValueError(
-            f"{count} for {n} prompts: settings= takes one mapping a prompt; what holds for all of them goes to "
-            "hsd.load or hsd.generate"
-        )
-    first: dict[str, int] = {}
-    index = np.zeros(n, dtype=np.int64)
-    for i, own in enumerate(settings):
-        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
-            raise TypeError(f"settings of prompt {i} are {own!r}: they have to map names to values")
-        try:
-            text = json.dumps(dict(own), sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"settings of prompt {i} ({own!r}) cannot be saved as JSON: {error}") from None
-        index[i] = first.setdefault(text, len(first))
-    return [json.loads(text) for text in first], index
-
-
-def plan_of(
-    vectors: NDArray[np.float32], prompts: list[str], seeds: NDArray[np.int64], tau: float, n_steps: int
-) -> Plan:
-    """The plan of what is already encoded and checked, by the defaults of :func:`compile`."""
-    if tau > 0:
-        rows = np.arange(len(prompts), dtype=np.int64)
-        tree = replica_tree(Vectors(vectors), rows, occurrences(prompts), "ward", Limits(), None)
-    else:
-        tree = loners(len(prompts))
-    core = _core.Plan.compile(tree, tau * schedule_shape("linear", n_steps))
-    return Plan(core, prompts, seeds, {"tau": tau, "steps": n_steps, "noise": "independent"})
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from ._core import Tree
-from .names import Linkage, check_count, check_name
-
-MEMORY_SHARE = 0.6
-"""Share of the free memory that clustering takes, unless told otherwise."""
+from .._core import Tree
+from ..names import Linkage, check_count, check_name
+from ..work.memory import memory_budget
 
 _CHECKED_AT_ONCE = 1 << 24
 """Entries."""
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Vectors(NamedTuple):
@@ -178,18 +172,6 @@ def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
         return Vectors(array.astype(np.float64))
     native = array.dtype.newbyteorder("=")
     return Vectors(array if array.dtype == native and array.flags.aligned else array.astype(native))
-
-
-def memory_budget() -> int:
-    """Bytes that clustering may take: a share of what is free, of the machine or of the container."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit != "max":
-            free = min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        pass  # not in a container, or not on Linux
-    return max(1, int(free * MEMORY_SHARE))
 
 
 def _part_of(progress: Callable[[str, float], object], done: int, of: int) -> Callable[[float], object]:

@@ -14,16 +14,17 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from . import __version__
-from .compiler import check_settings
-from .compiler import compile as compile_plan
-from .errors import Error
-from .evaluation.scorers import ScorerName
-from .names import BatchSize, ExperimentName, ImageFormat, Linkage, Noise, Order, ScheduleName
-from .output import PLAN, make_folder, write_atomically
-from .plan import Plan
-from .prompts import PromptFile, make_seeds, read_prompts
-from .report import duration, plan_summary
+from .. import __version__
+from ..errors import Error
+from ..evaluation.scorers import ScorerName
+from ..generation.folder import PLAN
+from ..names import BatchSize, ExperimentName, ImageFormat, Linkage, Noise, Order, ScheduleName
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
+from ..planning.prompts import PromptFile, make_seeds, read_prompts
+from ..planning.settings import check_settings
+from ..planning.summary import duration, plan_summary
+from ..work.files import make_folder, write_atomically
 
 app = typer.Typer(
     name="hsd",
@@ -135,7 +136,7 @@ def generate(
     interruption: only what is missing is made.
     """
     _hush()
-    from .generation import generate as run_plan
+    from ..generation.session import generate as run_plan
 
     lanes = _lanes(batch_size)
     given = _read(prompts)
@@ -272,7 +273,7 @@ def bench(
     Says which batch size and which switches of hsd generate are the fastest.
     """
     _hush()
-    from .bench import bench as run_bench
+    from ..bench.run import bench as run_bench
 
     given = _read(prompts)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
@@ -302,7 +303,7 @@ def check(
 ) -> None:
     """Find out on a few prompts whether a model does what sharing relies on: rows and lanes that do not mix."""
     _hush()
-    from .models import check as check_model
+    from ..models import check as check_model
 
     adapter = _load(model, device, settings)
     check_model(adapter)
@@ -335,7 +336,7 @@ def evaluate(
 
     Scores are kept: run the same command again after an interruption, and only what is missing is scored.
     """
-    from .evaluation import evaluate as measure
+    from ..evaluation import evaluate as measure
 
     if scorer in ("clipscore", "pickscore"):
         _hush()
@@ -405,7 +406,7 @@ def reproduce(
     Says first how many images that takes. Images and scores are kept: run the same command again after an
     interruption, or with other experiments, and only what is missing is made.
     """
-    from .reproduction import reproduce as run_study
+    from ..reproduction import reproduce as run_study
 
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     make_folder(out)
@@ -477,7 +478,7 @@ def _numbers(plan: Plan, batch_size: int, speed: float | None) -> dict[str, Any]
 
 def _read(source: str) -> PromptFile:
     if source == "demo" and not Path(source).exists():
-        from .demo import PROMPTS
+        from ..demo import PROMPTS
 
         return read_prompts(PROMPTS)
     return read_prompts(source)
@@ -519,7 +520,7 @@ def _parse(settings: list[str]) -> dict[str, Any]:
 def _load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:
     """A model with what ``--set`` says, and the options of their own that were given."""
     _hush()
-    from .models import load
+    from ..models import load
 
     own = {**common, **_parse(settings or [])}
     return load(model, device=device, **{name: value for name, value in own.items() if value is not None})
@@ -555,7 +556,7 @@ def _hush() -> None:
 def _speed(adapter: Any) -> float | None:
     if adapter is None:
         return None
-    from .speeds import recall
+    from ..tuning.speeds import recall
 
     return recall(adapter)
 

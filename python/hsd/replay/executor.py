@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._core import Program
-from .conditioning import MASK, Conditioning
-from .errors import OutOfMemory, PlanMismatch
+from .._core import Program
+from ..conditioning.rows import MASK, Conditioning
+from ..errors import OutOfMemory, PlanMismatch
+from ..planning.plan import Plan
+from ..sampler import SamplerTable
+from .denoiser import Denoiser
 from .feed import Feed, Feeder, Throttle, ahead
 from .graphs import Compiled, Graphs, bucket, can_capture
-from .models.base import Denoiser
-from .plan import Plan
-from .sampler import SamplerTable
 
 
 def check_fit(plan: Plan, sampler: SamplerTable) -> None:
@@ -50,8 +50,8 @@ class Executor:
 
     Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
     padding would write), and one row of conditioning a slot. What a call needs of the host comes from a
-    :class:`~hsd.feed.Feeder`, on a GPU ahead of the device; the loop only enqueues. Nothing here grows with the number
-    of calls.
+    :class:`~hsd.replay.feed.Feeder`, on a GPU ahead of the device; the loop only enqueues. Nothing here grows with the
+    number of calls.
 
     Parameters
     ----------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,48 +21,13 @@ import PIL.Image
 from filelock import FileLock, Timeout
 from PIL.PngImagePlugin import PngInfo
 
-from .errors import Error, OutputError, PlanMismatch
-from .names import ImageFormat, check_name
-from .plan import Plan
+from ..errors import Error, OutputError, PlanMismatch
+from ..names import ImageFormat, check_name
+from ..planning.plan import Plan
+from ..work.files import make_folder, write_atomically
 
 _PIL_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 METADATA, PLAN, RUN = "metadata.jsonl", "plan.safetensors", "run.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either not there or whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files that only their owner can read; give them what open() would have given.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-_UMASK_LOCK = threading.Lock()
-
-
-def _umask() -> int:
-    with _UMASK_LOCK:
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if it does not exist; ``OutputError`` if it cannot be made or written to."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / ".hsd-write-test", b"")
-        (path / ".hsd-write-test").unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}; choose another folder") from None
-    return path
 
 
 class ImageFolder:

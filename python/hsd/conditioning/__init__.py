@@ -1,0 +1,1 @@
+"""What the denoiser is conditioned on: rows of prompts, and their mean for a cluster."""

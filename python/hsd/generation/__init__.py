@@ -1,0 +1,5 @@
+"""Plans to images: streamed as they finish, or written to a folder."""
+
+from .session import Image, Run, generate, stream
+
+__all__ = ["Image", "Run", "generate", "stream"]

@@ -1,0 +1,1 @@
+"""Prompts to plan. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""A program replayed against a denoiser: latents in slots, call by call."""
