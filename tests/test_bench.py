@@ -15,10 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 import hsd
+from hsd import cli
 from hsd.bench import run as bench
 from hsd.bench.report import Alone, Report
 from hsd.bench.run import Setting
-from hsd import cli
 from hsd.demo import PROMPTS as DEMO
 from hsd.tuning import batching
 from hsd.tuning.curve import Curve
