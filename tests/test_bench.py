@@ -192,7 +192,8 @@ def test_the_pipeline_is_called_in_smaller_batches_where_it_runs_out_of_memory(m
     spy.__signature__ = inspect.signature(original)
     monkeypatch.setattr(type(model.pipe), "__call__", spy)
     monkeypatch.setattr(bench, "choose", partial(batching.choose, sizes=[2]))
-    result = few(model).end_to_end
+    with pytest.warns(UserWarning, match="out of memory with 2 images in a call of the pipeline"):
+        result = few(model).end_to_end
     assert batches == [2, 1, 1]
     assert (result.diffusers_prompts, result.diffusers_batch_size) == (2, 1)
 

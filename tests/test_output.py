@@ -11,7 +11,8 @@ import pytest
 
 import hsd
 import tiny
-from hsd.generation.folder import ImageFolder, Writers
+from hsd.generation.folder import ImageFolder
+from hsd.generation.writers import Writers
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import inspect
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -36,7 +35,8 @@ from ..replay.executor import Executor
 from ..replay.graphs import Compiled, can_capture
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
-from ..tuning.curve import MOST, Curve, measure, synchronize
+from ..tuning.curve import MOST, Curve, measure
+from ..work.device import FittingSize, describe, synchronize
 from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
@@ -300,20 +300,15 @@ class _Bench:
         n = 1
         while n < len(candidates) and self._predicted(n + 1, plan, alone) <= self.share["diffusers"]:
             n += 1
-        chosen, batch = candidates[:n], min(alone.batch_size, n)
+        chosen = candidates[:n]
         self.say(f"the diffusers pipeline, on {n:,} prompts")
         accepted = inspect.signature(pipe.__call__).parameters
         settings = {name: value for name, value in self.adapter.settings.items() if name in accepted}
         left_out = tuple(name for name in self._changed() if name not in accepted)
         try:
-            while True:
-                try:
-                    an_image = self._calls(pipe, plan, chosen, batch, settings) / n
-                    break
-                except torch.OutOfMemoryError:  # it decodes the whole batch at once
-                    if batch == 1:
-                        raise
-                    batch = (batch + 1) // 2
+            # The pipeline decodes a whole batch at once, so it may take fewer images than the executor takes latents.
+            fitting = FittingSize(alone.batch_size, "images in a call of the pipeline", self.device)
+            seconds, batch = fitting.run(lambda size: self._calls(pipe, plan, chosen, size, settings), n)
         except Exception as error:  # whatever the pipeline does not take, the rest of the table is still good
             reason = f"{type(error).__name__}: {_first_line(error)}"
             return dataclasses.replace(ours, not_compared=reason, not_handed_over=left_out)
@@ -321,9 +316,9 @@ class _Bench:
             ours,
             diffusers_prompts=n,
             diffusers_batch_size=batch,
-            diffusers_seconds_an_image=an_image,
+            diffusers_seconds_an_image=seconds / n,
             not_handed_over=left_out,
-            speed_up=an_image / ours.seconds_an_image,
+            speed_up=seconds / n / ours.seconds_an_image,
             diffusers_peak_bytes=self._peak(),
         )
 
@@ -414,10 +409,9 @@ def _can_be_laid_out(module: nn.Module) -> bool:
 
 def _machine(adapter: Adapter) -> Machine:
     device = adapter.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return Machine(
         model=adapter.name,
-        device=f"{device.type} ({name})",
+        device=describe(device),
         dtype=str(adapter.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         torch=torch.__version__,

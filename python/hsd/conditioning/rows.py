@@ -170,24 +170,24 @@ class Conditioning:
                 out[name + MASK] = ((field.rows.longest,), torch.bool)
         return out
 
-    def of(self, prompts: NDArray[np.int64]) -> Conditioning:
-        """What ``prompts`` (n,) are conditioned on: without the fields that only others have."""
+    def split(self, prompts: NDArray[np.int64]) -> tuple[dict[str, Tensor], Conditioning]:
+        """What all ``prompts`` (n,) have in common, one row (1, ...) by name, and the conditioning that differs.
+
+        Fields that only other prompts have are in neither.
+        """
         fields = {name: field for name, field in self.fields.items() if field.index[prompts[0]] >= 0}
-        return Conditioning(fields, self.vectors, self.spool)
+        own = {name: field for name, field in fields.items() if np.ptp(field.index[prompts]) > 0}
+        common = {name: field for name, field in fields.items() if name not in own}
+        shared, differing = (Conditioning(part, self.vectors, self.spool) for part in (common, own))
+        return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
 
-    def shared(self, prompts: NDArray[np.int64]) -> frozenset[str]:
-        """Names of the fields that are the same for all ``prompts``."""
-        return frozenset(name for name, field in self.fields.items() if np.ptp(field.index[prompts]) == 0)
-
-    def mean(self, prompts: NDArray[np.int64], names: frozenset[str] | None = None) -> dict[str, Tensor]:
+    def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
         """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
 
-        ``names`` leaves out the fields that are not in it.
+        This is what a cluster is conditioned on: its mean embedding, in the paper's words (Algorithm 1).
         """
         out = {}
         for name, field in self.fields.items():
-            if names is not None and name not in names:
-                continue
             index, counts = np.unique(field.index[prompts], return_counts=True)
             assert index[0] >= 0, f"{name} of a prompt that was not encoded"
             mean = field.rows.mean(index, counts / counts.sum())

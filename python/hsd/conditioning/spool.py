@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -46,6 +47,7 @@ class Spool:
         self.in_memory = 0
         self.on_disk = 0
         self._file: IO[bytes] | None = None
+        self._lock = threading.Lock()  # several threads read, each from a place of its own
 
     def put(self, tensor: Tensor) -> Chunk:
         """Put ``tensor`` (T, ...) away.
@@ -64,9 +66,11 @@ class Spool:
             self._file = tempfile.TemporaryFile(dir=_folder(), prefix="hsd-", buffering=0)  # noqa: SIM115 (see close)
         place = OnDisk(self.on_disk, tuple(tensor.shape), tensor.dtype)
         data = _as_bytes(tensor)
-        while data:
-            n = os.pwrite(self._file.fileno(), data, self.on_disk)
-            data, self.on_disk = data[n:], self.on_disk + n
+        with self._lock:
+            self._file.seek(self.on_disk)
+            while data:
+                n = self._file.write(data)
+                data, self.on_disk = data[n:], self.on_disk + n
         return place
 
     def read(self, chunk: Chunk, begin: int, end: int) -> Tensor:
@@ -80,14 +84,13 @@ class Spool:
             return out
         row = out.nbytes // len(out)
         view = _as_bytes(out)
-        at = chunk.offset + begin * row
-        while view:
-            n = os.preadv(self._file.fileno(), [view], at)
-            if not n:
-                raise Error(
-                    "the temporary file of encoded prompts is shorter than what was written: is the disk sound?"
-                )
-            view, at = view[n:], at + n
+        with self._lock:
+            self._file.seek(chunk.offset + begin * row)
+            while view:
+                n = self._file.readinto(view)  # type: ignore[attr-defined]
+                if not n:
+                    raise Error("the temporary file of encoded prompts is shorter than what was written to it")
+                view = view[n:]
         return out
 
     def pick(self, chunk: Chunk, rows: list[int]) -> Tensor:

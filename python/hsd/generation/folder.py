@@ -10,11 +10,9 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import PIL.Image
@@ -168,42 +166,3 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     flat = [{**d, **d.get("settings", {})} for d in (before, now)]
     keys = [k for k in flat[1] if k != "settings" and flat[0].get(k) != flat[1].get(k)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} then, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"
-
-
-class Writers:
-    """Threads that write images, with a bounded queue: a slow disk slows the run, it does not fill memory."""
-
-    def __init__(self, threads: int = 4, queue: int = 64):
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hsd-writer")
-        self._room = threading.Semaphore(queue)
-        self._pending: set[Future[Any]] = set()
-
-    def submit(self, task: Callable[..., Any], *args: Any) -> None:
-        """Queue a task; waits while the queue is full. Raises what an earlier task raised."""
-        self._collect(wait=False)
-        self._room.acquire()
-        future = self._pool.submit(task, *args)
-        self._pending.add(future)
-        future.add_done_callback(lambda _: self._room.release())
-
-    def _collect(self, wait: bool) -> None:
-        for future in [f for f in self._pending if wait or f.done()]:
-            self._pending.discard(future)
-            try:
-                future.result()
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write an image: {error.strerror or error}. What is written is kept; make room and run "
-                    "the same call again"
-                ) from error
-
-    def __enter__(self) -> Writers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for what is queued: also after an error nothing that was made is lost."""
-        self._pool.shutdown(wait=True)
-        if kind is None:
-            self._collect(wait=True)

@@ -26,12 +26,14 @@ from ..models.caches import refuse_step_caches
 from ..models.encode import encode
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
-from ..replay.executor import Executor, check_fit
+from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
 from ..tuning import speeds
 from ..tuning.batching import automatic
+from ..work.device import describe
 from .decoding import Decoded, Decoder
-from .folder import ImageFolder, Writers
+from .folder import ImageFolder
+from .writers import Writers
 
 Progress = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
@@ -125,8 +127,8 @@ def stream(
     PlanMismatch
         If the plan does not fit the model. Like all errors in arguments, at the call and not at the first image.
     """
-    how = _How(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    return _Session(plan, load(model, **settings), how).images(plan, progress)
+    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    return Session(plan, load(model, **settings), options).images(plan, progress)
 
 
 def generate(
@@ -160,8 +162,8 @@ def generate(
     """
     started = time.perf_counter()
     adapter = load(model, **settings)
-    how = _How(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    session = _Session(plan, adapter, how)
+    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    session = Session(plan, adapter, options)
     folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
@@ -195,27 +197,29 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _How:
-    """How a plan is run: nothing here changes the images, beyond rounding."""
+class Options:
+    """How a plan is run. Nothing here changes the images beyond rounding. See :func:`stream`."""
 
-    batch_size: BatchSize
-    order: Order
-    max_slots: int | None
-    conditioning_memory: int | None
-    compile: bool
-    cuda_graphs: bool
-    channels_last: bool
+    batch_size: BatchSize = 16
+    order: Order = "depth"
+    max_slots: int | None = None
+    conditioning_memory: int | None = None
+    compile: bool = False
+    cuda_graphs: bool = True
+    channels_last: bool = False
 
 
-class _Session:
+class Session:
     """A model and how to run plans on it, checked; keeps the clock of what each part took."""
 
-    def __init__(self, plan: Plan, adapter: Adapter, how: _How):
-        self.adapter, self.how = adapter, how
+    def __init__(
+        self, plan: Plan, adapter: Adapter, options: Options, observer: Callable[[Evaluation], object] | None = None
+    ) -> None:
+        self.adapter, self.options, self.observer = adapter, options, observer
         self.variants = variants_of(adapter, plan.settings)
-        if isinstance(how.batch_size, str) and how.batch_size != "auto":
-            raise TypeError(f"batch_size is {how.batch_size!r}: it has to be an integer or 'auto'")
-        self.batch_size: int = 1 if how.batch_size == "auto" else how.batch_size
+        if isinstance(options.batch_size, str) and options.batch_size != "auto":
+            raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
+        self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
         """Of the pass that ran last, where it is chosen."""
         self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
         # Prompts whose images may be lanes of one call make one pass: variants by what they have to have in common.
@@ -228,8 +232,8 @@ class _Session:
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
             check_fit(plan, self.samplers[first])
         mixed = all(variant.mixed_timesteps for variant in self.variants)
-        # A bad batch size, order or max_slots is said now.
-        plan.check_program(self.batch_size, how.order, how.max_slots, mixed_steps=mixed)
+        # A bad batch size, order or max_slots is found here, before anything is encoded.
+        plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed)
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
         """Encode, then pass by pass: one, unless sizes or the like differ."""
@@ -245,15 +249,22 @@ class _Session:
 
     def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: Progress | None) -> Iterator[Image]:
         """Lower, replay, and decode beside it."""
-        variant, sampler, how = self.variants[v], self.samplers[v], self.how
-        if how.channels_last:
+        variant, sampler, options = self.variants[v], self.samplers[v], self.options
+        if options.channels_last:
             for module in variant.modules():
                 module.to(memory_format=torch.channels_last)
-        if how.batch_size == "auto":
+        if options.batch_size == "auto":
             self.batch_size = self._clocked("measure", lambda: self._measured(plan, variant, conditioning, sampler))
-        program = plan.program(self.batch_size, how.order, how.max_slots, mixed_steps=variant.mixed_timesteps)
+        program = plan.program(self.batch_size, options.order, options.max_slots, mixed_steps=variant.mixed_timesteps)
         executor = Executor(
-            plan, program, variant, conditioning, sampler, cuda_graphs=how.cuda_graphs, compile=how.compile
+            plan,
+            program,
+            variant,
+            conditioning,
+            sampler,
+            cuda_graphs=options.cuda_graphs,
+            compile=options.compile,
+            observer=self.observer,
         )
         calls = executor.run()
         with Decoder(variant) as decoder:
@@ -267,16 +278,16 @@ class _Session:
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size that ends ``plan`` soonest."""
-        how = self.how
+        options = self.options
         choice = automatic(
             plan,
             variant,
             conditioning,
             sampler,
-            order=how.order,
-            max_slots=how.max_slots,
-            cuda_graphs=how.cuda_graphs,
-            compile=how.compile,
+            order=options.order,
+            max_slots=options.max_slots,
+            cuda_graphs=options.cuda_graphs,
+            compile=options.compile,
         )
         return choice.batch_size
 
@@ -294,8 +305,8 @@ class _Session:
             plan.prompts,
             plan.seeds,
             needed=plan.covered(),
-            memory=self.how.conditioning_memory,
-            cuda_graphs=self.how.cuda_graphs,
+            memory=self.options.conditioning_memory,
+            cuda_graphs=self.options.cuda_graphs,
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
@@ -333,9 +344,8 @@ def alone_from(plan: Plan) -> np.ndarray:
     return out
 
 
-def _record(run: Run, plan: Plan, adapter: Adapter, session: _Session) -> dict[str, Any]:
+def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[str, Any]:
     device = adapter.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "images": run.images,
@@ -351,12 +361,12 @@ def _record(run: Run, plan: Plan, adapter: Adapter, session: _Session) -> dict[s
             "tau": plan.tau,
         },
         "batch_size": session.batch_size,
-        "order": session.how.order,
-        "compile": session.how.compile,
-        "cuda_graphs": session.how.cuda_graphs and device.type == "cuda",
-        "channels_last": session.how.channels_last,
+        "order": session.options.order,
+        "compile": session.options.compile,
+        "cuda_graphs": session.options.cuda_graphs and device.type == "cuda",
+        "channels_last": session.options.channels_last,
         "scheduler": type(adapter.scheduler()).__name__,
-        "device": f"{device.type} ({name})",
+        "device": describe(device),
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "versions": {
             "hsd": _core.__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,8 @@ from ..planning.build import plan_of
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
 from ..replay.executor import Executor
 from ..work.memory import memory_budget
+from ..work.progress import Progress, Report
 from .base import batches
-
-Progress = Callable[[float], object]
-"""Called with the finished fraction, 0 to 1."""
 
 _PRIOR_BLOCK = 4096
 """Prompts whose prior runs at once where it shares nothing."""
@@ -44,7 +42,7 @@ def encode(
     needed: NDArray[np.int64] | None = None,
     memory: int | None = None,
     cuda_graphs: bool = True,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Conditioning:
     """Encode prompts, each with the settings that it has.
 
@@ -75,7 +73,7 @@ def encode(
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # of a prior, which is encoded for in turn
     spool = Spool(default_memory() if memory is None else memory)
     tables = _Tables(n, spool)
-    total, done = int(chosen.sum()), 0
+    total, done, whole = int(chosen.sum()), 0, Progress(progress)
     for v, (part, prior) in enumerate(zip(variants, priors, strict=True)):
         members = np.flatnonzero(chosen & (variant == v))
         if not len(members):
@@ -84,9 +82,10 @@ def encode(
         alone = prior is not None and prior.tau == 0  # then what it made need not be held for all prompts at once
         for block in batches(len(members), _PRIOR_BLOCK if alone else len(members)):
             part_of = members[block]
-            steps = _Steps(progress, done / total, len(part_of) / total)
-            _encode_block(part, prior, part_of, prompts, seeds, tables, options, steps)
-            done += len(part_of)
+            end = done + len(part_of)
+            step = whole.part(done / total, end / total)
+            _encode_block(part, prior, part_of, prompts, seeds, tables, options, step)
+            done = end
     return Conditioning(tables.fields, tables.vectors, spool)
 
 
@@ -98,14 +97,14 @@ def _encode_block(
     seeds: NDArray[np.int64],
     tables: _Tables,
     options: dict[str, Any],
-    steps: _Steps,
+    progress: Progress,
 ) -> None:
     """Encode ``members``, which have the same settings: their prior first, if there is one."""
     texts = [prompts[int(i)] for i in members]
     embeds = None
     if prior is not None:
-        embeds = _run_prior(prior, texts, seeds[members], options, steps.part(0.0, 0.9))
-        steps = steps.part(0.9, 1.0)
+        embeds = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
+        progress = progress.part(0.9, 1.0)
     firsts, row = _distinct(part, texts, embeds is not None)
     for piece in batches(len(firsts), part.encode_batch):
         at = firsts[piece]  # into members
@@ -113,7 +112,7 @@ def _encode_block(
         tables.add(part.encode(batch), members[at])
         if piece.start == 0:
             tables.check_room(len(firsts) - len(at), len(at))
-        steps(piece.stop / len(firsts))
+        progress(piece.stop / len(firsts))
     tables.repeat(members, members[firsts][row])
 
 
@@ -175,32 +174,18 @@ class _Tables:
         self._spool.check_room(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
 
 
-class _Steps:
-    """A part of a progress bar."""
-
-    def __init__(self, report: Progress | None, start: float, size: float) -> None:
-        self._report, self._start, self._size = report, start, size
-
-    def __call__(self, fraction: float) -> None:
-        if self._report is not None:
-            self._report(self._start + fraction * self._size)
-
-    def part(self, begin: float, end: float) -> _Steps:
-        return _Steps(self._report, self._start + begin * self._size, (end - begin) * self._size)
-
-
 def _run_prior(
-    prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], steps: _Steps
+    prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
 ) -> Tensor:
     """What the prior makes of each prompt, (n, *latent) float32 on the host: batched, and shared if its tau says so."""
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
-    conditioning = encode([prior], variant, prompts, seeds, progress=steps.part(0.0, 0.3), **options)
+    conditioning = encode([prior], variant, prompts, seeds, progress=progress.part(0.0, 0.3), **options)
     plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps)
     program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
     executor = Executor(plan, program, prior, conditioning, sampler, cuda_graphs=options["cuda_graphs"])
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))
-    run, done = steps.part(0.3, 1.0), 0
+    run, done = progress.part(0.3, 1.0), 0
     for lanes, finished in executor.run():
         if finished:
             embeds[[image.index for image in finished]] = torch.cat([image.latent for image in finished]).cpu()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._core import Program
 from ..conditioning.rows import MASK, Conditioning
-from ..errors import OutOfMemory, PlanMismatch
+from ..errors import PlanMismatch
 from ..planning.plan import Plan
 from ..sampler import SamplerTable
+from ..work.device import FittingSize, synchronize
+from ..work.threads import ahead
 from .denoiser import Denoiser
-from .feed import Feed, Feeder, Throttle, ahead
+from .feed import Feed, Feeder, Throttle
 from .graphs import Compiled, Graphs, bucket, can_capture
 
 
@@ -45,6 +47,20 @@ class Finished:
     """Its prompt's own, where denoising left it."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of the denoiser took and gave, lane by lane, before the sampler's update."""
+
+    latents: Tensor
+    """(B, *latent) float32, as the scheduler has them."""
+    output: Tensor
+    """(B, *latent) float32, guidance included."""
+    variance: Tensor | None
+    """(B, *latent) float32, where the denoiser predicts one."""
+    step: Tensor
+    """(B,) int64."""
+
+
 class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
@@ -63,6 +79,8 @@ class Executor:
         Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that stays where it is.
     compile
         Run full calls through ``torch.compile``. Other calls, whose size varies, run as they are.
+    observer
+        Called after each evaluation. Calls are then neither captured nor compiled: a replay would pass it by.
     """
 
     def __init__(
@@ -75,14 +93,13 @@ class Executor:
         *,
         cuda_graphs: bool = True,
         compile: bool = False,
+        observer: Callable[[Evaluation], object] | None = None,
     ) -> None:
         check_fit(plan, sampler)
         if conditioning.n_prompts != plan.n_prompts:
             raise PlanMismatch(f"{conditioning.n_prompts} rows of conditioning for {plan.n_prompts} prompts")
         self.program = program
         self.denoiser = denoiser
-        leaves = plan.covered()
-        self.conditioning = conditioning.of(leaves)
         # Asked once: a pipeline looks through all of its modules to find its device.
         device, shape = denoiser.device, denoiser.latent_shape()
         self._device, self._on_gpu = device, device.type == "cuda"
@@ -92,27 +109,24 @@ class Executor:
         slots, lanes = program.n_slots + 1, program.batch_size
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
         # What all prompts have in common is one row, read by every lane; the rest is a row a slot.
-        shared = self.conditioning.shared(leaves)
-        common = self.conditioning.mean(leaves[:1], names=shared)
-        self._shared = {name: row[None].to(device) for name, row in common.items()}
+        common, own = conditioning.split(plan.covered())
+        self._shared = {name: row.to(device) for name, row in common.items()}
         self._rows = {
-            name: torch.zeros((slots, *row), dtype=dtype, device=device)
-            for name, (row, dtype) in self.conditioning.shapes().items()
-            if name not in common
+            name: torch.zeros((slots, *row), dtype=dtype, device=device) for name, (row, dtype) in own.shapes().items()
         }
         for name, rows in self._rows.items():
             if rows.dtype == torch.bool and name.endswith(MASK):
                 rows[-1] = True  # what padding attends to: an empty mask would give nan
-        own = frozenset(self.conditioning.fields) - shared
-        self._feeder = Feeder(plan, program, denoiser, self.conditioning, sampler, own, pinned=self._on_gpu)
+        self._feeder = Feeder(plan, program, denoiser, own, sampler, pinned=self._on_gpu)
         # Where calls are captured, they read their lanes and their noise from these.
         self._table = torch.zeros((3, lanes), dtype=torch.int64, device=device)
         self._table[1:] = program.n_slots
         self._noise = torch.zeros((lanes, self.sampler.n_noise, *shape), device=device) if sampler.n_noise else None
-        self._compiled = Compiled(denoiser.modules(), lanes) if compile else None
-        self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) else None
-        self._most = lanes
-        """Lanes that one evaluation takes: fewer than the program's after it ran out of memory."""
+        self._observer, watched = observer, observer is not None
+        self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
+        self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) and not watched else None
+        self._lanes = FittingSize(lanes, "latents", device, on_change=self._fewer_lanes)
+        """Lanes of one evaluation: fewer than the program's after the memory ran out."""
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
@@ -133,8 +147,7 @@ class Executor:
 
     def wait(self) -> None:
         """Until the device has done what was enqueued."""
-        if self._on_gpu:
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
 
     @contextlib.contextmanager
     def _feeds(self) -> Iterator[tuple[Iterator[Feed], Throttle | None]]:
@@ -142,7 +155,7 @@ class Executor:
             yield iter(self._feeder), None
             return
         throttle = Throttle(_AHEAD)
-        with ahead(self._feeder, _AHEAD, before=throttle.wait) as feeds:
+        with ahead(self._feeder, _AHEAD, name="hsd-feed", before=throttle.wait) as feeds:
             yield feeds, throttle
 
     def _place(self, feed: Feed) -> None:
@@ -155,41 +168,32 @@ class Executor:
             self.state[slot, 1:].zero_()
 
     def _call(self, feed: Feed) -> None:
-        """One call of the program: one evaluation, or several if it does not fit into the memory."""
+        """One call of the program: one evaluation, or several if it does not fit into the memory.
+
+        A call may be cut, for no lane reads what another lane of it writes. An evaluation that runs out of memory has
+        written nothing.
+        """
         begin = 0
         while begin < feed.lanes:
-            end, failed = min(begin + self._most, feed.lanes), None
-            try:
-                self._evaluate(feed, begin, end)
-            except torch.OutOfMemoryError as error:  # nothing was written: the state is what it was before
-                failed = str(error)
-            if failed is None:
-                begin = end
-            else:  # out here, where the error no longer holds on to what was being computed
-                self._halve(end - begin, failed)
+            _, lanes = self._lanes.run(partial(self._evaluate, feed, begin), feed.lanes - begin)
+            begin += lanes
 
-    def _halve(self, lanes: int, error: str) -> None:
-        """Take fewer lanes at a time from here on: calls may be cut, for no lane reads what another one writes."""
-        if lanes == 1:
-            raise OutOfMemory(f"one latent at a time does not fit into the memory: {error}")
-        self._most = (lanes + 1) // 2
+    def _fewer_lanes(self) -> None:
+        """Compiled and captured calls have another size from here on."""
         if self._compiled is not None:
-            self._compiled.size = self._most
-        warnings.warn(f"out of memory with {lanes} latents a call: going on with {self._most}", stacklevel=2)
+            self._compiled.size = self._lanes.most
         if self._graphs is not None:
             self._graphs.clear()
-        if self._on_gpu:
-            torch.cuda.empty_cache()
 
-    def _evaluate(self, feed: Feed, begin: int, end: int) -> None:
-        """Lanes ``begin`` to ``end`` of a call."""
-        lanes = end - begin
+    def _evaluate(self, feed: Feed, begin: int, lanes: int) -> None:
+        """``lanes`` lanes of a call, from ``begin`` on."""
+        end = begin + lanes
         table = feed.table.to(self._device, non_blocking=True)  # as a whole: a copy of a part would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
         if self._graphs is None and self._compiled is None:
             self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True))
             return
-        size = bucket(lanes, self._most)
+        size = bucket(lanes, self._lanes.most)
         self._table[:, :lanes].copy_(table[:, begin:end])
         self._table[1:, lanes:size] = self.program.n_slots  # padding reads and writes the row that nobody owns
         if noise is not None:
@@ -217,3 +221,5 @@ class Executor:
         latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
         output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)
         self.state.index_copy_(0, target, self.sampler.update(state, output, noise, step, variance))
+        if self._observer is not None:
+            self._observer(Evaluation(state[:, 0], output, variance, step))

@@ -6,13 +6,9 @@ the device works; on a CPU it is made when it is asked for, since a thread would
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +20,6 @@ from ..conditioning.rows import Conditioning
 from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from .denoiser import Denoiser
-
-T = TypeVar("T")
 
 CHUNK = 1024
 """Calls whose tables are in memory at once."""
@@ -64,10 +58,10 @@ class Feeder:
 
     Parameters
     ----------
-    plan, program, denoiser, conditioning, sampler
+    plan, program, denoiser, sampler
         As of the executor.
-    own
-        Names of the conditioning that differs between prompts.
+    conditioning
+        What differs between the plan's prompts.
     pinned
         Whether tensors are made in pinned memory, from which a GPU reads while the host goes on.
     """
@@ -79,11 +73,10 @@ class Feeder:
         denoiser: Denoiser,
         conditioning: Conditioning,
         sampler: SamplerTable,
-        own: frozenset[str],
         pinned: bool,
     ) -> None:
         self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
-        self._own, self._pinned = own, pinned
+        self._pinned = pinned
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
         self._seeds, self._leaf_order = plan.seeds, plan.tree.leaf_order
@@ -120,7 +113,7 @@ class Feeder:
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = entries["segment"][lane]
             leaves = self._leaf_order[self._leaf_begin[segment] : self._leaf_end[segment]]
-            means = self._conditioning.mean(leaves, names=self._own) if self._own else {}
+            means = self._conditioning.mean(leaves)
             rows.append((int(entries["target"][lane]), {name: self._on_host(row) for name, row in means.items()}))
         first = []
         for lane in np.flatnonzero(entries["fresh"]).tolist():
@@ -188,51 +181,3 @@ class Throttle:
         """Wait until few enough calls are under way. For the thread that makes things ahead, not for the loop."""
         while len(self._events) > self._calls:
             self._events.popleft().synchronize()
-
-
-@contextlib.contextmanager
-def ahead(items: Iterable[T], depth: int, before: Callable[[], object] = lambda: None) -> Iterator[Iterator[T]]:
-    """Iterate over ``items`` in a thread, at most ``depth`` ahead; ``before`` runs in it before each.
-
-    What the thread raises is raised where the item would have come. Leaving the context ends the thread.
-    """
-    made: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: Any) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def work() -> None:
-        try:
-            source = iter(items)
-            while True:
-                before()
-                entry = next(source, _END)
-                if not put((entry, None)) or entry is _END:
-                    return
-        except BaseException as error:  # handed on, whatever it is
-            put((_END, error))
-
-    def take() -> Iterator[T]:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
-
-    thread = threading.Thread(target=work, name="hsd-feed", daemon=True)
-    thread.start()
-    try:
-        yield take()
-    finally:
-        stop.set()
-        thread.join()
-
-
-_END: Any = object()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,41 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..generation.decoding import BATCH
-from ..generation.session import Image, stream
+from ..generation.session import Image, Options, Session
 from ..models import Adapter
 from ..models.base import batches
 from ..planning.plan import Plan
-from ..sampler import SamplerTable
+from ..replay.executor import Evaluation
 from ..sampler.stepping import LEARNED_VARIANCE, map_memory
 
 DATA_PREDICTION = ("dpmsolver++", "sde-dpmsolver++", "data_prediction")
 """Values of ``algorithm_type`` with which multistep schedulers remember predictions of x0."""
-
-See = Callable[[Tensor, Tensor, "Tensor | None", Tensor], object]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _WatchedTable(SamplerTable):
-    """A sampler table that shows what it is given.
-
-    The table and not ``denoise`` is watched, since the denoiser may be given latents that the scheduler has scaled,
-    and is not told the step.
-    """
-
-    see: See
-
-    def update(
-        self,
-        state: Tensor,
-        model_output: Tensor,
-        noise: Tensor | None,
-        step: Tensor,
-        variance: Tensor | None = None,
-    ) -> Tensor:
-        new = super().update(state, model_output, noise, step, variance)
-        # Behind the update: a call that ran out of memory is made again, in parts.
-        self.see(state[:, 0], model_output, variance, step)
-        return new
 
 
 @dataclass(frozen=True)
@@ -109,18 +83,16 @@ def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
     steps: list[Tensor] = []
     learned = adapter.scheduler().config.get("variance_type") in LEARNED_VARIANCE
 
-    def see(latent: Tensor, output: Tensor, variance: Tensor | None, step: Tensor) -> None:
+    def note(evaluation: Evaluation) -> None:
+        output, variance = evaluation.output, evaluation.variance
         if learned and variance is not None:
             output = torch.cat([output, variance], dim=1)
-        for noted, tensor in ((latents, latent), (outputs, output)):
+        for noted, tensor in ((latents, evaluation.latents), (outputs, output)):
             noted.append(tensor.to("cpu", torch.float32, copy=True))
-        steps.append(step.cpu())
+        steps.append(evaluation.step.cpu())
 
-    table = adapter.sampler(plan.request["steps"])
-    watched = copy.copy(adapter)
-    watched.sampler = lambda steps: _WatchedTable(**vars(table), see=see)  # type: ignore[method-assign]
-    # No graphs: a replay would not come by here.
-    images = {image.index: image for image in stream(plan, watched, batch_size=batch_size, cuda_graphs=False)}
+    session = Session(plan, adapter, Options(batch_size=batch_size), observer=note)
+    images = {image.index: image for image in session.images(plan, None)}
 
     # The calls are made in the order of the program, however many lanes of one are evaluated at once.
     calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps).calls

@@ -89,9 +89,8 @@ def free_memory(device: torch.device) -> int:
 
 def slot_bytes(denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, leaves: NDArray[np.int64]) -> int:
     """Bytes of a slot in the executor: the state in float32, and a row of the conditioning that prompts differ in."""
-    part = conditioning.of(leaves)
-    common = part.mean(leaves[:1], names=part.shared(leaves))
-    rows = sum(math.prod(row) * dtype.itemsize for name, (row, dtype) in part.shapes().items() if name not in common)
+    _, own = conditioning.split(leaves)
+    rows = sum(math.prod(row) * dtype.itemsize for row, dtype in own.shapes().values())
     return sampler.n_state * math.prod(denoiser.latent_shape()) * 4 + rows
 
 

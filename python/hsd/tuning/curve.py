@@ -21,6 +21,7 @@ from ..names import check_count
 from ..replay.denoiser import Denoiser
 from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture
 from ..sampler import SamplerTable
+from ..work.device import synchronize
 
 MOST = 256
 """Lanes that are tried at most, unless told otherwise."""
@@ -259,14 +260,11 @@ class _Probe:
         self._denoiser, self._graphs, self._clock, self._memory = denoiser, graphs, clock, memory
         self._device = denoiser.device
         self.warm_up = 1 if graphs is None else EAGER_FIRST + 1
-        part = conditioning.of(leaves)
-        shared = part.shared(leaves)
-        own = frozenset(part.fields) - shared
+        common, own = conditioning.split(leaves)
         picked = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), _PROMPTS)).astype(np.int64)]
-        means = [part.mean(picked[i : i + 1], names=own) for i in range(len(picked))]
+        means = [own.mean(picked[i : i + 1]) for i in range(len(picked))]
         self._rows = {name: torch.stack([mean[name] for mean in means]).to(self._device) for name in means[0]}
-        common = part.mean(leaves[:1], names=shared)
-        self._shared = {name: row[None].to(self._device) for name, row in common.items()}
+        self._shared = {name: row.to(self._device) for name, row in common.items()}
         self._n_prompts = len(picked)
         timesteps = sampler.timesteps.to(self._device)
         middle = len(timesteps) // 2
@@ -339,11 +337,3 @@ class _Probe:
                 self._graphs.run(len(inputs[0]), call)
         synchronize(self._device)
         return (self._clock() - start) / calls
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    else:
-        torch.get_device_module(device.type).synchronize()

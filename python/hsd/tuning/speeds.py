@@ -12,6 +12,7 @@ import platformdirs
 import torch
 
 from ..models.base import Adapter
+from ..work.device import hardware_name
 from ..work.files import write_atomically
 
 
@@ -22,7 +23,7 @@ def _path() -> Path:
 def key(adapter: Adapter) -> str:
     """What a speed depends on, as far as it is known before a run: model, latent size, guidance, device, dtype."""
     device = adapter.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
+    name = hardware_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
     shape = "x".join(map(str, adapter.latent_shape()))
     return f"{adapter.name}|{shape}|{'guided' if adapter.guided else 'unguided'}|{name}|{adapter.dtype}"
 

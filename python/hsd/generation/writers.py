@@ -1,0 +1,51 @@
+"""Threads that write images while the next ones are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ..errors import OutputError
+from ..work.threads import BoundedPool
+
+
+class Writers:
+    """Threads that write images, with a bounded queue. Use as a context manager.
+
+    Parameters
+    ----------
+    threads
+        How many images are written at once.
+    queue
+        How many images may be written or wait for it: a slow disk slows the run down, it does not fill the memory.
+    """
+
+    def __init__(self, threads: int = 4, queue: int = 64) -> None:
+        self._pool: BoundedPool[Any] = BoundedPool(threads, queue, "hsd-writer")
+
+    def submit(self, task: Callable[..., Any], *args: Any) -> None:
+        """Queue a task; waits while the queue is full. Raises what an earlier task raised."""
+        self._check(wait=False)
+        self._pool.submit(task, *args)
+
+    def _check(self, *, wait: bool) -> None:
+        try:
+            for _ in self._pool.results(wait=wait):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"cannot write an image: {error.strerror or error}. What is written is kept; free some space and run "
+                "the same call again"
+            ) from error
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is queued: also after an error, nothing that was made is lost."""
+        self._pool.close()
+        if kind is None:
+            self._check(wait=True)

@@ -1,0 +1,88 @@
+"""What is asked of a torch device: its name, to wait for it, and how much fits into its memory at once."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from ..errors import OutOfMemory
+
+T = TypeVar("T")
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def describe(device: torch.device) -> str:
+    """Type and name, for records and reports: ``cuda (NVIDIA H100)``."""
+    return f"{device.type} ({hardware_name(device)})"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what was enqueued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    else:
+        torch.get_device_module(device.type).synchronize()
+
+
+class FittingSize:
+    """The largest number of items that fit into the device's memory at once: halved whenever the memory runs out.
+
+    Parameters
+    ----------
+    most
+        The number to begin with.
+    items
+        What they are, for messages: "latents".
+    device
+        Whose memory it is.
+    on_change
+        Called after the number was halved.
+
+    Attributes
+    ----------
+    most
+        The number now.
+    """
+
+    def __init__(
+        self, most: int, items: str, device: torch.device, on_change: Callable[[], object] = lambda: None
+    ) -> None:
+        self.most = most
+        self._items, self._device, self._on_change = items, device, on_change
+
+    def run(self, work: Callable[[int], T], left: int) -> tuple[T, int]:
+        """The result of ``work(n)`` and n, the largest number up to ``left`` that fits.
+
+        ``work`` is called again where it ran out of memory, so it must not have changed anything then.
+
+        Raises
+        ------
+        hsd.OutOfMemory
+            If not even one item fits.
+        """
+        while True:
+            size, failed = min(self.most, left), None
+            try:
+                return work(size), size
+            except torch.OutOfMemoryError as error:
+                failed = str(error)
+            self._halve(size, failed)  # out here, where the error no longer holds on to what was being computed
+
+    def _halve(self, size: int, error: str) -> None:
+        if size == 1:
+            raise OutOfMemory(f"one of the {self._items} alone does not fit into the memory of the device: {error}")
+        self.most = (size + 1) // 2
+        warnings.warn(f"out of memory with {size} {self._items} at once: continuing with {self.most}", stacklevel=4)
+        self._on_change()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,79 @@
+"""Work done in threads, in bounded amounts: what waits to be done, or to be used, never fills the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+_END: Any = object()
+
+
+class BoundedPool(Generic[T]):
+    """Threads with a bounded number of tasks: where there are as many, :meth:`submit` waits for one to end.
+
+    Parameters
+    ----------
+    threads
+        How many tasks run at once.
+    most
+        How many tasks there may be at once, those that run and those that wait.
+    name
+        Prefix of the threads' names.
+    """
+
+    def __init__(self, threads: int, most: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free = threading.Semaphore(most)
+        self._pending: deque[Future[T]] = deque()
+
+    def submit(self, task: Callable[..., T], *args: Any) -> None:
+        """Queue a task; waits while the queue is full."""
+        self._free.acquire()
+        future = self._pool.submit(task, *args)
+        self._pending.append(future)
+        future.add_done_callback(lambda _: self._free.release())
+
+    def results(self, *, wait: bool = False) -> Iterator[T]:
+        """Results of finished tasks, each once, in the order of :meth:`submit`; of all tasks with ``wait``.
+
+        Raises what a task raised, in its place.
+        """
+        while self._pending and (wait or self._pending[0].done()):
+            yield self._pending.popleft().result()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the threads: when all tasks are done or, with ``cancel``, when those that run are."""
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
+
+
+@contextlib.contextmanager
+def ahead(
+    items: Iterable[T], depth: int, *, name: str, before: Callable[[], object] = lambda: None
+) -> Iterator[Iterator[T]]:
+    """Iterate over ``items`` in a thread, at most ``depth`` of them ahead; ``before`` runs in it before each.
+
+    What the thread raises is raised where the item would have come. Leaving the context ends the thread.
+    """
+    source = iter(items)
+
+    def make() -> T:
+        before()
+        return next(source, _END)
+
+    def take(pool: ThreadPoolExecutor) -> Iterator[T]:
+        made = deque(pool.submit(make) for _ in range(depth))
+        while (item := made.popleft().result()) is not _END:
+            made.append(pool.submit(make))
+            yield item
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield take(pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
