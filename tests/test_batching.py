@@ -115,7 +115,7 @@ def test_interpolation_in_closed_form():
     curve = Curve((1, 2, 4), (1.0, 1.5, 3.5))
     assert [curve.seconds(n) for n in (1, 1.5, 2, 3, 4)] == [1.0, 1.25, 1.5, 2.5, 3.5]
     assert curve.seconds(8) == 7.0  # by the last one's seconds a lane
-    assert curve.seconds_a_lane(16) == curve.seconds_a_lane(4) == 3.5 / 4
+    assert curve.seconds_per_lane(16) == curve.seconds_per_lane(4) == 3.5 / 4
     assert Curve((4, 8), (1.0, 1.5)).seconds(2) == 1.0
     assert curve.total(np.array([1, 1, 3, 4])) == 2 * 1.0 + 2.5 + 3.5
 
@@ -161,9 +161,9 @@ def test_no_call_of_no_lanes():
 def test_a_curve_prints_its_numbers():
     text = str(Curve((1, 2), (0.5, 0.75), (3 << 20, 5 << 20), "enough"))
     assert text.splitlines() == [
-        "lanes   ms a call   ms a lane  MiB a call",
-        "    1     500.000     500.000           3",
-        "    2     750.000     375.000           5",
+        "lanes   ms per call   ms per lane  MiB per call",
+        "    1       500.000       500.000             3",
+        "    2       750.000       375.000             5",
         "ended: enough",
     ]
 
@@ -175,8 +175,8 @@ def test_what_is_measured_is_what_a_call_takes_once_it_is_warm():
     fake = Fake(lambda n: 0.01 + 0.002 * n, warm_up=0.05)
     curve = run(fake, most=64)
     assert curve.lanes == (1, 2, 4, 8, 16, 32, 64)
-    assert curve.seconds_a_call == pytest.approx([0.01 + 0.002 * n for n in curve.lanes])
-    assert curve.bytes_a_call is None
+    assert curve.seconds_per_call == pytest.approx([0.01 + 0.002 * n for n in curve.lanes])
+    assert curve.bytes_per_call is None
     assert curve.ended == "64 lanes were the most to try"
     assert fake.entered == 0
 
@@ -184,13 +184,13 @@ def test_what_is_measured_is_what_a_call_takes_once_it_is_warm():
 def test_the_median_is_taken():
     disturbed = itertools.cycle([0.1, 0.1, 5.0, 0.1])
     fake = Fake(lambda n: next(disturbed))
-    assert run(fake, sizes=[4], seconds=200.0).seconds_a_call == pytest.approx([0.1])
+    assert run(fake, sizes=[4], seconds=200.0).seconds_per_call == pytest.approx([0.1])
     assert len(fake.calls) == 8  # one to warm up, and seven
 
 
 def test_short_calls_are_timed_in_blocks():
     fake = Fake(lambda n: 0.002)
-    assert run(fake, sizes=[4]).seconds_a_call == pytest.approx([0.002])
+    assert run(fake, sizes=[4]).seconds_per_call == pytest.approx([0.002])
     assert len(fake.calls) == 1 + 7 * 10
 
 
@@ -227,7 +227,7 @@ def test_memory_is_predicted_before_it_is_taken():
     for base, row, free in [(0, 10, 1000), (300, 10, 1000), (5, 10, 10**6), (0, 1000, 1000)]:
         fake = Fake(lambda n: 1 + n, base=base, row=row, free=free)
         curve = run(fake, memory=fake, seconds=1e9)
-        assert curve.bytes_a_call == tuple(base + row * n for n in curve.lanes)
+        assert curve.bytes_per_call == tuple(base + row * n for n in curve.lanes)
         assert all(base + row * n <= 0.85 * free for n in curve.lanes[1:])  # one lane is always tried
         if curve.lanes[-1] < 256:
             # Linear in the lanes, so the prediction is exact from the second point on.
@@ -255,7 +255,7 @@ def test_an_error_of_the_first_call_comes_out():
 
 def test_sizes_that_are_asked_for():
     curve = run(Fake(lambda n: float(n)), sizes=[3, 12], most=1)
-    assert (curve.lanes, curve.seconds_a_call, curve.ended) == ((3, 12), (3.0, 12.0), "")
+    assert (curve.lanes, curve.seconds_per_call, curve.ended) == ((3, 12), (3.0, 12.0), "")
 
 
 def test_lanes_have_the_rows_of_prompts_and_stand_at_all_steps():
@@ -297,7 +297,7 @@ def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
     monkeypatch.setattr("hsd.tuning.curve.can_capture", lambda denoiser: True)
     fake = Fake(lambda n: 0.5)
     curve = run(fake, sizes=[1, 2], cuda_graphs=True, seconds=100.0)
-    assert curve.seconds_a_call == pytest.approx([0.03, 0.03])
+    assert curve.seconds_per_call == pytest.approx([0.03, 0.03])
     assert replayed == [1] * 7 + [2] * 7
     assert len(fake.calls) == 6
     monkeypatch.undo()

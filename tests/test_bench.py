@@ -55,17 +55,17 @@ def test_the_numbers_add_up(report, demo):
     assert run.prompts == images.prompts == images.diffusers_prompts == len(plan)
     assert (run.node_steps, run.savings) == (plan.node_steps, plan.savings)
     assert run.efficiency == pytest.approx(run.denoiser_seconds / run.seconds)
-    best = report.alone.seconds_a_lane[report.alone.best]
+    best = report.alone.seconds_per_lane[report.alone.best]
     assert run.denoiser_seconds == pytest.approx(run.node_steps * best)
     assert 0 < run.first_image_seconds <= run.seconds
     assert run.one_image_seconds == pytest.approx(STEPS * report.alone.curves["eager"].seconds(1))
     assert images.ideal == pytest.approx(1 / (1 - plan.savings))
-    assert 0 < images.encode_seconds_an_image < images.seconds_an_image
+    assert 0 < images.encode_seconds_per_image < images.seconds_per_image
     assert images.not_compared is None
-    assert images.speed_up == pytest.approx(images.diffusers_seconds_an_image / images.seconds_an_image)
+    assert images.speed_up == pytest.approx(images.diffusers_seconds_per_image / images.seconds_per_image)
     assert images.not_handed_over == ("prior_steps",)
     assert images.peak_bytes is None  # there is no device to ask
-    assert set(report.alone.seconds_a_lane) == {"eager", "channels-last"}
+    assert set(report.alone.seconds_per_lane) == {"eager", "channels-last"}
     assert report.alone.flags.startswith(f"--batch-size {size}")
 
 
@@ -73,7 +73,7 @@ def test_the_table_has_all_rows(report):
     text = str(report)
     assert re.search(r"^demo on cpu \(.*\), 1 thread, float32, 20\d\d-\d\d-\d\dT", text)
     assert f"torch {torch.__version__}" in text
-    assert "6 prompts; 4 evaluations an image" in text
+    assert "6 prompts; 4 evaluations per image" in text
     assert re.findall(r"^(\w.*?)(?:,|$)", text.split("\n\n", 1)[1], re.M) == [
         "denoiser alone",
         f"with {report.alone.batch_size} lanes",
@@ -220,8 +220,8 @@ def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
 
     def measure(self, setting, leaves, **options):
         curve = measured(self, setting, leaves, **options)
-        faster = tuple(seconds / (10 if setting.compile else 1) for seconds in curve.seconds_a_call)
-        return dataclasses.replace(curve, seconds_a_call=faster)
+        faster = tuple(seconds / (10 if setting.compile else 1) for seconds in curve.seconds_per_call)
+        return dataclasses.replace(curve, seconds_per_call=faster)
 
     class Marked:
         def __init__(self, modules, size):
@@ -279,14 +279,14 @@ def test_the_table_of_a_gpu(report):
         "eager": Curve((1, 2, 4), (0.02, 0.022, 0.03), (1 << 20, 2 << 20, 4 << 20), "enough"),
         "CUDA graphs": Curve((1, 2), (0.01, 0.015), (1 << 20, 2 << 20), "4 lanes failed: out of memory"),
     }
-    a_lane = {"eager": 0.011, "CUDA graphs": 0.0075}
-    alone = Alone(curves, 2, a_lane, {}, "CUDA graphs", Setting(cuda_graphs=True).flags(2, True))
+    per_lane = {"eager": 0.011, "CUDA graphs": 0.0075}
+    alone = Alone(curves, 2, per_lane, {}, "CUDA graphs", Setting(cuda_graphs=True).flags(2, True))
     memory = dataclasses.replace(report.end_to_end, peak_bytes=5 << 30, diffusers_peak_bytes=3 << 30)
     made_up: Report = dataclasses.replace(report, alone=alone, end_to_end=memory)
     lines = str(made_up).splitlines()
-    table = lines[lines.index("denoiser alone, ms a lane") + 1 :]
+    table = lines[lines.index("denoiser alone, ms per lane") + 1 :]
     assert table[:4] == [
-        "   lanes         eager   CUDA graphs    MiB a call",
+        "   lanes         eager   CUDA graphs  MiB per call",
         "       1        20.000        10.000             1",
         "       2        11.000         7.500             2",
         "       4         7.500                           4",

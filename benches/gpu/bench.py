@@ -70,9 +70,9 @@ class Bench:
             return float(self.args.peak) * 1e12
         return peak_of(torch.cuda.get_device_name(self.device)) if self.on_gpu else None
 
-    def share_of_peak(self, seconds_a_lane: float) -> float | None:
+    def share_of_peak(self, seconds_per_lane: float) -> float | None:
         """Of what the device can do; None where that is not known."""
-        return None if self.peak is None else self.flops / seconds_a_lane / self.peak
+        return None if self.peak is None else self.flops / seconds_per_lane / self.peak
 
     @property
     def warm(self) -> int:

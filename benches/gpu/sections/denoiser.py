@@ -23,10 +23,10 @@ def run(bench: Bench) -> None:
         f"\n== {NAME}: {model.name}, {parameters / 1e9:.3f} B parameters, {model.dtype}, "
         f"latent {model.latent_shape()}, {bench.flops / 1e12:.4g} TFLOP a lane, guidance included; {peak}"
     )
-    report.add(NAME, "model", {"name": model.name, "parameters": parameters, "flops_a_lane": bench.flops})
+    report.add(NAME, "model", {"name": model.name, "parameters": parameters, "flops_per_lane": bench.flops})
     if bench.args.model == "kandinsky" and not bench.args.small:
         report.check(f"{NAME}: operations off the known", abs(bench.flops / shapes.KANDINSKY_FLOPS - 1), 0.01)
-    report.say(f"{'lanes':>6} {'mode':32}{'ms a call':>11}{'ms a lane':>11}{'of peak':>9}")
+    report.say(f"{'lanes':>6} {'mode':32}{'ms per call':>13}{'ms per lane':>13}{'of peak':>9}")
     reference: dict[int, Tensor] = {}
     rows: list[dict[str, float | int | str | None]] = []
 
@@ -45,7 +45,7 @@ def run(bench: Bench) -> None:
         seconds, output = made
         share = bench.share_of_peak(seconds / lanes)
         shown = "" if share is None else f"{share:8.1%}"
-        report.say(f"{lanes:6} {mode:32}{seconds * 1e3:11.3f}{seconds / lanes * 1e3:11.3f}{shown:>9}")
+        report.say(f"{lanes:6} {mode:32}{seconds * 1e3:13.3f}{seconds / lanes * 1e3:13.3f}{shown:>9}")
         rows.append({"lanes": lanes, "mode": mode, "seconds": seconds, "share_of_peak": share})
         report.add(NAME, "rows", rows)
         report.check(f"{mode}, {lanes} lanes: values that are not finite", float((~output.isfinite()).sum()), 0)

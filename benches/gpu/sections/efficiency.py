@@ -29,7 +29,7 @@ def run(bench: Bench) -> None:
         "at most. Efficiency: node-steps x best seconds a lane (the denoiser alone at this batch) / wall time"
     )
     report.say(
-        f"{'set':14}{'prompts':>8}{'saved':>8} {'mode':9}{'calls':>7}{'filled':>8}{'start s':>9}{'ms a lane':>11}"
+        f"{'set':14}{'prompts':>8}{'saved':>8} {'mode':9}{'calls':>7}{'filled':>8}{'start s':>9}{'ms per lane':>13}"
         f"{'alone':>9}{'efficiency':>12}{'of calls':>10}"
     )
     rows: list[dict[str, Any]] = []
@@ -57,10 +57,10 @@ def run(bench: Bench) -> None:
         if mine and bench.left() > 5 * args.alone:
             again = bench.best_row([lanes], compiled=mode == "compile")
             for row in mine:  # the best of both: a device that warms up slows down
-                row["alone_seconds_a_lane"] = min(row["alone_seconds_a_lane"], again)
-                row["efficiency"] = row["alone_seconds_a_lane"] * row["node_steps"] / row["seconds"]
+                row["alone_seconds_per_lane"] = min(row["alone_seconds_per_lane"], again)
+                row["efficiency"] = row["alone_seconds_per_lane"] * row["node_steps"] / row["seconds"]
             final = ", ".join(f"{row['set']} {row['efficiency']:.1%}" for row in mine)
-            report.say(f"{'':14}{mode}: alone once more {again * 1e3:.3f} ms a lane; by the better of both: {final}")
+            report.say(f"{'':14}{mode}: alone once more {again * 1e3:.3f} ms per lane; by the better of both: {final}")
         rows += mine
         report.add(NAME, "rows", rows)
     if not bench.on_gpu:
@@ -96,7 +96,7 @@ def _row(bench: Bench, plan: hsd.Plan, driven: Driven, row: dict[str, Any], best
         "node_steps": driven.node_steps,
         "seconds": driven.seconds,
         "start_seconds": driven.start,
-        "alone_seconds_a_lane": best,
+        "alone_seconds_per_lane": best,
         "efficiency": best / pace,
         "of_calls": bench.calls_alone(driven.calls) / driven.seconds if asked else None,
         "filled": filled,
@@ -106,6 +106,6 @@ def _row(bench: Bench, plan: hsd.Plan, driven: Driven, row: dict[str, Any], best
     cut = "" if driven.whole else "  (cut)"
     bench.report.say(
         f"{row['set']:14}{len(plan):8}{plan.savings:8.1%} {row['mode']:9}{calls:7}{filled:8.1%}"
-        f"{driven.start:9.2f}{pace * 1e3:11.3f}{best * 1e3:9.3f}{row['efficiency']:12.1%}{of_calls:>10}{cut}"
+        f"{driven.start:9.2f}{pace * 1e3:13.3f}{best * 1e3:9.3f}{row['efficiency']:12.1%}{of_calls:>10}{cut}"
     )
     return row

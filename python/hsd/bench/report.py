@@ -58,7 +58,7 @@ class Alone:
     """By setting: each size that was tried."""
     batch_size: int
     """The one that the plan takes the least time with."""
-    seconds_a_lane: dict[str, float]
+    seconds_per_lane: dict[str, float]
     """By setting, at that batch size."""
     failed: dict[str, str]
     """Settings that did not run, and why."""
@@ -117,13 +117,13 @@ class EndToEnd:
     prompts: int
     savings: float
     """Of the plan for these prompts."""
-    encode_seconds_an_image: float
+    encode_seconds_per_image: float
     """Encoding and clustering, of the whole plan."""
-    seconds_an_image: float
+    seconds_per_image: float
     """Everything."""
     diffusers_prompts: int = 0
     diffusers_batch_size: int = 0
-    diffusers_seconds_an_image: float | None = None
+    diffusers_seconds_per_image: float | None = None
     not_compared: str | None = None
     """Why the pipeline was not called."""
     not_handed_over: tuple[str, ...] = ()
@@ -179,7 +179,7 @@ def _head(report: Report) -> str:
         [
             f"{machine.model} on {machine.device}{threads}, {machine.dtype}, {machine.date}",
             f"hsd {machine.hsd}, torch {machine.torch}, diffusers {machine.diffusers}",
-            f"{plan.prompts:,} prompts{spaced}; {plan.steps} evaluations an image",
+            f"{plan.prompts:,} prompts{spaced}; {plan.steps} evaluations per image",
         ]
     )
 
@@ -187,22 +187,22 @@ def _head(report: Report) -> str:
 def _denoiser(alone: Alone) -> str:
     """A row a lane count, a column a curve; then the settings at one size."""
     names = list(alone.curves)
-    has_memory = any(curve.bytes_a_call is not None for curve in alone.curves.values())
-    lines = ["denoiser alone, ms a lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
-    lines[-1] += f"{'MiB a call':>14}" if has_memory else ""
+    has_memory = any(curve.bytes_per_call is not None for curve in alone.curves.values())
+    lines = ["denoiser alone, ms per lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
+    lines[-1] += f"{'MiB per call':>14}" if has_memory else ""
     for lanes in sorted({lanes for curve in alone.curves.values() for lanes in curve.lanes}):
         line = f"  {lanes:>6}"
         for curve in alone.curves.values():
             place = curve.lanes.index(lanes) if lanes in curve.lanes else None
-            line += f"{'':14}" if place is None else f"{1e3 * curve.seconds_a_call[place] / lanes:14.3f}"
+            line += f"{'':14}" if place is None else f"{1e3 * curve.seconds_per_call[place] / lanes:14.3f}"
         if has_memory:
             line += f"{max(curve.memory(lanes) for curve in alone.curves.values()) / 2**20:14,.0f}"
         lines.append(line)
     lines += [f"  {name} ended: {curve.ended}" for name, curve in alone.curves.items()]
-    lines.append(f"with {alone.batch_size} lanes, ms a lane")
-    width = max(len(name) for name in [*alone.seconds_a_lane, *alone.failed]) + 2
-    slowest = max(alone.seconds_a_lane.values())
-    for name, seconds in alone.seconds_a_lane.items():
+    lines.append(f"with {alone.batch_size} lanes, ms per lane")
+    width = max(len(name) for name in [*alone.seconds_per_lane, *alone.failed]) + 2
+    slowest = max(alone.seconds_per_lane.values())
+    for name, seconds in alone.seconds_per_lane.items():
         mark = "  best" if name == alone.best else ""
         lines.append(f"  {name:<{width}}{1e3 * seconds:10.3f}  {slowest / seconds:5.2f}x{mark}")
     lines += [f"  {name:<{width}}failed: {reason}" for name, reason in alone.failed.items()]
@@ -253,15 +253,15 @@ def _end_to_end(report: Report) -> str:
     rows = [
         (
             "hsd",
-            f"{_speed(run.seconds_an_image)}, {duration(run.encode_seconds_an_image)} of it encoding and clustering "
+            f"{_speed(run.seconds_per_image)}, {duration(run.encode_seconds_per_image)} of it encoding and clustering "
             f"({run.prompts:,} prompts, {run.savings:.1%} saved)",
         )
     ]
-    if run.diffusers_seconds_an_image is None:
+    if run.diffusers_seconds_per_image is None:
         rows.append(("diffusers", f"not compared: {run.not_compared}"))
     else:
         where = f"({run.diffusers_prompts:,} prompts in batches of {run.diffusers_batch_size:,})"
-        rows.append(("diffusers", f"{_speed(run.diffusers_seconds_an_image)} {where}"))
+        rows.append(("diffusers", f"{_speed(run.diffusers_seconds_per_image)} {where}"))
         rows.append(("speed-up", f"{run.speed_up:.2f}x; 1 / (1 - saved) is {run.ideal:.2f}x"))
     if run.not_handed_over:
         rows.append(("not handed over", f"{', '.join(run.not_handed_over)}: the pipeline does not take them so named"))
@@ -272,5 +272,5 @@ def _end_to_end(report: Report) -> str:
     return _rows("end to end, decoded", rows)
 
 
-def _speed(seconds_an_image: float) -> str:
-    return f"{duration(seconds_an_image)} an image, {1 / seconds_an_image:,.2f} images/s"
+def _speed(seconds_per_image: float) -> str:
+    return f"{duration(seconds_per_image)} an image, {1 / seconds_per_image:,.2f} images/s"

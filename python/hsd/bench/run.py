@@ -123,8 +123,8 @@ class _Bench:
         self.sampler = self.adapter.sampler(steps)  # a scheduler that cannot be expressed is refused now
         few = min(_FEWEST, len(given))
         self._encode(given[:1], seeds[:1])  # warm-up
-        an_image = self._timed(lambda: self._encode(given[:few], seeds[:few])) / few
-        n = min(len(given), max(few, int(self.share["encode"] / an_image)))
+        per_image = self._timed(lambda: self._encode(given[:few], seeds[:few])) / few
+        n = min(len(given), max(few, int(self.share["encode"] / per_image)))
         picked = np.linspace(0, len(given) - 1, n).astype(np.int64)
         if request["tau"] is None and request["budget"] is None:
             request["tau"] = self.adapter.default_tau
@@ -185,15 +185,15 @@ class _Bench:
 
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
         """What the plan comes to at the batch size that was chosen, by the denoiser's seconds."""
-        size, a_lane = alone.batch_size, alone.seconds_a_lane[best.name]
+        size, per_lane = alone.batch_size, alone.seconds_per_lane[best.name]
         program = plan.program(size, "depth", mixed_steps=self.adapter.mixed_timesteps)
         curve = alone.curves[Setting(cuda_graphs=best.cuda_graphs).name]
         lanes = program.lanes
-        full = int((lanes == size).sum()) * size * a_lane
+        full = int((lanes == size).sum()) * size * per_lane
         # Calls that are not full run as the curve says, and in another layout faster by as much as full calls do.
         rest = curve.total(lanes[lanes < size], padded_to=size if best.cuda_graphs or best.compile else None)
         if not best.compile:
-            rest *= a_lane / curve.seconds_a_lane(size)
+            rest *= per_lane / curve.seconds_per_lane(size)
         return Planned(
             prompts=len(plan),
             prompts_given=given,
@@ -207,7 +207,7 @@ class _Bench:
             occupancy=program.occupancy,
             slots=program.n_slots,
             seconds=full + rest,
-            standard_seconds=plan.standard_node_steps * a_lane,
+            standard_seconds=plan.standard_node_steps * per_lane,
         )
 
     def part(self, plan: Plan, choice: Choice) -> Plan:
@@ -257,7 +257,7 @@ class _Bench:
         machine.wait()
         seconds = time.perf_counter() - start
         assert (node_steps, finished) == (part.node_steps, len(part))
-        by_denoiser = node_steps * alone.seconds_a_lane[setting.name]
+        by_denoiser = node_steps * alone.seconds_per_lane[setting.name]
         base = Setting(cuda_graphs=setting.cuda_graphs)
         return Executed(
             prompts=len(part),
@@ -288,8 +288,8 @@ class _Bench:
         made = sum(1 for _ in images)
         seconds = time.perf_counter() - start
         assert made == len(part)
-        an_image = self.encode_seconds + seconds / made
-        return EndToEnd(made, part.savings, self.encode_seconds, an_image, peak_bytes=self._peak())
+        per_image = self.encode_seconds + seconds / made
+        return EndToEnd(made, part.savings, self.encode_seconds, per_image, peak_bytes=self._peak())
 
     def diffusers(self, plan: Plan, part: Plan, alone: Alone, ours: EndToEnd) -> EndToEnd:
         """The pipeline's own call, on the first prompts of the same part, in batches of the same size."""
@@ -316,9 +316,9 @@ class _Bench:
             ours,
             diffusers_prompts=n,
             diffusers_batch_size=batch,
-            diffusers_seconds_an_image=seconds / n,
+            diffusers_seconds_per_image=seconds / n,
             not_handed_over=left_out,
-            speed_up=seconds / n / ours.seconds_an_image,
+            speed_up=seconds / n / ours.seconds_per_image,
             diffusers_peak_bytes=self._peak(),
         )
 

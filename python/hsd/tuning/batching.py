@@ -230,7 +230,7 @@ class _Lowering:
 
         Between two measured points the time a lane changes in one direction only, so the best is one of them.
         """
-        best = min(self.curve.seconds_a_lane(n) for n in (*self.curve.lanes, size) if n <= size)
+        best = min(self.curve.seconds_per_lane(n) for n in (*self.curve.lanes, size) if n <= size)
         return self.plan.node_steps * best
 
     def _estimate(self, size: int, calls: int) -> float:

@@ -51,21 +51,21 @@ class Curve:
 
     lanes: tuple[int, ...]
     """Ascending."""
-    seconds_a_call: tuple[float, ...]
+    seconds_per_call: tuple[float, ...]
     """As measured, one a lane count."""
-    bytes_a_call: tuple[int, ...] | None = None
+    bytes_per_call: tuple[int, ...] | None = None
     """Device memory that a call takes beside weights and slots, on CUDA."""
     ended: str = ""
     """Why no more lanes were measured."""
 
     def __post_init__(self) -> None:
-        sizes = [len(part) for part in (self.lanes, self.seconds_a_call, self.bytes_a_call) if part is not None]
+        sizes = [len(part) for part in (self.lanes, self.seconds_per_call, self.bytes_per_call) if part is not None]
         if not self.lanes or len(set(sizes)) > 1:
             raise ValueError(f"a curve of {sizes} lane counts, seconds and bytes: it needs as many of each, 1 or more")
         if self.lanes[0] < 1 or any(b <= a for a, b in itertools.pairwise(self.lanes)):
             raise ValueError(f"the lane counts of a curve are {self.lanes}: they have to ascend from 1 or more")
-        if not all(math.isfinite(s) and s > 0 for s in self.seconds_a_call):
-            raise ValueError(f"the seconds of a curve are {self.seconds_a_call}: they have to be finite and above 0")
+        if not all(math.isfinite(s) and s > 0 for s in self.seconds_per_call):
+            raise ValueError(f"the seconds of a curve are {self.seconds_per_call}: they have to be finite and above 0")
 
     def seconds(self, lanes: float) -> float:
         """Seconds of a call of so many lanes.
@@ -76,12 +76,12 @@ class Curve:
         """
         if not lanes > 0:
             raise ValueError(f"a call of {lanes} lanes takes no time: lanes have to be above 0")
-        rising = np.minimum.accumulate(self.seconds_a_call[::-1])[::-1]
+        rising = np.minimum.accumulate(self.seconds_per_call[::-1])[::-1]
         if lanes > self.lanes[-1]:
             return float(rising[-1]) * lanes / self.lanes[-1]
         return float(np.interp(lanes, self.lanes, rising))
 
-    def seconds_a_lane(self, lanes: float) -> float:
+    def seconds_per_lane(self, lanes: float) -> float:
         """``seconds(lanes) / lanes``."""
         return self.seconds(lanes) / lanes
 
@@ -98,11 +98,11 @@ class Curve:
 
     def memory(self, lanes: int) -> int:
         """Bytes of device memory that a call of so many lanes takes; 0 if that was not measured."""
-        if self.bytes_a_call is None:
+        if self.bytes_per_call is None:
             return 0
         if lanes > self.lanes[-1]:
-            return self.bytes_a_call[-1] * lanes // self.lanes[-1]
-        return int(np.interp(lanes, self.lanes, np.maximum.accumulate(self.bytes_a_call)))
+            return self.bytes_per_call[-1] * lanes // self.lanes[-1]
+        return int(np.interp(lanes, self.lanes, np.maximum.accumulate(self.bytes_per_call)))
 
     def candidates(self) -> list[int]:
         """Batch sizes worth a look: the lane counts that were measured, and 3, 6, 12... between them."""
@@ -110,11 +110,11 @@ class Curve:
         return sorted({*self.lanes, *(n for n in between if self.lanes[0] < n < self.lanes[-1])})
 
     def __str__(self) -> str:
-        head, rows = f"{'lanes':>5}{'ms a call':>12}{'ms a lane':>12}", []
-        for i, (lanes, seconds) in enumerate(zip(self.lanes, self.seconds_a_call, strict=True)):
-            memory = "" if self.bytes_a_call is None else f"{self.bytes_a_call[i] / 2**20:12,.0f}"
-            rows.append(f"{lanes:5}{1e3 * seconds:12.3f}{1e3 * seconds / lanes:12.3f}{memory}")
-        head += "" if self.bytes_a_call is None else f"{'MiB a call':>12}"
+        head, rows = f"{'lanes':>5}{'ms per call':>14}{'ms per lane':>14}", []
+        for i, (lanes, seconds) in enumerate(zip(self.lanes, self.seconds_per_call, strict=True)):
+            memory = "" if self.bytes_per_call is None else f"{self.bytes_per_call[i] / 2**20:14,.0f}"
+            rows.append(f"{lanes:5}{1e3 * seconds:14.3f}{1e3 * seconds / lanes:14.3f}{memory}")
+        head += "" if self.bytes_per_call is None else f"{'MiB per call':>14}"
         return "\n".join([head, *rows, *([f"ended: {self.ended}"] if self.ended else [])])
 
 
