@@ -209,7 +209,7 @@ def test_short_calls_are_timed_in_blocks():
 def test_doubling_goes_on_as_long_as_a_lane_takes_less(seconds, lanes):
     curve = run(Fake(seconds), seconds=1e9)
     assert curve.lanes == lanes
-    assert curve.ended == ("the time a lane no longer falls" if lanes[-1] < 256 else "256 lanes were the most to try")
+    assert curve.ended == ("the time per lane no longer falls" if lanes[-1] < 256 else "256 lanes were the most to try")
 
 
 def test_the_time_is_bounded():
@@ -217,7 +217,7 @@ def test_the_time_is_bounded():
     curve = run(fake, seconds=20.0)
     assert fake.now <= 20.0
     assert 2 <= len(curve.lanes) < 8
-    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than there is time to measure"
+    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than the time there is"
     slow = Fake(lambda n: 100.0)
     assert run(slow, seconds=1.0).lanes == (1,)
     assert len(slow.calls) == 2  # the least: one to warm up, and one

@@ -63,7 +63,7 @@ def test_the_numbers_add_up(report, demo):
     assert 0 < images.encode_seconds_per_image < images.seconds_per_image
     assert images.not_compared is None
     assert images.speed_up == pytest.approx(images.diffusers_seconds_per_image / images.seconds_per_image)
-    assert images.not_handed_over == ("prior_steps",)
+    assert images.not_passed_on == ("prior_steps",)
     assert images.peak_bytes is None  # there is no device to ask
     assert set(report.alone.seconds_per_lane) == {"eager", "channels-last"}
     assert report.alone.flags.startswith(f"--batch-size {size}")
@@ -83,7 +83,7 @@ def test_the_table_has_all_rows(report):
     ]
     rows = ["eager ", "channels-last ", "best: hsd generate ... --batch-size ", "node-steps ", "calls of ", "slots "]
     rows += ["predicted ", "calls ", "time ", "efficiency ", "first image ", "hsd ", "diffusers ", "speed-up "]
-    rows += ["not handed over "]
+    rows += ["not passed on "]
     for row in rows:
         assert re.search(rf"^  {row}", text, re.M), row
     for lanes in report.alone.curves["eager"].lanes:
@@ -142,7 +142,7 @@ def few(adapter, **options):
 def test_what_cannot_be_compared_says_why(demo, monkeypatch):
     pair = hsd.load((demo.prior_pipe, demo.decoder), height=64, width=64, prior_steps=2)
     result = few(pair).end_to_end
-    assert result.not_compared == "a pair of pipelines has no call of its own"
+    assert result.not_compared == "a pair of pipelines cannot be called as one"
     assert result.speed_up is None
     kind = type(demo.pipe)
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_says_why(demo, monkeypatch):
     monkeypatch.setattr(kind, "__call__", refuses)
     report = few(demo)
     assert "not compared: TypeError: negative_prompt should be the same type as prompt\n" in str(report)
-    assert set(report.end_to_end.not_handed_over) >= {"prior_steps", "width", "guidance_scale"}
+    assert set(report.end_to_end.not_passed_on) >= {"prior_steps", "width", "guidance_scale"}
 
 
 def test_the_pipeline_gets_the_settings_and_the_seeds(model, monkeypatch):
@@ -168,7 +168,7 @@ def test_the_pipeline_gets_the_settings_and_the_seeds(model, monkeypatch):
     monkeypatch.setattr(type(adapter.pipe), "__call__", spy)
     report = few(adapter, seeds=[8, 9])
     assert report.end_to_end.not_compared is None
-    assert report.end_to_end.not_handed_over == ()
+    assert report.end_to_end.not_passed_on == ()
     assert [text for prompt, _ in seen for text in prompt] == PROMPTS[:2]
     for prompt, options in seen:
         assert options["negative_prompt"] == ["blurry"] * len(prompt)

@@ -123,6 +123,6 @@ def test_the_temporary_file_lies_in_tmpdir_and_has_no_name(tmp_path, monkeypatch
 def test_no_room_is_said_with_numbers_and_a_way_out(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 << 30})())
     spool = Spool(memory=1 << 30)
-    spool.check_room(3 << 30)
+    spool.check_space(3 << 30)
     with pytest.raises(Error, match=r"need 3\.5 GiB.* 1\.0 GiB of conditioning_memory and 2\.0 GiB in .*TMPDIR"):
-        spool.check_room(7 << 29)
+        spool.check_space(7 << 29)

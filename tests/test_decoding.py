@@ -17,7 +17,7 @@ from hsd.replay.executor import Finished
 class Fake:
     """An adapter that draws each latent's number, and notes the batches."""
 
-    stays = True
+    offloads = False
     device = torch.device("cpu")
 
     def __init__(self, most=100, fails_at=None, gate=None):

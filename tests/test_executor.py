@@ -176,12 +176,12 @@ def test_a_forward_that_was_replaced_comes_back(monkeypatch):
 def test_what_cannot_be_captured():
     model = hsd.load(tiny.stable_diffusion())
     assert model.capturable
-    assert model.stays
+    assert not model.offloads
     assert not can_capture(model)  # there are no graphs on a CPU
     assert not hsd.load(tiny.z_image()).capturable  # it reads lengths back
     pipe = tiny.stable_diffusion()
     pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
-    assert not hsd.load(pipe).stays  # its weights come and go
+    assert hsd.load(pipe).offloads
 
 
 class FakeGraph:

@@ -1,4 +1,4 @@
-"""What ``hsd bench`` found: its numbers, and the table of them that people read."""
+"""The results of ``hsd bench``: numbers, and a table of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..tuning.curve import Curve
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured, and with what."""
+    """The machine and the versions of the measurement."""
 
     model: str
     device: str
@@ -28,7 +28,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the denoiser runs: the switches of ``hsd generate``."""
+    """How the denoiser runs: switches of ``hsd generate``."""
 
     cuda_graphs: bool = False
     channels_last: bool = False
@@ -52,25 +52,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Alone:
-    """The denoiser alone."""
+    """The denoiser by itself."""
 
     curves: dict[str, Curve]
-    """By setting: each size that was tried."""
+    """By setting: seconds at each size that was tried."""
     batch_size: int
-    """The one that the plan takes the least time with."""
+    """The size with which the plan takes the least time."""
     seconds_per_lane: dict[str, float]
     """By setting, at that batch size."""
     failed: dict[str, str]
-    """Settings that did not run, and why."""
+    """Settings that did not run, and the reason."""
     best: str
-    """The setting that is advised."""
+    """The recommended setting."""
     flags: str
-    """What to give to ``hsd generate``."""
+    """Options for ``hsd generate``."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan, and what it would take by the denoiser's measured seconds."""
+    """The plan, and its predicted time by the measured seconds of the denoiser."""
 
     prompts: int
     prompts_given: int
@@ -92,7 +92,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Executed:
-    """Denoising as the executor does it, nothing encoded or decoded."""
+    """Denoising by the executor, without encoding and decoding."""
 
     prompts: int
     node_steps: int
@@ -101,18 +101,18 @@ class Executed:
     occupancy: float
     seconds: float
     denoiser_seconds: float
-    """Of as many lanes by the denoiser alone, in full calls of the same size."""
+    """Predicted time of as many lanes by the denoiser alone, in full calls of the same size."""
     efficiency: float
     """``denoiser_seconds / seconds``."""
     first_image_seconds: float
     """Until the first latent was finished, depth first."""
     one_image_seconds: float
-    """Predicted, of one image alone."""
+    """Predicted time of a single image."""
 
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Images, decoded, from prompts: ours and those of the pipeline's own call."""
+    """From prompts to decoded images: by HSD, and by the pipeline's own call."""
 
     prompts: int
     savings: float
@@ -126,8 +126,8 @@ class EndToEnd:
     diffusers_seconds_per_image: float | None = None
     not_compared: str | None = None
     """Why the pipeline was not called."""
-    not_handed_over: tuple[str, ...] = ()
-    """Settings that were changed, and that the pipeline's call does not take by this name."""
+    not_passed_on: tuple[str, ...] = ()
+    """Changed settings that the pipeline's call does not take by this name."""
     speed_up: float | None = None
     peak_bytes: int | None = None
     """Device memory, of the executor and end to end. On CUDA."""
@@ -141,7 +141,7 @@ class EndToEnd:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured."""
+    """All results."""
 
     machine: Machine
     alone: Alone
@@ -150,7 +150,7 @@ class Report:
     end_to_end: EndToEnd
 
     def numbers(self) -> dict[str, Any]:
-        """For programs: what JSON can hold."""
+        """The numbers as JSON types."""
         out = dataclasses.asdict(self)
         out["end_to_end"]["ideal_speed_up"] = self.end_to_end.ideal
         return out
@@ -160,10 +160,10 @@ class Report:
 
 
 _NAME = 18
-"""Columns of a row's name."""
+"""Width of the name of a line."""
 
 _FILLED = 0.7
-"""Of the lanes: a part of a plan that fills fewer says little of the whole."""
+"""If a part of a plan fills a smaller share of the lanes, it says little about the whole."""
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> str:
@@ -185,7 +185,7 @@ def _head(report: Report) -> str:
 
 
 def _denoiser(alone: Alone) -> str:
-    """A row a lane count, a column a curve; then the settings at one size."""
+    """One line for each lane count, one column for each curve; then the settings at one size."""
     names = list(alone.curves)
     has_memory = any(curve.bytes_per_call is not None for curve in alone.curves.values())
     lines = ["denoiser alone, ms per lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
@@ -217,7 +217,7 @@ def _plan(report: Report) -> str:
             ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}: {plan.savings:.1%} saved"),
             (
                 f"calls of {report.alone.batch_size}",
-                f"{plan.calls:,} ({plan.calls_lower_bound:,} at the least), {plan.occupancy:.1%} of lanes filled",
+                f"{plan.calls:,} ({plan.calls_lower_bound:,} at least), {plan.occupancy:.1%} of lanes filled",
             ),
             ("slots", f"{plan.slots:,} latents alive at most"),
             ("predicted", f"{duration(plan.seconds)} of the denoiser instead of {duration(plan.standard_seconds)}"),
@@ -263,8 +263,8 @@ def _end_to_end(report: Report) -> str:
         where = f"({run.diffusers_prompts:,} prompts in batches of {run.diffusers_batch_size:,})"
         rows.append(("diffusers", f"{_speed(run.diffusers_seconds_per_image)} {where}"))
         rows.append(("speed-up", f"{run.speed_up:.2f}x; 1 / (1 - saved) is {run.ideal:.2f}x"))
-    if run.not_handed_over:
-        rows.append(("not handed over", f"{', '.join(run.not_handed_over)}: the pipeline does not take them so named"))
+    if run.not_passed_on:
+        rows.append(("not passed on", f"{', '.join(run.not_passed_on)}: the pipeline has no parameter of that name"))
     if run.peak_bytes is not None:
         theirs = run.diffusers_peak_bytes
         beside = "" if theirs is None else f"; diffusers {theirs / 2**20:,.0f} MiB"

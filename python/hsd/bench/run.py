@@ -1,8 +1,8 @@
-"""``hsd bench``: what a model does on this machine, and what sharing makes of it. All numbers are of the one run.
+"""``hsd bench``: the speed of a model on this machine, with and without sharing. All numbers come from one run.
 
-From the inside out: the denoiser alone, the plan by what that measured, the executor that replays the plan, and images
-end to end beside the diffusers pipeline's own call. Each part gets a share of the time there is, and runs on as many
-prompts as fit into it by prediction.
+Four parts: the denoiser by itself, the time that the plan should take by that, the executor that replays the plan, and
+images end to end compared with the diffusers pipeline. Each part gets a share of the time, and runs on as many prompts
+as should fit into it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from ..work.device import FittingSize, describe, synchronize
 from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
-"""Of the time there is; two curves and four settings at the most."""
+"""Of the time; there are at most two curves and four settings."""
 
 _FEWEST = 4
-"""Prompts that are encoded whatever it takes."""
+"""The fewest prompts that are encoded, even if that takes longer than its share."""
 
 _WORTH_A_FLAG = 0.02
-"""A setting that gains less than this is not advised: it may be noise."""
+"""A setting that gains less than this is not recommended: it may be noise."""
 
 Say = Callable[[str], object]
 
@@ -70,16 +70,15 @@ def bench(
     adapter
         A loaded model, with the settings to measure it with.
     prompts
-        N. Where not all are encoded in a fifth of the time, as many as are, evenly spaced.
+        N prompts. If encoding all of them takes more than a fifth of the time, as many as fit, evenly spaced.
     tau, budget, steps, seeds
-        As of :func:`hsd.compile`.
+        As in :func:`hsd.compile`.
     seconds
-        Time to take, about: loading and compiling come on top, and what takes longer than its share when it is run
-        on a single prompt.
+        About the time to take. Loading and compiling come in addition, and every part runs on one prompt at least.
     compile
         Whether to try ``torch.compile`` too, which takes minutes with a large network. Default: on CUDA.
     say
-        Called with what is about to be measured.
+        Called with the name of what is measured next.
 
     Raises
     ------
@@ -106,7 +105,7 @@ def bench(
 
 
 class _Bench:
-    """One run: what its parts have in common."""
+    """One run: the state that its parts share."""
 
     def __init__(self, adapter: Adapter, seconds: float, compile: bool, say: Say) -> None:
         self.adapter, self.device, self.say = adapter, adapter.device, say
@@ -118,9 +117,9 @@ class _Bench:
         self.decode_seconds = 0.0  # an image
 
     def compiled(self, given: list[str], seeds: np.ndarray, *, steps: int, **request: Any) -> Plan:
-        """The plan, for as many of the prompts as are encoded in their share of the time."""
+        """The plan of as many prompts as can be encoded in their share of the time."""
         self.say("encoding and planning")
-        self.sampler = self.adapter.sampler(steps)  # a scheduler that cannot be expressed is refused now
+        self.sampler = self.adapter.sampler(steps)  # a scheduler that cannot be expressed is refused here
         few = min(_FEWEST, len(given))
         self._encode(given[:1], seeds[:1])  # warm-up
         per_image = self._timed(lambda: self._encode(given[:few], seeds[:few])) / few
@@ -137,7 +136,7 @@ class _Bench:
         return plan
 
     def denoiser(self, plan: Plan) -> tuple[Alone, Setting, Choice]:
-        """Its curve, the batch size for the plan, and every setting at that."""
+        """The curve of the denoiser, the batch size for the plan, and every setting at that size."""
         leaves, capturable = plan.covered(), can_capture(self.adapter)
         bases = [Setting(), Setting(cuda_graphs=True)] if capturable else [Setting()]
         curves: dict[str, Curve] = {}
@@ -162,13 +161,13 @@ class _Bench:
         more = [(base != best, dataclasses.asdict(base)) for base in bases]
         more.append((any(map(_can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
         more.append((self.compile, {"compile": True}))
-        for applies, changes in more:  # each on top of what is best so far
+        for applies, changes in more:  # each in addition to the best so far
             if not applies:
                 continue
             setting = dataclasses.replace(best, **changes)
             try:
                 at[setting] = self._at(setting, leaves, choice.batch_size)
-            except Exception as error:  # a compiler has many ways to fail, and the rest of the table is still good
+            except Exception as error:  # a compiler can fail in many ways; the other rows are still valid
                 failed[setting.name] = _first_line(error)
             else:
                 best = setting if at[setting] < at[best] * (1 - _WORTH_A_FLAG) else best
@@ -184,13 +183,13 @@ class _Bench:
         return curve.seconds(batch_size)
 
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
-        """What the plan comes to at the batch size that was chosen, by the denoiser's seconds."""
+        """The predicted time of the plan at the chosen batch size, by the measured seconds of the denoiser."""
         size, per_lane = alone.batch_size, alone.seconds_per_lane[best.name]
         program = plan.program(size, "depth", mixed_steps=self.adapter.mixed_timesteps)
         curve = alone.curves[Setting(cuda_graphs=best.cuda_graphs).name]
         lanes = program.lanes
         full = int((lanes == size).sum()) * size * per_lane
-        # Calls that are not full run as the curve says, and in another layout faster by as much as full calls do.
+        # Calls that are not full: by the curve, scaled by what the chosen layout gains in full calls.
         rest = curve.total(lanes[lanes < size], padded_to=size if best.cuda_graphs or best.compile else None)
         if not best.compile:
             rest *= per_lane / curve.seconds_per_lane(size)
@@ -211,7 +210,7 @@ class _Bench:
         )
 
     def part(self, plan: Plan, choice: Choice) -> Plan:
-        """As much of the plan as is denoised, and decoded, in the shares of the time: neighbours in the tree."""
+        """As much of the plan as can be denoised and decoded in the shares of the time: neighbours in the tree."""
         n = min(DECODED_AT_ONCE, len(plan)) if self.device.type == "cuda" else 1
         latents = torch.randn((n, *self.adapter.latent_shape()), generator=torch.Generator().manual_seed(0))
         generators = [self.adapter.generator(i) for i in range(n)]
@@ -273,7 +272,7 @@ class _Bench:
         )
 
     def images(self, part: Plan, batch_size: int, setting: Setting) -> EndToEnd:
-        """Our own images, decoded and dropped."""
+        """Images of HSD, decoded and dropped."""
         self.say(f"end to end, on {len(part):,} prompts")
         start = time.perf_counter()
         images = stream(
@@ -292,10 +291,10 @@ class _Bench:
         return EndToEnd(made, part.savings, self.encode_seconds, per_image, peak_bytes=self._peak())
 
     def diffusers(self, plan: Plan, part: Plan, alone: Alone, ours: EndToEnd) -> EndToEnd:
-        """The pipeline's own call, on the first prompts of the same part, in batches of the same size."""
+        """The pipeline's own call, on the first prompts of the same part, with the same batch size if it fits."""
         pipe = self.adapter.pipe
         if isinstance(pipe, tuple):
-            return dataclasses.replace(ours, not_compared="a pair of pipelines has no call of its own")
+            return dataclasses.replace(ours, not_compared="a pair of pipelines cannot be called as one")
         candidates = np.concatenate([part.kept, np.setdiff1d(plan.kept, part.kept)])
         n = 1
         while n < len(candidates) and self._predicted(n + 1, plan, alone) <= self.share["diffusers"]:
@@ -309,15 +308,15 @@ class _Bench:
             # The pipeline decodes a whole batch at once, so it may take fewer images than the executor takes latents.
             fitting = FittingSize(alone.batch_size, "images in a call of the pipeline", self.device)
             seconds, batch = fitting.run(lambda size: self._calls(pipe, plan, chosen, size, settings), n)
-        except Exception as error:  # whatever the pipeline does not take, the rest of the table is still good
+        except Exception as error:  # the pipeline may not take something; the other parts are still valid
             reason = f"{type(error).__name__}: {_first_line(error)}"
-            return dataclasses.replace(ours, not_compared=reason, not_handed_over=left_out)
+            return dataclasses.replace(ours, not_compared=reason, not_passed_on=left_out)
         return dataclasses.replace(
             ours,
             diffusers_prompts=n,
             diffusers_batch_size=batch,
             diffusers_seconds_per_image=seconds / n,
-            not_handed_over=left_out,
+            not_passed_on=left_out,
             speed_up=seconds / n / ours.seconds_per_image,
             diffusers_peak_bytes=self._peak(),
         )
@@ -357,7 +356,7 @@ class _Bench:
         return plan.n_steps * calls + n * (self.encode_seconds + self.decode_seconds)
 
     def _changed(self) -> list[str]:
-        """Settings of the model that are not what its family has by default."""
+        """Settings of the model that differ from the defaults of its family."""
         defaults = {f.name: f.default for f in dataclasses.fields(self.adapter)}
         return [name for name, value in self.adapter.settings.items() if value != defaults[name]]
 
@@ -376,7 +375,7 @@ class _Bench:
         return time.perf_counter() - start
 
     def watch_memory(self) -> None:
-        """Start to watch for the peak of device memory."""
+        """Start to record the peak of device memory."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -387,7 +386,7 @@ class _Bench:
 
 @contextlib.contextmanager
 def _set(adapter: Adapter, setting: Setting, compiled_for: int | None = None) -> Iterator[None]:
-    """The networks laid out and, for a size, compiled; afterwards as they were, for what is measured next."""
+    """Inside, the networks have the layout of ``setting`` and are compiled for a size; then they are as before."""
     modules = adapter.modules()
     to_lay_out = [module for module in modules if setting.channels_last and _can_be_laid_out(module)]
     try:

@@ -1,4 +1,4 @@
-"""What the denoiser is conditioned on: rows put away for each prompt, and their mean for a cluster.
+"""What the denoiser is conditioned on: stored rows of each prompt, and their mean for a cluster.
 
 The mean of a cluster, tensor by tensor, is the arithmetic mean of its members' rows, accumulated in float32:
 
@@ -9,8 +9,8 @@ The mean of a cluster, tensor by tensor, is the arithmetic mean of its members' 
   Counting an absent token as zeros would shrink the tail of every mean towards nothing, which no text encoder ever
   produces.
 
-So a cluster of one has its own row, bit for bit, and so has a cluster of equal prompts, which share a row. The order of
-the members does not matter: rows are added in the order of the table.
+So a cluster of one prompt has exactly the row of the prompt, and so has a cluster of equal prompts, which share a row.
+The order of the members does not matter: rows are added in the order in which they are stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASK = "_mask"
 """A field of differing lengths ``name`` comes with ``name_mask``: which positions hold a token."""
 
 _CHUNK_BYTES = 4 << 20
-"""Rows are put away and averaged about this much at a time: bounds the memory beside the rows."""
+"""Bytes of rows that are stored and averaged at a time: bounds the additional memory."""
 
 
 class Rows:
@@ -43,9 +43,9 @@ class Rows:
         self.ragged = ragged
         self._spool = spool
         self._chunks: list[Chunk] = []
-        self._pending: list[Tensor] = []  # not put away yet, (T, ...) each
+        self._pending: list[Tensor] = []  # not stored yet, (T, ...) each
         self._pending_bytes = 0
-        self._chunk: list[int] = []  # of each row, and where it begins and ends in it
+        self._chunk: list[int] = []  # chunk of each row, and where the row begins and ends in it
         self._begin: list[int] = []
         self._end: list[int] = []
         self._filled = 0  # length of what is pending
@@ -71,7 +71,7 @@ class Rows:
                 self.dtype, self._shape = row.dtype, tuple(row.shape[1:])
             if (row.dtype, tuple(row.shape[1:])) != (self.dtype, self._shape):
                 raise Error(
-                    f"conditioning of shape {tuple(row.shape[1:])} {row.dtype} beside {self._shape} {self.dtype}: "
+                    f"conditioning of shape {tuple(row.shape[1:])} {row.dtype}, but {self._shape} {self.dtype} before: "
                     "prompts whose settings change its shape cannot be in one plan"
                 )
             self._pending.append(row)
@@ -108,7 +108,7 @@ class Rows:
                 for (begin, end), w in zip(spans, weights[at].tolist(), strict=True):
                     total[: end - begin].add_(self._spool.read(chunk, begin, end).float(), alpha=w)
                     weight[: end - begin] += w
-            else:  # every row is one long: many at once
+            else:  # every row has length one: many at once
                 picked = self._spool.pick(chunk, [begin for begin, _ in spans])  # [n, ...]
                 scale = torch.from_numpy(weights[at])
                 total[0] += torch.tensordot(scale.float(), picked.float(), dims=1)
@@ -135,7 +135,7 @@ class Field:
 
     rows: Rows
     index: NDArray[np.int64]
-    """(N,) row of each prompt, -1 where it was not asked for. Prompts of equal conditioning may share one."""
+    """(N,) row of each prompt, -1 where it was not encoded. Prompts of equal conditioning may share one."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class Conditioning:
     fields
         By name. Not every prompt has all: without guidance there is no unconditional embedding.
     vectors
-        (N, D) float32, one vector a prompt: what the prompts are clustered by. Zeros where it was not asked for.
+        (N, D) float32, one vector a prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
     spool
-        Where the rows lie.
+        Where the rows are stored.
     """
 
     fields: dict[str, Field]

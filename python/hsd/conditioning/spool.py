@@ -1,4 +1,4 @@
-"""Tensors put away once and read back often: in memory up to a limit, in a temporary file beyond it."""
+"""Tensors that are stored once and read often: in memory up to a limit, in a temporary file beyond it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import Error
 
 _DISK_KEPT_FREE = 1 << 30
-"""Bytes of the disk that are never taken: a full disk would fail the images too."""
+"""Bytes of the disk that are never taken: on a full disk no image could be written."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ Chunk = Tensor | OnDisk
 class Spool:
     """Holds tensors (T, ...) whose rows are read later: at most ``memory`` bytes of them in host memory.
 
-    The file has no name, so nothing is left behind whatever happens. It lies in ``TMPDIR``, or in ``/var/tmp``, which
-    unlike ``/tmp`` is on a disk everywhere.
+    The system removes the file when it is closed, however the process ends. It is in ``TMPDIR``, or else in
+    ``/var/tmp``: ``/tmp`` is kept in memory on many systems.
 
     Parameters
     ----------
@@ -47,10 +47,10 @@ class Spool:
         self.in_memory = 0
         self.on_disk = 0
         self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()  # several threads read, each from a place of its own
+        self._lock = threading.Lock()  # several threads read, each at another place
 
     def put(self, tensor: Tensor) -> Chunk:
-        """Put ``tensor`` (T, ...) away.
+        """Store ``tensor`` (T, ...).
 
         Raises
         ------
@@ -61,7 +61,7 @@ class Spool:
         if self.in_memory + tensor.nbytes <= self.memory:
             self.in_memory += tensor.nbytes
             return tensor
-        self.check_room(tensor.nbytes)
+        self.check_space(tensor.nbytes)
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=_folder(), prefix="hsd-", buffering=0)  # noqa: SIM115 (see close)
         place = OnDisk(self.on_disk, tuple(tensor.shape), tensor.dtype)
@@ -99,8 +99,8 @@ class Spool:
             return chunk[torch.tensor(rows)]
         return torch.cat([self.read(chunk, row, row + 1) for row in rows])
 
-    def check_room(self, nbytes: int) -> None:
-        """``hsd.Error`` unless ``nbytes`` more can be put away, saying how much there is and what to do."""
+    def check_space(self, nbytes: int) -> None:
+        """``hsd.Error`` unless ``nbytes`` more can be stored; it says how much can be, and what to do."""
         beyond = nbytes - max(0, self.memory - self.in_memory)
         folder = _folder()
         free = shutil.disk_usage(folder).free - _DISK_KEPT_FREE
@@ -112,7 +112,7 @@ class Spool:
             )
 
     def close(self) -> None:
-        """Give the file back. Reading from it is over."""
+        """Close the file, which removes it. Nothing can be read after that."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -122,7 +122,7 @@ class Spool:
 
 
 def _folder() -> str:
-    """Where large temporary files belong."""
+    """The folder for large temporary files."""
     if not os.environ.get("TMPDIR") and os.access("/var/tmp", os.W_OK):
         return "/var/tmp"
     return tempfile.gettempdir()

@@ -1,4 +1,4 @@
-"""Finished latents to images, in batches of their own; on a GPU beside the denoiser."""
+"""Finished latents to images, in batches; on a GPU at the same time as the denoiser runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..work.device import FittingSize
 from ..work.threads import BoundedPool
 
 BATCH = 8
-"""Latents decoded at once: more is no faster for an image of 512 pixels or above, and takes memory."""
+"""Latents decoded at once. More are not faster for images of 512 pixels or above, and take memory."""
 
 PATIENCE = 4
-"""Calls that a latent waits for others, at most: counted in calls, not in time, so that every run is the same.
+"""The most calls that a latent waits for others. Counted in calls and not in time, so that every run is the same.
 
-The first does not wait: somebody may want to see it."""
+The first latent does not wait, so that the first image is there early."""
 
 _MOST = 3
 """Batches that are decoded (one) or wait for it: a slow decoder slows the run down, it does not fill the memory."""
@@ -43,10 +43,11 @@ class Decoder:
     adapter
         The model.
     batch_size
-        Latents at once, at most; halved where they do not fit into the memory.
+        The most latents at once; halved when they do not fit into the memory.
     beside
-        Decode in a thread, on a CUDA stream of its own. Default: on a GPU, unless parts of the model move between host
-        and device, where each would bring its own networks back. On a CPU a thread would take the denoiser's cores.
+        Decode in a thread, on a separate CUDA stream, while the denoiser runs. Default: on a GPU, unless the model is
+        offloaded: then decoder and denoiser would move each other's weights away. On a CPU the thread would take cores
+        from the denoiser.
     """
 
     def __init__(self, adapter: Adapter, batch_size: int = BATCH, *, beside: bool | None = None) -> None:
@@ -57,12 +58,12 @@ class Decoder:
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0
-        in_thread = beside if beside is not None else self._device is not None and adapter.stays
+        in_thread = beside if beside is not None else self._device is not None and not adapter.offloads
         self._pool = BoundedPool[list[Decoded]](1, _MOST, "hsd-decoder") if in_thread else None
         self._stream = torch.cuda.Stream(self._device) if in_thread and self._device is not None else None
 
     def put(self, finished: Iterable[Finished]) -> list[Decoded]:
-        """Take what a call finished, nothing included; return the images that are ready."""
+        """Take what a call finished, which may be nothing; return the images that are ready."""
         self._waiting += finished
         self._waited = self._waited + 1 if self._waiting else 0
         images = self._ready(wait=False)
@@ -71,7 +72,7 @@ class Decoder:
         return images
 
     def rest(self) -> list[Decoded]:
-        """All that is left, when the calls are over."""
+        """The images that are left after the last call."""
         images = []
         while self._waiting:
             images += self._send()
@@ -92,7 +93,7 @@ class Decoder:
         return [image for images in results for image in images]
 
     def _decode_beside(self, batch: list[Finished], event: torch.cuda.Event | None) -> list[Decoded]:
-        """In the thread: one batch, on a stream of its own."""
+        """Decode one batch in the thread, on its stream."""
         if self._stream is None:
             return self._decode(batch)
         assert event is not None
@@ -103,7 +104,7 @@ class Decoder:
             return self._decode(batch)
 
     def _decode(self, batch: list[Finished]) -> list[Decoded]:
-        """One batch, in as many parts as the memory makes it."""
+        """Decode one batch, in several parts if it does not fit into the memory."""
         images: list[Decoded] = []
         while batch:
             states = [f.generator.get_state() for f in batch]
@@ -124,6 +125,6 @@ class Decoder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread; what it still has to do is dropped if something went wrong."""
+        """End the thread. After an error, batches that wait are dropped."""
         if self._pool is not None:
             self._pool.close(cancel=kind is not None)

@@ -1,7 +1,7 @@
-"""The folder of images: an ``imagefolder`` data set with the plan and a run record beside it.
+"""The folder of images: an ``imagefolder`` data set, with the plan and a run record.
 
 Files appear by atomic rename and the line in ``metadata.jsonl`` follows, so an interrupted run leaves whole images
-only, and the same call again goes on with what is missing.
+only, and the same call again continues with what is missing.
 """
 
 from __future__ import annotations

@@ -63,10 +63,10 @@ class Run:
     standard_node_steps: int
     """What this call's images cost without sharing."""
     batch_size: int
-    """Lanes a call, measured where ``"auto"`` was asked for."""
+    """Lanes per call; the measured one for ``"auto"``."""
     seconds: dict[str, float]
-    """Wall time: ``total``, and within it ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
-    ``decode``; writing runs beside them, and on a GPU most of the decoding."""
+    """Wall time: ``total``, which includes ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
+    ``decode``. Images are written at the same time; on a GPU most of the decoding is done at the same time too."""
 
     @property
     def savings(self) -> float:
@@ -97,22 +97,22 @@ def stream(
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size
-        Lanes a call: latents that the denoiser evaluates at once (twice as many rows with guidance). ``"auto"``
-        measures the denoiser for some seconds, within the memory there is, and takes the size that ends this plan
-        soonest. Where a call does not fit into the memory after all, it is cut in two and the run goes on.
+        Latents that the denoiser evaluates in one call (with guidance the network sees twice as many). ``"auto"``
+        measures the denoiser for some seconds, within the free memory, and takes the size with which this plan ends
+        first. A call that does not fit into the memory is cut in two, and the run continues.
     order
         ``depth`` finishes images early; ``breadth`` makes the fewest calls.
     max_slots
-        At most so many latents alive at once. Default: what the order needs.
+        The most latents alive at once. Default: as many as the order needs.
     conditioning_memory
         Bytes of encoded prompts that are kept in host memory; the rest goes to a temporary file (in ``TMPDIR``, or
         ``/var/tmp``) and is read when a cluster begins. Default: a quarter of the memory that is free.
     compile
         Run full calls through ``torch.compile``: minutes at the start, for a denoiser that is then faster.
     cuda_graphs
-        On a GPU, capture calls as CUDA graphs and replay them; what cannot be captured runs as it is.
+        On a GPU, capture calls as CUDA graphs and replay them; what cannot be captured runs one kernel at a time.
     channels_last
-        Put the denoiser's weights into channels-last layout, and leave them there: faster for UNets in half precision.
+        Convert the denoiser's weights to channels-last layout, permanently: faster for UNets in half precision.
     progress
         Called as ``progress(node_steps, images)`` with what each call ran and finished.
 
@@ -125,7 +125,7 @@ def stream(
     Raises
     ------
     PlanMismatch
-        If the plan does not fit the model. Like all errors in arguments, at the call and not at the first image.
+        If the plan does not fit the model. Errors in arguments are raised by the call itself, before the first image.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     return Session(plan, load(model, **settings), options).images(plan, progress)
@@ -150,8 +150,8 @@ def generate(
     """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
-    (file_name, text, index, seed), with the plan and a run record beside them. Calling again after an interruption
-    makes only what is missing. See :func:`stream` for the other parameters.
+    (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
+    makes only the missing images. See :func:`stream` for the other parameters.
 
     Raises
     ------
@@ -210,7 +210,7 @@ class Options:
 
 
 class Session:
-    """A model and how to run plans on it, checked; keeps the clock of what each part took."""
+    """A model and the options of a run, checked; records the time of each part."""
 
     def __init__(
         self, plan: Plan, adapter: Adapter, options: Options, observer: Callable[[Evaluation], object] | None = None
@@ -220,9 +220,9 @@ class Session:
         if isinstance(options.batch_size, str) and options.batch_size != "auto":
             raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
-        """Of the pass that ran last, where it is chosen."""
+        """For ``"auto"``, of the pass that ran last."""
         self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
-        # Prompts whose images may be lanes of one call make one pass: variants by what they have to have in common.
+        # Prompts that may be lanes of one call are generated in one pass: variants, grouped by what lanes must share.
         self.passes: dict[Hashable, list[int]] = {}
         for v, variant in enumerate(self.variants):
             self.passes.setdefault(variant.call_key(), []).append(v)
@@ -236,7 +236,7 @@ class Session:
         plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed)
 
     def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
-        """Encode, then pass by pass: one, unless sizes or the like differ."""
+        """Encode, then one pass after the other; there are several only if sizes or other such settings differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
         try:
             for members in self.passes.values():
@@ -248,7 +248,7 @@ class Session:
             self.adapter.free()
 
     def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: Progress | None) -> Iterator[Image]:
-        """Lower, replay, and decode beside it."""
+        """Lower the plan, replay the program and decode what it finishes."""
         variant, sampler, options = self.variants[v], self.samplers[v], self.options
         if options.channels_last:
             for module in variant.modules():
@@ -277,7 +277,7 @@ class Session:
             yield from self._named(plan, self._clocked("decode", decoder.rest))
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
-        """The batch size that ends ``plan`` soonest."""
+        """The batch size with which ``plan`` ends first."""
         options = self.options
         choice = automatic(
             plan,
@@ -318,7 +318,7 @@ class Session:
 
 
 class _Bar:
-    """A progress bar that counts node-steps, with images beside them and the time left."""
+    """A progress bar that counts node-steps and images, and estimates the time left."""
 
     def __init__(self, plan: Plan | None, images: int):
         self._images, self._total = 0, images
@@ -335,7 +335,7 @@ class _Bar:
 
 
 def alone_from(plan: Plan) -> np.ndarray:
-    """(N,) the step from which each prompt has a cluster of its own; before it, its latent was shared."""
+    """(N,) the first step at which each prompt is a cluster of its own; before it, its latent was shared."""
     segments = plan.segments
     leaf = segments[segments["end_step"] == plan.n_steps]
     single = leaf["leaf_end"] - leaf["leaf_begin"] == 1

@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..replay.denoiser import Denoiser, Prior, weights_stay
+from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
 
 
 @dataclass(eq=False)
@@ -112,10 +112,10 @@ class Adapter(Denoiser):
         return (type(self), repr(sorted(self.settings.items())), networks, tuple(map(_lora_state, networks)))
 
     @property
-    def stays(self) -> bool:
-        """Whether all networks of the pipeline stay where they are, not the denoiser's only."""
+    def offloads(self) -> bool:
+        """Whether hooks move the weights of any network of the pipeline, not only of the denoiser."""
         parts = [part for pipe in self.pipes() for part in pipe.components.values()]
-        return all(weights_stay(part) for part in parts if isinstance(part, nn.Module))
+        return any(has_offload_hooks(part) for part in parts if isinstance(part, nn.Module))
 
     def free(self) -> None:
         """After a run: what ``enable_model_cpu_offload`` keeps on the device goes back to the host."""

@@ -1,4 +1,4 @@
-"""Prompts to conditioning: each prompt encoded once, in batches, its rows put away as they come."""
+"""Prompts to conditioning: each prompt is encoded once, in batches, and its rows are stored as they come."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..work.progress import Progress, Report
 from .base import batches
 
 _PRIOR_BLOCK = 4096
-"""Prompts whose prior runs at once where it shares nothing."""
+"""Prompts that go through a prior together where it shares nothing."""
 
 _MEMORY_SHARE = 0.5
-"""Of what clustering may take, which comes after encoding and finds the rest."""
+"""Share of the memory that clustering may take: clustering comes after encoding, and needs the rest."""
 
 
 def default_memory() -> int:
-    """Bytes of rows that are kept in host memory where nothing else is asked for."""
+    """Bytes of rows that are kept in host memory by default."""
     return int(memory_budget() * _MEMORY_SHARE)
 
 
@@ -55,7 +55,7 @@ def encode(
     prompts, seeds
         N each.
     needed
-        Prompts that will be asked for, ascending; all by default. Where a prior is shared, all are encoded: its
+        Prompts that will be needed, ascending; all by default. Where a prior is shared, all are encoded: its
         clusters may reach beyond them.
     memory
         Bytes of rows kept in host memory; the rest goes to a temporary file. Default: :func:`default_memory`.
@@ -70,7 +70,7 @@ def encode(
     priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
-    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # of a prior, which is encoded for in turn
+    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding what priors are conditioned on
     spool = Spool(default_memory() if memory is None else memory)
     tables = _Tables(n, spool)
     total, done, whole = int(chosen.sum()), 0, Progress(progress)
@@ -79,8 +79,8 @@ def encode(
         if not len(members):
             continue
         tables.add_shared(part.shared(), members)
-        alone = prior is not None and prior.tau == 0  # then what it made need not be held for all prompts at once
-        for block in batches(len(members), _PRIOR_BLOCK if alone else len(members)):
+        is_unshared = prior is not None and prior.tau == 0  # then prompts can go through it block by block
+        for block in batches(len(members), _PRIOR_BLOCK if is_unshared else len(members)):
             part_of = members[block]
             end = done + len(part_of)
             step = whole.part(done / total, end / total)
@@ -111,7 +111,7 @@ def _encode_block(
         batch = Batch([texts[int(i)] for i in at], seeds[members[at]], None if embeds is None else embeds[at])
         tables.add(part.encode(batch), members[at])
         if piece.start == 0:
-            tables.check_room(len(firsts) - len(at), len(at))
+            tables.check_space(len(firsts) - len(at), len(at))
         progress(piece.stop / len(firsts))
     tables.repeat(members, members[firsts][row])
 
@@ -128,7 +128,7 @@ def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArra
 
 
 class _Tables:
-    """Fields as they fill."""
+    """The fields of a conditioning while prompts are encoded."""
 
     def __init__(self, n: int, spool: Spool) -> None:
         self.fields: dict[str, Field] = {}
@@ -169,15 +169,15 @@ class _Tables:
         for field in self.fields.values():
             field.index[members] = field.index[sources]
 
-    def check_room(self, left: int, done: int) -> None:
-        """After the first batch: an error unless there is room for what will come, if it is like what came."""
-        self._spool.check_room(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
+    def check_space(self, left: int, done: int) -> None:
+        """After the first batch: an error unless all batches fit, if they are like the first."""
+        self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
 
 
 def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
 ) -> Tensor:
-    """What the prior makes of each prompt, (n, *latent) float32 on the host: batched, and shared if its tau says so."""
+    """What the prior makes of each prompt, (n, *latent) float32 on the host; steps are shared if its tau is above 0."""
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
     conditioning = encode([prior], variant, prompts, seeds, progress=progress.part(0.0, 0.3), **options)

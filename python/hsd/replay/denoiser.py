@@ -43,7 +43,7 @@ class Encoded:
     rows
         By name, in the model's dtype, on any device: a tensor (B, ...), or B tensors (L_i, ...) of differing lengths
         (tokens without padding). ``denoise`` gets the latter padded with zeros to a common length, with ``name_mask``
-        (B, L) bool beside it.
+        (B, L) bool in addition.
     vectors
         (B, D), one vector a prompt: what the prompts are clustered by.
     """
@@ -62,7 +62,7 @@ class Denoiser(ABC):
     """Whether :meth:`denoise` never waits for the device nor reads a value back, so that it can be a CUDA graph."""
 
     encode_batch: ClassVar[int] = 32
-    """Prompts that :meth:`encode` is given at once, at most."""
+    """The most prompts that :meth:`encode` is given at once."""
 
     encodes_seeds: ClassVar[bool] = False
     """Whether conditioning depends on the seed. Where not, equal prompts are encoded once."""
@@ -133,7 +133,7 @@ class Denoiser(ABC):
         scheduler.set_timesteps(steps, device="cpu")
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
-        """Keyword arguments that the pipeline hands to ``scheduler.step`` (such as ``eta``)."""
+        """Keyword arguments that the pipeline passes to ``scheduler.step`` (such as ``eta``)."""
         return {}
 
     def prior(self) -> Prior | None:
@@ -153,13 +153,13 @@ class Denoiser(ABC):
         return ()
 
     @property
-    def stays(self) -> bool:
-        """Whether the weights stay where they are: no hook brings them to the device and takes them away again."""
-        return all(weights_stay(module) for module in self.modules())
+    def offloads(self) -> bool:
+        """Whether hooks move the weights to the device for a call and away from it afterwards."""
+        return any(has_offload_hooks(module) for module in self.modules())
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Held while calls are made one after the other: what does not change meanwhile may be looked up once."""
+        """Entered while calls are made: what does not change during a run may be looked up once, here."""
         yield
 
 
@@ -170,9 +170,9 @@ class Prior(Denoiser):
     """Its scheduler's ``num_inference_steps``."""
 
     tau: float
-    """How unlike the texts of one cluster may be at its first step; 0 runs every prompt alone."""
+    """The largest dissimilarity between texts of one cluster at its first step; 0 shares nothing."""
 
 
-def weights_stay(module: nn.Module) -> bool:
-    """Whether neither accelerate nor diffusers has hooked into a network, to bring and take its weights."""
-    return not any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+def has_offload_hooks(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers moves the weights of a network to the device and away from it."""
+    return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())

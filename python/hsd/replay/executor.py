@@ -1,4 +1,4 @@
-"""The machine that replays a program: gather lanes from the slots, evaluate, update, scatter. It decides nothing."""
+"""The executor replays a program: gather lanes from the slots, evaluate, update, scatter. It decides nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finished:
     latent: Tensor
     """(1, *latent) float32."""
     generator: torch.Generator
-    """Its prompt's own, where denoising left it."""
+    """The prompt's generator, as denoising left it: some models draw noise when they decode."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,22 @@ class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
     Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
-    padding would write), and one row of conditioning a slot. What a call needs of the host comes from a
-    :class:`~hsd.replay.feed.Feeder`, on a GPU ahead of the device; the loop only enqueues. Nothing here grows with the
-    number of calls.
+    padding would write), and one row of conditioning a slot. What a call needs from the host comes from a
+    :class:`~hsd.replay.feed.Feeder`, which on a GPU works some calls ahead; the loop only enqueues. The memory
+    does not grow with the number of calls.
 
     Parameters
     ----------
     plan, program
         What to run.
     denoiser, conditioning, sampler
-        What runs it, on what, and by which scheduler.
+        The network, what it is conditioned on, and its scheduler as a table.
     cuda_graphs
-        Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that stays where it is.
+        Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that is not offloaded.
     compile
         Run full calls through ``torch.compile``. Other calls, whose size varies, run as they are.
     observer
-        Called after each evaluation. Calls are then neither captured nor compiled: a replay would pass it by.
+        Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Executor:
             raise PlanMismatch(f"{conditioning.n_prompts} rows of conditioning for {plan.n_prompts} prompts")
         self.program = program
         self.denoiser = denoiser
-        # Asked once: a pipeline looks through all of its modules to find its device.
+        # Looked up once: a pipeline goes through all of its modules to find its device.
         device, shape = denoiser.device, denoiser.latent_shape()
         self._device, self._on_gpu = device, device.type == "cuda"
         self.sampler = sampler.to(device, torch.float32)
@@ -116,9 +116,9 @@ class Executor:
         }
         for name, rows in self._rows.items():
             if rows.dtype == torch.bool and name.endswith(MASK):
-                rows[-1] = True  # what padding attends to: an empty mask would give nan
+                rows[-1] = True  # padded lanes attend to it: an empty mask would give nan
         self._feeder = Feeder(plan, program, denoiser, own, sampler, pinned=self._on_gpu)
-        # Where calls are captured, they read their lanes and their noise from these.
+        # Captured calls read their lanes and their noise from these buffers.
         self._table = torch.zeros((3, lanes), dtype=torch.int64, device=device)
         self._table[1:] = program.n_slots
         self._noise = torch.zeros((lanes, self.sampler.n_noise, *shape), device=device) if sampler.n_noise else None
@@ -132,7 +132,7 @@ class Executor:
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
         """Replay all calls. After each, yields the number of its lanes and what it finished.
 
-        On a GPU, "after" is when the call is enqueued: the latents are there for whatever is enqueued behind it.
+        On a GPU that is when the call is enqueued: what is enqueued later finds the latents in place.
         """
         with self.denoiser.running(), self._feeds() as (feeds, throttle):
             for feed in feeds:
@@ -146,7 +146,7 @@ class Executor:
                 yield feed.lanes, done
 
     def wait(self) -> None:
-        """Until the device has done what was enqueued."""
+        """Wait until the device has done what was enqueued."""
         synchronize(self._device)
 
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Executor:
             yield feeds, throttle
 
     def _place(self, feed: Feed) -> None:
-        """Put in place what begins with this call. Copies from pinned memory do not wait."""
+        """Copy first latents and conditioning of the segments that begin with this call. Pinned memory: no wait."""
         for slot, row in feed.rows:
             for name, value in row.items():
                 self._rows[name][slot].copy_(value, non_blocking=True)
@@ -188,14 +188,14 @@ class Executor:
     def _evaluate(self, feed: Feed, begin: int, lanes: int) -> None:
         """``lanes`` lanes of a call, from ``begin`` on."""
         end = begin + lanes
-        table = feed.table.to(self._device, non_blocking=True)  # as a whole: a copy of a part would wait
+        table = feed.table.to(self._device, non_blocking=True)  # whole: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
         if self._graphs is None and self._compiled is None:
             self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True))
             return
         size = bucket(lanes, self._lanes.most)
         self._table[:, :lanes].copy_(table[:, begin:end])
-        self._table[1:, lanes:size] = self.program.n_slots  # padding reads and writes the row that nobody owns
+        self._table[1:, lanes:size] = self.program.n_slots  # padded lanes read and write the spare row
         if noise is not None:
             assert self._noise is not None
             self._noise[:lanes].copy_(noise, non_blocking=True)

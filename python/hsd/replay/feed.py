@@ -1,7 +1,7 @@
-"""The host's share of a call, made before the device needs it: noise, first latents, conditioning of what begins.
+"""What a call needs from the host, made before the device needs it: noise, first latents, conditioning.
 
-All of it follows from the program alone, so it can be made ahead. On a GPU a thread does so, into pinned memory, while
-the device works; on a CPU it is made when it is asked for, since a thread would only take a core from the denoiser.
+All of it follows from the program, so it can be made ahead. On a GPU a thread does so, in pinned memory, while the
+device works. On a CPU it is made when the loop needs it, since a thread would take a core from the denoiser.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Final:
     slot: int
     """Where its latent will be."""
     generator: torch.Generator
-    """Its prompt's own, where denoising leaves it."""
+    """The prompt's generator, as denoising leaves it."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What one call needs of the host."""
+    """What one call needs from the host."""
 
     lanes: int
     table: Tensor
@@ -84,13 +84,13 @@ class Feeder:
         self._representative = segments["representative"]
         self._last_step = segments["end_step"] - 1
         self._shared_latent = plan.noise == "shared"
-        # A generator lives as long as some segment draws from it: it is handed on to the child that keeps the
-        # representative, and dropped where no such child follows.
+        # A generator is kept as long as some segment draws from it. The child with the same representative goes on with
+        # it; where there is no such child, it is dropped.
         children = np.flatnonzero(segments["parent"] >= 0)
         parents = segments["parent"][children]
-        hands_on = parents[segments["representative"][children] == segments["representative"][parents]]
+        continued = parents[segments["representative"][children] == segments["representative"][parents]]
         self._drops_generator = np.ones(len(segments), dtype=bool)
-        self._drops_generator[hands_on] = False
+        self._drops_generator[continued] = False
         self._generators: dict[int, torch.Generator] = {}
 
     def __iter__(self) -> Iterator[Feed]:
@@ -149,7 +149,7 @@ class Feeder:
                 into, generator = noise[lane, draw], self._generator(prompt)
                 if dtype == torch.float32:
                     into.normal_(generator=generator)
-                else:  # a generator gives other numbers in another dtype
+                else:  # the numbers that a generator gives depend on the dtype
                     into.copy_(torch.randn(self._shape, generator=generator, dtype=dtype))
             if len(dtypes) < self._sampler.n_noise:
                 noise[lane, len(dtypes) :] = 0.0
@@ -158,15 +158,15 @@ class Feeder:
     def _first_latent(self, representative: int) -> Tensor:
         """The pure noise that a root segment starts from, (*latent) float32 at the scheduler's own scale."""
         noise = self._denoiser.first_noise(self._generator(representative))
-        if self._shared_latent:  # drawn and set aside above, so that later draws do not depend on this choice
+        if self._shared_latent:  # the draw above is made all the same, so that later draws do not change
             noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
         return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
 
 
 class Throttle:
-    """Keeps what is made ahead within so many calls of what the device has done.
+    """Limits how many calls are prepared or enqueued before the device has done them.
 
-    Without it a fast host would queue up the whole program, and hold the pinned memory of all of it.
+    Without it a fast host would enqueue the whole program, and hold the pinned memory of all of it.
     """
 
     def __init__(self, calls: int) -> None:
@@ -174,10 +174,10 @@ class Throttle:
         self._events: deque[torch.cuda.Event] = deque()
 
     def done(self, event: torch.cuda.Event) -> None:
-        """Note the event after a call, as the calls are made."""
+        """Record the event that follows a call, in the order of the calls."""
         self._events.append(event)
 
     def wait(self) -> None:
-        """Wait until few enough calls are under way. For the thread that makes things ahead, not for the loop."""
+        """Wait until the device has done enough calls. The thread that prepares calls waits here, never the loop."""
         while len(self._events) > self._calls:
             self._events.popleft().synchronize()

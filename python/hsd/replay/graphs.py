@@ -1,4 +1,4 @@
-"""Calls of a fixed size, made cheap: captured once as CUDA graphs, or compiled, and used again and again."""
+"""Calls of a fixed size, captured once as CUDA graphs or compiled, and then used many times."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 from .denoiser import Denoiser
 
 EAGER_FIRST = 2
-"""Calls of a size that run as they are, which also warms up what a capture must not: then it is captured."""
+"""Calls of a size that run one kernel at a time before it is captured: a capture needs a warm-up."""
 
 
 def bucket(lanes: int, most: int) -> int:
     """The size that a call of ``lanes`` is padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24..., or ``most`` if that is less.
 
-    Few sizes, so that each is captured once and used often, and at most a third of a call is padding.
+    There are few sizes, so that each is used often; at most a third of a call is padding.
     """
     assert 1 <= lanes <= most, (lanes, most)
     size = 1 << (lanes - 1).bit_length()  # the next power of two
@@ -31,15 +31,15 @@ def bucket(lanes: int, most: int) -> int:
 
 
 def can_capture(denoiser: Denoiser) -> bool:
-    """Whether calls of ``denoiser`` can be CUDA graphs: on a GPU, by networks that read nothing back and stay there."""
-    return denoiser.device.type == "cuda" and denoiser.capturable and denoiser.stays
+    """Whether calls of ``denoiser`` can be CUDA graphs: on a GPU, if no value is read back and no weight is moved."""
+    return denoiser.device.type == "cuda" and denoiser.capturable and not denoiser.offloads
 
 
 class Graphs:
     """A function of buffers that are always the same, captured as a CUDA graph at its third use with each size.
 
-    A size that is used only once or twice costs nothing extra, and the calls before the capture are its warm-up. What
-    cannot be captured goes on one kernel at a time, and says so once.
+    A size that is used only once or twice is never captured, and the calls before the capture are its warm-up. If the
+    capture fails, calls run one kernel at a time, and one warning says so.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,17 +62,17 @@ class Graphs:
                 work(size)
 
     def clear(self) -> None:
-        """Forget all graphs, and give their memory back."""
+        """Drop all graphs and free their memory."""
         self._graphs.clear()
         self._used.clear()
         self._pool = None
 
     def _capture(self, size: int, work: Callable[[int], None]) -> None:
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()  # calls follow each other, so all sizes share their memory
+            self._pool = torch.cuda.graph_pool_handle()  # calls run one after the other, so all sizes share memory
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, which make things ahead and decode, may allocate meanwhile.
+            # Other threads prepare calls and decode, and may allocate during the capture.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 work(size)
         except torch.OutOfMemoryError:
@@ -88,14 +88,14 @@ class Graphs:
 
 
 _compiled_forwards: WeakKeyDictionary[nn.Module, Callable[..., Any]] = WeakKeyDictionary()
-"""What was compiled stays with the network, for the next run."""
+"""Compiled forward functions by network, kept for the next run."""
 
 
 class Compiled:
-    """Networks that run through ``torch.compile`` in calls of one size, and as they are in the others and afterwards.
+    """Networks that run through ``torch.compile`` in calls of one size, and uncompiled in calls of other sizes.
 
-    Every size would be compiled anew, which takes minutes for a large network, and nearly all calls of a program are
-    full. Networks that are compiled already are left to whoever did it.
+    Every size would be compiled separately, which takes minutes for a large network, and nearly all calls of a program
+    are full. Networks that the user has compiled already are not touched.
     """
 
     def __init__(self, modules: Sequence[nn.Module], size: int) -> None:
@@ -107,7 +107,7 @@ class Compiled:
 
     @contextlib.contextmanager
     def for_lanes(self, size: int) -> Iterator[None]:
-        """Within it, the networks run compiled if ``size`` is theirs."""
+        """Inside the context, the networks run compiled if ``size`` is the compiled one."""
         with contextlib.ExitStack() as stack:
             for module in self._modules if size == self.size else ():
                 stack.enter_context(_forward(module, _compiled_forwards[module]))

@@ -1,8 +1,8 @@
-"""How many lanes a call should have: measured on the model and the machine, then decided on the plan.
+"""The batch size: the denoiser is measured on this machine, then the size is chosen for the plan.
 
-More lanes a call use a device better, up to a point that depends on both; they take memory, and leave lanes empty where
-a plan has too few latents ready. So the denoiser is timed alone at 1, 2, 4... lanes, which takes seconds, and
-:func:`choose` adds up what each batch size would cost over the plan's own calls.
+Larger calls use a device better, up to a point that depends on model and device; but they take memory, and lanes remain
+empty where a plan has too few latents ready. So the denoiser is timed by itself at 1, 2, 4... lanes, which takes
+seconds, and :func:`choose` adds up the time of each batch size over the calls of the plan.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ..work.memory import memory_budget
 from .curve import MEMORY_SHARE, MOST, CudaMemory, Curve, measure, time_to_take
 
 _TIME_SHARE = 0.1
-"""Of what a plan would take one lane at a time: measuring it may not take longer."""
+"""Measuring may take this share of the time that the plan would take with one lane per call."""
 
 _FIRST = 0.5
-"""Seconds to find out what one lane takes, about."""
+"""About the seconds in which one lane is measured."""
 
 _LOWERED = 20_000_000
 """Node-steps up to which candidates are lowered: a second or so each. Beyond it their calls are estimated."""
 
 _LOWERED_AT_ONCE = 50_000
-"""Node-steps up to which all candidates are lowered, since it takes no time: beyond, those that may be the best."""
+"""Node-steps up to which all candidates are lowered, since that is quick; beyond, only those that may be the best."""
 
 _TIE = 1e-9
 """Relative difference of predictions that are the same but for rounding."""
@@ -53,8 +53,8 @@ class Candidate:
     n_slots: int | None
     """None where the plan was not lowered."""
     status: str
-    """``fits``; ``too large`` for the memory; ``not lowered``: ``seconds`` and ``n_calls`` are the least there can be
-    (for huge plans, an estimate), and another candidate takes less."""
+    """``fits``; ``too large`` for the memory; ``not lowered``: ``seconds`` and ``n_calls`` are lower bounds
+    (for huge plans, estimates), and another candidate takes less."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def automatic(
 ) -> Choice:
     """What ``batch_size="auto"`` means: :func:`measure`, then :func:`choose`, for the executor with these arguments.
 
-    Beside a few calls of one lane, it takes at most a tenth of what the plan would take with one lane a call.
-    With ``compile`` the networks are measured before they are compiled: each size would be compiled anew.
+    Apart from a few calls of one lane, it takes at most a tenth of the time that the plan would take with one lane per
+    call. With ``compile`` the uncompiled networks are measured: each size would have to be compiled.
     """
     leaves, device = plan.covered(), denoiser.device
     cuda_graphs = cuda_graphs and can_capture(denoiser)
@@ -149,7 +149,7 @@ def choose(
     curve
         From :func:`measure`.
     order
-        The one that is asked for. Default: the faster of both, of those whose slots fit.
+        The order of the calls. Default: the faster of both, if its slots fit.
     max_slots, mixed_steps
         As of :meth:`Plan.program`.
     slot_bytes
@@ -220,7 +220,7 @@ class _Lowering:
     padded: bool
 
     def guess(self, size: int, order: Order, huge: bool) -> Candidate:
-        """Nothing is lowered: the least seconds there can be, or for huge plans an estimate."""
+        """Without lowering the plan: a lower bound of the seconds, or for huge plans an estimate."""
         calls = self.plan._core.lower_bound(size, mixed_steps=self.mixed_steps)
         seconds = self._estimate(size, calls) if huge else self._bound(size)
         return Candidate(size, order, seconds, calls, None, "not lowered")
@@ -234,7 +234,7 @@ class _Lowering:
         return self.plan.node_steps * best
 
     def _estimate(self, size: int, calls: int) -> float:
-        """As if calls met the lower bound (both orders stay within a few percent of it), and all were equally full."""
+        """As if calls met the lower bound (both orders are within a few percent of it), and all were equally full."""
         if self.mixed_steps:
             return calls * self.curve.seconds(self.plan.node_steps / calls)
         full, rest = np.divmod(self.plan.counts(), size)  # exact: calls of one step meet the bound
@@ -247,11 +247,11 @@ class _Lowering:
         seconds = guess.seconds
         if not huge:
             lanes = program.lanes
-            if (widest := int(lanes.max())) < size:  # the same calls, and fewer lanes that are never filled
+            if (widest := int(lanes.max())) < size:  # the same calls, without lanes that are never filled
                 size = widest
                 program = self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps)
                 lanes = program.lanes
             seconds = self.curve.total(lanes, padded_to=size if self.padded else None)
-        needed = (program.n_slots + 1) * self.slot_bytes + self.curve.memory(size)  # one for what padding writes
+        needed = (program.n_slots + 1) * self.slot_bytes + self.curve.memory(size)  # one more for padded lanes
         fits = self.free_bytes is None or needed <= self.free_bytes
         return Candidate(size, order, seconds, program.n_calls, program.n_slots, "fits" if fits else "too large")

@@ -1,4 +1,4 @@
-"""How long the denoiser takes for a call, by lanes: measured alone, on rows of real prompts."""
+"""Seconds per call of the denoiser by number of lanes, measured on the conditioning of real prompts."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from ..sampler import SamplerTable
 from ..work.device import synchronize
 
 MOST = 256
-"""Lanes that are tried at most, unless told otherwise."""
+"""The most lanes that are tried by default."""
 
 _LEAST_GAIN = 0.03
-"""The time a lane has to fall by so much, or the doubling has brought nothing."""
+"""Doubling the lanes has to lower the time per lane by this share to count as a gain."""
 
 MEMORY_SHARE = 0.85
-"""Of the device memory that is free: the rest is left to decoding and to what fragments."""
+"""Share of the free device memory that is used: the rest is for decoding and for fragmentation."""
 
 _SECONDS = {"cuda": 10.0}
 _SECONDS_ELSEWHERE = 5.0
 
 _SAMPLES = 7
-"""Blocks of calls timed at each size, if there is time for so many."""
+"""Blocks of calls timed at each size, if there is time."""
 
 _BLOCK = 0.02
-"""Seconds of a block, about: what the clock and waiting for the device take vanishes in it."""
+"""About the seconds of a block: long against the time that reading the clock and synchronizing take."""
 
 _PROMPTS = 16
-"""Prompts whose conditioning the lanes get, in turn."""
+"""Prompts whose conditioning the lanes take in turn."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds a call of the denoiser takes, by lanes."""
+    """Seconds per call of the denoiser, by lanes."""
 
     lanes: tuple[int, ...]
     """Ascending."""
     seconds_per_call: tuple[float, ...]
-    """As measured, one a lane count."""
+    """As measured, one for each lane count."""
     bytes_per_call: tuple[int, ...] | None = None
-    """Device memory that a call takes beside weights and slots, on CUDA."""
+    """Device memory of a call, without weights and slots, on CUDA."""
     ended: str = ""
     """Why no more lanes were measured."""
 
@@ -68,11 +68,11 @@ class Curve:
             raise ValueError(f"the seconds of a curve are {self.seconds_per_call}: they have to be finite and above 0")
 
     def seconds(self, lanes: float) -> float:
-        """Seconds of a call of so many lanes.
+        """Seconds of a call with ``lanes`` lanes.
 
-        Linear between what was measured, and proportional to the lanes beyond the last. It never falls: what took
-        longer than a larger call was disturbed, and could have been padded to that. Fewer lanes than the first
-        measured take as long as it.
+        Linear between measured points, and proportional to the lanes beyond the last. It never falls with the lanes: a
+        call that took longer than a larger one was disturbed, and could have been padded to the larger. Below the first
+        measured point it is constant.
         """
         if not lanes > 0:
             raise ValueError(f"a call of {lanes} lanes takes no time: lanes have to be above 0")
@@ -86,7 +86,7 @@ class Curve:
         return self.seconds(lanes) / lanes
 
     def total(self, lanes: NDArray[np.integer], padded_to: int | None = None) -> float:
-        """Seconds of calls that have ``lanes`` (n,) lanes each.
+        """Seconds of n calls with ``lanes`` (n,) lanes.
 
         With ``padded_to``, calls are padded as the executor does it where it captures them, for programs of that
         batch size.
@@ -97,7 +97,7 @@ class Curve:
         return math.fsum(int(counts[n]) * self.seconds(size) for n, size in zip(filled, sizes, strict=True))
 
     def memory(self, lanes: int) -> int:
-        """Bytes of device memory that a call of so many lanes takes; 0 if that was not measured."""
+        """Bytes of device memory of a call with ``lanes`` lanes; 0 if that was not measured."""
         if self.bytes_per_call is None:
             return 0
         if lanes > self.lanes[-1]:
@@ -105,7 +105,7 @@ class Curve:
         return int(np.interp(lanes, self.lanes, np.maximum.accumulate(self.bytes_per_call)))
 
     def candidates(self) -> list[int]:
-        """Batch sizes worth a look: the lane counts that were measured, and 3, 6, 12... between them."""
+        """Batch sizes to compare: the lane counts that were measured, and 3, 6, 12... between them."""
         between = [3 << k for k in range(self.lanes[-1].bit_length())]
         return sorted({*self.lanes, *(n for n in between if self.lanes[0] < n < self.lanes[-1])})
 
@@ -119,13 +119,13 @@ class Curve:
 
 
 class Memory(Protocol):
-    """What :func:`measure` asks of a device's memory."""
+    """The memory of a device, as :func:`measure` needs it."""
 
     def free(self) -> int:
         """Bytes that could be allocated now."""
 
     def begin(self) -> None:
-        """Start to watch for the peak."""
+        """Start to record the peak."""
 
     def grown(self) -> int:
         """Bytes by which the peak since :meth:`begin` exceeds what was allocated then."""
@@ -139,12 +139,12 @@ class CudaMemory:
         self._before = 0
 
     def free(self) -> int:
-        """What the driver has, and what torch's allocator holds without using it."""
+        """What the driver has free, and what torch's allocator holds without using it."""
         held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(torch.cuda.mem_get_info(self._device)[0]) + held
 
     def begin(self) -> None:
-        """Start to watch for the peak."""
+        """Start to record the peak."""
         torch.cuda.reset_peak_memory_stats(self._device)
         self._before = torch.cuda.memory_allocated(self._device)
 
@@ -154,7 +154,7 @@ class CudaMemory:
 
 
 def time_to_take(device: torch.device) -> float:
-    """Seconds that :func:`measure` takes, about, unless told otherwise."""
+    """About the seconds that :func:`measure` takes by default."""
     return _SECONDS.get(device.type, _SECONDS_ELSEWHERE)
 
 
@@ -171,28 +171,28 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     memory: Memory | None = None,
 ) -> Curve:
-    """Time the denoiser alone, on rows of real prompts, with 1, 2, 4... lanes a call.
+    """Time the denoiser by itself, on the conditioning of real prompts, with 1, 2, 4... lanes per call.
 
-    The doubling ends when it has brought less than 3 % a lane twice in a row; when the next size would not fit into
-    the device's free memory, or did not; at ``most`` lanes; and when the time is up.
+    The doubling ends when it has gained less than 3 % per lane twice in a row, when the next size would not fit into
+    the free memory of the device or did not, at ``most`` lanes, and when the time is used up.
 
     Parameters
     ----------
     denoiser, conditioning, sampler
-        As of the executor. The lanes stand at different steps, if the denoiser allows it.
+        As for the executor. The lanes are at different steps, if the denoiser allows it.
     leaves
-        (n,) prompts whose rows are taken: those of one pass of the executor.
+        (n,) prompts whose conditioning is used: those of one pass of the executor.
     most
-        Lanes at most; more than the plan's prompts are never filled.
+        The most lanes to try.
     seconds
-        Time to take, about. Default: 10 on CUDA, 5 elsewhere. One lane is always measured.
+        About the seconds to take. Default: 10 on CUDA, 5 elsewhere. One lane is always measured.
     sizes
-        Lane counts to measure, ascending, in place of the doubling; then neither the time nor the gain is looked at.
+        Lane counts to measure, ascending, instead of doubling; time and gain are then ignored.
     cuda_graphs
         Replay each size as a CUDA graph, as the executor does, where that is possible. Without it, small networks
         are measured by how fast the host starts kernels.
     clock, memory
-        Where seconds and bytes come from; the device's own, unless a test has others.
+        Where seconds and bytes come from; tests replace them.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def measure(
             points, ended = probe.each([check_count("a size", size) for size in sizes], limit)
     del probe, graphs
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what runs next has other sizes
+        torch.cuda.empty_cache()  # what runs next needs other sizes
     lanes, times, grown = zip(*points, strict=True)
     return Curve(lanes, times, None if memory is None else grown, ended)
 
@@ -224,28 +224,28 @@ _Point = tuple[int, float, int]
 
 
 def _enough(points: list[_Point], left: float, warm_up: int, memory: Memory | None) -> str:
-    """Why twice the lanes of the last point are not to be measured, or nothing."""
+    """Why twice the lanes of the last point are not measured, or an empty string."""
     best, idle = math.inf, 0
     for lanes, seconds, _ in points:
         falls = seconds / lanes < best * (1 - _LEAST_GAIN)
         best, idle = (seconds / lanes, 0) if falls else (best, idle + 1)
     if idle > 1:
-        return "the time a lane no longer falls"
+        return "the time per lane no longer falls"
     lanes, seconds, grown = points[-1]
     if memory is not None:
-        # What grows with the lanes goes on growing; what does not, such as workspaces, is there already.
+        # What grows with the lanes grows on; what does not, such as workspaces, is allocated already.
         predicted = 2 * grown if len(points) == 1 else 3 * grown - 2 * points[-2][2]
         if (free := memory.free()) * MEMORY_SHARE < predicted:
             return (
                 f"{2 * lanes:,} lanes would take {predicted / 2**20:,.0f} of the {free / 2**20:,.0f} MiB that are free"
             )
     if 2 * seconds * (warm_up + 1) > left:
-        return f"{2 * lanes:,} lanes would take longer than there is time to measure"
+        return f"{2 * lanes:,} lanes would take longer than the time there is"
     return ""
 
 
 class _Probe:
-    """Calls of the denoiser alone."""
+    """Calls of the denoiser, without the executor."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class _Probe:
         self._timesteps = timesteps if denoiser.mixed_timesteps else timesteps[middle : middle + 1]
 
     def doubling(self, most: int, seconds: float) -> tuple[list[_Point], str]:
-        """1, 2, 4... lanes, as long as it is worth it, and why it was not any longer."""
+        """Measure 1, 2, 4... lanes, and say why the doubling ended."""
         began, points, lanes = self._clock(), list[_Point](), 1
         while lanes <= most:
             left = seconds - (self._clock() - began)
@@ -283,13 +283,13 @@ class _Probe:
         return points, f"{most:,} lanes were the most to try"
 
     def each(self, sizes: list[int], seconds: float) -> tuple[list[_Point], str]:
-        """So many lanes each, up to the first that fails."""
+        """Measure the given sizes, up to the first that fails."""
         points: list[_Point] = []
         failed = (self._add(points, lanes, seconds) for lanes in sizes)
         return points, next(filter(None, failed), "")
 
     def _add(self, points: list[_Point], lanes: int, seconds: float) -> str:
-        """Measure one size, in a share of the ``seconds``; what was wrong with it, if it does not run."""
+        """Measure one size, in a share of the ``seconds``; the reason if it does not run."""
         try:
             points.append(self._at(lanes, seconds / 8))
         except RuntimeError as error:  # out of memory, or a size that some kernel does not take
@@ -314,7 +314,7 @@ class _Probe:
         return lanes, statistics.median(times), 0 if self._memory is None else self._memory.grown()
 
     def _inputs(self, lanes: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Latents, timesteps and rows of so many lanes; a generator of its own leaves the user's alone."""
+        """Latents, timesteps and rows of ``lanes`` lanes; the global generator of the user is not used."""
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn((lanes, *self._denoiser.latent_shape()), generator=generator).to(self._device)
         lane = torch.arange(lanes, device=self._device)
@@ -323,7 +323,7 @@ class _Probe:
         return latents, self._timesteps[lane % len(self._timesteps)], rows
 
     def _timed(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], calls: int) -> float:
-        """Seconds a call of ``calls``, one enqueued behind the other."""
+        """Seconds per call, of ``calls`` calls that are enqueued one after the other."""
 
         def call(_: int) -> None:
             self._denoiser.denoise(*inputs)

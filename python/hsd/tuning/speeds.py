@@ -1,4 +1,4 @@
-"""Measured seconds a node-step, kept between runs so that a plan can say how long it will take."""
+"""Measured seconds per node-step, stored between runs, to estimate how long a plan will take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _path() -> Path:
 
 
 def key(adapter: Adapter) -> str:
-    """What a speed depends on, as far as it is known before a run: model, latent size, guidance, device, dtype."""
+    """What the speed depends on: model, latent size, guidance, device, dtype."""
     device = adapter.device
     name = hardware_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
     shape = "x".join(map(str, adapter.latent_shape()))
@@ -29,7 +29,7 @@ def key(adapter: Adapter) -> str:
 
 
 def remember(adapter: Adapter, seconds: float) -> None:
-    """Keep the latest speed. Failing to is no error: it is only an estimate's source."""
+    """Store the latest speed. A failure is ignored: it is only used for estimates."""
     with contextlib.suppress(OSError):
         speeds = _load()
         speeds[key(adapter)] = seconds
@@ -38,7 +38,7 @@ def remember(adapter: Adapter, seconds: float) -> None:
 
 
 def recall(adapter: Adapter) -> float | None:
-    """Seconds a node-step in the latest run like this one, or None."""
+    """Seconds per node-step in the latest run like this one, or None."""
     value = _load().get(key(adapter))
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
 

@@ -1,4 +1,4 @@
-"""What is asked of a torch device: its name, to wait for it, and how much fits into its memory at once."""
+"""Torch devices: their names, waiting for them, and how much fits into their memory at once."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 MEMORY_SHARE = 0.6
-"""Share of the free memory that clustering takes, unless told otherwise."""
+"""Share of the free memory that clustering takes by default."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -14,7 +14,7 @@ class Progress:
     Parameters
     ----------
     report
-        Gets the fraction of the larger work; None reports to nobody.
+        Gets the fraction of the larger work; None: nothing is reported.
     begin, end
         Where this part begins and ends in the larger work.
     """
