@@ -7,6 +7,7 @@ from families.flux import Flux
 from families.flux2 import Flux2
 from families.kandinsky22 import Kandinsky22
 from families.karlo import Karlo
+from families.one_timestep import OneTimestep
 from families.pixart_sigma import PixArtSigma
 from families.qwen_image import QwenImage
 from families.sana import Sana
@@ -30,5 +31,9 @@ FAMILIES: list[Family] = [
     StableUnCLIP(),
     ZImage(),
 ]
+"""The pipelines that HSD drives."""
 
-__all__ = ["FAMILIES", "Family", "handing_generators", "masked_mean", "swap"]
+EVERY = [*FAMILIES, OneTimestep()]
+"""Those, and one with a denoiser that takes one timestep per call."""
+
+__all__ = ["EVERY", "FAMILIES", "Family", "handing_generators", "masked_mean", "swap"]
