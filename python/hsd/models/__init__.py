@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+from ..work.broadcast import per_row
 from .base import Adapter
 from .check import BrokenAdapter, check
+from .guidance import Guidance, guide, scale_row
 from .loading import MODELS, load, variants_of
-from .parts import check_size, guide, pad_tokens, per_row, scale_row
+from .parts import check_size, pad_tokens
 from .registry import register, supported
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "BrokenAdapter",
     "Denoiser",
     "Encoded",
+    "Guidance",
     "Prior",
     "check",
     "check_size",

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, packed_grid, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -45,12 +46,9 @@ class Flux(Adapter):
     def __post_init__(self) -> None:
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
-        if not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
+        check_max_sequence_length(self.max_sequence_length, 512)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -135,24 +133,19 @@ class Flux(Adapter):
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
         dtype = self.dtype
-        x, t = latents.to(dtype), timestep.to(dtype) / 1000  # rounded before the division, as the pipeline does
-        tokens, pooled, guidance = rows[self._tokens], rows["pooled_projections"], rows.get("guidance_scale")
-        if self.guided:
-            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
-            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-            guidance = None if guidance is None else torch.cat([guidance, guidance])
+        guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
+        tokens, distilled_scale = guidance.both(self._tokens), rows.get("guidance_scale")
         output = self.pipe.transformer(
-            hidden_states=x,
-            timestep=t,
-            guidance=guidance,
-            pooled_projections=pooled.to(dtype),
+            hidden_states=guidance.twice(latents.to(dtype)),
+            timestep=guidance.twice(timestep.to(dtype) / 1000),  # rounded before the division, as the pipeline does
+            guidance=None if distilled_scale is None else guidance.twice(distilled_scale),
+            pooled_projections=guidance.both("pooled_projections").to(dtype),
             encoder_hidden_states=tokens.to(dtype),
-            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=x.device),
-            img_ids=self._image_ids(x.device),
+            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=latents.device),
+            img_ids=self._image_ids(latents.device),
             return_dict=False,
         )[0].float()  # [B or 2B, S, 4 C]
-        return (guide(output, rows["true_cfg_scale"]) if self.guided else output), None
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, packed_grid, scale_row
+from .guidance import scale_row
+from .parts import image_size, packed_grid
 from .refusals import require_text_encoders
 
 
@@ -41,10 +42,8 @@ class Flux2(Adapter):
 
     def __post_init__(self) -> None:
         require_text_encoders(self.pipe, "text_encoder")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
 
     @property
     def guided(self) -> bool:

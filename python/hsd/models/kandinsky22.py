@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import guide, scale_row
+from .guidance import Guidance, scale_row
 from .prior import TextPrior, skip
 
 
@@ -131,23 +131,16 @@ class Kandinsky22(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows; the variance is the conditional half's."""
-        channels = latents.shape[1]
-        x = latents.to(self.dtype)
-        embeds = rows["image_embeds"].to(self.dtype)
-        if self.guided:
-            embeds = torch.cat([rows["negative_image_embeds"].to(self.dtype), embeds])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        guidance = Guidance(rows, self.guided)
         output = self.decoder.unet(
-            sample=x,
-            timestep=timestep,
+            sample=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
             encoder_hidden_states=None,
-            added_cond_kwargs={"image_embeds": embeds},
+            added_cond_kwargs={"image_embeds": guidance.both("image_embeds").to(self.dtype)},
             return_dict=False,
         )[0].float()  # [B or 2B, 2C, h, w]
-        model_output, variance = output.split(channels, dim=1)
-        if self.guided:
-            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
-        return model_output, variance
+        model_output, variance = output.split(latents.shape[1], dim=1)
+        return guidance.apply(model_output), guidance.conditional(variance)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import guide, scale_row
-from .prior import TextPrior, skip, text_of, text_rows
+from .guidance import Guidance, scale_row
+from .prior import TextPrior, padded_text, skip, text_rows
 
 
 @dataclass(eq=False)
@@ -139,34 +139,26 @@ class Karlo(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The decoder on [unconditional; conditional] rows; the variance is the conditional half's."""
-        # Always as long as the tokenizer pads to: attention finds out by the length of the mask whether it covers the
-        # pixels too, and a mask of as many tokens as there are pixels would be taken for a whole one.
-        length = self.pipe.tokenizer.model_max_length
-        text = text_of(rows, "", length)
-        x = latents.to(self.dtype)
-        if self.guided:
-            pairs = zip(text_of(rows, "negative_", length), text, strict=True)
-            text = tuple(torch.cat(pair) for pair in pairs)  # type: ignore[assignment]
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
-        pooled, tokens, mask = text  # [B or 2B, D], [.., L, D], [.., L]
+        # The text is always padded to the tokenizer's length. The decoder decides by the length of the mask whether
+        # the mask covers the pixels too: a mask with one entry a pixel by chance would be taken for one that does.
+        guidance = Guidance(padded_text(rows, self.pipe.tokenizer.model_max_length), self.guided)
+        mask = guidance.both("text_tokens_mask")  # [B or 2B, L]
         tokens, labels = self.pipe.text_proj(
             image_embeddings=rows["image_embeds"].to(self.noise_dtype),
-            prompt_embeds=pooled.to(self.noise_dtype),
-            text_encoder_hidden_states=tokens.to(self.noise_dtype),
+            prompt_embeds=guidance.both("text_embeds").to(self.noise_dtype),
+            text_encoder_hidden_states=guidance.both("text_tokens").to(self.noise_dtype),
             do_classifier_free_guidance=self.guided,
-        )  # the image embedding comes as a few more tokens, before the text's
+        )  # the image embedding becomes a few more tokens, before the text's
         image_tokens = mask.new_ones(len(mask), self.pipe.text_proj.clip_extra_context_tokens)
         output = self.pipe.decoder(
-            sample=x,
-            timestep=timestep,
+            sample=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
             encoder_hidden_states=tokens,
             class_labels=labels,
             attention_mask=torch.cat([image_tokens, mask], dim=1),
         ).sample.float()  # [B or 2B, 6, h, w]
         model_output, variance = output.split(latents.shape[1], dim=1)
-        if self.guided:
-            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
-        return model_output, variance
+        return guidance.apply(model_output), guidance.conditional(variance)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, guided_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
 _BINS = {
@@ -117,21 +118,17 @@ class PixArtSigma(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows. What it learned of the variance is not used."""
-        channels = latents.shape[1]
-        x = latents.to(self.dtype)
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        guidance = Guidance(rows, self.guided)
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = self.pipe.transformer(
-            x,
+            guidance.twice(latents.to(self.dtype)),
             encoder_hidden_states=tokens.to(self.dtype),
             encoder_attention_mask=mask,
-            timestep=timestep,
+            timestep=guidance.twice(timestep),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
-        )[0].float()[:, :channels]  # [B or 2B, C, h, w]
-        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+        )[0].float()[:, : latents.shape[1]]  # [B or 2B, C, h, w]
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

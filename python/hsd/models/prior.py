@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded, Prior
-from .parts import guide, pad_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import pad_tokens
 
 EncodeText = Callable[[list[str]], tuple[Tensor, Tensor, Tensor]]
 """Prompts to pooled (B, D), tokens (B, L, D) and their mask (B, L) bool."""
@@ -136,27 +137,27 @@ class TextPrior(Prior):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows, of each lane's n embeddings."""
-        length = self._prior.config.num_embeddings
-        negative = text_of(rows, "negative_", length) if self._guided or self._samples_negative else ()
-        texts: list[tuple[Tensor, ...]] = [text_of(rows, "", length)]
-        if self._samples_negative:  # [B, 2, ...]: the prompt and its negative, one after the other
-            texts = [tuple(torch.stack(pair, 1).flatten(0, 1) for pair in zip(texts[0], negative, strict=True))]
-        x = latents.to(self.dtype).flatten(0, 1)  # [B n, D]
-        t, scale = timestep.repeat_interleave(self._n), rows["guidance_scale"].repeat_interleave(self._n)
-        if self._guided:
-            texts.insert(0, tuple(row.repeat_interleave(self._n, 0) for row in negative))
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        pooled, tokens, mask = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        rows = self._row_per_embedding(padded_text(rows, self._prior.config.num_embeddings))
+        guidance = Guidance(rows, self._guided)
         output = self._prior(
-            x,
-            timestep=t,
-            proj_embedding=pooled.to(x.dtype),
-            encoder_hidden_states=tokens.to(x.dtype),
-            attention_mask=mask,
-        ).predicted_image_embedding.float()
-        if self._guided:
-            output = guide(output, scale)
-        return output.view_as(latents), None
+            guidance.twice(latents.to(self.dtype).flatten(0, 1)),
+            timestep=guidance.twice(timestep.repeat_interleave(self._n)),
+            proj_embedding=guidance.both("text_embeds").to(self.dtype),
+            encoder_hidden_states=guidance.both("text_tokens").to(self.dtype),
+            attention_mask=guidance.both("text_tokens_mask"),
+        ).predicted_image_embedding.float()  # [B n or 2 B n, D]
+        return guidance.apply(output).view_as(latents), None
+
+    def _row_per_embedding(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows (B, ...) as (B n, ...): each of a lane's n embeddings is conditioned on a text of its own.
+
+        The prompt's embedding is conditioned on the prompt, the negative one on the negative prompt.
+        """
+        if not self._samples_negative:
+            return rows
+        return {
+            name: torch.stack([row, rows.get(f"negative_{name}", row)], 1).flatten(0, 1) for name, row in rows.items()
+        }
 
 
 def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
@@ -168,10 +169,9 @@ def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict
     }
 
 
-def text_of(rows: dict[str, Tensor], prefix: str, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """From rows, padded to the length of the tokenizer: pooled (B, D), tokens (B, length, D) and mask (B, length)."""
-    tokens, mask = rows[f"{prefix}text_tokens"], rows[f"{prefix}text_tokens_mask"]
-    return rows[f"{prefix}text_embeds"], pad_tokens(tokens, length), pad_tokens(mask, length)
+def padded_text(rows: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """``rows``, the tokens in them (B, L, D) and their masks (B, L) padded to ``length``, that of the tokenizer."""
+    return {name: pad_tokens(row, length) if "text_tokens" in name else row for name, row in rows.items()}
 
 
 def skip(prior: TextPrior, generator: torch.Generator) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import UnsupportedPipeline
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, guided_tokens, packed_grid, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import require_text_encoders
 
 
@@ -48,14 +49,9 @@ class QwenImage(Adapter):
             raise UnsupportedPipeline(
                 "the transformer has guidance_embeds=True, which diffusers' QwenImageTransformer2DModel cannot run"
             )
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
-        if not 1 <= self.max_sequence_length <= 1024:
-            raise ValueError(
-                f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 1024 tokens"
-            )
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
+        check_max_sequence_length(self.max_sequence_length, 1024)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -120,24 +116,22 @@ class QwenImage(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
-        x, t = latents.to(self.dtype), timestep.to(self.dtype) / 1000  # rounded before the division, as there
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, t = torch.cat([x, x]), torch.cat([t, t])
+        guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
+        x = guidance.twice(latents.to(self.dtype))
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = self.pipe.transformer(
             hidden_states=x,
-            timestep=t,
+            timestep=guidance.twice(timestep.to(self.dtype) / 1000),  # rounded before the division, as there
             encoder_hidden_states=tokens.to(self.dtype),
             encoder_hidden_states_mask=mask,
             img_shapes=[[(1, *self._grid)]] * len(x),
             return_dict=False,
         )[0].float()  # [B or 2B, S, 4 C]
-        if self.guided:
+        guided = guidance.apply(output)
+        if self.guided:  # every token gets the length that it has without guidance
             length_of = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
-            conditional, guided = output.chunk(2)[1], guide(output, rows["true_cfg_scale"])
-            output = guided * (length_of(conditional) / length_of(guided))  # every token as long as without guidance
-        return output, None
+            guided = guided * (length_of(guidance.conditional(output)) / length_of(guided))
+        return guided, None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, guided_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -99,21 +100,16 @@ class Sana(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows. Models that learn a variance have it dropped."""
-        transformer, x, t = self.pipe.transformer, latents.to(self.dtype), timestep
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, t = torch.cat([x, x]), torch.cat([t, t])
+        transformer, guidance = self.pipe.transformer, Guidance(rows, self.guided)
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = transformer(
-            x,
-            encoder_hidden_states=tokens.to(x.dtype),
+            guidance.twice(latents.to(self.dtype)),
+            encoder_hidden_states=tokens.to(self.dtype),
             encoder_attention_mask=mask.long(),
-            timestep=t * transformer.config.timestep_scale,
+            timestep=guidance.twice(timestep) * transformer.config.timestep_scale,
             return_dict=False,
         )[0].float()
-        if self.guided:
-            output = guide(output, rows["guidance_scale"])
-        return output[:, : latents.shape[1]], None  # [B, C, h, w]
+        return guidance.apply(output)[:, : latents.shape[1]], None  # [B, C, h, w]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, scale_row, unet_latent
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for, unet_latent
 
 
 @dataclass(eq=False)
@@ -93,25 +94,19 @@ class StableDiffusion(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""
-        unet = self.pipe.unet
-        x = latents.to(unet.dtype)
-        tokens = rows["prompt_embeds"]
-        if self.guided:
-            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        unet, guidance = self.pipe.unet, Guidance(rows, self.guided)
         condition = rows.get("timestep_cond")
         output = unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens.to(unet.dtype),
+            guidance.twice(latents.to(unet.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        if not self.guided:
-            return output, None
-        guided = guide(output, rows["guidance_scale"])
-        if self.guidance_rescale > 0.0:
-            guided = rescale_noise_cfg(guided, output.chunk(2)[1], guidance_rescale=self.guidance_rescale)
+        guided = guidance.apply(output)
+        if self.guided and self.guidance_rescale > 0.0:
+            conditional = guidance.conditional(output)
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
         return guided, None
 
     @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -40,13 +41,10 @@ class StableDiffusion3(Adapter):
     def __post_init__(self) -> None:
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        token = self.pipe.vae_scale_factor * self.pipe.patch_size
-        check_size("height", self.height, token)
-        check_size("width", self.width, token)
-        if not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+        factor = self.pipe.vae_scale_factor
+        native, token = self.pipe.default_sample_size * factor, self.pipe.patch_size * factor
+        self.height, self.width = image_size(self, native, multiple=token)
+        check_max_sequence_length(self.max_sequence_length, 512)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -115,20 +113,15 @@ class StableDiffusion3(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows."""
-        x = latents.to(self.dtype)
-        tokens, pooled = rows[self._tokens], rows["pooled_projections"]
-        if self.guided:
-            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
-            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        guidance = Guidance(rows, self.guided)
         output = self.pipe.transformer(
-            hidden_states=x,
-            timestep=timestep,
-            encoder_hidden_states=tokens.to(self.dtype),
-            pooled_projections=pooled.to(self.dtype),
+            hidden_states=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
+            encoder_hidden_states=guidance.both(self._tokens).to(self.dtype),
+            pooled_projections=guidance.both("pooled_projections").to(self.dtype),
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, scale_row, unet_latent
+from .guidance import Guidance, scale_row
+from .parts import eta_for, image_size, unet_latent
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 Pair = tuple[int, int]
@@ -59,9 +60,7 @@ class StableDiffusionXL(Adapter):
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder_2")
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 8)
-        check_size("width", self.width, 8)
+        self.height, self.width = image_size(self, native, multiple=8)
         for name in _PAIRS:
             if getattr(self, name) is not None:
                 setattr(self, name, _pair(name, getattr(self, name)))
@@ -130,28 +129,21 @@ class StableDiffusionXL(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""
-        unet = self.pipe.unet
-        x = latents.to(unet.dtype)
-        tokens, pooled, time_ids = (rows[name] for name in ("prompt_embeds", "text_embeds", "time_ids"))
-        if self.guided:
-            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
-            pooled = torch.cat([rows["negative_text_embeds"], pooled])
-            time_ids = torch.cat([rows["negative_time_ids"], time_ids])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        unet, guidance = self.pipe.unet, Guidance(rows, self.guided)
         condition = rows.get("timestep_cond")
+        pooled = guidance.both("text_embeds").to(unet.dtype)
         output = unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens.to(unet.dtype),
+            guidance.twice(latents.to(unet.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
-            added_cond_kwargs={"text_embeds": pooled.to(unet.dtype), "time_ids": time_ids},
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": guidance.both("time_ids")},
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        if not self.guided:
-            return output, None
-        guided = guide(output, rows["guidance_scale"])
-        if self.guidance_rescale > 0.0:
-            guided = rescale_noise_cfg(guided, output.chunk(2)[1], guidance_rescale=self.guidance_rescale)
+        guided = guidance.apply(output)
+        if self.guided and self.guidance_rescale > 0.0:
+            conditional = guidance.conditional(output)
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
         return guided, None
 
     @torch.no_grad()

@@ -14,8 +14,10 @@ from diffusers.pipelines.z_image.pipeline_z_image import (
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from ..work.broadcast import per_row
 from .base import Adapter
-from .parts import check_size, per_row, scale_row, shift_for
+from .guidance import scale_row
+from .parts import check_size, shift_for
 from .refusals import require_text_encoders
 
 
