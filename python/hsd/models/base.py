@@ -7,10 +7,12 @@ An adapter is the only code that knows a pipeline class. It fills in five method
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import PIL.Image
 import torch
@@ -18,6 +20,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..replay.denoiser import Denoiser, Prior, weights_stay
+
+AdapterT = TypeVar("AdapterT", bound="Adapter")
+
+_NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler")
+"""Fields of an adapter that :func:`hsd.load` takes no value for."""
 
 
 @dataclass(eq=False)
@@ -28,6 +35,9 @@ class Adapter(Denoiser):
     name: str
     default_tau: float = field(default=1.0, kw_only=True)
     """The tau that suits the scale of the model's embeddings, used where none is given."""
+
+    other_scheduler: Any = field(default=None, kw_only=True, repr=False)
+    """What :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
@@ -46,6 +56,29 @@ class Adapter(Denoiser):
         """
 
     # -- what follows from the methods
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``scheduler`` of a family, which returns the pipeline's own, return ``other_scheduler`` where it is set.
+
+        Done here so that no family has to think of it, and as a field so that ``dataclasses.replace`` keeps it.
+        """
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("scheduler")
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def scheduler(self: Adapter) -> Any:
+            return own(self) if self.other_scheduler is None else self.other_scheduler
+
+        cls.scheduler = scheduler  # type: ignore[assignment, method-assign]
+
+    def with_scheduler(self: AdapterT, scheduler: Any) -> AdapterT:
+        """A copy whose images are denoised with another diffusers scheduler; this adapter and its pipeline keep theirs.
+
+        ``hsd.load(copy, **settings)`` and ``dataclasses.replace`` keep the scheduler. A prior keeps its own.
+        """
+        return dataclasses.replace(self, other_scheduler=scheduler)
 
     @property
     def device(self) -> torch.device:
@@ -98,12 +131,12 @@ class Adapter(Denoiser):
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
         """What :func:`hsd.load` takes for this family."""
-        return tuple(f.name for f in fields(cls) if f.name not in ("pipe", "name", "default_tau"))
+        return tuple(f.name for f in fields(cls) if f.name not in _NOT_SETTINGS)
 
     def call_key(self) -> Hashable:
         """Equal for adapters whose prompts may be lanes of one call: all settings, but ``lane_settings``."""
         settings = {k: v for k, v in self.settings.items() if k not in self.lane_settings}
-        return (type(self), id(self.pipe), self.guided, repr(sorted(settings.items())))
+        return (type(self), id(self.pipe), id(self.other_scheduler), self.guided, repr(sorted(settings.items())))
 
     def encoding_key(self) -> Hashable:
         """Equal as long as prompts are encoded to the same rows: by the same networks and LoRAs and settings."""
