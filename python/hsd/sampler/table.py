@@ -1,4 +1,4 @@
-"""The sampler table: what a scheduler does, as coefficients, for lanes that stand at different steps."""
+"""The sampler table: what a scheduler does, as coefficients, for lanes that are at different steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from hsd.sampler.probe import CLAMP, THRESHOLD
 from hsd.work.broadcast import per_row
 
-# Per output, the columns that have a coefficient other than 0 at some step, so that the update multiplies nothing
-# by a zero that is always there.  Known on the host, so reading it never waits for the device.
+# Per output, the columns that have a coefficient other than 0 at some step: the update leaves out the products that
+# are 0 at every step.  Known on the host, so reading it never waits for the device.
 Terms = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SamplerTable:
-    """A scheduler with its timesteps set, as one matrix a step.
+    """A scheduler with its timesteps set, as one matrix for each step.
 
     A lane holds S tensors of the latent's shape: the latent, then what the scheduler remembers (zeros before the
     first step).  With the columns ``[S state | 1 model output | Z noises | Y nodes]`` (V of them), a step is
@@ -38,7 +38,7 @@ class SamplerTable:
     timesteps
         (K,) as the scheduler gives them, in its dtype; K is the number of evaluations of the denoiser.
     init_noise_sigma
-        What the first latent's noise is multiplied by.
+        The factor by which the noise of the first latent is multiplied.
     noise_draws
         (K,) how many noises step k draws.  Draws whose coefficient is 0 count: the generator must advance as it
         does in diffusers.
