@@ -185,7 +185,7 @@ def test_a_subclass_is_driven_unless_it_calls_otherwise():
 
     components = tiny.stable_diffusion().components
     assert type(load(Renamed(**components, requires_safety_checker=False))).__name__ == "StableDiffusion"
-    with pytest.raises(hsd.UnsupportedPipeline, match="Other is a StableDiffusionPipeline with a __call__ of its own"):
+    with pytest.raises(hsd.UnsupportedPipeline, match="Other is a StableDiffusionPipeline with its own __call__"):
         load(Other(**components, requires_safety_checker=False))
 
 

@@ -1,4 +1,4 @@
-"""Pipelines that HSD can drive, one small file a family; :func:`load` finds the right one."""
+"""Pipelines that HSD can drive, one small file for each family; :func:`load` finds the right one."""
 
 from __future__ import annotations
 

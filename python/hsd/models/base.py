@@ -1,6 +1,6 @@
-"""What HSD needs to know of a pipeline family: the interface that every adapter fills in.
+"""What HSD needs to know of a pipeline family: the interface that every adapter implements.
 
-An adapter is the only code that knows a pipeline class. It fills in five methods: ``encode``, ``scheduler``,
+An adapter is the only code that knows a pipeline class. It has five methods: ``encode``, ``scheduler``,
 ``latent_shape``, ``denoise`` and ``decode``. ``docs/adapters.md`` shows how to write one.
 """
 
@@ -29,7 +29,7 @@ _NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler")
 
 @dataclass(eq=False)
 class Adapter(Denoiser):
-    """A diffusers pipeline as the executor sees it. The other fields of a family are its settings."""
+    """A diffusers pipeline as the executor sees it. The fields that a family adds are its settings."""
 
     pipe: Any
     name: str
@@ -52,7 +52,7 @@ class Adapter(Denoiser):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """Images from finished latents (B, *latent_shape) float32.
 
-        ``generators`` are the images' own, where denoising left them: for what is drawn after it, if anything is.
+        ``generators`` are the images' generators in the state after denoising, for pipelines that draw while decoding.
         """
 
     # -- what follows from the methods
@@ -94,7 +94,10 @@ class Adapter(Denoiser):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Held while calls are made. To find a dtype, diffusers looks through all modules: a hundredth of a run."""
+        """Entered while calls are made: the dtype is looked up once, not at every call.
+
+        diffusers looks through all modules for it, which took a hundredth of a run.
+        """
         self.__dict__["_running_dtype"] = self.modules()[0].dtype
         try:
             yield
@@ -115,7 +118,7 @@ class Adapter(Denoiser):
         return (self.pipe,)
 
     def prior(self) -> Prior | None:
-        """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets what it made."""
+        """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets its output."""
         return None
 
     @property
@@ -125,7 +128,7 @@ class Adapter(Denoiser):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that shapes the images beside prompts, seeds and plan."""
+        """Everything that the images depend on beside prompts, seeds and plan."""
         return {name: getattr(self, name) for name in self.setting_names()}
 
     @classmethod
@@ -146,18 +149,18 @@ class Adapter(Denoiser):
 
     @property
     def stays(self) -> bool:
-        """Whether all networks of the pipeline stay where they are, not the denoiser's only."""
+        """Whether all networks of the pipeline remain on their devices, not only the denoiser's."""
         parts = [part for pipe in self.pipes() for part in pipe.components.values()]
         return all(weights_stay(part) for part in parts if isinstance(part, nn.Module))
 
     def free(self) -> None:
-        """After a run: what ``enable_model_cpu_offload`` keeps on the device goes back to the host."""
+        """After a run: move networks that ``enable_model_cpu_offload`` left on the device to the host."""
         for pipe in self.pipes():
             pipe.maybe_free_model_hooks()
 
 
 def _lora_state(module: nn.Module) -> Hashable:
-    """What PEFT has put into a module: adapters, which of them are on, their strengths, what is merged."""
+    """What PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
     layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
     names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
     return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)
@@ -171,7 +174,7 @@ def batches(n: int, size: int) -> Iterator[slice]:
 
 @contextlib.contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
-    """Run a pipeline without its own progress bar, and leave its setting as it was."""
+    """Run a pipeline without its own progress bar, and restore its setting afterwards."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:

@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer over packed latents, whose guidance was distilled into it: as an input (dev), or for good."""
+"""FLUX.1: a transformer over packed latents, distilled so that guidance is an input (dev) or fixed (schnell)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .refusals import refuse_ip_adapter, require_text_encoders
 class Flux(Adapter):
     """``FluxPipeline``. Clusters by CLIP's pooled text, conditions on it and on T5's tokens.
 
-    ``guidance_scale`` is an input of models that were distilled with it (dev), and nothing to the others (schnell).
-    Classifier-free guidance is ``true_cfg_scale`` above 1 with a ``negative_prompt``, as in diffusers; it takes both.
+    ``guidance_scale`` is an input of models that were distilled with it (dev); the others (schnell) ignore it.
+    Classifier-free guidance needs both a ``true_cfg_scale`` above 1 and a ``negative_prompt``, as in diffusers.
 
-    diffusers' pipeline gives its scheduler no generator, so one that draws (``FlowMatchLCMScheduler``) draws from
-    torch's global one there, and here from each prompt's own.
+    diffusers' pipeline gives its scheduler no generator: a scheduler that draws noise (``FlowMatchLCMScheduler``)
+    draws from torch's global generator there, and from each prompt's generator here.
 
-    A latent is packed, as the transformer reads it: one row of 4 C values for each 2 x 2 of the VAE's latent.
+    A latent is packed, as the transformer reads it: one token of 4 C values for each 2 x 2 pixels of the VAE's latent.
     """
 
     name: str = "flux"
@@ -57,7 +57,7 @@ class Flux(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
         return False
 
     @property
@@ -67,11 +67,11 @@ class Flux(Adapter):
 
     @property
     def _tokens(self) -> str:
-        """The name of T5's rows. Prompts with other lengths have a field of their own, since a field has one shape."""
+        """Name of T5's rows. It contains the length, since all rows of one name have one shape."""
         return f"prompt_embeds_{self.max_sequence_length}"
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """T5's tokens (B, L, D), read to the end, padding and all; and CLIP's pooled vector (B, P)."""
+        """T5's tokens (B, L, D), with the padding, which the transformer reads; and CLIP's pooled vector (B, P)."""
         tokens, pooled, _ = self.pipe.encode_prompt(
             prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
@@ -99,7 +99,7 @@ class Flux(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """Evenly spaced noise levels, shifted by the number of tokens where the scheduler shifts so."""
+        """Evenly spaced noise levels; a scheduler with dynamic shifting shifts them by the number of tokens."""
         mu = shift_for(scheduler, self.latent_shape()[0])
         sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
@@ -123,7 +123,7 @@ class Flux(Adapter):
         return self.pipe._pack_latents(noise, *shape)
 
     def _image_ids(self, device: torch.device) -> Tensor:
-        """(S, 3), where each token is: 0, row, column. Made on the device, so that a call copies nothing to it."""
+        """(S, 3), each token's position: 0, row, column. Made on the device, so that no call copies it there."""
         rows, columns = self._grid
         ids = torch.zeros(rows, columns, 3, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -131,7 +131,7 @@ class Flux(Adapter):
         return ids.view(-1, 3).to(self.noise_dtype)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
+        """The transformer on [unconditional; conditional] rows in one call; the pipeline makes two."""
         dtype = self.dtype
         guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
         tokens, distilled_scale = guidance.both(self._tokens), rows.get("guidance_scale")

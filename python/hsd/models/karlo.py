@@ -1,4 +1,4 @@
-"""Karlo, which diffusers knows as unCLIP: a prior, a decoder that makes small pixels, and super-resolution."""
+"""Karlo, called unCLIP in diffusers: a prior, a decoder that makes small images, and super-resolution."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .prior import TextPrior, padded_text, skip, text_rows
 class Karlo(Adapter):
     """``UnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it and on the text.
 
-    What is averaged is what goes into the pipeline's ``text_proj`` (image embedding, pooled text, tokens where there
-    are any), so that a cluster's conditioning is something that ``text_proj`` made. What is shared are the steps of
-    the decoder; super-resolution runs for every image, in ``decode``. Images have the one size of the networks.
-    ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. ``share_prior`` lets prompts of similar text share
+    The inputs of the pipeline's ``text_proj`` are averaged over a cluster (image embedding, pooled text, tokens), not
+    its outputs, so that the decoder's input is an output of ``text_proj`` for a cluster too. The steps of the decoder
+    are shared; super-resolution runs for every image, in ``decode``. All images have the size of the networks.
+    ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. With ``share_prior`` prompts of similar text share
     the prior's early steps too, up to ``prior_tau``.
     """
 
@@ -53,7 +53,7 @@ class Karlo(Adapter):
 
     @classmethod
     def load_pipeline(cls, source: str, dtype: torch.dtype) -> Any:
-        """Put together from its parts: diffusers moved the pipeline, and no longer finds ``text_proj`` by itself."""
+        """Loaded part by part: diffusers moved the pipeline, and no longer finds the class of ``text_proj``."""
         parts: dict[str, Any] = {}
         for name, value in UnCLIPPipeline.load_config(source).items():
             if name.startswith("_"):
@@ -70,17 +70,17 @@ class Karlo(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The dtype of what ``text_proj`` gives: the pipeline makes its latents in it."""
+        """The dtype of the output of ``text_proj``: the pipeline makes its latents in it."""
         return self.pipe.text_proj.dtype
 
     @property
     def scales_input(self) -> bool:
-        """The pipeline does not."""
+        """No."""
         return False
 
     @property
     def guided(self) -> bool:
-        """One scale above 1 has the pipeline guide both the prior and the decoder, each with its own."""
+        """If either scale is above 1, the pipeline guides both the prior and the decoder, each with its own scale."""
         return self.prior_guidance_scale > 1.0 or self.guidance_scale > 1.0
 
     @cached_property
@@ -111,7 +111,7 @@ class Karlo(Adapter):
         return Encoded({"image_embeds": embeds, **text_rows("", *self._encode_text(batch.prompts))}, vectors=embeds)
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and the text that says nothing; the image embedding that goes with it is a weight."""
+        """The scale, and the empty text. The unconditional half's image embedding is a weight of ``text_proj``."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
             rows |= text_rows("negative_", *self._encode_text([""]))
@@ -132,7 +132,7 @@ class Karlo(Adapter):
         return (config.in_channels, config.sample_size, config.sample_size)
 
     def generator(self, seed: int) -> torch.Generator:
-        """Where the prior leaves it: one generator runs through the whole pipeline."""
+        """One from which the prior has drawn: the pipeline uses one generator for all its parts."""
         generator = super().generator(seed)
         skip(self._prior, generator)
         return generator
@@ -188,6 +188,6 @@ class Karlo(Adapter):
 
 
 def _check_steps(name: str, value: int) -> None:
-    """``UnCLIPScheduler`` spreads its steps between a first and a last one."""
+    """``ValueError`` for fewer than 2 steps: ``UnCLIPScheduler`` needs a first and a last one."""
     if value < 2:
         raise ValueError(f"{name} is {value}: unCLIP's schedulers need at least 2 steps, a first and a last one")

@@ -46,10 +46,10 @@ def load(
         a hub id (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
     device, dtype
-        Where to put a model that is loaded by name, and as what. Default: CUDA, in the half precision that the family
-        was released in, if there is one, else CPU in float32. Pipeline objects are taken as they are.
+        Device and dtype of a model that is loaded by name. By default CUDA, if there is a device, in the half precision
+        that the family was released in; else the CPU in float32. Pipeline objects are taken as they are.
     settings
-        The family's own: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
+        The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
     Raises
     ------
@@ -96,8 +96,8 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        # What we can drive is loaded as it says it is; of the rest, the text-to-image class: for Kandinsky 2.2's
-        # decoder that is the combined pipeline, prior included.
+        # A pipeline class that has an adapter is loaded as that class. Others are loaded as diffusers' text-to-image
+        # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior.
         adapter = adapter_named(str(DiffusionPipeline.load_config(str(source)).get("_class_name")))
         half = Adapter.half_dtype if adapter is None else adapter.half_dtype
         dtype = dtype or (half if device.type == "cuda" else torch.float32)
@@ -118,12 +118,12 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
 
 
 def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """``adapter`` with each of the ``settings`` that prompts of a plan have of their own.
+    """Copies of ``adapter``, one with each of the ``settings`` that single prompts of a plan have.
 
     Raises
     ------
     TypeError, ValueError
-        For one that the family does not have, or a value that does not do.
+        For a setting that the family does not have, or a value that it refuses.
     """
     out = []
     for own in settings:

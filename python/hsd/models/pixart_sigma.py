@@ -27,15 +27,15 @@ _BINS = {
     128: ASPECT_RATIO_1024_BIN,
     256: ASPECT_RATIO_2048_BIN,
 }
-"""Sizes that a model of each ``sample_size`` was trained with, by aspect ratio."""
+"""By a model's ``sample_size``: the image sizes that it was trained with, by aspect ratio."""
 
 
 @dataclass(eq=False)
 class PixArtSigma(Adapter):
     """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
 
-    With ``use_resolution_binning``, the default as in diffusers, an image is made at the size of the nearest aspect
-    ratio that the model was trained with, then scaled and cropped to the size that was asked for.
+    With ``use_resolution_binning``, the default as in diffusers, an image is made at the trained size (bin) of the
+    nearest aspect ratio, then scaled and cropped to ``height`` and ``width``.
     """
 
     name: str = "pixart-sigma"
@@ -106,7 +106,7 @@ class PixArtSigma(Adapter):
         return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w), of the bin where there are bins."""
+        """(C, h, w), with ``use_resolution_binning`` of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
             bins = _BINS[self.pipe.transformer.config.sample_size]
@@ -117,7 +117,7 @@ class PixArtSigma(Adapter):
         return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows. What it learned of the variance is not used."""
+        """The transformer on [unconditional; conditional] rows. The variance that it predicts is not used."""
         guidance = Guidance(rows, self.guided)
         tokens, mask = guidance.both_tokens("prompt_embeds")
         output = self.pipe.transformer(
@@ -132,7 +132,7 @@ class PixArtSigma(Adapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The VAE; scaled and cropped where there are bins."""
+        """The VAE; with ``use_resolution_binning`` scaled and cropped."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         if self.use_resolution_binning:

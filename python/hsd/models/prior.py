@@ -1,7 +1,7 @@
 """The prior of unCLIP models (Ramesh et al., arXiv 2204.06125): it samples an image embedding from text.
 
-A denoiser like any other: its latents are embeddings, its steps may be shared by prompts that read alike, and it runs
-batched with one generator a prompt.
+It is a denoiser like any other: its latents are embeddings, its steps may be shared by prompts of similar text, and it
+runs in batches, with one generator for each prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextPrior(Prior):
     prior, scheduler
         The pipeline's own.
     encode_text
-        The pipeline's way of encoding.
+        Encodes texts as the pipeline does.
     device
         Where it runs.
     steps, guidance_scale, tau
@@ -37,16 +37,16 @@ class TextPrior(Prior):
     guided
         Whether it is guided; by default, with a scale above 1.
     negative_prompt
-        What to guide away from; with ``samples_negative`` it gets an embedding of its own.
+        The text of the unconditional half; empty for None.
     samples_negative
-        Kandinsky samples the negative prompt's embedding beside each prompt's, from the same generator: a latent is
-        then a pair (2, D), the prompt's first.
+        Kandinsky samples an image embedding of the negative prompt beside each prompt's, from the same generator: a
+        latent is then a pair (2, D), the prompt's embedding first.
     scales_input
-        Whether the pipeline scales the prior's input.
+        Whether the pipeline calls ``scale_model_input``.
     passes_previous
-        Whether it tells the scheduler the timestep that comes next.
+        Whether the pipeline passes ``prev_timestep``, the timestep of the next step, to the scheduler.
     eta
-        What it tells the schedulers that take an ``eta``; None if it never does.
+        What the pipeline passes to schedulers that take an ``eta``; None if it passes nothing.
     """
 
     encodes_seeds = False
@@ -81,14 +81,14 @@ class TextPrior(Prior):
         return Encoded(text_rows("", pooled, tokens, mask), pooled)
 
     def shared(self) -> dict[str, Any]:
-        """The unconditional text, which is also what a sampled negative embedding is conditioned on."""
+        """The scale, and the unconditional text; a sampled negative embedding is conditioned on that text too."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self._scale)}
         if self._guided or self._samples_negative:
             rows |= text_rows("negative_", *self._encode_text([self._negative or ""]))
         return rows
 
     def draws(self) -> list[torch.dtype]:
-        """The dtype of each draw of one image: its first latent, and what the scheduler adds."""
+        """The dtypes of all draws of one image, in order: the first latent, then the scheduler's noises."""
         if self._draws is None:
             noises = self.sampler(self.steps).noise_dtypes
             self._draws = [self.noise_dtype, *(dtype or self.noise_dtype for step in noises for dtype in step)]
@@ -99,7 +99,7 @@ class TextPrior(Prior):
         return self._scheduler
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
-        """Pipelines that pass no ``prev_timestep`` leave it None at every step."""
+        """``prev_timestep`` None at every step where the pipeline does not pass it, and ``eta``."""
         takes = inspect.signature(scheduler.step).parameters
         own: dict[str, Any] = {}
         if "prev_timestep" in takes and not self._passes_previous:
@@ -113,7 +113,7 @@ class TextPrior(Prior):
         return 2 if self._samples_negative else 1
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(1, D), or (2, D) with a negative embedding."""
+        """(1, D), or (2, D) where a negative embedding is sampled."""
         return (self._n, self._prior.config.embedding_dim)
 
     @property
@@ -149,9 +149,9 @@ class TextPrior(Prior):
         return guidance.apply(output).view_as(latents), None
 
     def _row_per_embedding(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rows (B, ...) as (B n, ...): each of a lane's n embeddings is conditioned on a text of its own.
+        """Rows (B n, ...) from (B, ...), one for each of a lane's n embeddings.
 
-        The prompt's embedding is conditioned on the prompt, the negative one on the negative prompt.
+        The first embedding of a pair is conditioned on the prompt, the second on the negative prompt.
         """
         if not self._samples_negative:
             return rows
@@ -161,7 +161,7 @@ class TextPrior(Prior):
 
 
 def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Rows of encoded texts: tokens without what is padded, as they are read under a mask."""
+    """Rows of encoded texts: tokens without their padding, since the networks read them under a mask."""
     lengths = mask.sum(1).tolist()
     return {
         f"{prefix}text_embeds": pooled,
@@ -175,7 +175,7 @@ def padded_text(rows: dict[str, Tensor], length: int) -> dict[str, Tensor]:
 
 
 def skip(prior: TextPrior, generator: torch.Generator) -> None:
-    """Draw from ``generator`` what ``prior`` draws for one image: pipelines let one generator run through all."""
+    """Draw from ``generator`` as much as ``prior`` draws for one image, where prior and decoder share a generator."""
     shape = (1, *prior.latent_shape())
     for dtype in prior.draws():
         torch.randn(shape, generator=generator, dtype=dtype)

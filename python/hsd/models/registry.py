@@ -1,4 +1,4 @@
-"""Which adapter drives a pipeline: ours, those that other packages announce, and those registered by hand."""
+"""Which adapter drives a pipeline: one that is built in, that another package announces, or that was registered."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ BUILT_IN = {
     "UnCLIPPipeline": "karlo:Karlo",
     "ZImagePipeline": "z_image:ZImage",
 }
-"""Our adapters, by pipeline. Each is imported when it is needed: a diffusers that lacks one still drives the others."""
+"""Built-in adapters, by pipeline class: ``module:class``.
+
+Each is imported when it is needed, so that a version of diffusers that lacks one pipeline can still run the others.
+"""
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
 _PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
-"""Pipelines that are used together, and the class that they stand for."""
+"""Pipelines that are used together, and the pipeline class whose adapter drives them."""
 
 _registered: list[type[Adapter]] = []
 
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
-    """Make an adapter known in this process; usable as a decorator. It comes before those that are built in.
+    """Make an adapter known in this process; usable as a decorator. It takes precedence over built-in adapters.
 
     Raises
     ------
@@ -63,8 +66,8 @@ def register(adapter: type[Adapter]) -> type[Adapter]:
 def adapter_class(pipe: Any) -> type[Adapter]:
     """The adapter for a pipeline object, or for a pair of them.
 
-    The pipeline's own class is looked for before its bases, and for each: what was registered, what is built in,
-    what other packages announce.
+    The pipeline's class is looked up first, then its base classes; each among the registered adapters, then the
+    built-in ones, then those that other packages announce.
 
     Raises
     ------
@@ -90,7 +93,7 @@ def adapter_class(pipe: Any) -> type[Adapter]:
             continue
         if own.__call__ is not cls.__call__:
             raise UnsupportedPipeline(
-                f"{own.__name__} is a {cls.__name__} with a __call__ of its own, which HSD would not follow: pass a "
+                f"{own.__name__} is a {cls.__name__} with its own __call__, which HSD would not follow: pass a "
                 f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
         return adapter

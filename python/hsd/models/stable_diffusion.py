@@ -62,12 +62,12 @@ class StableDiffusion(Adapter):
             negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
             rows["negative_prompt_embeds"] = negative
         width = self.pipe.unet.config.time_cond_proj_dim
-        if width is not None:  # on the host: diffusers makes it of tensors there
+        if width is not None:  # a tensor on the host, as diffusers' function takes it
             rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
         return rows
 
     def _pooled(self, prompts: list[str]) -> Tensor:
-        """(B, D), the state at the end of each text."""
+        """(B, D), the text encoder's output at the last token of each text."""
         tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
         batch = tokenizer(
             self.pipe.maybe_convert_prompt(prompts, tokenizer),
@@ -111,7 +111,7 @@ class StableDiffusion(Adapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The VAE, then the safety checker where the pipeline has one (it blacks images out, as diffusers does)."""
+        """The VAE, then the safety checker, if the pipeline has one; it makes flagged images black, as in diffusers."""
         vae = self.pipe.vae
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)

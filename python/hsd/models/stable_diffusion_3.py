@@ -21,8 +21,9 @@ class StableDiffusion3(Adapter):
     """``StableDiffusion3Pipeline``. Clusters by both CLIPs' projected texts, conditions on them and on all tokens.
 
     T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``mu`` is the shift of a
-    scheduler with dynamic shifting; None takes it from the size of the image.
-    A scheduler that draws noise draws it from each prompt's generator; diffusers' pipeline leaves it to torch's global.
+    scheduler with dynamic shifting; for None it depends on the size of the image.
+    The pipeline gives its scheduler no generator: a scheduler that draws noise draws from each prompt's generator
+    here, and from torch's global generator there.
     """
 
     name: str = "stable-diffusion-3"
@@ -48,23 +49,23 @@ class StableDiffusion3(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """That of CLIP's and T5's tokens joined: the pipeline makes its latents in it."""
+        """The dtype of CLIP's and T5's tokens after they are joined: the pipeline makes its latents in it."""
         t5 = self.pipe.text_encoder_3
         dtype = self.pipe.text_encoder.dtype
         return dtype if t5 is None else torch.promote_types(dtype, t5.dtype)
 
     @property
     def scales_input(self) -> bool:
-        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
         return False
 
     @property
     def _tokens(self) -> str:
-        """The name of the tokens. Prompts with other lengths have a field of their own, since a field has one shape."""
+        """Name of the tokens' rows. It contains the length, since all rows of one name have one shape."""
         return f"prompt_embeds_{self.max_sequence_length}"
 
     def encode(self, batch: Batch) -> Encoded:
-        """Tokens (B, 77 + L, D), CLIP's before T5's, read to the end, padding and all; and the pooled vector (B, P)."""
+        """Tokens (B, 77 + L, D), CLIP's then T5's, with the padding, which is read; and the pooled vector (B, P)."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
             batch.prompts,
             prompt_2=None,
@@ -96,7 +97,7 @@ class StableDiffusion3(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """With the shift that the number of tokens asks for, where the scheduler shifts so, or the one that is set."""
+        """With the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
         config, shift = scheduler.config, {}
         if self.mu is not None:
             shift["mu"] = self.mu

@@ -1,4 +1,4 @@
-"""Stable unCLIP: a prior that samples an image embedding, and a Stable Diffusion that is conditioned on it too."""
+"""Stable unCLIP: a prior that samples an image embedding, and a Stable Diffusion conditioned on it and on tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .prior import TextPrior, skip
 class StableUnCLIP(Adapter):
     """``StableUnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it, noised, and on tokens.
 
-    ``noise_level`` is how much noise the embedding is given: the more, the freer is the image. It is drawn by every
-    prompt for itself, between prior and decoder. The negative prompt is the decoder's alone. ``share_prior`` lets
-    prompts of similar text share the prior's early steps too, up to ``prior_tau``.
+    ``noise_level`` is how much noise is added to the embedding: with more noise an image follows it less. Every prompt
+    draws this noise from its own generator, between prior and decoder. Only the decoder uses the negative prompt. With
+    ``share_prior`` prompts of similar text share the prior's early steps too, up to ``prior_tau``.
     """
 
     name: str = "stable-unclip"
@@ -63,7 +63,7 @@ class StableUnCLIP(Adapter):
         return self.prior()
 
     def prior(self) -> TextPrior:
-        """Texts to image embeddings. The pipeline does not tell its scheduler which timestep comes next."""
+        """Texts to image embeddings. The pipeline passes no ``prev_timestep`` to the scheduler."""
         return TextPrior(
             self.pipe.prior,
             self.pipe.prior_scheduler,
@@ -115,14 +115,14 @@ class StableUnCLIP(Adapter):
         return unet_latent(self.pipe, self.height, self.width)
 
     def generator(self, seed: int) -> torch.Generator:
-        """One generator runs through the whole pipeline: here, behind the prior and the noise of its embedding."""
+        """One from which the prior and the noise of its embedding were drawn: the pipeline uses one for all."""
         generator = self._after_prior(seed)
         width = self.pipe.prior.config.embedding_dim
         torch.randn((1, width), generator=generator, dtype=self.pipe.prior.dtype)
         return generator
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The UNet on [unconditional; conditional] rows; without a condition the image embedding is zeros."""
+        """The UNet on [unconditional; conditional] rows; the unconditional half's image embedding is zeros."""
         guidance, labels = Guidance(rows, self.guided), rows["class_labels"]
         output = self.pipe.unet(
             guidance.twice(latents.to(self.dtype)),

@@ -175,7 +175,7 @@ class _Probe:
 
         outputs = torch.stack(read)
         if self.log_variance is not None and not self.draws:
-            self._refuse("it asks for the learned variance and draws no noise")
+            self._refuse("it uses the learned variance but draws no noise")
         if bool(outputs[:, self.n_used :].any()):
             # A linear step leaves entries of unused symbols at 0.
             self._refuse("it adds a constant, or a function of the latent that is not linear")

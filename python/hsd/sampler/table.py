@@ -210,7 +210,7 @@ class SamplerTable:
         noise: Tensor | None = None,
         variance: Tensor | None = None,
     ) -> None:
-        """Check shapes and dtypes, which the host knows; values stay on the device, unread."""
+        """Check shapes and dtypes, which the host knows; values on the device are not read."""
         lanes, latent = state.shape[:1], state.shape[2:]
         if state.ndim < 3 or state.shape[1] != self.n_state or state.dtype != self.dtype:
             raise ValueError(
