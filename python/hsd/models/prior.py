@@ -110,6 +110,7 @@ class TextPrior(Prior):
 
     @property
     def _n(self) -> int:
+        """Embeddings of one latent."""
         return 2 if self._samples_negative else 1
 
     def latent_shape(self) -> tuple[int, ...]:

