@@ -1,11 +1,12 @@
 """What is tested of each pipeline, and how exactly it agrees.
 
-``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md.
+``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md, and the list of pipelines in README.md.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,7 @@ from families import FAMILIES, Family
 from families.measure import owner, parity, sharing, with_scheduler
 
 DOCS = Path(__file__).parents[1] / "docs" / "pipelines.md"
+README = Path(__file__).parents[1] / "README.md"
 SHARED_TAU = 0.4
 
 HEADER = """# Pipelines
@@ -76,7 +78,15 @@ def document() -> str:
     return HEADER.format(version=diffusers.__version__, steps=steps, tau=SHARED_TAU) + "\n".join(rows) + "\n"
 
 
+def readme(text: str) -> str:
+    """The text of README.md, with its list of pipelines as the families give it."""
+    head = "| pipeline | clustered by |\n| --- | --- |\n"
+    rows = sorted(f"| {family.title} | {family.clustered_by} |\n" for family in FAMILIES)
+    return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + "".join(rows), text)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    README.write_text(readme(README.read_text()))
     DOCS.write_text(document())
-    print(f"wrote {DOCS}")
+    print(f"wrote {DOCS} and {README}")

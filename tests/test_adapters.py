@@ -100,6 +100,13 @@ def test_the_documented_adapter_passes_the_check(pipe, adapter):
     check(pipe, **SETTINGS)
 
 
+def test_it_can_be_stepped_by_another_scheduler(pipe, adapter):
+    register(adapter)
+    model, other = load(pipe, **SETTINGS), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert model.with_scheduler(other).scheduler() is other
+    assert model.scheduler() is pipe.scheduler
+
+
 def test_it_takes_settings_of_single_prompts(pipe, adapter):
     register(adapter)
     own = [{}, {"negative_prompt": "blurry"}, {"guidance_scale": 1.0}]
@@ -183,7 +190,7 @@ def test_a_subclass_is_driven_unless_it_calls_otherwise():
 
     components = tiny.stable_diffusion().components
     assert type(load(Renamed(**components, requires_safety_checker=False))).__name__ == "StableDiffusion"
-    with pytest.raises(hsd.UnsupportedPipeline, match="Other is a StableDiffusionPipeline with a __call__ of its own"):
+    with pytest.raises(hsd.UnsupportedPipeline, match="Other is a StableDiffusionPipeline with its own __call__"):
         load(Other(**components, requires_safety_checker=False))
 
 

@@ -11,6 +11,7 @@ import pipeline_table
 from families import EVERY, FAMILIES, Family
 from families.measure import PROMPTS, SEEDS, parity, sharing, stock, with_scheduler
 from helpers import encoded, fresh_generators, mean_difference, share_apart
+from hsd.models.registry import BUILT_IN
 
 families = pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
 
@@ -166,3 +167,15 @@ def test_the_docs_name_every_family_and_scheduler():
         for scheduler in (None, *family.schedulers):
             row = pipeline_table.label(family, scheduler)
             assert any(line.startswith(row) for line in lines), f"run python tests/pipeline_table.py: no row {row}"
+
+
+def test_the_readme_lists_every_family():
+    text = pipeline_table.README.read_text()
+    assert all(f"| {family.title} |" in text for family in FAMILIES), "run python tests/pipeline_table.py"
+    assert pipeline_table.readme(text) == text, "run python tests/pipeline_table.py"
+
+
+def test_every_built_in_adapter_has_a_family():
+    settings = [(family.loadable(family.build()), family.settings(family.guided, family.size)) for family in FAMILIES]
+    tested = {name for pipe, options in settings for name in type(hsd.load(pipe, **options)).pipelines}
+    assert tested == set(BUILT_IN)

@@ -21,7 +21,9 @@ from scipy.spatial.distance import pdist
 import hsd
 import tiny
 from evaluate_cases import Brightness
-from families import Kandinsky22, StableDiffusion, StableDiffusion3
+from families.kandinsky22 import Kandinsky22
+from families.stable_diffusion import StableDiffusion
+from families.stable_diffusion_3 import StableDiffusion3
 from helpers import PROMPTS, fresh_generators, make_scheduler, mean_difference
 from hsd.demo import FOLDER, SETTINGS
 from hsd.evaluation.measure import Measuring

@@ -1,39 +1,32 @@
-"""The model families, each in miniature, for the tests that all of them have to pass."""
+"""The model families, each in miniature, for the tests that all of them have to pass.
+
+A family is a module of this package with one subclass of :class:`Family`; it is found here by itself.
+"""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
+
 from families.base import Family, handing_generators, masked_mean, swap
-from families.flux import Flux
-from families.flux2 import Flux2
-from families.kandinsky22 import Kandinsky22
-from families.karlo import Karlo
-from families.one_timestep import OneTimestep
-from families.pixart_sigma import PixArtSigma
-from families.qwen_image import QwenImage
-from families.sana import Sana
-from families.stable_diffusion import StableDiffusion
-from families.stable_diffusion_3 import StableDiffusion3
-from families.stable_diffusion_xl import StableDiffusionXL
-from families.stable_unclip import StableUnCLIP
-from families.z_image import ZImage
 
-FAMILIES: list[Family] = [
-    Flux(),
-    Flux2(),
-    Kandinsky22(),
-    Karlo(),
-    PixArtSigma(),
-    QwenImage(),
-    Sana(),
-    StableDiffusion(),
-    StableDiffusion3(),
-    StableDiffusionXL(),
-    StableUnCLIP(),
-    ZImage(),
-]
+
+def _found() -> list[Family]:
+    """One of each family, in the order of the modules' names."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [
+        value()
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Family) and value.__module__ == module.__name__
+        if value is not Family
+    ]
+
+
+EVERY = _found()
+"""The pipelines that HSD drives, and one with a denoiser that takes one timestep per call."""
+
+FAMILIES = [family for family in EVERY if family.shipped]
 """The pipelines that HSD drives."""
-
-EVERY = [*FAMILIES, OneTimestep()]
-"""Those, and one with a denoiser that takes one timestep per call."""
 
 __all__ = ["EVERY", "FAMILIES", "Family", "handing_generators", "masked_mean", "swap"]

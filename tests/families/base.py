@@ -30,9 +30,20 @@ Evaluate = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class Family(ABC):
-    """One pipeline class in miniature."""
+    """One pipeline class in miniature.
+
+    To add one, put a subclass into a new module of this package. Nothing else lists the families: the tests find it,
+    and ``python tests/pipeline_table.py`` writes it into docs/pipelines.md and README.md. Its tiny pipeline may be
+    built in :meth:`build`, or in tests/tiny where other tests need it too.
+    """
 
     name: ClassVar[str]
+    shipped: ClassVar[bool] = True
+    """Whether the adapter is part of HSD."""
+    title: ClassVar[str]
+    """The pipelines, as README.md lists them."""
+    clustered_by: ClassVar[str]
+    """What the vectors of :class:`hsd.models.Encoded` are, for README.md."""
     steps: ClassVar[int] = 4
     size: ClassVar[tuple[int, int]] = (64, 64)
     """Height and width in pixels."""

@@ -16,6 +16,8 @@ class Flux(Family):
     """Guided means a negative prompt and a true scale; the distilled scale is an input either way."""
 
     name = "flux"
+    title = "`FluxPipeline` (dev, schnell)"
+    clustered_by = "pooled text embedding"
     oblong = (64, 96)
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "low quality", "guidance_scale": 2.0}
     unguided = {"true_cfg_scale": 1.0, "guidance_scale": 5.0}

@@ -12,6 +12,8 @@ from families.base import Family, handing_generators
 
 class Flux2(Family):
     name = "flux-2"
+    title = "`Flux2Pipeline`"
+    clustered_by = "mean of the text's tokens"
     oblong = (64, 32)
     guided = {"guidance_scale": 4.0}
     unguided = {"guidance_scale": 1.0}  # told so, and evaluated as often

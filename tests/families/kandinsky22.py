@@ -15,6 +15,8 @@ class Kandinsky22(Family):
     """The decoder as it ships: DDPM with a learned range of variance and dynamic thresholding."""
 
     name = "kandinsky-2.2"
+    title = "`KandinskyV22CombinedPipeline`, or the pair (`KandinskyV22PriorPipeline`, `KandinskyV22Pipeline`)"
+    clustered_by = "image embedding"
     oblong = (64, 40)  # which the pipeline rounds up to 64
     guided = {"guidance_scale": 3.0}
     unguided = {"guidance_scale": 1.0}

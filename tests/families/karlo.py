@@ -13,6 +13,8 @@ STEPS = {"prior_num_inference_steps": 3, "super_res_num_inference_steps": 3}
 
 class Karlo(Family):
     name = "karlo"
+    title = "`UnCLIPPipeline` (Karlo)"
+    clustered_by = "image embedding"
     size = (16, 16)  # of what is denoised; super-resolution makes it 32 x 32
     oblong = None
     guided = {"guidance_scale": 3.0, "prior_guidance_scale": 2.0}

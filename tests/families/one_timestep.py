@@ -28,6 +28,7 @@ class OneTimestepAdapter(StableDiffusionAdapter):
 
 class OneTimestep(StableDiffusion):
     name = "one-timestep"
+    shipped = False
     schedulers = ("dpm++2m",)
 
     def build(self):

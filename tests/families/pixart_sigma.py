@@ -13,6 +13,8 @@ class PixArtSigma(Family):
     """Without bins: there are none for a model as small as this."""
 
     name = "pixart-sigma"
+    title = "`PixArtSigmaPipeline`"
+    clustered_by = "mean of the text's tokens"
     oblong = (64, 48)
     guided = {"guidance_scale": 4.0, "use_resolution_binning": False}
     unguided = {"guidance_scale": 1.0, "use_resolution_binning": False}

@@ -14,6 +14,8 @@ class QwenImage(Family):
     """Guided means a negative prompt and a true scale: the pipeline guides only with both."""
 
     name = "qwen-image"
+    title = "`QwenImagePipeline`"
+    clustered_by = "mean of the text's tokens"
     oblong = (64, 32)
     guided = {"true_cfg_scale": 3.0, "negative_prompt": " "}
     unguided = {"true_cfg_scale": 1.0}

@@ -13,6 +13,8 @@ from families.base import Family, masked_mean
 
 class Sana(Family):
     name = "sana"
+    title = "`SanaPipeline`"
+    clustered_by = "mean of the text's tokens"
     oblong = (64, 32)
     guided = {"guidance_scale": 4.5}
     unguided = {"guidance_scale": 1.0}

@@ -13,6 +13,8 @@ from families.base import Family
 
 class StableDiffusion(Family):
     name = "stable-diffusion"
+    title = "`StableDiffusionPipeline` (1.x, 2.x)"
+    clustered_by = "pooled text embedding"
     size = (32, 32)
     oblong = (32, 48)
     guided = {"guidance_scale": 5.0}

@@ -11,6 +11,8 @@ from families.base import Family
 
 class StableDiffusion3(Family):
     name = "stable-diffusion-3"
+    title = "`StableDiffusion3Pipeline` (3, 3.5)"
+    clustered_by = "projected text embeddings of both CLIPs"
     oblong = (64, 96)
     guided = {"guidance_scale": 4.0}
     unguided = {"guidance_scale": 1.0}

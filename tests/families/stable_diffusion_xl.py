@@ -11,6 +11,8 @@ from families.base import Family
 
 class StableDiffusionXL(Family):
     name = "stable-diffusion-xl"
+    title = "`StableDiffusionXLPipeline`"
+    clustered_by = "projected text embedding of the larger CLIP"
     oblong = (64, 48)
     guided = {"guidance_scale": 4.0}
     unguided = {"guidance_scale": 1.0}

@@ -13,6 +13,8 @@ PRIOR = {"prior_num_inference_steps": 3, "prior_guidance_scale": 2.0, "noise_lev
 
 class StableUnCLIP(Family):
     name = "stable-unclip"
+    title = "`StableUnCLIPPipeline`"
+    clustered_by = "image embedding"
     guided = {"guidance_scale": 3.0}
     unguided = {"guidance_scale": 1.0}
 

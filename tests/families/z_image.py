@@ -13,6 +13,8 @@ class ZImage(Family):
     """A caption of "a cat" is padded to 32 tokens, longer ones to 64."""
 
     name = "z-image"
+    title = "`ZImagePipeline`"
+    clustered_by = "mean of the text's tokens"
     oblong = (64, 32)
     guided = {"guidance_scale": 3.0}
     unguided = {"guidance_scale": 0.0}

@@ -1,13 +1,15 @@
-"""Pipelines that HSD can drive, one small file a family; :func:`load` finds the right one."""
+"""Pipelines that HSD can drive, one small file for each family; :func:`load` finds the right one."""
 
 from __future__ import annotations
 
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+from ..work.broadcast import per_row
 from .base import Adapter
 from .check import BrokenAdapter, check
-from .loading import MODELS, load, variants_of
-from .parts import check_size, guide, pad_tokens, per_row, scale_row
-from .registry import register, supported
+from .guidance import Guidance, guide, scale_row
+from .loading import load, variants_of
+from .parts import check_size, pad_tokens
+from .registry import MODELS, register, supported
 
 __all__ = [
     "MODELS",
@@ -16,6 +18,7 @@ __all__ = [
     "BrokenAdapter",
     "Denoiser",
     "Encoded",
+    "Guidance",
     "Prior",
     "check",
     "check_size",

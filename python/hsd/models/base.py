@@ -1,16 +1,18 @@
-"""What HSD needs to know of a pipeline family: the interface that every adapter fills in.
+"""What HSD needs to know of a pipeline family: the interface that every adapter implements.
 
-An adapter is the only code that knows a pipeline class. It fills in five methods: ``encode``, ``scheduler``,
+An adapter is the only code that knows a pipeline class. It has five methods: ``encode``, ``scheduler``,
 ``latent_shape``, ``denoise`` and ``decode``. ``docs/adapters.md`` shows how to write one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import PIL.Image
 import torch
@@ -19,15 +21,23 @@ from torch import Tensor, nn
 
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
 
+AdapterT = TypeVar("AdapterT", bound="Adapter")
+
+_NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler")
+"""Fields of an adapter that :func:`hsd.load` takes no value for."""
+
 
 @dataclass(eq=False)
 class Adapter(Denoiser):
-    """A diffusers pipeline as the executor sees it. The other fields of a family are its settings."""
+    """A diffusers pipeline as the executor sees it. The fields that a family adds are its settings."""
 
     pipe: Any
     name: str
     default_tau: float = field(default=1.0, kw_only=True)
     """The tau that suits the scale of the model's embeddings, used where none is given."""
+
+    other_scheduler: Any = field(default=None, kw_only=True, repr=False)
+    """What :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
@@ -42,10 +52,33 @@ class Adapter(Denoiser):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """Images from finished latents (B, *latent_shape) float32.
 
-        ``generators`` are the images' own, where denoising left them: for what is drawn after it, if anything is.
+        ``generators`` are the images' generators in the state after denoising, for pipelines that draw while decoding.
         """
 
     # -- what follows from the methods
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``scheduler`` of a family, which returns the pipeline's own, return ``other_scheduler`` where it is set.
+
+        Done here so that no family has to think of it, and as a field so that ``dataclasses.replace`` keeps it.
+        """
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("scheduler")
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def scheduler(self: Adapter) -> Any:
+            return own(self) if self.other_scheduler is None else self.other_scheduler
+
+        cls.scheduler = scheduler  # type: ignore[assignment, method-assign]
+
+    def with_scheduler(self: AdapterT, scheduler: Any) -> AdapterT:
+        """A copy whose images are denoised with another diffusers scheduler; this adapter and its pipeline keep theirs.
+
+        ``hsd.load(copy, **settings)`` and ``dataclasses.replace`` keep the scheduler. A prior keeps its own.
+        """
+        return dataclasses.replace(self, other_scheduler=scheduler)
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +94,10 @@ class Adapter(Denoiser):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Held while calls are made. To find a dtype, diffusers looks through all modules: a hundredth of a run."""
+        """Entered while calls are made: the dtype is looked up once, not at every call.
+
+        diffusers looks through all modules for it, which took a hundredth of a run.
+        """
         self.__dict__["_running_dtype"] = self.modules()[0].dtype
         try:
             yield
@@ -82,7 +118,7 @@ class Adapter(Denoiser):
         return (self.pipe,)
 
     def prior(self) -> Prior | None:
-        """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets what it made."""
+        """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets its output."""
         return None
 
     @property
@@ -92,18 +128,18 @@ class Adapter(Denoiser):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that shapes the images beside prompts, seeds and plan."""
+        """Everything that the images depend on beside prompts, seeds and plan."""
         return {name: getattr(self, name) for name in self.setting_names()}
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
         """What :func:`hsd.load` takes for this family."""
-        return tuple(f.name for f in fields(cls) if f.name not in ("pipe", "name", "default_tau"))
+        return tuple(f.name for f in fields(cls) if f.name not in _NOT_SETTINGS)
 
     def call_key(self) -> Hashable:
         """Equal for adapters whose prompts may be lanes of one call: all settings, but ``lane_settings``."""
         settings = {k: v for k, v in self.settings.items() if k not in self.lane_settings}
-        return (type(self), id(self.pipe), self.guided, repr(sorted(settings.items())))
+        return (type(self), id(self.pipe), id(self.other_scheduler), self.guided, repr(sorted(settings.items())))
 
     def encoding_key(self) -> Hashable:
         """Equal as long as prompts are encoded to the same rows: by the same networks and LoRAs and settings."""
@@ -118,13 +154,13 @@ class Adapter(Denoiser):
         return any(has_offload_hooks(part) for part in parts if isinstance(part, nn.Module))
 
     def free(self) -> None:
-        """After a run: what ``enable_model_cpu_offload`` keeps on the device goes back to the host."""
+        """After a run: move networks that ``enable_model_cpu_offload`` left on the device to the host."""
         for pipe in self.pipes():
             pipe.maybe_free_model_hooks()
 
 
 def _lora_state(module: nn.Module) -> Hashable:
-    """What PEFT has put into a module: adapters, which of them are on, their strengths, what is merged."""
+    """What PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
     layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
     names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
     return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)
@@ -138,7 +174,7 @@ def batches(n: int, size: int) -> Iterator[slice]:
 
 @contextlib.contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
-    """Run a pipeline without its own progress bar, and leave its setting as it was."""
+    """Run a pipeline without its own progress bar, and restore its setting afterwards."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:

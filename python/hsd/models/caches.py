@@ -1,4 +1,4 @@
-"""Step caches remember what a network computed at the step before; lanes that fork and mix steps have no such step."""
+"""Step caches are refused: they reuse the call before as the step before, and here that is another prompt's step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from ..replay.denoiser import Denoiser
 def refuse_step_caches(denoiser: Denoiser) -> None:
     """``UnsupportedPipeline`` if a hook of diffusers keeps state between the calls of the denoiser.
 
-    First Block Cache and its like compare a call with the call before it. Here that one held other prompts at other
-    steps: where their number differs it fails, and where it happens to be equal the images are wrong. One cache context
-    a prompt would be right only for calls of one lane, as the decision to skip is taken for a whole batch.
+    First Block Cache and similar caches compare a call with the call before it. Here the call before held other
+    prompts at other steps: if its number of lanes differs, the cache fails, and if it is equal, the images are wrong.
+    One cache context for each prompt would be right only for calls of one lane, because the cache decides for a whole
+    batch whether to skip.
     """
     for module in denoiser.modules():
         for name, part in module.named_modules():

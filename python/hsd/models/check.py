@@ -1,4 +1,4 @@
-"""Does an adapter keep the promises that the executor relies on? Found out by running it on a few prompts."""
+"""Check that an adapter has the properties that the executor relies on, by running it on a few prompts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from .encode import encode
 from .loading import load
 
 _PROMPTS = ("a red bicycle", "a portrait of an old sailor, in oil", "the sea")
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the output's root mean square; half precision below
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Largest difference, relative to the root mean square of what is compared."""
 _HALF_TOLERANCE = 5e-2
+"""The same in half precision."""
 
 
 class BrokenAdapter(Error, ValueError):
-    """An adapter, or a network that was patched, that would give wrong images. Says how it was found."""
+    """An adapter, or a patched network, that would give wrong images. The message says how this was found."""
 
 
 def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **settings: Any) -> None:
-    """Run a model on a few prompts, and raise if what the executor relies on does not hold.
+    """Run a model on a few prompts, and raise if it lacks a property that the executor relies on.
 
-    It costs about a dozen evaluations of the denoiser. What is compared: every prompt encoded alone and beside
-    others; lanes at different steps in one call and each alone; the same call again after another one.
+    It costs about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
+    batch with others; each lane in a call by itself and in a call with lanes at other steps; a call and the same call
+    made again after others.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     Raises
     ------
     BrokenAdapter
-        Naming the first promise that does not hold, and by how much.
+        Names the first property that does not hold, and the difference.
     hsd.UnsupportedScheduler, hsd.UnsupportedPipeline
         As for generating.
     """
@@ -74,33 +77,39 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
         raise BrokenAdapter(f"decode gives {len(pictures)} images for 2 latents")
 
 
-def _check_rows(together: Conditioning, alone: Conditioning, i: int) -> None:
+def _check_rows(together: Conditioning, single: Conditioning, i: int) -> None:
+    """Compare the rows of prompt ``i``, encoded ``together`` with others, with those of its ``single`` encoding."""
     for name, field in together.fields.items():
-        ours, theirs = field.rows[int(field.index[i])], alone.fields[name].rows[int(alone.fields[name].index[0])]
-        if ours.shape != theirs.shape:
+        other = single.fields[name]
+        in_batch, by_itself = field.rows[int(field.index[i])], other.rows[int(other.index[0])]
+        if in_batch.shape != by_itself.shape:
             raise BrokenAdapter(
-                f"encode gives {name} of shape {tuple(ours.shape)} beside others and {tuple(theirs.shape)} alone: "
-                "pad to a fixed length, or give rows of differing lengths as a list of tensors without padding"
+                f"encode gives {name} of shape {tuple(in_batch.shape)} in a batch and {tuple(by_itself.shape)} for the "
+                "prompt by itself: pad to a fixed length, or give rows of differing lengths as a list of tensors "
+                "without padding"
             )
-        _same(ours, theirs, f"encode: {name} of prompt {i} depends on the other prompts of its batch")
+        _same(in_batch, by_itself, f"encode: {name} of prompt {i} depends on the other prompts of its batch")
 
 
 @torch.no_grad()
 def _check_lanes(adapter: Adapter, latents: Tensor, timesteps: Tensor, rows: dict[str, Tensor]) -> None:
+    """Compare each lane of a call with the same lane in a call by itself, and the call with a repetition of it."""
     output, variance = adapter.denoise(latents, timesteps, rows)
     for what, value in (("output", output), ("variance", variance)):
         if value is not None and value.shape != latents.shape:
             raise BrokenAdapter(f"denoise gives {what} {tuple(value.shape)} for latents {tuple(latents.shape)}")
     for i in range(len(latents)):
         one = {name: row[i : i + 1] for name, row in rows.items()}
-        alone, _ = adapter.denoise(latents[i : i + 1], timesteps[i : i + 1], one)
+        by_itself, _ = adapter.denoise(latents[i : i + 1], timesteps[i : i + 1], one)
         hint = "" if not adapter.mixed_timesteps else " (if it is the mixed timesteps, set mixed_timesteps = False)"
-        _same(output[i : i + 1], alone, f"denoise: lane {i} depends on the lanes beside it or on the call before{hint}")
+        what = f"denoise: lane {i} depends on the other lanes or on the call before{hint}"
+        _same(output[i : i + 1], by_itself, what)
     again, _ = adapter.denoise(latents, timesteps, rows)
     _same(output, again, "denoise: the same call gives another result after other calls, so something is remembered")
 
 
 def _same(a: Tensor, b: Tensor, what: str) -> None:
+    """``BrokenAdapter`` with the text ``what`` if two tensors differ by more than the tolerance of their dtype."""
     if not a.dtype.is_floating_point:
         return
     tolerance = _TOLERANCE.get(a.dtype, _HALF_TOLERANCE)

@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer over packed latents, whose guidance was distilled into it: as an input (dev), or for good."""
+"""FLUX.1: a transformer over packed latents, distilled so that guidance is an input (dev) or fixed (schnell)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, packed_grid, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -21,13 +22,13 @@ from .refusals import refuse_ip_adapter, require_text_encoders
 class Flux(Adapter):
     """``FluxPipeline``. Clusters by CLIP's pooled text, conditions on it and on T5's tokens.
 
-    ``guidance_scale`` is an input of models that were distilled with it (dev), and nothing to the others (schnell).
-    Classifier-free guidance is ``true_cfg_scale`` above 1 with a ``negative_prompt``, as in diffusers; it takes both.
+    ``guidance_scale`` is an input of models that were distilled with it (dev); the others (schnell) ignore it.
+    Classifier-free guidance needs both a ``true_cfg_scale`` above 1 and a ``negative_prompt``, as in diffusers.
 
-    diffusers' pipeline gives its scheduler no generator, so one that draws (``FlowMatchLCMScheduler``) draws from
-    torch's global one there, and here from each prompt's own.
+    diffusers' pipeline gives its scheduler no generator: a scheduler that draws noise (``FlowMatchLCMScheduler``)
+    draws from torch's global generator there, and from each prompt's generator here.
 
-    A latent is packed, as the transformer reads it: one row of 4 C values for each 2 x 2 of the VAE's latent.
+    A latent is packed, as the transformer reads it: one token of 4 C values for each 2 x 2 pixels of the VAE's latent.
     """
 
     name: str = "flux"
@@ -45,12 +46,9 @@ class Flux(Adapter):
     def __post_init__(self) -> None:
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
-        if not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
+        check_max_sequence_length(self.max_sequence_length, 512)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -59,7 +57,7 @@ class Flux(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
         return False
 
     @property
@@ -69,11 +67,11 @@ class Flux(Adapter):
 
     @property
     def _tokens(self) -> str:
-        """The name of T5's rows. Prompts with other lengths have a field of their own, since a field has one shape."""
+        """Name of T5's rows. It contains the length, since all rows of one name have one shape."""
         return f"prompt_embeds_{self.max_sequence_length}"
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """T5's tokens (B, L, D), read to the end, padding and all; and CLIP's pooled vector (B, P)."""
+        """T5's tokens (B, L, D), with the padding, which the transformer reads; and CLIP's pooled vector (B, P)."""
         tokens, pooled, _ = self.pipe.encode_prompt(
             prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
@@ -101,7 +99,7 @@ class Flux(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """Evenly spaced noise levels, shifted by the number of tokens where the scheduler shifts so."""
+        """Evenly spaced noise levels; a scheduler with dynamic shifting shifts them by the number of tokens."""
         mu = shift_for(scheduler, self.latent_shape()[0])
         sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
@@ -125,7 +123,7 @@ class Flux(Adapter):
         return self.pipe._pack_latents(noise, *shape)
 
     def _image_ids(self, device: torch.device) -> Tensor:
-        """(S, 3), where each token is: 0, row, column. Made on the device, so that a call copies nothing to it."""
+        """(S, 3), each token's position: 0, row, column. Made on the device, so that no call copies it there."""
         rows, columns = self._grid
         ids = torch.zeros(rows, columns, 3, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -133,26 +131,21 @@ class Flux(Adapter):
         return ids.view(-1, 3).to(self.noise_dtype)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
+        """The transformer on [unconditional; conditional] rows in one call; the pipeline makes two."""
         dtype = self.dtype
-        x, t = latents.to(dtype), timestep.to(dtype) / 1000  # rounded before the division, as the pipeline does
-        tokens, pooled, guidance = rows[self._tokens], rows["pooled_projections"], rows.get("guidance_scale")
-        if self.guided:
-            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
-            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-            guidance = None if guidance is None else torch.cat([guidance, guidance])
+        guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
+        tokens, distilled_scale = guidance.both(self._tokens), rows.get("guidance_scale")
         output = self.pipe.transformer(
-            hidden_states=x,
-            timestep=t,
-            guidance=guidance,
-            pooled_projections=pooled.to(dtype),
+            hidden_states=guidance.twice(latents.to(dtype)),
+            timestep=guidance.twice(timestep.to(dtype) / 1000),  # rounded before the division, as the pipeline does
+            guidance=None if distilled_scale is None else guidance.twice(distilled_scale),
+            pooled_projections=guidance.both("pooled_projections").to(dtype),
             encoder_hidden_states=tokens.to(dtype),
-            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=x.device),
-            img_ids=self._image_ids(x.device),
+            txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=latents.device),
+            img_ids=self._image_ids(latents.device),
             return_dict=False,
         )[0].float()  # [B or 2B, S, 4 C]
-        return (guide(output, rows["true_cfg_scale"]) if self.guided else output), None
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, packed_grid, scale_row
+from .guidance import scale_row
+from .parts import image_size, packed_grid
 from .refusals import require_text_encoders
 
 
@@ -22,9 +23,9 @@ from .refusals import require_text_encoders
 class Flux2(Adapter):
     """``Flux2Pipeline``, text to image. Conditions on Mistral's tokens, clusters by the mean of those of the prompt.
 
-    There is no unconditional half: the transformer is told the scale. Prompts are taken as they are, without the
-    pipeline's upsampling, and without images. The pipeline hands its scheduler no generator: what a scheduler draws
-    comes from the prompt's own generator here, and from torch's global one there.
+    There is no unconditional half: the scale is an input of the transformer. Prompts are used as they are, without the
+    pipeline's upsampling and without input images. The pipeline gives its scheduler no generator: a scheduler that
+    draws noise draws from each prompt's generator here, and from torch's global generator there.
     """
 
     name: str = "flux-2"
@@ -34,17 +35,15 @@ class Flux2(Adapter):
     max_sequence_length: int = 512
     text_encoder_out_layers: tuple[int, ...] = (10, 20, 30)
 
-    encode_batch: ClassVar[int] = 8  # the text encoder keeps the outputs of all its layers for each
+    encode_batch: ClassVar[int] = 8  # small: the text encoder keeps the outputs of all its layers
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "text_encoder_out_layers"})
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
 
     def __post_init__(self) -> None:
         require_text_encoders(self.pipe, "text_encoder")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
 
     @property
     def guided(self) -> bool:
@@ -58,16 +57,16 @@ class Flux2(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """It does not."""
+        """No."""
         return False
 
     @property
     def _tokens(self) -> str:
-        # Prompts of a plan may differ in the length, and rows of one name may not.
+        # Prompts of one plan may differ in the length; rows of one name may not.
         return f"prompt_embeds_{self.max_sequence_length}"
 
     def encode(self, batch: Batch) -> Encoded:
-        """Tokens (B, L, 3 D), padding included: the transformer reads it, under no mask."""
+        """Tokens (B, L, 3 D), with the padding, which the transformer reads: it takes no mask."""
         tokens = self.pipe.encode_prompt(
             list(batch.prompts),
             self.device,
@@ -79,10 +78,10 @@ class Flux2(Adapter):
         return Encoded({self._tokens: tokens}, torch.stack(means))
 
     def _own_tokens(self, prompts: list[str]) -> Tensor:
-        """(B, L) bool, what sets each prompt apart: its tokens after those that an empty prompt begins with too.
+        """(B, L) bool, each prompt's own tokens: those after the beginning that it has in common with an empty prompt.
 
-        The system message is longer than most prompts, and its first token is larger than all others: in a mean over
-        everything, they would make a prompt's length count for more than its words.
+        The beginning is a system message. It is longer than most prompts, and its first token is larger than all
+        others: a mean over all tokens would depend more on how long a prompt is than on its words.
         """
         inputs = self.pipe.tokenizer.apply_chat_template(
             format_input([*prompts, ""], system_message=self.pipe.system_message),
@@ -135,12 +134,12 @@ class Flux2(Adapter):
 
     @cached_property
     def _image_ids(self) -> Tensor:
-        """(S, 4), where each patch is."""
+        """(S, 4), each patch's position."""
         return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self._grid))[0].to(self.device)
 
     @cached_property
     def _text_ids(self) -> Tensor:
-        """(L, 4), where each token is."""
+        """(L, 4), each token's position."""
         return self.pipe._prepare_text_ids(torch.empty(1, self.max_sequence_length, 1))[0].to(self.device)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import guide, scale_row
+from .guidance import Guidance, scale_row
 from .prior import TextPrior, skip
 
 
@@ -22,12 +22,12 @@ from .prior import TextPrior, skip
 class Kandinsky22(Adapter):
     """``KandinskyV22CombinedPipeline``, or the pair (``KandinskyV22PriorPipeline``, ``KandinskyV22Pipeline``).
 
-    Clusters and conditions on the prior's image embeddings. ``share_prior`` lets prompts of similar text share the
-    prior's early steps too, up to ``prior_tau``. In the combined pipeline one generator runs through
-    prior and decoder, so there the decoder's draws follow the prior's; with a pair each starts afresh.
+    Clusters by the prior's image embeddings, and conditions on them. With ``share_prior`` prompts of similar text
+    share the prior's early steps too, up to ``prior_tau``. In the combined pipeline prior and decoder draw from one
+    generator, the prior first; in a pair each has its own.
 
-    diffusers' pipeline never calls ``scale_model_input``, which Euler, LMS and Heun ask for: with those, images are
-    what diffusers gives by default, and what the scheduler means with ``scale_model_input=True``.
+    diffusers' pipeline never calls ``scale_model_input``, although Euler, LMS and Heun need it. With these schedulers
+    the images are diffusers' by default, and those that the scheduler intends with ``scale_model_input=True``.
     """
 
     name: str = "kandinsky-2.2"
@@ -87,7 +87,7 @@ class Kandinsky22(Adapter):
         )
 
     def encode(self, batch: Batch) -> Encoded:
-        """Image embeddings at the scale that the decoder was trained with."""
+        """Image embeddings, scaled back to what the decoder was trained with."""
         assert batch.prior is not None
         prior = self.prior_pipe.prior
         embeds = prior.post_process_latents(batch.prior.to(prior.device, prior.dtype))  # [B, n, D]
@@ -97,7 +97,7 @@ class Kandinsky22(Adapter):
         return Encoded(rows, vectors=embeds[:, 0])
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and the embedding of a black image, where no negative prompt has another."""
+        """The scale, and without a negative prompt the embedding of a black image in its place."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.negative_prompt is None and self.guided:
             rows["negative_image_embeds"] = self.prior_pipe.get_zero_embed(1, self.prior_pipe._execution_device)
@@ -118,12 +118,12 @@ class Kandinsky22(Adapter):
         return (self.decoder.unet.config.in_channels, *sides)
 
     def call_key(self) -> Hashable:
-        """In the combined pipeline the decoder's draws follow the prior's, so prompts of one call draw equally many."""
+        """For the combined pipeline also what the number of the prior's draws depends on: the decoder draws next."""
         prior = None if isinstance(self.pipe, tuple) else (self.prior_steps, self.negative_prompt is None)
         return (super().call_key(), prior)
 
     def generator(self, seed: int) -> torch.Generator:
-        """Fresh for a pair; for the combined pipeline, where the prior leaves it."""
+        """For a pair a new one; for the combined pipeline one from which the prior has drawn."""
         generator = super().generator(seed)
         if not isinstance(self.pipe, tuple):
             skip(self._prior, generator)
@@ -131,23 +131,16 @@ class Kandinsky22(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows; the variance is the conditional half's."""
-        channels = latents.shape[1]
-        x = latents.to(self.dtype)
-        embeds = rows["image_embeds"].to(self.dtype)
-        if self.guided:
-            embeds = torch.cat([rows["negative_image_embeds"].to(self.dtype), embeds])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        guidance = Guidance(rows, self.guided)
         output = self.decoder.unet(
-            sample=x,
-            timestep=timestep,
+            sample=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
             encoder_hidden_states=None,
-            added_cond_kwargs={"image_embeds": embeds},
+            added_cond_kwargs={"image_embeds": guidance.both("image_embeds").to(self.dtype)},
             return_dict=False,
         )[0].float()  # [B or 2B, 2C, h, w]
-        model_output, variance = output.split(channels, dim=1)
-        if self.guided:
-            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
-        return model_output, variance
+        model_output, variance = output.split(latents.shape[1], dim=1)
+        return guidance.apply(model_output), guidance.conditional(variance)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

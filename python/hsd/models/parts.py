@@ -1,4 +1,4 @@
-"""What several families have in common: guidance, tokens under a mask, sizes, shifts."""
+"""What several families have in common: sizes, limits, padding, shifts."""
 
 from __future__ import annotations
 
@@ -16,51 +16,36 @@ def check_size(name: str, value: int, multiple: int) -> None:
         raise ValueError(f"{name} is {value}: it has to be a positive multiple of {multiple} pixels for this model")
 
 
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """View values (B,) so that they broadcast against ``like`` (B, ...)."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
+def image_size(adapter: Any, native: int, multiple: int) -> tuple[int, int]:
+    """An adapter's height and width in pixels: ``native`` where one is None; checked by :func:`check_size`."""
+    height, width = adapter.height or native, adapter.width or native
+    check_size("height", height, multiple)
+    check_size("width", width, multiple)
+    return height, width
 
 
-def guide(output: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...).
-
-    ``scale`` (B,), one a row.
-    """
-    unconditional, conditional = output.chunk(2)
-    return unconditional + per_row(scale, conditional) * (conditional - unconditional)
-
-
-def scale_row(value: float) -> Tensor:
-    """A guidance scale as a row (1,) float32 of the conditioning, so that lanes may differ in it."""
-    return torch.tensor([value], dtype=torch.float32)
+def check_max_sequence_length(value: int, most: int) -> None:
+    """``ValueError`` unless a text's longest length in tokens is within 1 and ``most``."""
+    if not 1 <= value <= most:
+        raise ValueError(f"max_sequence_length is {value}: it has to be within 1 and {most} tokens")
 
 
 def pad_tokens(tokens: Tensor, length: int) -> Tensor:
-    """Tokens (B, L, ...), or their mask (B, L), with zeros behind up to ``length``."""
+    """Tokens (B, L, ...), or their mask (B, L), padded with zeros to ``length``."""
     missing = length - tokens.shape[1]
     assert missing >= 0, (tokens.shape, length)
     return torch.nn.functional.pad(tokens, (0, 0) * (tokens.ndim - 2) + (0, missing)) if missing else tokens
 
 
-def guided_tokens(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens (2B, L, D) and their mask (2B, L), the negative prompt's first, padded to the longer of both."""
-    length = max(rows["negative_prompt_embeds"].shape[1], rows["prompt_embeds"].shape[1])
-    tokens, mask = (
-        torch.cat([pad_tokens(rows[f"{prefix}prompt_embeds{suffix}"], length) for prefix in ("negative_", "")])
-        for suffix in ("", "_mask")
-    )
-    return tokens, mask
-
-
 def unet_latent(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """(C, h, w) of a latent that the UNet of ``pipe`` denoises, for an image of so many pixels."""
+    """(C, h, w) of a latent that the UNet of ``pipe`` denoises, for an image of ``height`` x ``width`` pixels."""
     assert height is not None
     assert width is not None
     return pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
 
 
 def packed_grid(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Rows and columns of an image's tokens, where 2 x 2 of the VAE's latent make one."""
+    """(rows, columns) of an image's tokens, where 2 x 2 pixels of the VAE's latent make one token."""
     assert height is not None
     assert width is not None
     side = 2 * pipe.vae_scale_factor
@@ -73,9 +58,10 @@ def eta_for(scheduler: Any, eta: float) -> dict[str, float]:
 
 
 def shift_for(scheduler: Any, tokens: int, most: float = 1.15) -> float:
-    """``mu``, by which schedulers with ``use_dynamic_shifting`` shift the noise levels of an image of so many tokens.
+    """``mu``, by which schedulers with ``use_dynamic_shifting`` shift the noise levels of an image.
 
-    ``most`` is the pipeline's own default for the shift of the longest sequence.
+    ``tokens`` is how many tokens the image has, ``most`` the pipeline's own default for the shift of the longest
+    sequence.
     """
     config = scheduler.config
     return calculate_shift(

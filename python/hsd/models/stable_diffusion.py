@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, scale_row, unet_latent
+from .guidance import Guidance, scale_row
+from .parts import check_size, eta_for, unet_latent
 
 
 @dataclass(eq=False)
@@ -61,12 +62,12 @@ class StableDiffusion(Adapter):
             negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
             rows["negative_prompt_embeds"] = negative
         width = self.pipe.unet.config.time_cond_proj_dim
-        if width is not None:  # on the host: diffusers makes it of tensors there
+        if width is not None:  # a tensor on the host, as diffusers' function takes it
             rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
         return rows
 
     def _pooled(self, prompts: list[str]) -> Tensor:
-        """(B, D), the state at the end of each text."""
+        """(B, D), the text encoder's output at the last token of each text."""
         tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
         batch = tokenizer(
             self.pipe.maybe_convert_prompt(prompts, tokenizer),
@@ -93,30 +94,24 @@ class StableDiffusion(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""
-        unet = self.pipe.unet
-        x = latents.to(unet.dtype)
-        tokens = rows["prompt_embeds"]
-        if self.guided:
-            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        unet, guidance = self.pipe.unet, Guidance(rows, self.guided)
         condition = rows.get("timestep_cond")
         output = unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens.to(unet.dtype),
+            guidance.twice(latents.to(unet.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        if not self.guided:
-            return output, None
-        guided = guide(output, rows["guidance_scale"])
-        if self.guidance_rescale > 0.0:
-            guided = rescale_noise_cfg(guided, output.chunk(2)[1], guidance_rescale=self.guidance_rescale)
+        guided = guidance.apply(output)
+        if self.guided and self.guidance_rescale > 0.0:
+            conditional = guidance.conditional(output)
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
         return guided, None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The VAE, then the safety checker where the pipeline has one (it blacks images out, as diffusers does)."""
+        """The VAE, then the safety checker, if the pipeline has one; it makes flagged images black, as in diffusers."""
         vae = self.pipe.vae
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)

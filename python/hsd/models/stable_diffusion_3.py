@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, guide, scale_row, shift_for
+from .guidance import Guidance, scale_row
+from .parts import check_max_sequence_length, image_size, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -20,8 +21,9 @@ class StableDiffusion3(Adapter):
     """``StableDiffusion3Pipeline``. Clusters by both CLIPs' projected texts, conditions on them and on all tokens.
 
     T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``mu`` is the shift of a
-    scheduler with dynamic shifting; None takes it from the size of the image.
-    A scheduler that draws noise draws it from each prompt's generator; diffusers' pipeline leaves it to torch's global.
+    scheduler with dynamic shifting; for None it depends on the size of the image.
+    The pipeline gives its scheduler no generator: a scheduler that draws noise draws from each prompt's generator
+    here, and from torch's global generator there.
     """
 
     name: str = "stable-diffusion-3"
@@ -40,33 +42,30 @@ class StableDiffusion3(Adapter):
     def __post_init__(self) -> None:
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        token = self.pipe.vae_scale_factor * self.pipe.patch_size
-        check_size("height", self.height, token)
-        check_size("width", self.width, token)
-        if not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length is {self.max_sequence_length}: it has to be within 1 and 512 tokens")
+        factor = self.pipe.vae_scale_factor
+        native, token = self.pipe.default_sample_size * factor, self.pipe.patch_size * factor
+        self.height, self.width = image_size(self, native, multiple=token)
+        check_max_sequence_length(self.max_sequence_length, 512)
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """That of CLIP's and T5's tokens joined: the pipeline makes its latents in it."""
+        """The dtype of CLIP's and T5's tokens after they are joined: the pipeline makes its latents in it."""
         t5 = self.pipe.text_encoder_3
         dtype = self.pipe.text_encoder.dtype
         return dtype if t5 is None else torch.promote_types(dtype, t5.dtype)
 
     @property
     def scales_input(self) -> bool:
-        """Flow schedulers have nothing to scale, and the pipeline does not ask them."""
+        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
         return False
 
     @property
     def _tokens(self) -> str:
-        """The name of the tokens. Prompts with other lengths have a field of their own, since a field has one shape."""
+        """Name of the tokens' rows. It contains the length, since all rows of one name have one shape."""
         return f"prompt_embeds_{self.max_sequence_length}"
 
     def encode(self, batch: Batch) -> Encoded:
-        """Tokens (B, 77 + L, D), CLIP's before T5's, read to the end, padding and all; and the pooled vector (B, P)."""
+        """Tokens (B, 77 + L, D), CLIP's then T5's, with the padding, which is read; and the pooled vector (B, P)."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
             batch.prompts,
             prompt_2=None,
@@ -98,7 +97,7 @@ class StableDiffusion3(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """With the shift that the number of tokens asks for, where the scheduler shifts so, or the one that is set."""
+        """With the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
         config, shift = scheduler.config, {}
         if self.mu is not None:
             shift["mu"] = self.mu
@@ -115,20 +114,15 @@ class StableDiffusion3(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows."""
-        x = latents.to(self.dtype)
-        tokens, pooled = rows[self._tokens], rows["pooled_projections"]
-        if self.guided:
-            tokens = torch.cat([rows[f"negative_{self._tokens}"], tokens])
-            pooled = torch.cat([rows["negative_pooled_projections"], pooled])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        guidance = Guidance(rows, self.guided)
         output = self.pipe.transformer(
-            hidden_states=x,
-            timestep=timestep,
-            encoder_hidden_states=tokens.to(self.dtype),
-            pooled_projections=pooled.to(self.dtype),
+            hidden_states=guidance.twice(latents.to(self.dtype)),
+            timestep=guidance.twice(timestep),
+            encoder_hidden_states=guidance.both(self._tokens).to(self.dtype),
+            pooled_projections=guidance.both("pooled_projections").to(self.dtype),
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet that attends to the tokens of two CLIPs, and reads a pooled text and sizes beside."""
+"""Stable Diffusion XL: a UNet that attends to the tokens of two CLIPs; a pooled text and sizes are inputs too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, scale_row, unet_latent
+from .guidance import Guidance, scale_row
+from .parts import eta_for, image_size, unet_latent
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 Pair = tuple[int, int]
@@ -31,9 +32,9 @@ _PAIRS = (
 class StableDiffusionXL(Adapter):
     """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on all the rest too.
 
-    Sizes are (height, width). ``original_size`` and ``target_size`` are the image's own size where they are None. The
-    negative sizes are used together, or not at all. (Given several prompts, diffusers' pipeline hands every other one
-    the wrong ones of the two; here each prompt gets what diffusers gives it alone.)
+    Sizes are (height, width). ``original_size`` and ``target_size`` are the image's size where they are None. The two
+    negative sizes are set both or not at all. (Called with several prompts, diffusers' pipeline swaps positive and
+    negative sizes for some of them; here each prompt gets the sizes that diffusers gives it in a call by itself.)
     """
 
     name: str = "stable-diffusion-xl"
@@ -59,9 +60,7 @@ class StableDiffusionXL(Adapter):
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder_2")
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, 8)
-        check_size("width", self.width, 8)
+        self.height, self.width = image_size(self, native, multiple=8)
         for name in _PAIRS:
             if getattr(self, name) is not None:
                 setattr(self, name, _pair(name, getattr(self, name)))
@@ -92,7 +91,7 @@ class StableDiffusionXL(Adapter):
         return Encoded({"prompt_embeds": tokens, "text_embeds": pooled}, vectors=pooled)
 
     def shared(self) -> dict[str, Any]:
-        """Scale, sizes, and what the negative prompt is encoded to: zeros, for most models, where there is none."""
+        """Scale, sizes, and the encoded negative prompt; most models have zeros for it where there is none."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         size = (self.height, self.width)
         rows["time_ids"] = self._time_ids(
@@ -108,12 +107,12 @@ class StableDiffusionXL(Adapter):
                     self.negative_original_size, self.negative_crops_coords_top_left, self.negative_target_size
                 )
         width = self.pipe.unet.config.time_cond_proj_dim
-        if width is not None:  # on the host: diffusers makes it of tensors there
+        if width is not None:  # a tensor on the host, as diffusers' function takes it
             rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
         return rows
 
     def _time_ids(self, *pairs: Any) -> Tensor:
-        """(1, 6) in the dtype that the pipeline rounds them to."""
+        """(1, 6), in the dtype to which the pipeline rounds them."""
         return torch.tensor([[value for pair in pairs for value in pair]], dtype=self.noise_dtype)
 
     def scheduler(self) -> Any:
@@ -130,33 +129,26 @@ class StableDiffusionXL(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The UNet on [unconditional; conditional] rows."""
-        unet = self.pipe.unet
-        x = latents.to(unet.dtype)
-        tokens, pooled, time_ids = (rows[name] for name in ("prompt_embeds", "text_embeds", "time_ids"))
-        if self.guided:
-            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
-            pooled = torch.cat([rows["negative_text_embeds"], pooled])
-            time_ids = torch.cat([rows["negative_time_ids"], time_ids])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        unet, guidance = self.pipe.unet, Guidance(rows, self.guided)
         condition = rows.get("timestep_cond")
+        pooled = guidance.both("text_embeds").to(unet.dtype)
         output = unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens.to(unet.dtype),
+            guidance.twice(latents.to(unet.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
-            added_cond_kwargs={"text_embeds": pooled.to(unet.dtype), "time_ids": time_ids},
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": guidance.both("time_ids")},
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        if not self.guided:
-            return output, None
-        guided = guide(output, rows["guidance_scale"])
-        if self.guidance_rescale > 0.0:
-            guided = rescale_noise_cfg(guided, output.chunk(2)[1], guidance_rescale=self.guidance_rescale)
+        guided = guidance.apply(output)
+        if self.guided and self.guidance_rescale > 0.0:
+            conditional = guidance.conditional(output)
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
         return guided, None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The VAE, in float32 if it overflows in float16; then the watermark, where the pipeline makes one."""
+        """The VAE, in float32 if it would overflow in float16; then the watermark, if the pipeline has one."""
         vae, config = self.pipe.vae, self.pipe.vae.config
         upcast = vae.dtype == torch.float16 and config.force_upcast
         mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
@@ -178,7 +170,7 @@ class StableDiffusionXL(Adapter):
 
 
 def _pair(name: str, value: Any) -> Pair:
-    """Two integers; also from a list, as JSON has it."""
+    """Two integers; a list of two, as in JSON, is taken too."""
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(side, int) for side in value):
         raise ValueError(f"{name} is {value!r}: it has to be a pair of integers, like (1024, 1024)")
     return (value[0], value[1])

@@ -1,4 +1,4 @@
-"""Stable unCLIP: a prior that samples an image embedding, and a Stable Diffusion that is conditioned on it too."""
+"""Stable unCLIP: a prior that samples an image embedding, and a Stable Diffusion conditioned on it and on tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
-from .parts import check_size, eta_for, guide, scale_row, unet_latent
+from .guidance import Guidance, scale_row
+from .parts import eta_for, image_size, unet_latent
 from .prior import TextPrior, skip
 
 
@@ -20,9 +21,9 @@ from .prior import TextPrior, skip
 class StableUnCLIP(Adapter):
     """``StableUnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it, noised, and on tokens.
 
-    ``noise_level`` is how much noise the embedding is given: the more, the freer is the image. It is drawn by every
-    prompt for itself, between prior and decoder. The negative prompt is the decoder's alone. ``share_prior`` lets
-    prompts of similar text share the prior's early steps too, up to ``prior_tau``.
+    ``noise_level`` is how much noise is added to the embedding: with more noise an image follows it less. Every prompt
+    draws this noise from its own generator, between prior and decoder. Only the decoder uses the negative prompt. With
+    ``share_prior`` prompts of similar text share the prior's early steps too, up to ``prior_tau``.
     """
 
     name: str = "stable-unclip"
@@ -44,10 +45,8 @@ class StableUnCLIP(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("StableUnCLIPPipeline",)
 
     def __post_init__(self) -> None:
-        native = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        self.height, self.width = self.height or native, self.width or native
-        check_size("height", self.height, max(8, self.pipe.vae_scale_factor))
-        check_size("width", self.width, max(8, self.pipe.vae_scale_factor))
+        factor = self.pipe.vae_scale_factor
+        self.height, self.width = image_size(self, self.pipe.unet.config.sample_size * factor, multiple=max(8, factor))
         if self.prior_steps < 1:
             raise ValueError(f"prior_steps is {self.prior_steps}: it has to be at least 1")
         levels = self.pipe.image_noising_scheduler.config.num_train_timesteps
@@ -64,7 +63,7 @@ class StableUnCLIP(Adapter):
         return self.prior()
 
     def prior(self) -> TextPrior:
-        """Texts to image embeddings. The pipeline does not tell its scheduler which timestep comes next."""
+        """Texts to image embeddings. The pipeline passes no ``prev_timestep`` to the scheduler."""
         return TextPrior(
             self.pipe.prior,
             self.pipe.prior_scheduler,
@@ -116,28 +115,23 @@ class StableUnCLIP(Adapter):
         return unet_latent(self.pipe, self.height, self.width)
 
     def generator(self, seed: int) -> torch.Generator:
-        """One generator runs through the whole pipeline: here, behind the prior and the noise of its embedding."""
+        """One from which the prior and the noise of its embedding were drawn: the pipeline uses one for all."""
         generator = self._after_prior(seed)
         width = self.pipe.prior.config.embedding_dim
         torch.randn((1, width), generator=generator, dtype=self.pipe.prior.dtype)
         return generator
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The UNet on [unconditional; conditional] rows; without a condition the image embedding is zeros."""
-        x = latents.to(self.dtype)
-        tokens, labels = rows["prompt_embeds"], rows["class_labels"]
-        if self.guided:
-            tokens = torch.cat([rows["negative_prompt_embeds"], tokens])
-            labels = torch.cat([torch.zeros_like(labels), labels])
-            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
+        """The UNet on [unconditional; conditional] rows; the unconditional half's image embedding is zeros."""
+        guidance, labels = Guidance(rows, self.guided), rows["class_labels"]
         output = self.pipe.unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens.to(x.dtype),
-            class_labels=labels.to(x.dtype),
+            guidance.twice(latents.to(self.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds").to(self.dtype),
+            class_labels=guidance.join(torch.zeros_like(labels), labels).to(self.dtype),
             return_dict=False,
         )[0].float()  # [B or 2B, C, h, w]
-        return (guide(output, rows["guidance_scale"]) if self.guided else output), None
+        return guidance.apply(output), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

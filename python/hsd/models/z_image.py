@@ -14,8 +14,10 @@ from diffusers.pipelines.z_image.pipeline_z_image import (
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from ..work.broadcast import per_row
 from .base import Adapter
-from .parts import check_size, per_row, scale_row, shift_for
+from .guidance import scale_row
+from .parts import check_size, shift_for
 from .refusals import require_text_encoders
 
 
@@ -23,9 +25,9 @@ from .refusals import require_text_encoders
 class ZImage(Adapter):
     """``ZImagePipeline``. Conditions on Qwen3's tokens, clusters by their mean.
 
-    The pipeline's scale is the weight of ``conditional - unconditional`` on top of the conditional output, so there is
-    guidance above 0, not above 1. It hands its scheduler no generator: what a scheduler draws comes from the prompt's
-    own generator here, and from torch's global one there.
+    The output is ``conditional + scale (conditional - unconditional)``, so there is guidance with a scale above 0, not
+    above 1. The pipeline gives its scheduler no generator: a scheduler that draws noise draws from each prompt's
+    generator here, and from torch's global generator there.
     """
 
     name: str = "z-image"
@@ -50,7 +52,7 @@ class ZImage(Adapter):
 
     @property
     def guided(self) -> bool:
-        """Above 0, as the pipeline has it."""
+        """With a scale above 0, as in the pipeline."""
         return self.guidance_scale > 0.0
 
     @property
@@ -60,7 +62,7 @@ class ZImage(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """It does not."""
+        """No."""
         return False
 
     def encode(self, batch: Batch) -> Encoded:
@@ -86,7 +88,7 @@ class ZImage(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """The pipeline's own sigmas, shifted by the number of image tokens where the scheduler shifts by that."""
+        """The pipeline's sigmas; a scheduler with dynamic shifting shifts them by the number of image tokens."""
         _, h, w = self.latent_shape()
         mu = shift_for(scheduler, (h // 2) * (w // 2))
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=get_default_z_image_sigmas(steps), mu=mu)
@@ -99,8 +101,8 @@ class ZImage(Adapter):
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [conditional; unconditional] rows.
 
-        It pads every caption to a multiple of 32 with tokens that are attended to, and so has to know how long each
-        is: their lengths are the one thing that is read back from the device, once a call.
+        It pads every caption to a multiple of 32, with tokens that are attended to, so it needs each caption without
+        our padding. For that the lengths are copied from the device to the host, once a call.
         """
         x = latents.to(self.dtype).unsqueeze(2)  # [B, C, 1, h, w]
         tokens = ["prompt_embeds", "negative_prompt_embeds"][: 2 if self.guided else 1]
@@ -116,7 +118,10 @@ class ZImage(Adapter):
         return -output, None
 
     def _guide(self, conditional: Tensor, unconditional: Tensor, *, time: Tensor, scale: Tensor) -> Tensor:
-        """Guidance, no longer than ``cfg_normalization`` times the conditional output, and off after the truncation."""
+        """The guided output, its norm at most ``cfg_normalization`` times that of the conditional output.
+
+        At times after ``cfg_truncation`` it is the conditional output.
+        """
         guided = conditional + per_row(scale, conditional) * (conditional - unconditional)
         if self.cfg_normalization and float(self.cfg_normalization) > 0.0:
             norm, limit = (torch.linalg.vector_norm(each.flatten(1), dim=1) for each in (guided, conditional))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -148,9 +147,7 @@ class Lab:
                 raise Skipped(f"{adapter.name} has no prior to share")
             adapter = dataclasses.replace(adapter, share_prior=True, prior_tau=way.prior_tau)  # type: ignore[call-arg]
         if way.sampler is not None:
-            scheduler = sampler_named(way.sampler, adapter.scheduler())
-            adapter = copy.copy(adapter)
-            adapter.scheduler = lambda: scheduler  # type: ignore[method-assign]
+            adapter = adapter.with_scheduler(sampler_named(way.sampler, adapter.scheduler()))
         return adapter
 
     def vectors(self, prompt_set: PromptSet, way: Way | None = None) -> NDArray[np.float32]:

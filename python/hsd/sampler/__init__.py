@@ -5,10 +5,10 @@ A scheduler is a linear machine.  With ``s`` the latent and every tensor that th
 
 ==============  =========================================================================================
 `stepping`      calls a private copy of a scheduler the way pipelines do, and answers its random draws
-`probe`         runs that copy on symbols, and reads the coefficients of every step from what comes out
-`reduce`        forgets memory that is never read again, and merges memory that is held twice
+`probe`         runs that copy on symbols, and reads the coefficients of every step from the results
+`reduce`        drops memory that is never read again, and merges memory that is held twice
 `table`         `SamplerTable`: the padded coefficients, and the update of lanes at different steps
-`build`         `compile_sampler`: all of the above, then the proof that table and scheduler agree
+`build`         `compile_sampler`: all of the above, then a run that shows that table and scheduler agree
 ==============  =========================================================================================
 """
 

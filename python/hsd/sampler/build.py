@@ -33,7 +33,7 @@ def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = N
     scheduler
         Any diffusers scheduler object after ``set_timesteps``.  A copy is run; the object is not touched.
     step_kwargs
-        More arguments of its ``step``, the same at every step (``eta``, ``s_churn``, ...).  ``prev_timestep``, where
+        Further arguments of its ``step``, the same at every step (``eta``, ``s_churn``, ...).  ``prev_timestep``, where
         ``step`` has it, is the next timestep and None at the end, as pipelines pass it, unless it is given here.
 
     Returns
@@ -82,9 +82,9 @@ def _pack(
             *range(n_state + 1 + n_noise, n_state + 1 + n_noise + len(step.nodes)),
         ]
         scale[k, : step.n_state] = step.scale
-        out[k, : len(step.rows), columns] = step.rows
+        out[k, : len(step.outputs), columns] = step.outputs
         for j, entry in enumerate(step.nodes):
-            node[k, j, columns] = entry.row
+            node[k, j, columns] = entry.coefficients
             kind[k, j], low[k, j], high[k, j] = entry.kind, entry.low, entry.high
         if step.log_variance is not None:
             log_variance[k] = torch.tensor(step.log_variance, dtype=torch.float64)
@@ -118,7 +118,7 @@ def _pack(
 def _terms(coefficients: Tensor) -> Terms:
     """Return, per output of (K, outputs, columns), the columns that are not 0 at every step."""
     used = coefficients.ne(0).any(0)
-    return tuple(tuple(row.nonzero().flatten().tolist()) for row in used)
+    return tuple(tuple(output.nonzero().flatten().tolist()) for output in used)
 
 
 def _noise_dtypes(
@@ -126,7 +126,7 @@ def _noise_dtypes(
 ) -> tuple[tuple[torch.dtype | None, ...], ...]:
     """Return the dtype of every draw, None where it follows the model output.
 
-    A run in bfloat16 tells: schedulers that fix a dtype, or promote to it, do so visibly.
+    Found by a run in bfloat16: a draw in any other dtype is in one that the scheduler fixed, or promoted to.
     """
     follows: tuple[torch.dtype | None, ...] = (None,)
     if not any(step.n_noise for step in steps):
@@ -154,11 +154,11 @@ def _noise_dtypes(
 
 
 def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: SamplerTable) -> None:
-    """Run scheduler and table side by side on random numbers, and refuse the scheduler if they part.
+    """Run scheduler and table side by side on random numbers, and refuse the scheduler if they differ.
 
     The probe sees coefficients only: a condition on the latent's values, or a curve such as tanh, can look linear
-    on symbols.  The two rows of the batch have amplitudes 1 and 100, so that clips and curves bite in one of them,
-    and so that a scheduler that lets one sample of a batch influence another is found as well.
+    on symbols.  The two samples of the batch have amplitudes 1 and 100, so that clips and curves take effect in at
+    least one of them, and so that a scheduler that lets one sample of a batch influence another is found as well.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (len(_CHECK_AMPLITUDES), *_CHECK_SHAPE)
@@ -190,7 +190,7 @@ def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: Sampler
         for j, drawn in enumerate(draws):
             noise[:, j] = drawn
         state = table.update(state, model_output, noise, step, variance)
-        # A clip leaves little of a latent that the scheduler may have rounded to float32 at its full size.
+        # A scheduler may round a latent to float32 at its full size, and then clip it to a much smaller one.
         rounded = (before,) if bool(table.node_kind[k].any()) else ()
         _compare(stepper, k, "the latent", sample, state[:, 0], rounded)
 
@@ -198,7 +198,7 @@ def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: Sampler
 def _compare(
     stepper: Stepper, k: int, what: str, theirs: Tensor, ours: Tensor, rounded: tuple[Tensor, ...] = ()
 ) -> None:
-    """Refuse a difference above `TOLERANCE`, relative to the largest value of `theirs` or of what was `rounded`."""
+    """Refuse a difference above `TOLERANCE`, relative to the largest value of `theirs` and of the `rounded` tensors."""
     size = torch.cat([theirs.flatten(1), *(r.flatten(1) for r in rounded)], 1).abs().amax(1).clamp(min=1e-12)
     errors = ((theirs - ours).abs().flatten(1).amax(1) / size).tolist()
     for error, amplitude in zip(errors, _CHECK_AMPLITUDES, strict=True):

@@ -5,8 +5,9 @@ last axis is the coefficient of symbol j.  Before every step the latent AND ever
 scheduler's attributes are replaced by fresh basis vectors, so that what is found after the step is the map of
 that one step, whatever the scheduler's memory is (multistep history, corrector memory, half steps, ...).
 
-What is not linear and yet understood is answered with a fresh symbol and recorded, so that the step becomes
-linear -> node -> linear: clamps, dynamic thresholding (`Node`), and a learned variance (`StepMap.log_variance`).
+Three operations that are not linear are known: clamps, dynamic thresholding (`Node`), and a learned variance
+(`StepMap.log_variance`).  Each is recorded and answered with a fresh symbol, so that the step becomes
+linear -> node -> linear.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hsd.sampler.stepping import Stepper, held_tensors, map_memory, refuse
 CLAMP, THRESHOLD = 1, 2  # kinds of nodes; 0 is no node
 
 # Three, because schedulers that drop a learned variance they do not use take ``model_output[:, :3]``.  All the
-# channels of a symbol tensor are the same, so a scheduler that mixes channels is found out.
+# channels of a symbol tensor are the same, so that a scheduler that mixes channels can be recognized.
 CHANNELS = 3
 MAX_REMEMBERED = 256
 
@@ -34,7 +35,7 @@ class Node:
     """An elementwise (clamp) or per-sample (threshold) function of a linear combination."""
 
     kind: int
-    row: Tensor  # (n_columns,) the combination; columns of later nodes are 0
+    coefficients: Tensor  # (n_columns,) the combination; columns of later nodes are 0
     low: float = -float("inf")
     high: float = float("inf")
 
@@ -43,14 +44,14 @@ class Node:
 class StepMap:
     """One step as coefficients, float64.
 
-    The columns of `rows` and of every node's row are the state before the step (`n_state`, the latent first),
-    the model output, the noises drawn (`n_noise`), and the values of the nodes.
+    The columns of `outputs` and of every node's coefficients are the state before the step (`n_state`, the latent
+    first), the model output, the noises drawn (`n_noise`), and the values of the nodes.
     """
 
     n_state: int
     n_noise: int
     scale: Tensor  # (n_state,) the denoiser's input
-    rows: Tensor  # (n_state after the step, n_columns)
+    outputs: Tensor  # (n_state after the step, n_columns) the new state
     nodes: list[Node]
     log_variance: tuple[float, float] | None  # (a, b): the noise is scaled by exp((a + b v) / 2)
 
@@ -64,7 +65,7 @@ class _Probe:
         self.shape = (1, CHANNELS, 1, self.n_symbols)
         self.n_used = 0
         self.draws: list[int] = []  # the symbols of this step's draws, in order
-        self.nodes: list[tuple[int, Node]] = []  # (symbol, node with its row still in symbol order)
+        self.nodes: list[tuple[int, Node]] = []  # (symbol, node, its coefficients still in the order of symbols)
         self.log_variance: tuple[float, float] | None = None
         private = self.stepper.scheduler
         if hasattr(private, "_threshold_sample"):
@@ -87,12 +88,12 @@ class _Probe:
     def _read(
         self, tensor: object, what: str, if_infinite: str = "so this configuration makes inf or nan in diffusers too"
     ) -> Tensor:
-        """Return the coefficients in `tensor`, (n_symbols,) float64, refusing what is no combination of symbols."""
+        """Return the coefficients in `tensor`, (n_symbols,) float64, refusing anything but a combination of symbols."""
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != self.shape:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            self._refuse(f"{what} has not the latent's shape (symbols of shape {self.shape} gave {shape})")
-        row = tensor[0, 0, 0].to(torch.float64, copy=True)
-        if not bool(torch.isfinite(row).all()):
+            self._refuse(f"{what} does not have the latent's shape (symbols of shape {self.shape} gave {shape})")
+        coefficients = tensor[0, 0, 0].to(torch.float64, copy=True)
+        if not bool(torch.isfinite(coefficients).all()):
             self._refuse(
                 f"{what} has a coefficient that is inf or nan, {if_infinite}",
                 'Change the configuration: final_sigmas_type="sigma_min", solver_type="bh2", '
@@ -101,12 +102,12 @@ class _Probe:
             )
         if not bool((tensor == tensor[:, :1]).all()):
             self._refuse(f"{what} mixes channels")
-        return row
+        return coefficients
 
     def _refuse(self, reason: str, *hint: str) -> NoReturn:
         refuse(self.stepper.scheduler, self.stepper.step_index, reason, *hint)
 
-    # ------------------------------------------------------------------------- what the scheduler asks for
+    # ------------------------------------------------------------------- answers to what the scheduler calls
     def _draw(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if shape != self.shape:
             self._refuse(f"it draws noise of shape {shape} for a latent of shape {self.shape}")
@@ -165,23 +166,23 @@ class _Probe:
         scaled = self._read(stepper.model_input(k, sample.clone()), "the scaled model input")
         if self.draws or self.nodes:
             self._refuse("scale_model_input draws noise or clips")
-        outputs = [self._read(stepper.step(k, model_output, sample), "the next latent")]
+        read = [self._read(stepper.step(k, model_output, sample), "the next latent")]
         for held in held_tensors(stepper.scheduler):
             if self._is_symbol(held):
-                outputs.append(self._read(held, "a remembered tensor"))
+                read.append(self._read(held, "a remembered tensor"))
             elif held.ndim > 1 and held.shape[-1] == self.n_symbols:
-                self._refuse(f"it remembers symbols in a shape of their own, {tuple(held.shape)} for {self.shape}")
+                self._refuse(f"it remembers symbols in another shape, {tuple(held.shape)} for {self.shape}")
 
-        rows = torch.stack(outputs)
+        outputs = torch.stack(read)
         if self.log_variance is not None and not self.draws:
-            self._refuse("it asks for the learned variance and draws no noise")
-        if bool(rows[:, self.n_used :].any()):
+            self._refuse("it uses the learned variance but draws no noise")
+        if bool(outputs[:, self.n_used :].any()):
             # A linear step leaves entries of unused symbols at 0.
             self._refuse("it adds a constant, or a function of the latent that is not linear")
-        # Symbols were made in the order state, model output, then draws and nodes as they came.
+        # Symbols were made in this order: state, model output, then draws and nodes mixed, as the scheduler met them.
         order = [*range(n_state + 1), *self.draws, *(symbol for symbol, _ in self.nodes)]
-        nodes = [Node(node.kind, node.row[order], node.low, node.high) for _, node in self.nodes]
-        return StepMap(n_state, len(self.draws), scaled[:n_state], rows[:, order], nodes, self.log_variance)
+        nodes = [Node(node.kind, node.coefficients[order], node.low, node.high) for _, node in self.nodes]
+        return StepMap(n_state, len(self.draws), scaled[:n_state], outputs[:, order], nodes, self.log_variance)
 
 
 def _arguments(scheduler: Any) -> Mapping[str, inspect.Parameter]:
@@ -198,13 +199,13 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
     scheduler
         A diffusers scheduler after ``set_timesteps``; a copy is probed.
     step_kwargs
-        More arguments of its ``step``.
+        Further arguments of its ``step``.
 
     Returns
     -------
     list of StepMap
-        One a step.  The coefficients are the scheduler's own: float64 symbols pass through its float32 scalars,
-        which is closest to what it computes on real latents.
+        One for each step.  The symbols are float64 and are multiplied by the scheduler's own scalars, float32 where
+        it has them so: these are the coefficients that it applies to real latents.
 
     Raises
     ------
@@ -216,7 +217,7 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
         refuse(
             scheduler,
             None,
-            'variance_type="learned" makes the noise a root of the model output, which no table holds',
+            'variance_type="learned" makes the noise a root of the model output, which a table cannot hold',
             'Use variance_type="learned_range" if the model was trained for it, or "fixed_small" to ignore the '
             "predicted variance: pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
             'variance_type="fixed_small").',

@@ -23,8 +23,8 @@ _TIMESTEPS_ARE_BORDERS = (DDPMWuerstchenScheduler, SCMScheduler)
 Draw = Callable[[tuple[int, ...], torch.dtype], Tensor]
 Clip = Callable[[Tensor, float, float], "Tensor | None"]
 
-# None of these inside step() is a draw that a table can hold.  (torch.randn is judged by the generator it is called
-# with: it is what diffusers.utils.torch_utils.randn_tensor comes down to.)
+# A table cannot hold the draws of these functions.  torch.randn is not among them: randn_tensor of
+# diffusers.utils.torch_utils calls it, and whether a table can hold its draw depends on the generator it is given.
 _FOREIGN_NOISE = {
     torch.randn_like, torch.rand, torch.rand_like, torch.randint, torch.normal, torch.bernoulli,
     torch.multinomial, torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_,
@@ -37,14 +37,14 @@ _CLAMPS = {
     torch.Tensor.clamp_min_, torch.Tensor.clamp_max_, torch.clamp_, torch.clamp_min_, torch.clamp_max_,
 }  # fmt: skip
 
-_WAY_OUT = (
+_HINT = (
     "Give the pipeline a scheduler that HSD can compile (docs/samplers.md lists them), for example "
     "pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
 )
 
 
-def refuse(scheduler: object, step: int | None, reason: str, hint: str = _WAY_OUT) -> NoReturn:
-    """Raise `UnsupportedScheduler` naming the scheduler, the step (None: no one step), why, and a way out."""
+def refuse(scheduler: object, step: int | None, reason: str, hint: str = _HINT) -> NoReturn:
+    """Raise `UnsupportedScheduler` with the scheduler's name, the step (None: no single step), why, and what to do."""
     where = "" if step is None else f" at step {step}"
     raise UnsupportedScheduler(f"{type(scheduler).__name__} cannot be compiled{where}: {reason}. {hint}")
 
@@ -75,11 +75,11 @@ def held_tensors(scheduler: Any) -> list[Tensor]:
     """Return every tensor that `scheduler` holds in its attributes, in the order of `map_memory`."""
     held: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def collect(tensor: Tensor) -> Tensor:
         held.append(tensor)
         return tensor
 
-    map_memory(scheduler, note)
+    map_memory(scheduler, collect)
     return held
 
 
@@ -91,11 +91,11 @@ class Stepper:
     scheduler
         A diffusers scheduler after ``set_timesteps``; it is copied and never touched.
     step_kwargs
-        More arguments of ``step`` (``eta``, ``s_churn``, ...), the same at every step.
+        Further arguments of ``step`` (``eta``, ``s_churn``, ...), the same at every step.
     draw
         ``draw(shape, dtype)`` answers the scheduler's random draws.
     clip
-        ``clip(tensor, low, high)`` answers a clamp; None from it (or no `clip`) lets the clamp go ahead.
+        ``clip(tensor, low, high)`` answers a clamp; where it returns None, or there is no `clip`, torch clamps.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ def _step_arguments(scheduler: Any, step_kwargs: dict[str, Any]) -> dict[str, An
             parameter.VAR_POSITIONAL,
         )
         if needed and name not in step_kwargs and name not in ("prev_timestep", "generator"):
-            refuse(scheduler, None, f"step() needs the argument '{name}', which text-to-image generation has not")
+            refuse(scheduler, None, f"step() needs the argument '{name}', which text-to-image generation does not have")
     for name in step_kwargs:
         if name in ("generator", "return_dict", "model_output", "timestep", "sample") or (
             name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -224,14 +224,14 @@ def _timesteps_unset(scheduler: Any) -> bool:
         return True
     if getattr(scheduler, "num_inference_steps", None) is not None or getattr(scheduler, "custom_timesteps", False):
         return False
-    # No number of steps: not set, or EDM Euler with sigmas of the user's, or a scheduler that does not note it.  The
-    # timesteps before set_timesteps are those of training.
+    # There is no number of steps: timesteps are not set, or the user gave EDM Euler sigmas, or the scheduler does not
+    # store the number.  Before set_timesteps the timesteps are those of training.
     n_train = getattr(scheduler, "config", {}).get("num_train_timesteps")
     return hasattr(scheduler, "num_inference_steps") if n_train is None else len(timesteps) == n_train
 
 
 class _Interception(TorchFunctionMode):
-    """Answers random draws and clamps made in this thread, instead of patching modules that others use too."""
+    """Answers random draws and clamps of this thread; to patch torch's functions would affect other threads too."""
 
     def __init__(self, stepper: Stepper) -> None:
         super().__init__()

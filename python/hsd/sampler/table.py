@@ -1,4 +1,4 @@
-"""The sampler table: what a scheduler does, as coefficients, for lanes that stand at different steps."""
+"""The sampler table: what a scheduler does, as coefficients, for lanes that are at different steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from hsd.sampler.probe import CLAMP, THRESHOLD
+from hsd.work.broadcast import per_row
 
-# Per output, the columns that have a coefficient other than 0 at some step, so that the update multiplies nothing
-# by a zero that is always there.  Known on the host, so reading it never waits for the device.
+# Per output, the columns that have a coefficient other than 0 at some step: the update leaves out the products that
+# are 0 at every step.  Known on the host, so reading it never waits for the device.
 Terms = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SamplerTable:
-    """A scheduler with its timesteps set, as one matrix a step.
+    """A scheduler with its timesteps set, as one matrix for each step.
 
     A lane holds S tensors of the latent's shape: the latent, then what the scheduler remembers (zeros before the
     first step).  With the columns ``[S state | 1 model output | Z noises | Y nodes]`` (V of them), a step is
@@ -37,7 +38,7 @@ class SamplerTable:
     timesteps
         (K,) as the scheduler gives them, in its dtype; K is the number of evaluations of the denoiser.
     init_noise_sigma
-        What the first latent's noise is multiplied by.
+        The factor by which the noise of the first latent is multiplied.
     noise_draws
         (K,) how many noises step k draws.  Draws whose coefficient is 0 count: the generator must advance as it
         does in diffusers.
@@ -174,7 +175,7 @@ class SamplerTable:
         if noise is not None and self.n_noise:
             draws: Sequence[Tensor] = noise[:, : self.n_noise].to(self.dtype).unbind(1)
             if self.needs_variance and variance is not None:
-                a, b = (_per_lane(c, variance) for c in self.log_variance.index_select(0, step).unbind(1))
+                a, b = (per_row(c, variance) for c in self.log_variance.index_select(0, step).unbind(1))
                 deviation = torch.addcmul(a, b, variance.to(self.dtype)).mul_(0.5).exp_()  # [B, ...]
                 draws = [draw * deviation for draw in draws]
             columns += draws
@@ -193,13 +194,13 @@ class SamplerTable:
         """Apply node j of each lane's step to y (B, ...)."""
         if self.node_kinds[j] == {THRESHOLD}:
             return dynamic_threshold(y, self.threshold_ratio, self.threshold_max)
-        low, high = (_per_lane(bound[:, j].index_select(0, step), y) for bound in (self.low, self.high))
+        low, high = (per_row(bound[:, j].index_select(0, step), y) for bound in (self.low, self.high))
         clamped = torch.clamp(y, low, high)  # [B, ...]
         if THRESHOLD not in self.node_kinds[j]:
             return clamped
         thresholded = dynamic_threshold(y, self.threshold_ratio, self.threshold_max)
         kind = self.node_kind[:, j].index_select(0, step)
-        return torch.where(_per_lane(kind, y) == THRESHOLD, thresholded, clamped)
+        return torch.where(per_row(kind, y) == THRESHOLD, thresholded, clamped)
 
     def _check(
         self,
@@ -209,7 +210,7 @@ class SamplerTable:
         noise: Tensor | None = None,
         variance: Tensor | None = None,
     ) -> None:
-        """Check shapes and dtypes, which the host knows; values stay on the device, unread."""
+        """Check shapes and dtypes, which the host knows; values on the device are not read."""
         lanes, latent = state.shape[:1], state.shape[2:]
         if state.ndim < 3 or state.shape[1] != self.n_state or state.dtype != self.dtype:
             raise ValueError(
@@ -255,11 +256,6 @@ def dynamic_threshold(sample: Tensor, ratio: float, max_value: float) -> Tensor:
     return (torch.clamp(flat, -limit, limit) / limit).view_as(sample)
 
 
-def _per_lane(values: Tensor, like: Tensor) -> Tensor:
-    """View values (B,) so that they broadcast against `like` (B, ...)."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
-
-
 def _combine(into: Tensor, coefficients: Tensor, terms: Sequence[int], columns: Sequence[Tensor]) -> Tensor:
     """Write the sum over `terms` of coefficients (B, >= n columns) times columns (B, ...) to `into`, and return it.
 
@@ -268,7 +264,7 @@ def _combine(into: Tensor, coefficients: Tensor, terms: Sequence[int], columns: 
     """
     if not terms:
         return into.zero_()
-    torch.mul(_per_lane(coefficients[:, terms[0]], into), columns[terms[0]], out=into)
+    torch.mul(per_row(coefficients[:, terms[0]], into), columns[terms[0]], out=into)
     for term in terms[1:]:
-        into.addcmul_(_per_lane(coefficients[:, term], into), columns[term])
+        into.addcmul_(per_row(coefficients[:, term], into), columns[term])
     return into

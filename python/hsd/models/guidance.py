@@ -1,0 +1,88 @@
+"""Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): one evaluation for both halves, then one output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..work.broadcast import per_row
+from .parts import pad_tokens
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a guided call of B lanes gives the network: 2B rows, [unconditional; conditional], as diffusers orders them.
+
+    An adapter makes one in ``denoise``. Without guidance there is the conditional half only, and every method returns
+    what it is given, so that ``denoise`` reads the same in both cases::
+
+        guidance = Guidance(rows, self.guided)
+        output = self.pipe.unet(
+            guidance.twice(latents.to(self.dtype)),
+            guidance.twice(timestep),
+            encoder_hidden_states=guidance.both("prompt_embeds"),
+        )
+        return guidance.apply(output), None
+
+    Attributes
+    ----------
+    rows
+        The conditioning that ``denoise`` is given, (B, ...) by name. What the unconditional half has instead of
+        ``name`` is called ``negative_name``.
+    on
+        Whether there is guidance.
+    scale
+        Name of the row that holds the guidance scale, one number a lane.
+    """
+
+    rows: dict[str, Tensor]
+    on: bool
+    scale: str = "guidance_scale"
+
+    def join(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """(2B, ...) from (B, ...) twice; ``conditional`` without guidance."""
+        return torch.cat([unconditional, conditional]) if self.on else conditional
+
+    def twice(self, value: Tensor) -> Tensor:
+        """(2B, ...) from (B, ...): what is the same in both halves, such as latents and timesteps."""
+        return self.join(value, value)
+
+    def both(self, name: str) -> Tensor:
+        """(2B, ...) the conditioning ``name`` of both halves."""
+        return self.join(self.rows[f"negative_{name}"], self.rows[name]) if self.on else self.rows[name]
+
+    def both_tokens(self, name: str) -> tuple[Tensor, Tensor]:
+        """Tokens (2B, L, D) and their mask (2B, L), of prompts and negative prompts padded to the longer of them."""
+        names = (name, f"{name}_mask")
+        if not self.on:
+            return self.rows[names[0]], self.rows[names[1]]
+        length = max(self.rows[name].shape[1], self.rows[f"negative_{name}"].shape[1])
+        tokens, mask = (
+            self.join(pad_tokens(self.rows[f"negative_{each}"], length), pad_tokens(self.rows[each], length))
+            for each in names
+        )
+        return tokens, mask
+
+    def conditional(self, output: Tensor) -> Tensor:
+        """(B, ...) the conditional half of an output (2B, ...)."""
+        return output.chunk(2)[1] if self.on else output
+
+    def apply(self, output: Tensor) -> Tensor:
+        """(B, ...) the guided output, each lane with its own scale, from the network's (2B, ...)."""
+        return guide(output, self.rows[self.scale]) if self.on else output
+
+
+def guide(output: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...).
+
+    ``scale`` (B,), one a row.
+    """
+    unconditional, conditional = output.chunk(2)
+    return unconditional + per_row(scale, conditional) * (conditional - unconditional)
+
+
+def scale_row(value: float) -> Tensor:
+    """A guidance scale as a row (1,) float32 of the conditioning, so that lanes may differ in it."""
+    return torch.tensor([value], dtype=torch.float32)
