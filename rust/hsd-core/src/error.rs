@@ -1,8 +1,8 @@
-//! What can be wrong with an input, with the numbers that a caller needs to put it right.
+//! What can be wrong with an input, with the numbers that a caller needs to correct it.
 
 use thiserror::Error;
 
-/// What went wrong. Every message names the offending index and value, and the way out where there is one.
+/// What went wrong. Every message names the offending index and value, and says what to do if anything can be done.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -31,14 +31,14 @@ pub enum Error {
         row: usize,
     },
     /// A name that is none of the known ones.
-    #[error("unknown {what} {name:?}; choose one of {choices}")]
+    #[error("unknown {what} {name:?}; choose one of {}", quoted(choices))]
     UnknownName {
         /// What the name stands for.
         what: &'static str,
         /// The name given.
         name: String,
         /// The names there are.
-        choices: &'static str,
+        choices: &'static [&'static str],
     },
     /// More of something than the tables' 32-bit indices can hold.
     #[error("{count} {what} are more than the {limit} that fit; split the set")]
@@ -218,11 +218,16 @@ pub enum Error {
     Interrupted,
 }
 
-/// An empty vector with room for `count` entries, or an error: allocating as usual would end the process.
+/// Names in quotes, one after the other.
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// An empty vector with capacity for `count` entries, or an error: the usual allocation would abort the process.
 pub(crate) fn reserve<T>(what: &'static str, count: usize) -> Result<Vec<T>> {
-    let mut room = Vec::new();
-    match room.try_reserve_exact(count) {
-        Ok(()) => Ok(room),
+    let mut empty = Vec::new();
+    match empty.try_reserve_exact(count) {
+        Ok(()) => Ok(empty),
         Err(_) => Err(Error::NoMemory { what, gigabytes: count as f64 * size_of::<T>() as f64 / 1e9 }),
     }
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{grouped, table, PLENTY};
-use hsd_core::{linkage, Embeddings, Error, Linkage, Method, Progress, Tree};
+use hsd_core::cluster::build_tree;
+use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Tree};
 use ndarray::{concatenate, s, Array2, ArrayView2, Axis};
 
 fn sound<'a>(view: ArrayView2<'a, f64>) -> Embeddings<'a> {
@@ -11,7 +12,7 @@ fn sound<'a>(view: ArrayView2<'a, f64>) -> Embeddings<'a> {
 }
 
 fn cluster(embeddings: &Embeddings<'_>, linkage: Linkage) -> Tree {
-    linkage::build(embeddings, linkage, Method::Exact, PLENTY, &mut Progress::unwatched()).unwrap()
+    build_tree(embeddings, linkage, Method::Exact, PLENTY, &mut Progress::unwatched()).unwrap()
 }
 
 fn error_of(view: ArrayView2<'_, f64>, rows: Option<&[usize]>) -> Error {

@@ -5,8 +5,8 @@ mod common;
 use std::sync::Arc;
 
 use common::plan;
-use hsd_core::forest::least_slots;
-use hsd_core::simulate::Checker;
+use hsd_core::program::forest::least_slots;
+use hsd_core::program::validate::Checker;
 use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Segment, Tree};
 use proptest::prelude::*;
 

@@ -1,0 +1,80 @@
+//! Work shared among threads, while the calling thread reports progress.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
+
+use super::progress::{Progress, INTERVAL};
+use crate::error::Result;
+
+/// Whether the work is to end early. A task that can take long has to look at it now and then.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    /// Whether to end now; unfinished results will not be used.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A piece of the work, and how much of it that is.
+#[derive(Debug)]
+pub struct Task<T> {
+    /// What to work on.
+    pub item: T,
+    /// Its share, in any unit.
+    pub cost: usize,
+}
+
+/// Does all tasks in `threads` threads, the last in the list first. Each thread has its own scratch.
+///
+/// The calling thread only reports progress, so that a report comes every [`INTERVAL`] whatever a task takes.
+/// Tasks must not depend on each other: which thread does which task is not determined.
+pub fn share<T: Send, S>(
+    threads: usize,
+    tasks: Vec<Task<T>>,
+    progress: &mut Progress<'_>,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T, &Stop) + Sync,
+) -> Result<()> {
+    let total = tasks.iter().map(|task| task.cost).sum();
+    let threads = threads.clamp(1, tasks.len().max(1));
+    let tasks = Mutex::new(tasks);
+    let stop = Stop::default();
+    let (sender, receiver) = channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (sender, tasks, stop, scratch, work) = (sender.clone(), &tasks, &stop, &scratch, &work);
+            scope.spawn(move || {
+                let mut scratch = scratch();
+                while !stop.is_set() {
+                    let next = tasks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let Some(Task { item, cost }) = next else { break };
+                    work(&mut scratch, item, stop);
+                    if sender.send(cost).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut done = 0;
+        loop {
+            match receiver.recv_timeout(INTERVAL) {
+                Ok(cost) => done += cost,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if let Err(error) = progress.at(done, total) {
+                stop.0.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+    })
+}
+
+/// `0..n` in runs of at most `size`.
+pub fn runs(n: usize, size: usize) -> impl DoubleEndedIterator<Item = std::ops::Range<usize>> {
+    (0..n.div_ceil(size)).map(move |at| at * size..((at + 1) * size).min(n))
+}
