@@ -13,7 +13,7 @@ use hsd_core::plan::schedule;
 use hsd_core::{Embeddings, Linkage, Method, Order, Plan, Program, Progress, Resources, Schedule, Tree};
 use ndarray::Array2;
 
-/// A small generator of its own (SplitMix64), so that the numbers stay the same for good.
+/// A small generator written here (SplitMix64), so that the numbers never change.
 fn generator() -> impl FnMut() -> u64 {
     let mut state = 0u64;
     move || {
@@ -25,7 +25,7 @@ fn generator() -> impl FnMut() -> u64 {
     }
 }
 
-/// Rows scattered about one centre for every twenty of them: a stand-in for prompts made from templates.
+/// Rows around centres, twenty around each, similar to the embeddings of prompts made from templates.
 fn embeddings(rows: usize, columns: usize) -> Array2<f64> {
     let mut next = generator();
     let mut draw = || (next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;

@@ -2,7 +2,7 @@
 
 /// Defines such an enum, and derives its list of variants, its names, `Display` and `FromStr` from one list.
 ///
-/// The literal before the enum says in errors what the name stands for.
+/// The literal before the enum is what errors call the name.
 macro_rules! named_choice {
     (
         $what:literal;

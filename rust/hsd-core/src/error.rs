@@ -33,7 +33,7 @@ pub enum Error {
     /// A name that is none of the known ones.
     #[error("unknown {what} {name:?}; choose one of {}", quoted(choices))]
     UnknownName {
-        /// What the name stands for.
+        /// What the name is of.
         what: &'static str,
         /// The name given.
         name: String,
@@ -51,7 +51,7 @@ pub enum Error {
         limit: usize,
     },
     /// A table for which there is no memory.
-    #[error("{what} need {gigabytes:.1} GB, which cannot be had; split the set")]
+    #[error("{what} need {gigabytes:.1} GB, which is more than can be allocated; split the set")]
     NoMemory {
         /// What needs the memory.
         what: &'static str,
@@ -117,7 +117,7 @@ pub enum Error {
         value: f64,
     },
     /// A last threshold that is not 0.
-    #[error("the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends alone")]
+    #[error("the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends as a cluster of its own")]
     LastThreshold {
         /// The last step.
         step: usize,
@@ -127,7 +127,7 @@ pub enum Error {
     /// No tau brings the node-steps down to the target.
     #[error("{target} node-steps cannot be reached: this tree and schedule need at least {least}; raise the budget")]
     BudgetTooSmall {
-        /// Node-steps asked for.
+        /// The node-steps wanted.
         target: i64,
         /// The fewest that any tau gives.
         least: i64,
@@ -213,7 +213,7 @@ pub enum Error {
     /// A file that is not a plan, or not a whole one.
     #[error("this is not a sound plan file: {0}")]
     BadFile(String),
-    /// The progress callback asked to stop.
+    /// The progress callback stopped the work.
     #[error("interrupted")]
     Interrupted,
 }

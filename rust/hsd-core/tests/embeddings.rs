@@ -128,7 +128,7 @@ fn errors_name_the_row_of_the_whole() {
     let negative = (-2i64) as usize;
     assert_eq!(error_of(numbers.view(), Some(&[negative])), Error::OutOfRange { what: "row", index: -2, count: 90 });
     assert_eq!(error_of(numbers.view(), Some(&[])), Error::NoEmbeddings { rows: 0, columns: 7 });
-    // A bad row that was not asked for is none of our business.
+    // A bad row that is not among the chosen ones does no harm.
     let rows = [1, 2, 3];
     assert!(Embeddings::of_rows(numbers.view(), |x| x, &rows, 2, &mut Progress::unwatched()).is_ok());
 }

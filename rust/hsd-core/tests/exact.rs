@@ -284,7 +284,7 @@ fn memory_decides_what_is_exact() {
     let refused = build_with(&many, Linkage::Ward, Method::Exact, Resources { memory, ..PLENTY }).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "the distances between all prompts need 80.0 GB, which cannot be had; split the set"
+        "the distances between all prompts need 80.0 GB, which is more than can be allocated; split the set"
     );
 }
 

@@ -25,7 +25,7 @@ fn fewest_slots(segments: &[Segment], row: usize) -> usize {
     (0..needs.len()).filter_map(beside).min().unwrap_or(1)
 }
 
-/// Calls of up to so many lanes, of mixed steps or not.
+/// Calls of up to `batch_size` lanes, of mixed steps or not.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     batch_size: i64,

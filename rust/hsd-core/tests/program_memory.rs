@@ -1,4 +1,4 @@
-//! Programs take memory for segments and slots, not for node-steps: every byte that is asked for is counted.
+//! Programs take memory for segments and slots, not for node-steps: every byte that is allocated is counted.
 
 #![allow(unsafe_code)] // A global allocator is unsafe to write; this one only counts and passes on.
 

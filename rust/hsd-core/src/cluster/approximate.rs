@@ -6,7 +6,7 @@
 //! level separates can still meet on the next, at little more than their height.
 //!
 //! One or more points represent a cluster of many prompts; [`Linkage::definition`] says which. One is exact where the
-//! distances depend on the mean alone. Where they depend on all members, one point represents each of the highest
+//! distances depend on nothing but the mean. Where they depend on all members, one point represents each of the highest
 //! clusters inside it.
 
 use std::collections::BinaryHeap;

@@ -126,7 +126,7 @@ mod tests {
     fn any_report_can_stop_the_work() {
         each_way(|work| {
             let mut last = 0;
-            // At least so many reports there are in each way.
+            // Each way makes at least this number of reports.
             while last < 20 {
                 let mut seen = 0;
                 let mut report = |_| {

@@ -95,7 +95,7 @@ impl Scheduler {
         if self.slots.end_call() {
             let mut waiting = std::mem::take(&mut self.waiting);
             for (request, turns) in &mut waiting {
-                // The last lane to read a value needs no slot of its own if no other lane reads it in the same call.
+                // The last lane to read a value needs no new slot if no other lane reads it in the same call.
                 let needs_none = request.reading.is_some_and(|reading| reading.after.is_none());
                 while let Some(Reverse(turn)) = turns.pop() {
                     self.push(turn.step, turn.rank);

@@ -1,4 +1,4 @@
-//! Slots: rows of the latent buffer, allocated like registers, and never so that the program gets stuck.
+//! Slots: rows of the latent buffer. They are allocated like registers, and without deadlocks.
 //!
 //! In short: a lane gets a slot only if, afterwards, there still is an order in which everything begun can be finished.
 

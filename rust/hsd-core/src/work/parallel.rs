@@ -29,7 +29,7 @@ pub struct Task<T> {
 
 /// Does all tasks in `threads` threads, the last in the list first. Each thread has its own scratch.
 ///
-/// The calling thread only reports progress, so that a report comes every [`INTERVAL`] whatever a task takes.
+/// The calling thread only reports progress, so that a report comes every [`INTERVAL`], however long a task takes.
 /// Tasks must not depend on each other: which thread does which task is not determined.
 pub fn share<T: Send, S>(
     threads: usize,

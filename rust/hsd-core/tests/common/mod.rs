@@ -82,7 +82,7 @@ fn shape() -> impl Strategy<Value = Shape> {
     prop_oneof![Just(Shape::Random), Just(Shape::Chain), Just(Shape::Balanced)]
 }
 
-/// Scores that rise, fall, tie, vanish, or are all the same (a star).
+/// Scores that rise, fall, repeat, are zero, or are all the same (a star).
 fn scores(n: usize) -> impl Strategy<Value = Vec<f64>> {
     let score = prop_oneof![0.0..2.0f64, (0..5i32).prop_map(|x| f64::from(x) / 4.0)];
     prop_oneof![
