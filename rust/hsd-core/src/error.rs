@@ -58,6 +58,14 @@ pub enum Error {
         /// How much.
         gigabytes: f64,
     },
+    /// Threads that the system does not start.
+    #[error("{threads} threads cannot be started: {why}; lower the number of threads")]
+    NoThreads {
+        /// How many.
+        threads: usize,
+        /// What the system says.
+        why: String,
+    },
     /// Two arrays that belong together differ in length.
     #[error("{what} has length {found}, but {expected} is needed")]
     Length {
@@ -117,7 +125,9 @@ pub enum Error {
         value: f64,
     },
     /// A last threshold that is not 0.
-    #[error("the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends as a cluster of its own")]
+    #[error(
+        "the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends as a single cluster"
+    )]
     LastThreshold {
         /// The last step.
         step: usize,

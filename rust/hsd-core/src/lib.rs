@@ -6,8 +6,8 @@
 //! thresholds, in `plan/schedule.rs`; which clusters Algorithm 1 runs at which steps, in `plan/mod.rs`.
 //!
 //! The same input gives the same bytes with any number of threads: ties are broken by lowest index, and no hash order
-//! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently.) Whatever
-//! is built or loaded is checked before it exists.
+//! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently.)
+//! Whatever is built or loaded is checked before it exists.
 #![forbid(unsafe_code)]
 
 mod choice;

@@ -38,8 +38,8 @@ impl Plan {
 impl Program {
     /// The calls, one a line, at most `max_rows` of them.
     ///
-    /// A lane is printed as `segment@step source>target`. `*` marks a fresh root and `!` a finished image. A single slot
-    /// is both read and written.
+    /// A lane is printed as `segment@step source>target`. `*` marks a fresh root and `!` a finished image. A single
+    /// slot is both read and written.
     pub fn describe(&self, max_rows: usize) -> String {
         let mut text = format!(
             "program: {} first, {} calls of {} lanes{} (at least {}), {:.1} % filled, {} slots\n",

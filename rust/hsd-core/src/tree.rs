@@ -70,9 +70,9 @@ impl Tree {
             lowest.push(lowest[a].min(lowest[b]));
             heights.push(score.max(heights[a]).max(heights[b]));
         }
-        // Ranges of the leaf order, from the root down. Of the two children of a merge, the one that has the smallest leaf
-        // of both comes first. So every node's range begins with its smallest leaf, whose generator draws the noise of
-        // the node's cluster.
+        // Ranges of the leaf order, from the root down. Of the two children of a merge, the one that has the smallest
+        // leaf of both comes first. So every node's range begins with its smallest leaf, whose generator draws the
+        // noise of the node's cluster.
         let mut begins = vec![0u32; n + merges.len()];
         for (j, &[a, b]) in merges.iter().enumerate().rev() {
             let (first, second) = if lowest[a as usize] < lowest[b as usize] { (a, b) } else { (b, a) };

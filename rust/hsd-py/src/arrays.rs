@@ -1,5 +1,5 @@
-//! Arrays between Python and Rust. From Python come copies of vectors, and the embeddings as a checked borrow. To Python
-//! go read-only structured arrays.
+//! Arrays between Python and Rust. From Python come copies of vectors, and the embeddings as a checked borrow. To
+//! Python go read-only structured arrays.
 
 use numpy::{dtype, Element, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};

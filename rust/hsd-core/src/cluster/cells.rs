@@ -2,7 +2,7 @@
 
 use super::distance::Points;
 use crate::error::Result;
-use crate::work::parallel::{runs, share, Task};
+use crate::work::parallel::{runs, Task, Workers};
 use crate::work::progress::Progress;
 
 /// At most this many points decide where a cut is.
@@ -23,7 +23,7 @@ pub fn partition(
     points: &dyn Points,
     most: usize,
     seed: u64,
-    threads: usize,
+    workers: &Workers,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Vec<usize>>> {
     let mut cells = Vec::new();
@@ -41,7 +41,7 @@ pub fn partition(
         let at = |done: usize| (done as f64 / total as f64).min(1.0);
         let (begin, end) = (at(projected), at(projected + cell.len()));
         projected += cell.len();
-        let along = progress.part(begin, end, |progress| cut.project(points, &cell, threads, progress))?;
+        let along = progress.part(begin, end, |progress| cut.project(points, &cell, workers, progress))?;
         let (low, high) = cut.sides(cell, &along);
         open.push(high);
         open.push(low);
@@ -98,7 +98,7 @@ impl Cut {
         &self,
         points: &dyn Points,
         cell: &[usize],
-        threads: usize,
+        workers: &Workers,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<f64>> {
         let mut along = vec![0.0; cell.len()];
@@ -110,11 +110,12 @@ impl Cut {
                 *out = dot(&self.direction, row);
             }
         };
-        share(threads, tasks, progress, || vec![0.0; points.columns()], work)?;
+        workers.share(tasks, progress, || vec![0.0; points.columns()], work)?;
         Ok(along)
     }
 
-    /// The points below and above. Equal points may be separated: otherwise a cell of equal points could not be divided.
+    /// The points below and above. Equal points may be separated: otherwise a cell of equal points could not be
+    /// divided.
     fn sides(&self, cell: Vec<usize>, along: &[f64]) -> (Vec<usize>, Vec<usize>) {
         let mut order: Vec<usize> = (0..cell.len()).collect();
         order.sort_unstable_by(|&x, &y| along[x].total_cmp(&along[y]).then(x.cmp(&y)));

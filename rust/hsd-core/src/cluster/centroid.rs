@@ -2,9 +2,9 @@
 //! 2508.21032).
 //!
 //! With sums `s` of embeddings and their lengths `l`, everything follows from the distances `d = 1 - cos`: the joined
-//! length is `l_z² = (l_a + l_b)² - 2 l_a l_b d_ab`, and `cos(s_z, s_c) = (l_a cos_ac + l_b cos_bc) / l_z`. So an update
-//! is O(1) for each pair and needs no vector. Solved for `d_zc` below, it has no `1 - cos` in it and keeps small distances
-//! exact.
+//! length is `l_z² = (l_a + l_b)² - 2 l_a l_b d_ab`, and `cos(s_z, s_c) = (l_a cos_ac + l_b cos_bc) / l_z`. So an
+//! update is O(1) for each pair and needs no vector. Solved for `d_zc` below, it has no `1 - cos` in it and keeps small
+//! distances exact.
 //!
 //! A mean of length zero has no direction, but needs no rule: the nearest two of three or more clusters have
 //! `cos >= -1/2`, so only the last merge can produce one, and no distance from it is needed.
@@ -13,6 +13,7 @@ use super::clusters::Clusters;
 use super::join::Join;
 use super::matrix::{is_sparse, least, Matrix};
 use crate::error::Result;
+use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 /// Length of `s_a + s_b`.
@@ -29,7 +30,7 @@ fn joined_length(a: f64, b: f64, distance: f64) -> f64 {
 pub fn agglomerate(
     mut distances: Matrix,
     clusters: &Clusters<'_>,
-    _threads: usize,
+    _workers: &Workers,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
     let n = distances.len();

@@ -1,10 +1,10 @@
 //! Cosine distances, a tile at a time.
 //!
-//! `1 - dot` in single precision has an error near 1e-7 times the product of the lengths. For two near-duplicate prompts
-//! that is a whole percent of their distance. Three things keep the digits. A common centre is subtracted from all points
-//! first, so that only their differences from it are multiplied, which are shorter. Pairs that are much nearer to each
-//! other than to the centre are computed again in double precision. Where a tile is full of such pairs, the whole tile
-//! is.
+//! `1 - dot` in single precision has an error near 1e-7 times the product of the lengths. For two near-duplicate
+//! prompts that is a whole percent of their distance. Three things keep the digits. A common centre is subtracted from
+//! all points first, so that only their differences from it are multiplied, which are shorter. Pairs that are much
+//! nearer to each other than to the centre are computed again in double precision. Where a tile is full of such pairs,
+//! the whole tile is.
 
 use std::ops::Range;
 
@@ -105,8 +105,8 @@ impl Tile {
         self.cells.chunks_exact(self.width)
     }
 
-    /// Computes all distances from `rows` to `columns`. Near pairs are computed again if the column's point comes before
-    /// the row's; the others are not used.
+    /// Computes all distances from `rows` to `columns`. Near pairs are computed again if the column's point comes
+    /// before the row's; the others are not used.
     pub fn fill(&mut self, points: &dyn Points, rows: &Block, columns: &Block) {
         let (height, width, depth) = (rows.halves.len(), columns.halves.len(), points.columns());
         self.width = width;

@@ -8,6 +8,7 @@ use super::reducible;
 use super::update::{Average, Complete, Ward};
 use crate::choice::named_choice;
 use crate::error::Result;
+use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 named_choice! {
@@ -41,21 +42,21 @@ pub(super) const POINTS: usize = 4;
 pub(super) struct Definition {
     /// How clusters are joined.
     pub joining: Joining,
-    /// How an entry of the matrix is formed for two clusters of one point each. If entries are squared distances, so are
-    /// the distances of the joins, and their roots are taken at the end.
+    /// How an entry of the matrix is formed for two clusters of one point each. If entries are squared distances, so
+    /// are the distances of the joins, and their roots are taken at the end.
     pub entries: Entries,
     /// What represents a cluster of many prompts in an approximate clustering.
     pub representation: Representation,
 }
 
-/// Joins the clusters of a matrix until one is left, with a number of threads. Children come before parents.
-type Agglomerate = fn(Matrix, &Clusters<'_>, usize, &mut Progress<'_>) -> Result<Vec<Join>>;
+/// Joins the clusters of a matrix until one is left. Children come before parents.
+type Agglomerate = fn(Matrix, &Clusters<'_>, &Workers, &mut Progress<'_>) -> Result<Vec<Join>>;
 
 /// How clusters are joined.
 #[derive(Clone, Copy)]
 pub(super) enum Joining {
-    /// The linkage is reducible: joining two clusters brings neither of them nearer to a third. So any two that are each
-    /// other's nearest may be joined at any time, and the joins are sorted by distance afterwards.
+    /// The linkage is reducible: joining two clusters brings neither of them nearer to a third. So any two that are
+    /// each other's nearest may be joined at any time, and the joins are sorted by distance afterwards.
     Reducible(Agglomerate),
     /// The linkage is not reducible: the nearest pair of all is joined, again and again. Distances may fall from one
     /// join to the next.

@@ -3,9 +3,9 @@
 //! In short: a join writes one row and no column; every other row is brought up to date when it is next read.
 //!
 //! Joining two clusters changes one row and one column of a symmetric matrix. The row is contiguous and quick to write.
-//! Writing the column would touch every other row, with a cache miss each. So the column is left out, and the two copies
-//! of an entry may differ for a while: the one in the row of the cluster that was joined later is the valid one. A log of
-//! all joins tells a row, when it is next read, which entries it has to copy from other rows.
+//! Writing the column would touch every other row, with a cache miss each. So the column is left out, and the two
+//! copies of an entry may differ for a while: the one in the row of the cluster that was joined later is the valid one.
+//! A log of all joins tells a row, when it is next read, which entries it has to copy from other rows.
 
 use std::mem::take;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::clusters::{Clusters, Entries};
 use super::distance::{Block, Tile, BLOCK};
 use crate::error::{reserve, Result};
-use crate::work::parallel::{runs, share, Stop, Task};
+use crate::work::parallel::{runs, Stop, Task, Workers};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
@@ -29,8 +29,8 @@ pub enum Storage {
     Lower,
 }
 
-/// A symmetric matrix over n places, one cluster at each. The diagonal is infinite, and so is every entry of a place that
-/// is empty because its cluster was joined to another.
+/// A symmetric matrix over n places, one cluster at each. The diagonal is infinite, and so is every entry of a place
+/// that is empty because its cluster was joined to another.
 #[derive(Debug)]
 pub struct Matrix {
     /// Row `i` holds entries `0..i` or all; none once its place is empty.
@@ -57,7 +57,7 @@ impl Matrix {
         clusters: &Clusters<'_>,
         entries: Entries,
         storage: Storage,
-        threads: usize,
+        workers: &Workers,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let n = clusters.len();
@@ -70,9 +70,9 @@ impl Matrix {
             let length = if storage == Storage::Whole { n } else { i };
             rows.push(reserve(what, length)?);
         }
-        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, storage, threads, progress))?;
+        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, storage, workers, progress))?;
         if storage == Storage::Whole {
-            progress.part(0.9, 1.0, |progress| mirror(&mut rows, threads, progress))?;
+            progress.part(0.9, 1.0, |progress| mirror(&mut rows, workers, progress))?;
         }
         Ok(Matrix::from_rows(rows))
     }
@@ -117,8 +117,8 @@ impl Matrix {
         &self.rows[place][..place]
     }
 
-    /// Joins two clusters: the new one is at `into`, and `from` becomes empty. `update` takes the distances from the two
-    /// to a third, and the third's weight.
+    /// Joins two clusters: the new one is at `into`, and `from` becomes empty. `update` takes the distances from the
+    /// two to a third, and the third's weight.
     ///
     /// Returns the new distances.
     pub fn join(&mut self, from: usize, into: usize, weights: &[f64], update: impl Fn(f32, f32, f64) -> f32) -> &[f32] {
@@ -237,21 +237,21 @@ fn fill(
     clusters: &Clusters<'_>,
     entries: Entries,
     storage: Storage,
-    threads: usize,
+    workers: &Workers,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
     let n = rows.len();
     let blocks = clusters.blocks(BLOCK);
     let mut tasks = Vec::new();
     let mut rest = rows;
-    // Bands are two blocks high, so that the blocks beside them are loaded half as often. The longest rows are last in the
-    // list and therefore done first: no thread is busy for long after the others have finished.
+    // Bands are two blocks high, so that the blocks beside them are loaded half as often. The longest rows are last in
+    // the list and therefore done first: no thread is busy for long after the others have finished.
     for band in clusters.blocks(2 * BLOCK) {
         let (head, tail) = rest.split_at_mut(band.len());
         tasks.push(Task { cost: band.len() * band.end, item: (band, head) });
         rest = tail;
     }
-    let spreads = clusters.spreads(entries, threads, progress)?;
+    let spreads = clusters.spreads(entries, workers, progress)?;
     let work = |(ours, theirs, tile): &mut (Block, Block, Tile), (band, rows): Band<'_>, stop: &Stop| {
         for (i, row) in band.clone().zip(rows.iter_mut()) {
             row.resize(if storage == Storage::Whole { n } else { i }, f32::INFINITY);
@@ -263,11 +263,11 @@ fn fill(
             entries.write(clusters, &spreads, band.clone(), block.clone(), tile, rows);
         }
     };
-    share(threads, tasks, progress, Default::default, work)
+    workers.share(tasks, progress, Default::default, work)
 }
 
 /// Copies the lower part of all rows to the upper.
-fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) -> Result<()> {
+fn mirror(rows: &mut [Vec<f32>], workers: &Workers, progress: &mut Progress<'_>) -> Result<()> {
     let n = rows.len();
     let (lower, mut upper): (Vec<&[f32]>, Vec<&mut [f32]>) = rows
         .iter_mut()
@@ -293,5 +293,5 @@ fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) ->
             }
         }
     };
-    share(threads, tasks, progress, || (), work)
+    workers.share(tasks, progress, || (), work)
 }

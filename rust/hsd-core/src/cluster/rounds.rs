@@ -1,27 +1,29 @@
-//! Reducible linkages in rounds: all pairs of clusters that are each other's nearest are joined at once.
+//! Reducible linkages in rounds: all pairs of clusters that are each other's nearest (reciprocal nearest neighbours)
+//! are joined at once.
 //!
 //! In short: a round finds all such pairs, joins them, and writes a smaller matrix over the old one.
 //!
 //! With a reducible linkage, a pair of each other's nearest remains one whatever else is joined, so it may be joined at
-//! any time. A round reads the matrix once, row by row. A new row follows from one or two old rows and from nothing else,
-//! so rows are rewritten in place, by any number of threads, and memory is read in order. About a third of all clusters
-//! find their partner in a round, so a matrix of n² entries needs about 2 n² entries to be read in all rounds together.
+//! any time. A round reads the matrix once, row by row. A new row follows from one or two old rows and from nothing
+//! else, so rows are rewritten in place, by any number of threads, and memory is read in order. About a third of all
+//! clusters find their partner in a round, so a matrix of n² entries needs about 2 n² entries to be read in all rounds
+//! together.
 //!
-//! There may be few such pairs: only one in each round, if the clusters are on a line and every gap is larger than the one
-//! before. Then the rounds end, and the chain joins the rest.
+//! There may be few such pairs: only one in each round, if the clusters are on a line and every gap is larger than the
+//! one before. Then the rounds end, and the chain joins the rest.
 
 use super::join::Join;
 use super::matrix::{least, Matrix};
 use super::update::Update;
 use crate::error::Result;
-use crate::work::parallel::{share, Stop, Task};
+use crate::work::parallel::{Stop, Task, Workers};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
 /// A round has to join at least one cluster in this many; otherwise the chain is faster.
 const LEAST_SHARE: usize = 32;
 
-/// With this many clusters or fewer, starting threads costs more than they save.
+/// With this many clusters or fewer, sharing a round among threads costs more than it saves.
 const SMALL: usize = 256;
 
 /// Rows that a thread rewrites at a time.
@@ -74,7 +76,7 @@ pub fn agglomerate(
     distances: Matrix,
     sizes: &[f64],
     update: impl Update,
-    threads: usize,
+    workers: &Workers,
     progress: &mut Progress<'_>,
 ) -> Result<Rounds> {
     let n = distances.len();
@@ -89,14 +91,14 @@ pub fn agglomerate(
     let find = |(): &mut (), lines: &mut [Line], _: &Stop| {
         lines.iter_mut().for_each(|line| line.nearest = nearest(&line.row));
     };
-    progress.part(0.0, 0.0, |progress| share(threads, tasks, progress, || (), find))?;
+    progress.part(0.0, 0.0, |progress| workers.share(tasks, progress, || (), find))?;
     while lines.len() > SMALL {
         let columns = Columns::of(&lines, &rounds.sizes);
         if columns.pairs.len() * LEAST_SHARE < lines.len() {
             break;
         }
         let (begin, end) = (done(lines.len(), n), done(columns.first.len(), n));
-        let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, threads, progress);
+        let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, workers, progress);
         lines = progress.part(begin, end, round)?;
     }
     rounds.distances = Matrix::from_rows(lines.into_iter().map(|line| line.row).collect());
@@ -135,7 +137,7 @@ impl Rounds {
         mut lines: Vec<Line>,
         columns: &Columns,
         update: impl Update,
-        threads: usize,
+        workers: &Workers,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Line>> {
         let old_sizes = std::mem::take(&mut self.sizes);
@@ -161,7 +163,7 @@ impl Rounds {
                 line.nearest = nearest(&line.row);
             }
         };
-        share(threads, tasks.collect(), progress, Scratch::default, work)?;
+        workers.share(tasks.collect(), progress, Scratch::default, work)?;
         Ok(new.into_iter().map(|(line, _)| line).collect())
     }
 }

@@ -8,7 +8,8 @@ pub trait Update: Copy + Default + Sync {
     /// Distance from `a ∪ b` to c.
     fn joined(self, ab: f64, between: [f64; 2], sizes: [f64; 3]) -> f64;
 
-    /// Distance from `a ∪ b` to `c ∪ d`, of `[ac, ad, bc, bd]`. The same to the last bit if the two pairs are exchanged.
+    /// Distance from `a ∪ b` to `c ∪ d`, of `[ac, ad, bc, bd]`. The same to the last bit if the two pairs are
+    /// exchanged.
     fn both_joined(self, ab: f64, cd: f64, between: [f64; 4], sizes: [f64; 4]) -> f64;
 
     /// [`Update::joined`] in single precision. Rounding must not bring the joined cluster nearer than its parts were:

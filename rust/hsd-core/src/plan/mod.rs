@@ -116,8 +116,8 @@ impl Plan {
     /// No program has fewer calls of `batch_size` lanes.
     ///
     /// With mixed steps it is `max_k (k + ceil(node-steps at steps >= k / batch_size))`: the k steps before need a call
-    /// each. Without, it is `sum_k ceil(node-steps at step k / batch_size)`: no call has lanes of two steps, and the calls
-    /// of step k have to take all of its node-steps.
+    /// each. Without, it is `sum_k ceil(node-steps at step k / batch_size)`: no call has lanes of two steps, and the
+    /// calls of step k have to take all of its node-steps.
     pub fn lower_bound(&self, batch_size: usize, mixed_steps: bool) -> usize {
         let counts = self.counts();
         if !mixed_steps {
@@ -174,7 +174,8 @@ fn sort(segments: Vec<Segment>, n_places: usize, n_steps: usize) -> Vec<Segment>
     rows.iter().map(renumber).collect()
 }
 
-/// `rows` by ascending key, each key below `n_keys`; equal keys keep their order. Linear: keys are counted, not compared.
+/// `rows` by ascending key, each key below `n_keys`; equal keys keep their order. Linear: keys are counted, not
+/// compared.
 fn sort_stably(rows: Vec<u32>, n_keys: usize, key: impl Fn(u32) -> u32) -> Vec<u32> {
     let mut next = vec![0u32; n_keys + 1];
     for &row in &rows {

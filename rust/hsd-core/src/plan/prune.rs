@@ -71,8 +71,8 @@ impl Plan {
         Ok(shards)
     }
 
-    /// The segments with a leaf in `begin..end`. The first and the last place of that range are kept, and so each of these
-    /// segments has a kept leaf there.
+    /// The segments with a leaf in `begin..end`. The first and the last place of that range are kept, and so each of
+    /// these segments has a kept leaf there.
     ///
     /// Segments of the same first step are next to each other in leaf order, so those of a range are a run of rows.
     fn within(&self, begin: u32, end: u32) -> Vec<Segment> {
@@ -97,8 +97,8 @@ impl Plan {
 
     /// The kept places of the leaf order, and the node-steps that each adds to a share that has its left neighbour.
     ///
-    /// A prompt shares with any earlier one at most what it shares with its neighbour, so these costs can be summed. The
-    /// first prompt of a share costs all its steps.
+    /// A prompt shares with any earlier one at most what it shares with its neighbour, so these costs can be summed.
+    /// The first prompt of a share costs all its steps.
     fn leaf_costs(&self) -> (Vec<u32>, Vec<usize>) {
         let places = KeptPlaces::new(self.tree(), self.kept());
         let mut costs = vec![0; self.kept().len()];

@@ -13,8 +13,8 @@ pub struct Segment {
     pub leaf_begin: u32,
     /// End of its range of the leaf order, exclusive.
     pub leaf_end: u32,
-    /// Its lowest prompt, whose generator draws its noise. (Algorithm 1 of arXiv 2508.21032 draws one initial latent for
-    /// each cluster of step 0.)
+    /// Its lowest prompt, whose generator draws its noise. (Algorithm 1 of arXiv 2508.21032 draws one initial latent
+    /// for each cluster of step 0.)
     pub representative: u32,
 }
 

@@ -1,5 +1,5 @@
-//! The segments of a plan as trees, one for each segment of step 0: the scheduler reads here which segments fork from one,
-//! how many slots these need, and which of two equal ones comes first.
+//! The segments of a plan as trees, one for each segment of step 0: the scheduler reads here which segments fork from
+//! one, how many slots these need, and which of two equal ones comes first.
 
 use crate::plan::segment::Segment;
 
@@ -47,7 +47,8 @@ impl Forest {
         forest
     }
 
-    /// Ranks in depth-first order, children by ascending need. With calls of one lane, this order needs the fewest slots.
+    /// Ranks in depth-first order, children by ascending need. With calls of one lane, this order needs the fewest
+    /// slots.
     fn number(&mut self) {
         let mut stack: Vec<u32> = self.roots.iter().rev().copied().collect();
         while let Some(row) = stack.pop() {
@@ -98,12 +99,12 @@ pub fn least_slots(segments: &[Segment]) -> usize {
     needs(segments).into_iter().max().unwrap_or(0) as usize
 }
 
-/// The number of slots that each segment needs, with everything that forks from it: Sethi-Ullman numbers (*The Generation
-/// of Optimal Code for Arithmetic Expressions*, JACM 1970) with the direction of the data reversed.
+/// The number of slots that each segment needs, with everything that forks from it: Sethi-Ullman numbers (*The
+/// Generation of Optimal Code for Arithmetic Expressions*, JACM 1970) with the direction of the data reversed.
 ///
-/// A latent keeps its slot until its last child has read it, and that child may reuse the slot. So it is best to run the
-/// child with the largest need last. Every other child runs while its parent's slot is occupied, and that is one slot more
-/// than the child's own need.
+/// A latent keeps its slot until its last child has read it, and that child may reuse the slot. So it is best to run
+/// the child with the largest need last. Every other child runs while its parent's slot is occupied, and that is one
+/// slot more than the child's own need.
 fn needs(segments: &[Segment]) -> Vec<u32> {
     let mut top = vec![(0u32, 0u32); segments.len()];
     let mut need = vec![1; segments.len()];

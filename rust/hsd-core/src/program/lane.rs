@@ -6,8 +6,8 @@ named_choice! {
     "order";
     /// Which ready node-steps a call takes first.
     pub enum Order {
-        /// The latest step first: images finish early and few latents are alive. If all lanes of a call are at one step,
-        /// the latest that fills a call, which gives the fewest calls possible.
+        /// The latest step first: images finish early and few latents are alive. If all lanes of a call are at one
+        /// step, the latest that fills a call, which gives the fewest calls possible.
         Depth = "depth",
         /// The earliest step first: the fewest calls possible (Hu 1961, highest level first; level by level, if all
         /// lanes of a call are at one step).

@@ -38,12 +38,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots. All lanes of a call
-    /// are at one step, unless `mixed_steps`.
+    /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots. All lanes of a
+    /// call are at one step, unless `mixed_steps`.
     ///
-    /// The rule that is best in a large buffer can be bad in a small one. Breadth first fills the buffer with latents that
-    /// all wait for a free slot to fork into, and then runs them one by one. Without mixed steps either order does that,
-    /// and there waves help. So with `max_slots` several rules are tried, and the one with the fewest calls is taken.
+    /// The rule that is best in a large buffer can be bad in a small one. Breadth first fills the buffer with latents
+    /// that all wait for a free slot to fork into, and then runs them one by one. Without mixed steps either order does
+    /// that, and there waves help. So with `max_slots` several rules are tried, and the one with the fewest calls is
+    /// taken.
     pub fn compile(
         plan: Arc<Plan>,
         batch_size: i64,
@@ -62,8 +63,8 @@ impl Program {
             }
             if !mixed_steps {
                 // A wave needs at most one slot for each of its images, besides the slots of latents that later waves
-                // read, which are fewer than the least slots. So `fit` images certainly fit. As images are not all alive
-                // at the same time, twice that number was better than once or three times on nearly all plans.
+                // read, which are fewer than the least slots. So `fit` images certainly fit. As images are not all
+                // alive at the same time, twice that number was better than once or three times on nearly all plans.
                 let fit = limit - least_slots(plan.segments()) + 1;
                 let wave = NonZeroUsize::new(fit.saturating_mul(2)).filter(|wave| wave.get() < plan.kept().len());
                 rules.splice(0..0, wave.map(|wave| Rule { order: Order::Depth, mixed_steps, wave: Some(wave) }));
@@ -184,7 +185,8 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// The lanes of the next call, in a buffer that the next call overwrites. The iterator makes a vector for each call.
+    /// The lanes of the next call, in a buffer that the next call overwrites. The iterator makes a vector for each
+    /// call.
     pub fn next_call(&mut self) -> Option<&[Lane]> {
         self.left = self.left.checked_sub(1)?;
         self.scheduler.next_call(&mut self.lanes);

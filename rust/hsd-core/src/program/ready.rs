@@ -78,8 +78,8 @@ impl Ready {
     ///
     /// All steps before the smallest are done, so everything that remains of the smallest is ready and can run now. In
     /// either order, therefore, every step has at most one call that is not full, its last, and no program has fewer
-    /// calls. Depth first, a step whose lanes fill a call runs before the steps that would add lanes to it. So a step never
-    /// has twice `batch_size` latents waiting, however many prompts there are.
+    /// calls. Depth first, a step whose lanes fill a call runs before the steps that would add lanes to it. So a step
+    /// never has twice `batch_size` latents waiting, however many prompts there are.
     pub fn first_alone(&self, batch_size: usize) -> Option<u32> {
         let full = match self.order {
             Order::Depth => self.lanes.iter().rposition(|&lanes| lanes >= batch_size),

@@ -23,9 +23,9 @@ pub(super) struct Rule {
 
 /// Makes the calls of a program one by one, in memory linear in the plan's segments.
 ///
-/// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child that
-/// reads it (children run by ascending need), and all roots together have one. So the entries that wait for a slot, or for
-/// a wave, are never more than the slots in use.
+/// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child
+/// that reads it (children run by ascending need), and all roots together have one. So the entries that wait for a
+/// slot, or for a wave, are never more than the slots in use.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     plan: Arc<Plan>,
@@ -130,8 +130,8 @@ impl Scheduler {
         Some((step, rank))
     }
 
-    /// How many lanes of one step the entry of `rank` leads to: one for a segment that has begun; for the next child that
-    /// reads a value, one for it and for each of its siblings in this wave. Not counted for calls of mixed steps.
+    /// How many lanes of one step the entry of `rank` leads to: one for a segment that has begun; for the next child
+    /// that reads a value, one for it and for each of its siblings in this wave. Not counted for calls of mixed steps.
     fn lanes(&self, rank: u32) -> usize {
         if self.rule.mixed_steps {
             return 1;
@@ -147,9 +147,9 @@ impl Scheduler {
     /// Lets the next segments begin, by rank: all those that the images of the next wave need.
     ///
     /// If there are few slots and all lanes of a call have to be at one step, then the running segments must not be
-    /// spread over many steps. So a wave has few enough images to run side by side. The next wave is opened when nothing
-    /// of the present one can continue: because it is done, or because only a segment of a later wave can continue
-    /// without a deadlock.
+    /// spread over many steps. So a wave has few enough images to run side by side. The next wave is opened when
+    /// nothing of the present one can continue: because it is done, or because only a segment of a later wave can
+    /// continue without a deadlock.
     fn open_wave(&mut self) {
         let mut images = self.rule.wave.map_or(usize::MAX, NonZeroUsize::get);
         while (self.wave_end as usize) < self.plan.segments().len() {
@@ -210,8 +210,8 @@ impl Scheduler {
         let later = &remaining[1..];
         let is_last = later.is_empty();
         if is_last && !self.is_read[parent as usize] {
-            // The last child, and no other lane reads the parent in this call: it reuses the parent's slot. The extra of
-            // a single child is that of its parent, so the state remains safe.
+            // The last child, and no other lane reads the parent in this call: it reuses the parent's slot. The extra
+            // of a single child is that of its parent, so the state remains safe.
             return Ok((source, source));
         }
         let after = (!is_last).then(|| self.forest.extra(later));
@@ -224,7 +224,8 @@ impl Scheduler {
         Ok((source, target))
     }
 
-    /// Number of children of `parent` that have begun, and all its children; the same of the roots if there is no parent.
+    /// Number of children of `parent` that have begun, and all its children; the same of the roots if there is no
+    /// parent.
     fn siblings(&self, parent: Option<u32>) -> (usize, &[u32]) {
         let at = parent.map_or(self.plan.segments().len(), |parent| parent as usize);
         let siblings = parent.map_or(self.forest.roots(), |parent| self.forest.children(parent));

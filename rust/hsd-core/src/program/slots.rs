@@ -25,11 +25,11 @@ pub struct Reading {
 
 /// A pool of slots without deadlocks.
 ///
-/// A deadlock would be a buffer full of latents that each wait for another slot before they can free their own. Every live
-/// value (a running segment, or a finished one that some children still have to read) will need some more slots, its
-/// *extra*, before it frees its own. A state is safe if all live values can be finished one after the other, the least
-/// extra first, each freeing its slot for the next: Dijkstra's banker's algorithm. A slot is allocated only if the state
-/// afterwards is safe; then there is always a lane that can continue.
+/// A deadlock would be a buffer full of latents that each wait for another slot before they can free their own. Every
+/// live value (a running segment, or a finished one that some children still have to read) will need some more slots,
+/// its *extra*, before it frees its own. A state is safe if all live values can be finished one after the other, the
+/// least extra first, each freeing its slot for the next: Dijkstra's banker's algorithm. A slot is allocated only if
+/// the state afterwards is safe; then there is always a lane that can continue.
 #[derive(Debug)]
 pub struct Slots {
     limit: Option<usize>,
@@ -90,7 +90,8 @@ impl Slots {
         self.changed = true;
     }
 
-    /// The call is complete. False if a request that could not be met in this call cannot be met in the next one either.
+    /// The call is complete. False if a request that could not be met in this call cannot be met in the next one
+    /// either.
     pub fn end_call(&mut self) -> bool {
         self.free.extend(self.freed.drain(..).map(Reverse));
         std::mem::take(&mut self.changed)
