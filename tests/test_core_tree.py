@@ -20,7 +20,7 @@ from hsd import _core
 DATA = Path(__file__).parents[2] / "shared/data"
 SETS = ["animals", "genai_bench", "prompt_templates", "style_variations"]
 REDUCIBLE = ["ward", "average", "complete"]
-LINKAGES = [*REDUCIBLE, "centroid"]
+LINKAGES = _core.LINKAGES
 
 
 def real(name: str) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_cut_is_fcluster(method):
 @given(
     tau=st.floats(0, 3),
     steps=st.integers(1, 60),
-    name=st.sampled_from(["linear", "paper-eq7", "cosine", "log"]),
+    name=st.sampled_from(_core.SCHEDULES),
     seed=st.integers(0, 5),
 )
 def test_node_steps_have_a_closed_form(tau, steps, name, seed):
@@ -170,7 +170,7 @@ def test_schedules():
     np.testing.assert_allclose(_core.schedule_shape("paper-eq7", 40), 1 - np.arange(1, 41) / 40, atol=1e-15)
     np.testing.assert_allclose(_core.schedule_shape("cosine", 40), np.cos(x * np.pi / 2), atol=1e-15)
     np.testing.assert_allclose(_core.schedule_shape("log", 40), np.log1p((np.e - 1) * (1 - x)), rtol=1e-12)
-    for name in ("linear", "paper-eq7", "cosine", "log"):
+    for name in _core.SCHEDULES:
         assert _core.schedule_shape(name, 1).tolist() == [0.0]
         assert _core.schedule_shape(name, 40)[-1] == 0.0
     with pytest.raises(ValueError, match='"step".*linear'):
@@ -267,6 +267,39 @@ def broken(row: int, column: int, value: float, dtype=np.float32) -> np.ndarray:
 def test_bad_embeddings_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         _core.Tree.build(*arguments)
+    if len(arguments) == 1:
+        with pytest.raises(error, match=message):
+            _core.check_embeddings(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_checking_finds_the_first_bad_row(dtype):
+    E = np.ones((5000, 6), dtype)
+    assert _core.check_embeddings(E) is None
+    assert _core.check_embeddings(E[::-2, ::-1], threads=3) is None
+    E[4321, 2] = np.nan
+    E[4999] = 0
+    with pytest.raises(ValueError, match="embedding 4321 holds NaN at column 2; every entry must be finite"):
+        _core.check_embeddings(E)
+    with pytest.raises(ValueError, match="embedding 78 holds NaN at column 3"):
+        _core.check_embeddings(E[4399::-1, ::-1], threads=2)
+    with pytest.raises(ValueError, match="threads is 0"):
+        _core.check_embeddings(E, threads=0)
+
+
+def test_checking_reads_bfloat16():
+    bits = np.full((4, 2), 0x3F80, np.uint16)  # 1.0
+    assert _core.check_embeddings(bits, bfloat16=True) is None
+    bits[3] = 0
+    with pytest.raises(ValueError, match="embedding 3 is all zeros"):
+        _core.check_embeddings(bits, bfloat16=True)
+    bits[1, 1] = 0xFF80
+    with pytest.raises(ValueError, match="embedding 1 holds -inf at column 1"):
+        _core.check_embeddings(bits, bfloat16=True)
+    with pytest.raises(TypeError, match="not uint16"):
+        _core.check_embeddings(bits)
+    with pytest.raises(TypeError, match="for bfloat16=True, not float32"):
+        _core.check_embeddings(GOOD, bfloat16=True)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +356,7 @@ def test_wrong_types_are_named():
 )
 def test_bad_thresholds_are_refused(phi, message):
     tree = _core.Tree.build(GOOD)
-    for use in (tree.counts, tree.node_steps, lambda phi: _core.Plan.compile(tree, phi)):
+    for use in (_core.check_thresholds, tree.counts, tree.node_steps, lambda phi: _core.Plan.compile(tree, phi)):
         with pytest.raises(ValueError, match=message):
             use(np.array(phi, np.float64))
     with pytest.raises(ValueError, match=message):
@@ -384,6 +417,35 @@ def test_ctrl_c_stops_the_work():
 
     with pytest.raises(KeyboardInterrupt):
         _core.Tree.build(clustered(300, 8, 0), progress=interrupt)
+
+
+def test_ctrl_c_stops_a_check():
+    # Two million overlapping rows, seconds of work. The last one is bad, which an uninterrupted check would report.
+    numbers = np.ones(2_001_000)
+    numbers[-1] = np.nan
+    E = np.lib.stride_tricks.sliding_window_view(numbers, 1000)
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        _core.check_embeddings(E, threads=1)
+
+
+def test_names_are_those_that_are_taken():
+    assert _core.LINKAGES == ("ward", "centroid", "average", "complete")
+    assert _core.ORDERS == ("depth", "breadth")
+    assert _core.SCHEDULES == ("linear", "paper-eq7", "cosine", "log")
+    for name in _core.LINKAGES:
+        assert _core.Tree.build(GOOD, name).linkage == name
+    plan = _core.Plan.compile(_core.Tree.build(GOOD), _core.schedule_shape(_core.SCHEDULES[0], 3))
+    for name in _core.ORDERS:
+        assert plan.program(2, name).order == name
+    for taken, use in [
+        (_core.LINKAGES, lambda: _core.Tree.build(GOOD, "no")),
+        (_core.ORDERS, lambda: plan.program(2, "no")),
+        (_core.SCHEDULES, lambda: _core.schedule_shape("no", 3)),
+    ]:
+        with pytest.raises(ValueError, match='"no"; choose one of ' + ", ".join(f'"{name}"' for name in taken) + "$"):
+            use()
 
 
 def test_build_info():

@@ -5,13 +5,19 @@ fit in memory are a ``MemoryError``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Linkage = Literal["ward", "centroid", "average", "complete"]
-Order = Literal["depth", "breadth"]
+LINKAGES: tuple[str, ...]
+"""Names that :meth:`Tree.build` takes."""
+
+ORDERS: tuple[str, ...]
+"""Names that :meth:`Plan.program` takes."""
+
+SCHEDULES: tuple[str, ...]
+"""Names that :func:`schedule_shape` takes."""
 
 __version__: str
 
@@ -29,6 +35,25 @@ def schedule_shape(name: str, steps: int) -> NDArray[np.float64]:
     Raises ``ValueError`` for an unknown name and for steps < 1.
     """
 
+def check_embeddings(
+    embeddings: NDArray[np.floating] | NDArray[np.uint16], *, bfloat16: bool = False, threads: int | None = None
+) -> None:
+    """Check the rows of ``embeddings`` (N, D) as :meth:`Tree.build` does, without clustering them.
+
+    Every row has to be finite and to have an entry that is not 0. ``bfloat16`` takes uint16 for the bits of bfloat16.
+    ``threads`` is as in :meth:`Tree.build`. The GIL is released meanwhile, and Ctrl-C is answered within a second.
+
+    Raises ``ValueError`` for an empty set, for the first row with a NaN or an infinite entry (names the column too) or
+    of zeros (each names the row), and for threads below 1; ``TypeError`` for anything but such an array.
+    """
+
+def check_thresholds(phi: NDArray[np.float64]) -> None:
+    """Check thresholds ``phi`` (K,): non-increasing, finite, >= 0 and 0 at the end, with at least one step.
+
+    Raises ``ValueError`` naming the step and the value otherwise; :meth:`Tree.counts`, :meth:`Plan.compile` and all
+    else that takes thresholds raise the same.
+    """
+
 @final
 class Tree:
     """A binary merge tree over N prompts. Immutable."""
@@ -36,7 +61,7 @@ class Tree:
     @staticmethod
     def build(
         embeddings: NDArray[np.floating] | NDArray[np.uint16],
-        linkage: Linkage = "ward",
+        linkage: str = "ward",
         *,
         rows: NDArray[np.int64] | None = None,
         exact: bool | None = None,
@@ -47,7 +72,7 @@ class Tree:
     ) -> Tree:
         """Cluster the rows of ``embeddings``, (N, D) float16, float32 or float64 in any layout, by cosine distance.
 
-        They are read where they lie and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
+        They are read in place and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
         ``rows`` clusters some of them only: leaf i is row ``rows[i]``.
 
         ``memory`` is how many bytes the clustering may take (default: no limit). If all distances fit (4 N²
@@ -55,8 +80,8 @@ class Tree:
         ``exact`` asks for one or the other. The tree does not depend on ``threads`` (default: one a core).
 
         ``progress`` is called with the finished fraction (0..1) at the start, about ten times a second, and
-        at the end; what it raises ends the work and comes out. Ctrl-C is answered within a second. The GIL is
-        released meanwhile.
+        at the end; an exception from it stops the work and is raised here. Ctrl-C is answered within a second. The
+        GIL is released meanwhile.
 
         Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names the column too),
         for a row of zeros (each names the row) and for an unknown linkage, a row that does not exist, and threads
@@ -68,7 +93,7 @@ class Tree:
     ) -> Tree:
         """A tree from its merges (N-1, 2), ids as in SciPy (leaf i is i, merge j is N + j), and scores (N-1,).
 
-        ``linkage`` is any name of at most 64 bytes; it and ``exact`` are only remembered. Scores may be infinite.
+        ``linkage`` is any name of at most 64 bytes; it and ``exact`` are only stored. Scores may be infinite.
         Raises ``ValueError`` if this is not one binary tree, or a score is negative or NaN.
         """
     @staticmethod
@@ -91,9 +116,9 @@ class Tree:
         """(N-1, 2) ids of the two children of each merge, children before parents, SciPy's numbering."""
     @property
     def scores(self) -> NDArray[np.float64]:
-        """(N-1,) how unlike the two children of each merge are (the linkage's own distance).
+        """(N-1,) distance of the two children of each merge, as the linkage defines it.
 
-        A built tree's merges stand in the order in which they were made: by ascending score for ``ward``,
+        A built tree's merges are in the order in which they were made: by ascending score for ``ward``,
         ``average`` and ``complete``; for ``centroid`` scores may fall.
         """
     @property
@@ -182,7 +207,7 @@ class Plan:
     def program(
         self,
         batch_size: int,
-        order: Order = "depth",
+        order: str = "depth",
         max_slots: int | None = None,
         *,
         mixed_steps: bool = True,
@@ -190,21 +215,21 @@ class Plan:
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. See :class:`Program`.
 
-        ``mixed_steps=False``: all lanes of a call stand at one step. Without ``max_slots`` both orders then meet
+        ``mixed_steps=False``: all lanes of a call are at one step. Without ``max_slots`` both orders then meet
         :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K batch_size latents alive.
 
-        ``breadth`` goes depth first where that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
+        ``breadth`` runs depth first if that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
         are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1 and for a ``max_slots`` below the
         least that suffices (the message gives it).
         """
     def check_program(
-        self, batch_size: int, order: Order = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
+        self, batch_size: int, order: str = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
     ) -> None:
         """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
     def lower_bound(self, batch_size: int, *, mixed_steps: bool = True) -> int:
         """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls.
 
-        Without mixed steps, the sum over k of ceil(node-steps at step k / batch_size): no call serves two steps.
+        Without mixed steps, the sum over k of ceil(node-steps at step k / batch_size): no call has lanes of two steps.
         """
     def least_slots(self) -> int:
         """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
@@ -233,8 +258,8 @@ class Plan:
 class Program:
     """A plan lowered to calls. Every invariant is checked before one exists. Immutable.
 
-    It holds the plan and how to schedule it, not the calls: they are made anew, and the same, whenever they are asked
-    for. Its memory is linear in the plan's segments; that of :attr:`calls` and :attr:`lanes` is not.
+    It holds the plan and how to schedule it, not the calls: these are computed again, always the same, whenever they
+    are read. Its memory is linear in the plan's segments; that of :attr:`calls` and :attr:`lanes` is not.
 
     In each call all lanes read their source before any lane writes its target. A lane may write the slot
     that it reads itself; no lane reads a slot that another lane of the same call writes.
@@ -249,14 +274,14 @@ class Program:
         Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
         (int32 slots; ``n_slots``, a scratch row, in padding), ``fresh`` (bool: the lane starts a root segment, its
         first latent has to be drawn into ``source`` before the call), ``begins`` (bool: first step of its segment:
-        its conditioning has to be there), ``final`` (bool: last step; the finished latent is in ``target``
+        its conditioning has to be ready), ``final`` (bool: last step; the finished latent is in ``target``
         right after the call).
 
-        A segment's target is the same slot at all its steps. A slot is handed on at the earliest in the call after
+        A segment's target is the same slot at all its steps. A slot is reused at the earliest in the call after
         the one that last needs it, so a finished latent has to be copied out before the next call.
         """
     def chunks(self, calls: int = 1024) -> Chunks:
-        """The rows of :attr:`calls` in order, at most ``calls`` of them at a time, in memory for so many.
+        """The rows of :attr:`calls` in order, at most ``calls`` of them at a time, and in memory for that number.
 
         Raises ``ValueError`` for calls < 1.
         """
@@ -274,7 +299,7 @@ class Program:
     def order(self) -> str: ...
     @property
     def mixed_steps(self) -> bool:
-        """Whether lanes of one call may stand at different steps."""
+        """Whether lanes of one call may be at different steps."""
     @property
     def occupancy(self) -> float:
         """Filled lanes / all lanes."""
@@ -290,4 +315,4 @@ class Chunks:
 
     def __iter__(self) -> Chunks: ...
     def __next__(self) -> NDArray[np.void]:
-        """The next calls: fields as in :attr:`Program.calls`, read-only. Ctrl-C ends it."""
+        """The next calls: fields as in :attr:`Program.calls`, read-only. Ctrl-C stops it."""

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
-use hsd_core::file::PlanFile;
-use hsd_core::{linkage, schedule, Embeddings, Linkage, Method, Order, Plan, Program, Progress, Resources, Tree};
+use hsd_core::cluster::build_tree;
+use hsd_core::plan::file::PlanFile;
+use hsd_core::plan::schedule;
+use hsd_core::{Embeddings, Linkage, Method, Order, Plan, Program, Progress, Resources, Schedule, Tree};
 use ndarray::Array2;
 
-/// A small generator of its own (SplitMix64), so that the numbers stay the same for good.
+/// A small generator written here (SplitMix64), so that the numbers never change.
 fn generator() -> impl FnMut() -> u64 {
     let mut state = 0u64;
     move || {
@@ -23,7 +25,7 @@ fn generator() -> impl FnMut() -> u64 {
     }
 }
 
-/// Rows scattered about one centre for every twenty of them: a stand-in for prompts made from templates.
+/// Rows around centres, twenty around each, similar to the embeddings of prompts made from templates.
 fn embeddings(rows: usize, columns: usize) -> Array2<f64> {
     let mut next = generator();
     let mut draw = || (next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
@@ -44,7 +46,7 @@ fn check(rows: &Array2<f64>) -> Embeddings<'_> {
 
 fn build(rows: &Array2<f64>, by: Linkage, method: Method, memory: usize) -> Tree {
     let resources = Resources { threads: threads(), memory };
-    linkage::build(&check(rows), by, method, resources, &mut Progress::unwatched()).expect("sound rows")
+    build_tree(&check(rows), by, method, resources, &mut Progress::unwatched()).expect("sound rows")
 }
 
 fn trees(c: &mut Criterion) {
@@ -93,7 +95,7 @@ fn random_tree(n: usize) -> Tree {
 fn plans(c: &mut Criterion) {
     const N: usize = 50_000;
     let tree = Arc::new(random_tree(N));
-    let phi = schedule::shape("linear", 40).expect("a known shape");
+    let phi = Schedule::Linear.shape(40).expect("some steps");
     let mut group = c.benchmark_group("plan");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     group.bench_function("compile", |b| b.iter(|| Plan::compile(Arc::clone(&tree), black_box(&phi))));

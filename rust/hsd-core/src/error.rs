@@ -1,8 +1,8 @@
-//! What can be wrong with an input, with the numbers that a caller needs to put it right.
+//! What can be wrong with an input, with the numbers that a caller needs to correct it.
 
 use thiserror::Error;
 
-/// What went wrong. Every message names the offending index and value, and the way out where there is one.
+/// What went wrong. Every message names the offending index and value, and says what to do if anything can be done.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -31,14 +31,14 @@ pub enum Error {
         row: usize,
     },
     /// A name that is none of the known ones.
-    #[error("unknown {what} {name:?}; choose one of {choices}")]
+    #[error("unknown {what} {name:?}; choose one of {}", quoted(choices))]
     UnknownName {
-        /// What the name stands for.
+        /// What the name is of.
         what: &'static str,
         /// The name given.
         name: String,
         /// The names there are.
-        choices: &'static str,
+        choices: &'static [&'static str],
     },
     /// More of something than the tables' 32-bit indices can hold.
     #[error("{count} {what} are more than the {limit} that fit; split the set")]
@@ -51,12 +51,20 @@ pub enum Error {
         limit: usize,
     },
     /// A table for which there is no memory.
-    #[error("{what} need {gigabytes:.1} GB, which cannot be had; split the set")]
+    #[error("{what} need {gigabytes:.1} GB, which is more than can be allocated; split the set")]
     NoMemory {
         /// What needs the memory.
         what: &'static str,
         /// How much.
         gigabytes: f64,
+    },
+    /// Threads that the system does not start.
+    #[error("{threads} threads cannot be started: {why}; lower the number of threads")]
+    NoThreads {
+        /// How many.
+        threads: usize,
+        /// What the system says.
+        why: String,
     },
     /// Two arrays that belong together differ in length.
     #[error("{what} has length {found}, but {expected} is needed")]
@@ -117,7 +125,9 @@ pub enum Error {
         value: f64,
     },
     /// A last threshold that is not 0.
-    #[error("the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends alone")]
+    #[error(
+        "the threshold at the last step {step} is {value}; it must be 0, so that every prompt ends as a single cluster"
+    )]
     LastThreshold {
         /// The last step.
         step: usize,
@@ -127,7 +137,7 @@ pub enum Error {
     /// No tau brings the node-steps down to the target.
     #[error("{target} node-steps cannot be reached: this tree and schedule need at least {least}; raise the budget")]
     BudgetTooSmall {
-        /// Node-steps asked for.
+        /// The node-steps wanted.
         target: i64,
         /// The fewest that any tau gives.
         least: i64,
@@ -213,16 +223,21 @@ pub enum Error {
     /// A file that is not a plan, or not a whole one.
     #[error("this is not a sound plan file: {0}")]
     BadFile(String),
-    /// The progress callback asked to stop.
+    /// The progress callback stopped the work.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// An empty vector with room for `count` entries, or an error: allocating as usual would end the process.
+/// Names in quotes, one after the other.
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// An empty vector with capacity for `count` entries, or an error: the usual allocation would abort the process.
 pub(crate) fn reserve<T>(what: &'static str, count: usize) -> Result<Vec<T>> {
-    let mut room = Vec::new();
-    match room.try_reserve_exact(count) {
-        Ok(()) => Ok(room),
+    let mut empty = Vec::new();
+    match empty.try_reserve_exact(count) {
+        Ok(()) => Ok(empty),
         Err(_) => Err(Error::NoMemory { what, gigabytes: count as f64 * size_of::<T>() as f64 / 1e9 }),
     }
 }

@@ -1,46 +1,32 @@
-//! The compiler of HSD, without Python: embeddings become a [`Tree`], a tree cut by thresholds becomes a [`Plan`],
-//! and a plan is lowered to a [`Program`], a table of batched calls that an executor replays.
+//! The compiler of HSD, without Python. [`cluster::build_tree`] clusters embeddings to a [`Tree`], a tree cut at
+//! thresholds is a [`Plan`], and a plan is lowered to a [`Program`], a table of batched calls that an executor replays.
 //!
-//! The same input gives the same bytes with any number of threads: ties break by lowest index, and no hash order reaches
-//! a result. (Machines with other vector instructions may round the last bit of a distance otherwise.) What is built or
-//! loaded is checked before it exists.
+//! It implements *Reusing Computation in Text-to-Image Diffusion for Efficient Generation of Image Sets* (arXiv
+//! 2508.21032). Where its equations are: Eqs. 3-5, the distance of clusters, in `cluster/centroid.rs`; Eq. 7, the
+//! thresholds, in `plan/schedule.rs`; which clusters Algorithm 1 runs at which steps, in `plan/mod.rs`.
+//!
+//! The same input gives the same bytes with any number of threads: ties are broken by lowest index, and no hash order
+//! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently.)
+//! Whatever is built or loaded is checked before it exists.
 #![forbid(unsafe_code)]
 
-mod cells;
-mod centroid;
-mod chain;
-mod clusters;
-mod distance;
-pub mod embeddings;
+mod choice;
+pub mod cluster;
 mod error;
-pub mod file;
-pub mod forest;
-mod large;
-pub mod linkage;
-mod matrix;
-pub mod naive;
-mod parallel;
-mod places;
-mod plan;
-mod program;
-mod progress;
-mod prune;
-mod ready;
-mod rounds;
-pub mod schedule;
-mod scheduler;
-mod simd;
-pub mod simulate;
-mod slots;
+pub mod plan;
+pub mod program;
 mod text;
 mod tree;
-mod update;
-pub mod validate;
+mod work;
 
-pub use embeddings::Embeddings;
+pub use cluster::embeddings::Embeddings;
+pub use cluster::linkage::Linkage;
+pub use cluster::{Method, Resources};
 pub use error::{Error, Result};
-pub use linkage::{Linkage, Method, Resources};
-pub use plan::{Plan, Segment};
-pub use program::{Calls, Lane, Order, Program};
-pub use progress::{Progress, INTERVAL};
+pub use plan::schedule::Schedule;
+pub use plan::segment::Segment;
+pub use plan::Plan;
+pub use program::lane::{Lane, Order};
+pub use program::{Calls, Program};
 pub use tree::Tree;
+pub use work::progress::{Progress, INTERVAL};

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::plan::Plan;
-use crate::program::{Lane, Program};
+use crate::program::lane::Lane;
+use crate::program::Program;
 
 impl Plan {
     /// The segments, one a line, at most `max_rows` of them.
@@ -37,8 +38,8 @@ impl Plan {
 impl Program {
     /// The calls, one a line, at most `max_rows` of them.
     ///
-    /// A lane reads `segment@step source>target`; `*` marks a fresh root, `!` a finished image, and a slot alone is
-    /// read and written in place.
+    /// A lane is printed as `segment@step source>target`. `*` marks a fresh root and `!` a finished image. A single
+    /// slot is both read and written.
     pub fn describe(&self, max_rows: usize) -> String {
         let mut text = format!(
             "program: {} first, {} calls of {} lanes{} (at least {}), {:.1} % filled, {} slots\n",

@@ -1,8 +1,8 @@
-//! The merge tree: which prompts are alike, and how much.
+//! The merge tree: which prompts are similar, and how much.
 
 use crate::error::{index_count, Error, Result};
 
-/// The longest linkage name that a tree remembers.
+/// The longest linkage name that a tree stores, in bytes.
 const NAME_LIMIT: usize = 64;
 
 /// A binary merge tree over N leaves. Leaf `i` has id `i`, merge `j` has id `N + j`, children come before parents.
@@ -24,7 +24,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree from its merges and their scores. `linkage` is the name of what made it.
+    /// A tree from its merges and their scores. `linkage` is the name of the linkage that it was built with.
     pub fn from_merges(merges: &[[i64; 2]], scores: Vec<f64>, linkage: &str) -> Result<Self> {
         if scores.len() != merges.len() {
             return Err(Error::Length { what: "scores", found: scores.len(), expected: merges.len() });
@@ -55,11 +55,11 @@ impl Tree {
             }
             checked.push([children[0] as u32, children[1] as u32]);
         }
-        // N - 1 merges, each of two clusters that were roots, leave one root: this is one binary tree.
+        // N - 1 merges, each of two clusters without a parent, leave one root: this is one binary tree.
         Ok(Tree::derive(n, linkage.to_owned(), checked, scores, parents))
     }
 
-    /// Everything that follows from the merges.
+    /// Computes everything that follows from the merges.
     fn derive(n: usize, linkage: String, merges: Vec<[u32; 2]>, scores: Vec<f64>, parents: Vec<Option<u32>>) -> Self {
         let mut sizes = vec![1u32; n];
         let mut lowest: Vec<u32> = (0..n as u32).collect();
@@ -70,8 +70,9 @@ impl Tree {
             lowest.push(lowest[a].min(lowest[b]));
             heights.push(score.max(heights[a]).max(heights[b]));
         }
-        // Ranges from the root down; the child with the lower lowest leaf stands first, so that every range
-        // begins with its lowest leaf.
+        // Ranges of the leaf order, from the root down. Of the two children of a merge, the one that has the smallest
+        // leaf of both comes first. So every node's range begins with its smallest leaf, whose generator draws the
+        // noise of the node's cluster.
         let mut begins = vec![0u32; n + merges.len()];
         for (j, &[a, b]) in merges.iter().enumerate().rev() {
             let (first, second) = if lowest[a as usize] < lowest[b as usize] { (a, b) } else { (b, a) };
@@ -155,7 +156,7 @@ impl Tree {
         self.n_nodes() - 1
     }
 
-    /// Name of what made the tree.
+    /// Name of the linkage that the tree was built with.
     pub fn linkage(&self) -> &str {
         &self.linkage
     }
@@ -170,12 +171,12 @@ impl Tree {
         &self.merges
     }
 
-    /// How unlike the two children of each merge are.
+    /// The distance of the two children of each merge.
     pub fn scores(&self) -> &[f64] {
         &self.scores
     }
 
-    /// Of each merge, the highest score at or below it.
+    /// The highest score at or below each merge.
     pub fn heights(&self) -> &[f64] {
         &self.heights
     }
@@ -200,7 +201,7 @@ impl Tree {
         self.parents[node].map(|parent| parent as usize)
     }
 
-    /// Height of a merge; leaves have none, because nothing splits them.
+    /// Height of a merge; leaves have none, because they are never split.
     pub fn height(&self, node: usize) -> Option<f64> {
         node.checked_sub(self.n).map(|merge| self.heights[merge])
     }
@@ -214,7 +215,7 @@ impl Tree {
     /// SciPy's linkage matrix, sorted by height: two children (the smaller id first), height, size.
     pub fn to_scipy(&self) -> Vec<[f64; 4]> {
         let mut order: Vec<usize> = (0..self.merges.len()).collect();
-        // Stable, and heights never fall on the way up, so children stay before parents.
+        // The sort is stable, and no node is higher than its parent, so children are still before parents.
         order.sort_by(|&x, &y| self.heights[x].total_cmp(&self.heights[y]));
         let mut name: Vec<usize> = (0..self.n_nodes()).collect();
         let mut rows = Vec::with_capacity(order.len());
@@ -233,7 +234,7 @@ impl Tree {
         }
         let mut starts = vec![true; self.n];
         for (merge, _) in self.heights.iter().enumerate().filter(|(_, &own)| own < height) {
-            // A merge that stays whole hides the start of its second child.
+            // The children of a merge that is not split are one cluster: the second one does not start a new label.
             let second = self.merges[merge].map(|child| self.begins[child as usize]).into_iter().max();
             starts[second.unwrap_or_default() as usize] = false;
         }

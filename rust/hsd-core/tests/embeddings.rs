@@ -3,7 +3,8 @@
 mod common;
 
 use common::{grouped, table, PLENTY};
-use hsd_core::{linkage, Embeddings, Error, Linkage, Method, Progress, Tree};
+use hsd_core::cluster::build_tree;
+use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Tree};
 use ndarray::{concatenate, s, Array2, ArrayView2, Axis};
 
 fn sound<'a>(view: ArrayView2<'a, f64>) -> Embeddings<'a> {
@@ -11,7 +12,7 @@ fn sound<'a>(view: ArrayView2<'a, f64>) -> Embeddings<'a> {
 }
 
 fn cluster(embeddings: &Embeddings<'_>, linkage: Linkage) -> Tree {
-    linkage::build(embeddings, linkage, Method::Exact, PLENTY, &mut Progress::unwatched()).unwrap()
+    build_tree(embeddings, linkage, Method::Exact, PLENTY, &mut Progress::unwatched()).unwrap()
 }
 
 fn error_of(view: ArrayView2<'_, f64>, rows: Option<&[usize]>) -> Error {
@@ -127,7 +128,7 @@ fn errors_name_the_row_of_the_whole() {
     let negative = (-2i64) as usize;
     assert_eq!(error_of(numbers.view(), Some(&[negative])), Error::OutOfRange { what: "row", index: -2, count: 90 });
     assert_eq!(error_of(numbers.view(), Some(&[])), Error::NoEmbeddings { rows: 0, columns: 7 });
-    // A bad row that was not asked for is none of our business.
+    // A bad row that is not among the chosen ones does no harm.
     let rows = [1, 2, 3];
     assert!(Embeddings::of_rows(numbers.view(), |x| x, &rows, 2, &mut Progress::unwatched()).is_ok());
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{phi, plan, tree, whole_plan};
-use hsd_core::schedule::counts;
-use hsd_core::validate::validate;
+use hsd_core::plan::schedule::counts;
+use hsd_core::plan::validate::validate;
 use hsd_core::{Error, Plan, Segment, Tree};
 use proptest::prelude::*;
 

@@ -5,8 +5,8 @@ mod common;
 use std::sync::Arc;
 
 use common::plan;
-use hsd_core::forest::least_slots;
-use hsd_core::simulate::Checker;
+use hsd_core::program::forest::least_slots;
+use hsd_core::program::validate::Checker;
 use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Segment, Tree};
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn fewest_slots(segments: &[Segment], row: usize) -> usize {
     (0..needs.len()).filter_map(beside).min().unwrap_or(1)
 }
 
-/// Calls of up to so many lanes, of mixed steps or not.
+/// Calls of up to `batch_size` lanes, of mixed steps or not.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     batch_size: i64,

@@ -5,7 +5,8 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{grouped, table};
-use hsd_core::{linkage, Embeddings, Error, Linkage, Method, Progress, Resources};
+use hsd_core::cluster::build_tree;
+use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Resources};
 use ndarray::Array2;
 
 /// Enough for a report or two in an unoptimised build.
@@ -36,7 +37,7 @@ fn run(
         }
     };
     let embeddings = Embeddings::new(rows.view(), |x| x, resources.threads, &mut Progress::unwatched()).unwrap();
-    let result = linkage::build(&embeddings, linkage, method, resources, &mut Progress::new(&mut report));
+    let result = build_tree(&embeddings, linkage, method, resources, &mut Progress::new(&mut report));
     (seen, result.err())
 }
 

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{phi, tree};
-use hsd_core::schedule::{check, counts, node_steps, shape, tau_for_node_steps, SHAPES};
-use hsd_core::{Error, Tree};
+use hsd_core::plan::schedule::{check, counts, node_steps, tau_for_node_steps};
+use hsd_core::{Error, Linkage, Order, Schedule, Tree};
 use proptest::prelude::*;
 
 /// The leaves below every node, by walking up from every leaf.
@@ -96,12 +96,12 @@ proptest! {
 
     #[test]
     fn schedules_never_rise_and_end_at_zero(steps in 1..300usize) {
-        for name in SHAPES {
-            let curve = shape(name, steps).unwrap();
+        for schedule in Schedule::ALL {
+            let curve = schedule.shape(steps).unwrap();
             prop_assert_eq!(curve.len(), steps);
             prop_assert!(check(&curve).is_ok());
             prop_assert!(curve.iter().all(|value| (0.0..=1.0).contains(value)));
-            prop_assert!(steps == 1 || name == "paper-eq7" || curve[0] == 1.0);
+            prop_assert!(steps == 1 || schedule == Schedule::PaperEq7 || curve[0] == 1.0);
         }
     }
 
@@ -125,16 +125,37 @@ fn thresholds_that_do_not_fit_are_named() {
     assert_eq!(check(&[0.5, 1.0, 0.0]), Err(Error::RisingThreshold { step: 1, before: 0.5, value: 1.0 }));
     assert_eq!(check(&[f64::INFINITY, 0.0]), Err(Error::BadThreshold { step: 0, value: f64::INFINITY }));
     assert!(check(&[f64::NAN]).is_err() && check(&[-1.0]).is_err());
-    assert_eq!(shape("linear", 0), Err(Error::NoSteps));
-    assert!(shape("step", 3).is_err());
+    assert_eq!(Schedule::Linear.shape(0), Err(Error::NoSteps));
+}
+
+#[test]
+fn a_wrong_name_is_answered_with_the_right_ones() {
+    for schedule in Schedule::ALL {
+        assert_eq!(schedule.name().parse(), Ok(schedule));
+    }
+    assert_eq!(Linkage::NAMES, Linkage::ALL.map(Linkage::name));
+    assert_eq!(Order::NAMES, ["depth", "breadth"]);
+    let message = |error: Error| error.to_string();
+    assert_eq!(
+        "step".parse::<Schedule>().map_err(message),
+        Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\"".to_owned())
+    );
+    assert_eq!(
+        "single".parse::<Linkage>().map_err(message),
+        Err("unknown linkage \"single\"; choose one of \"ward\", \"centroid\", \"average\", \"complete\"".to_owned())
+    );
+    assert_eq!(
+        "".parse::<Order>().map_err(message),
+        Err("unknown order \"\"; choose one of \"depth\", \"breadth\"".to_owned())
+    );
 }
 
 #[test]
 fn schedules_are_what_their_formulas_say() {
-    assert_eq!(shape("linear", 5).unwrap(), [1.0, 0.75, 0.5, 0.25, 0.0]);
-    assert_eq!(shape("paper-eq7", 4).unwrap(), [0.75, 0.5, 0.25, 0.0]);
-    assert!((shape("cosine", 3).unwrap()[1] - 0.5f64.sqrt()).abs() < 1e-15);
-    assert!((shape("log", 3).unwrap()[1] - (1.0 + (1f64.exp() - 1.0) / 2.0).ln()).abs() < 1e-15);
+    assert_eq!(Schedule::Linear.shape(5).unwrap(), [1.0, 0.75, 0.5, 0.25, 0.0]);
+    assert_eq!(Schedule::PaperEq7.shape(4).unwrap(), [0.75, 0.5, 0.25, 0.0]);
+    assert!((Schedule::Cosine.shape(3).unwrap()[1] - 0.5f64.sqrt()).abs() < 1e-15);
+    assert!((Schedule::Log.shape(3).unwrap()[1] - (1.0 + (1f64.exp() - 1.0) / 2.0).ln()).abs() < 1e-15);
 }
 
 #[test]

@@ -1,12 +1,12 @@
-//! Arrays across the border: copies of vectors and a checked borrow of the embeddings on the way in, read-only
-//! structured arrays on the way out.
+//! Arrays between Python and Rust. From Python come copies of vectors, and the embeddings as a checked borrow. To
+//! Python go read-only structured arrays.
 
-use numpy::{dtype, Element, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{dtype, Element, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-/// The entries of a one-axis array. A copy: Python may write to the array while the work goes on without the GIL.
+/// The entries of a one-axis array. A copy, because Python may write to the array while the GIL is released.
 pub fn vector<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
     aligned(what, array)?;
     match array.extract::<PyReadonlyArray1<'_, T>>() {
@@ -30,7 +30,12 @@ pub fn pairs<T: Element + Copy>(what: &str, array: &Bound<'_, PyAny>) -> PyResul
     }
 }
 
-/// A `TypeError` for an array whose entries lie across machine words, which NumPy reads and Rust must not.
+/// 32-bit indices as NumPy's usual integers.
+pub fn indices<'py>(py: Python<'py>, values: &[u32]) -> Bound<'py, PyArray1<i64>> {
+    PyArray1::from_iter(py, values.iter().map(|&value| i64::from(value)))
+}
+
+/// A `TypeError` for an array whose entries are not aligned in memory: NumPy can read them, Rust must not.
 pub fn aligned(what: &str, array: &Bound<'_, PyAny>) -> PyResult<()> {
     let flag = array.getattr("flags").and_then(|flags| flags.getattr("aligned"));
     match flag.and_then(|flag| flag.is_truthy()) {

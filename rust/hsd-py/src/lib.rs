@@ -1,33 +1,42 @@
-//! Python bindings of `hsd-core`, the module `hsd._core`: they convert, delegate and let go of the GIL.
+//! Python bindings of `hsd-core`, the module `hsd._core`: they convert, delegate and release the GIL.
 
 mod arrays;
+mod embeddings;
 mod errors;
+mod pickle;
 mod plan;
 mod program;
 mod progress;
+mod schedule;
 mod tree;
 
-use numpy::{PyArray1, ToPyArray};
+use hsd_core::{Linkage, Order, Schedule};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-
-use crate::errors::raise;
+use pyo3::types::{PyDict, PyTuple};
 
 /// The compiled core of HSD: trees, plans and programs. Pure data in, pure data out; no torch.
 #[pymodule]
 mod _core {
     #[pymodule_export]
+    use super::build_info;
+    #[pymodule_export]
+    use super::embeddings::check_embeddings;
+    #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]
     use super::program::{Chunks, Program};
     #[pymodule_export]
+    use super::schedule::{check_thresholds, schedule_shape};
+    #[pymodule_export]
     use super::tree::Tree;
     use super::*;
-    #[pymodule_export]
-    use super::{build_info, schedule_shape};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("LINKAGES", PyTuple::new(py, Linkage::NAMES)?)?;
+        module.add("ORDERS", PyTuple::new(py, Order::NAMES)?)?;
+        module.add("SCHEDULES", PyTuple::new(py, Schedule::NAMES)?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
@@ -39,13 +48,6 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("version", env!("CARGO_PKG_VERSION"))?;
     info.set_item("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS))?;
     info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
-    info.set_item("plan_format", hsd_core::file::FORMAT.to_string())?;
+    info.set_item("plan_format", hsd_core::plan::file::FORMAT.to_string())?;
     Ok(info)
-}
-
-/// A threshold curve for tau = 1: (K,) values in [0, 1] that never rise and end at exactly 0.
-#[pyfunction]
-fn schedule_shape<'py>(py: Python<'py>, name: &str, steps: i64) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let steps = errors::positive("steps", steps)?;
-    Ok(hsd_core::schedule::shape(name, steps).map_err(raise)?.to_pyarray(py))
 }

@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use hsd_core::file::{self, PlanFile};
-use hsd_core::forest::least_slots;
+use hsd_core::plan::file::{self, PlanFile};
+use hsd_core::program::forest::least_slots;
 use hsd_core::{Order, Progress};
 use numpy::{PyArray1, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::arrays::{records, vector};
+use crate::arrays::{indices, records, vector};
 use crate::errors::{positive, raise};
+use crate::pickle::rebuild;
 use crate::program::Program;
 use crate::progress::watched;
-use crate::tree::{indices, rebuild, Tree};
+use crate::tree::Tree;
 
 /// Which cluster runs when. Every invariant is checked before one exists. Immutable.
 #[pyclass(frozen, module = "hsd._core")]
@@ -116,8 +117,7 @@ impl Plan {
 
     #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, progress = None))]
     fn program(
-        &self,
-        py: Python<'_>,
+        slf: Bound<'_, Self>,
         batch_size: i64,
         order: &str,
         max_slots: Option<i64>,
@@ -125,15 +125,16 @@ impl Plan {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Program> {
         let order: Order = order.parse().map_err(raise)?;
-        let plan = Arc::clone(&self.inner);
+        let plan = Arc::clone(&slf.get().inner);
         let compile = |progress: &mut Progress<'_>| {
             hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, progress)
         };
-        Ok(watched(py, progress.as_ref(), compile)?.into())
+        let program = watched(slf.py(), progress.as_ref(), compile)?;
+        Ok(Program::new(program, slf.into_any().unbind()))
     }
 
     #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true))]
-    #[allow(unused_variables)] // Either value of mixed_steps will do; only its type is checked.
+    #[allow(unused_variables)] // Both values of mixed_steps are valid; only its type is checked.
     fn check_program(&self, batch_size: i64, order: &str, max_slots: Option<i64>, mixed_steps: bool) -> PyResult<()> {
         order.parse::<Order>().map_err(raise)?;
         hsd_core::Program::check(&self.inner, batch_size, max_slots).map_err(raise)?;
@@ -178,7 +179,7 @@ impl Plan {
     }
 
     #[staticmethod]
-    #[allow(clippy::type_complexity)] // The tuple is the contract; a name for it would only hide that.
+    #[allow(clippy::type_complexity)] // Python gets this tuple; a name for its type would only hide that.
     fn from_bytes<'py>(
         py: Python<'py>,
         data: &[u8],

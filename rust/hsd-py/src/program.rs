@@ -10,9 +10,8 @@ use pyo3::types::{IntoPyDict, PyTuple};
 
 use crate::arrays::records;
 use crate::errors::positive;
-use crate::plan::Plan;
+use crate::pickle::rebuild;
 use crate::progress::watched;
-use crate::tree::rebuild;
 
 /// A plan lowered to calls. Every invariant is checked before one exists. Immutable.
 ///
@@ -21,12 +20,15 @@ use crate::tree::rebuild;
 #[pyclass(frozen, module = "hsd._core")]
 pub struct Program {
     inner: Arc<hsd_core::Program>,
+    /// The `hsd._core.Plan` that it was compiled from.
+    plan: Py<PyAny>,
     calls: PyOnceLock<Py<PyAny>>,
 }
 
-impl From<hsd_core::Program> for Program {
-    fn from(inner: hsd_core::Program) -> Self {
-        Program { inner: Arc::new(inner), calls: PyOnceLock::new() }
+impl Program {
+    /// A program, and the `hsd._core.Plan` that it was compiled from.
+    pub fn new(inner: hsd_core::Program, plan: Py<PyAny>) -> Self {
+        Program { inner: Arc::new(inner), plan, calls: PyOnceLock::new() }
     }
 }
 
@@ -49,7 +51,7 @@ fn write(record: &mut [u8], numbers: [i32; 4], flags: [bool; 3]) {
     tail.iter_mut().zip(flags).for_each(|(to, flag)| *to = flag.into());
 }
 
-/// The next `count` calls as a structured array, one row a call. Without the GIL, and ended by Ctrl-C.
+/// The next `count` calls as a structured array, one row for each call. Without the GIL, and stopped by Ctrl-C.
 fn table<'py>(
     py: Python<'py>,
     program: &hsd_core::Program,
@@ -163,7 +165,7 @@ impl Program {
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let arguments = ("program", self.inner.batch_size(), self.inner.order().name(), self.inner.max_slots());
         let keywords = [("mixed_steps", self.inner.mixed_steps())].into_py_dict(py)?;
-        rebuild(py, arguments, Some(&keywords), Plan::from(Arc::clone(self.inner.plan())))
+        rebuild(py, arguments, Some(&keywords), self.plan.bind(py))
     }
 }
 
@@ -185,7 +187,7 @@ impl Chunks {
         let count = self.calls.len().min(self.size);
         let chunk = (count > 0).then(|| table(py, &self.program, &mut self.calls, count)).transpose();
         if chunk.is_err() {
-            self.size = 0; // Calls are lost: like a generator that has raised, it is at its end.
+            self.size = 0; // Some calls are lost. Like a generator that has raised, this iterator is at its end.
         }
         chunk
     }

@@ -1,4 +1,4 @@
-//! Long work: without the GIL, with progress, and ended by Ctrl-C.
+//! Long work: without the GIL, with progress, and stopped by Ctrl-C.
 
 use std::ops::ControlFlow;
 
@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 
 use crate::errors::raise;
 
-/// What `work` gives. About ten times a second signals are handled and `callback` is called with the finished
-/// fraction; what Python raises there ends the work and comes out in place of the core's `Interrupted`.
+/// The result of `work`. About ten times a second, signals are handled and `callback` is called with the finished
+/// fraction. An exception raised there stops the work and is raised in place of the core's `Interrupted`.
 pub fn watched<T: Send>(
     py: Python<'_>,
     callback: Option<&Py<PyAny>>,

@@ -1,17 +1,20 @@
 //! `hsd._core.Tree`.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use half::{bf16, f16};
-use hsd_core::{linkage, schedule, Embeddings, Error, Linkage, Method, Progress, Resources};
+use half::f16;
+use hsd_core::cluster::build_tree;
+use hsd_core::plan::schedule;
+use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Resources};
 use numpy::ndarray::ArrayView2;
-use numpy::{PyArray1, PyArray2, PyReadonlyArray2, ToPyArray};
+use numpy::{PyArray1, PyArray2, ToPyArray};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 
-use crate::arrays::{aligned, pairs, vector, wrong_type};
-use crate::errors::{positive, raise};
+use crate::arrays::{indices, pairs, vector};
+use crate::embeddings::{bf16_to_f64, thread_count, Borrowed};
+use crate::errors::raise;
+use crate::pickle::rebuild;
 use crate::progress::watched;
 
 /// A binary merge tree over N prompts. Immutable.
@@ -45,10 +48,7 @@ impl Tree {
         bfloat16: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let threads = match threads {
-            Some(threads) => positive("threads", threads)?,
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        };
+        let threads = thread_count(threads)?;
         let memory = match memory {
             Some(bytes) => usize::try_from(bytes)
                 .ok()
@@ -59,24 +59,13 @@ impl Tree {
         let method = exact.map_or(Method::Auto, |exact| if exact { Method::Exact } else { Method::Approximate });
         let resources = Resources { threads, memory };
         let rows = rows.map(row_indices).transpose()?;
-        let request = Request { linkage: linkage.parse().map_err(raise)?, method, resources, rows };
-        aligned("embeddings", embeddings)?;
-        if bfloat16 {
-            if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, u16>>() {
-                return request.build(py, array.as_array(), |bits| bf16::from_bits(bits).to_f64(), progress);
-            }
-            return Err(wrong_type("embeddings", "uint16 array of shape (N, D), for bfloat16=True", embeddings));
+        let options = Options { linkage: linkage.parse().map_err(raise)?, method, resources, rows };
+        match Borrowed::new(embeddings, bfloat16)? {
+            Borrowed::Half(array) => options.build(py, array.as_array(), f16::to_f64, progress),
+            Borrowed::Bfloat16(array) => options.build(py, array.as_array(), bf16_to_f64, progress),
+            Borrowed::Single(array) => options.build(py, array.as_array(), f64::from, progress),
+            Borrowed::Double(array) => options.build(py, array.as_array(), |x| x, progress),
         }
-        if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f32>>() {
-            return request.build(py, array.as_array(), f64::from, progress);
-        }
-        if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f64>>() {
-            return request.build(py, array.as_array(), |x| x, progress);
-        }
-        if let Ok(array) = embeddings.extract::<PyReadonlyArray2<'_, f16>>() {
-            return request.build(py, array.as_array(), f16::to_f64, progress);
-        }
-        Err(wrong_type("embeddings", "float16, float32 or float64 array of shape (N, D)", embeddings))
     }
 
     #[staticmethod]
@@ -169,22 +158,6 @@ impl Tree {
     }
 }
 
-/// What `__reduce__` returns for an object that `owner` makes by the method call `arguments`, `keywords`.
-pub fn rebuild<'py>(
-    py: Python<'py>,
-    arguments: impl pyo3::call::PyCallArgs<'py>,
-    keywords: Option<&Bound<'py, PyDict>>,
-    owner: impl IntoPyObject<'py>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-    let call = py.import("operator")?.getattr("methodcaller")?.call(arguments, keywords)?;
-    Ok((call, PyTuple::new(py, [owner])?))
-}
-
-/// 32-bit indices as NumPy's usual integers.
-pub fn indices<'py>(py: Python<'py>, values: &[u32]) -> Bound<'py, PyArray1<i64>> {
-    PyArray1::from_iter(py, values.iter().map(|&value| i64::from(value)))
-}
-
 fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> PyResult<Bound<'_, PyArray2<T>>> {
     use numpy::PyArrayMethods;
     let rows = flat.len() / columns;
@@ -194,8 +167,8 @@ fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> Py
 /// Share of the work that checking the embeddings is, as far as progress is concerned.
 const CHECK: f64 = 0.02;
 
-/// What tree is asked for.
-struct Request {
+/// How a tree is to be built.
+struct Options {
     linkage: Linkage,
     method: Method,
     resources: Resources,
@@ -208,7 +181,7 @@ fn row_indices(rows: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
     Ok(rows.into_iter().map(|row| row as usize).collect())
 }
 
-impl Request {
+impl Options {
     fn build<T: Copy + Sync>(
         &self,
         py: Python<'_>,
@@ -223,7 +196,7 @@ impl Request {
                 Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress),
             })?;
             progress.part(CHECK, 1.0, |progress| {
-                linkage::build(&embeddings, self.linkage, self.method, self.resources, progress)
+                build_tree(&embeddings, self.linkage, self.method, self.resources, progress)
             })
         };
         Ok(watched(py, callback.as_ref(), build)?.into())

@@ -7,7 +7,7 @@ use hsd_core::{Embeddings, Linkage, Method, Plan, Progress, Resources, Result, T
 use ndarray::Array2;
 use proptest::prelude::*;
 
-/// All the memory there is, and two threads.
+/// All memory, and two threads.
 pub const PLENTY: Resources = Resources { threads: 2, memory: usize::MAX };
 
 /// Clusters rows exactly, with two threads and without a progress report.
@@ -19,7 +19,7 @@ pub fn build(rows: &[Vec<f64>], linkage: Linkage) -> Result<Tree> {
 pub fn build_with(rows: &[Vec<f64>], linkage: Linkage, method: Method, resources: Resources) -> Result<Tree> {
     let table = table(rows);
     let embeddings = Embeddings::new(table.view(), |x| x, resources.threads, &mut Progress::unwatched())?;
-    hsd_core::linkage::build(&embeddings, linkage, method, resources, &mut Progress::unwatched())
+    hsd_core::cluster::build_tree(&embeddings, linkage, method, resources, &mut Progress::unwatched())
 }
 
 /// Rows as one array.
@@ -82,7 +82,7 @@ fn shape() -> impl Strategy<Value = Shape> {
     prop_oneof![Just(Shape::Random), Just(Shape::Chain), Just(Shape::Balanced)]
 }
 
-/// Scores that rise, fall, tie, vanish, or are all the same (a star).
+/// Scores that rise, fall, repeat, are zero, or are all the same (a star).
 fn scores(n: usize) -> impl Strategy<Value = Vec<f64>> {
     let score = prop_oneof![0.0..2.0f64, (0..5i32).prop_map(|x| f64::from(x) / 4.0)];
     prop_oneof![

@@ -1,0 +1,190 @@
+//! Embeddings in the caller's memory and type, read a row at a time.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use ndarray::ArrayView2;
+
+use super::distance::Points;
+use crate::error::{index_count, Error, Result};
+use crate::work::parallel::{runs, Task, Workers};
+use crate::work::progress::Progress;
+use crate::work::simd::widest;
+
+/// Rows checked by a thread at a time.
+const BAND: usize = 1024;
+
+/// At most this many rows have their mean taken as the centre.
+const SAMPLE: usize = 4096;
+
+/// A lower limit for lengths: if two of them underflowed to 0, the mean of their rows would be 0/0.
+const LEAST_LENGTH: f64 = 1e-150;
+
+/// Rows of any float type, in memory or in a mapped file, in any layout.
+trait Source: Sync {
+    /// Row `row` as doubles.
+    fn read(&self, row: usize, out: &mut [f64]);
+}
+
+/// Some rows of an array, and the number that an entry means.
+struct Selection<'a, T, F> {
+    view: ArrayView2<'a, T>,
+    value: F,
+    /// The rows; all if none.
+    rows: Option<&'a [usize]>,
+}
+
+impl<T: Copy + Sync, F: Fn(T) -> f64 + Sync> Source for Selection<'_, T, F> {
+    fn read(&self, row: usize, out: &mut [f64]) {
+        let row = self.view.row(self.rows.map_or(row, |rows| rows[row]));
+        match row.as_slice() {
+            Some(row) => widest(|| out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from))),
+            None => out.iter_mut().zip(row).for_each(|(to, &from)| *to = (self.value)(from)),
+        }
+    }
+}
+
+/// Embeddings, checked: (N, D) finite numbers without a row of zeros. Borrowed, never copied as a whole.
+pub struct Embeddings<'a> {
+    source: Box<dyn Source + 'a>,
+    columns: usize,
+    /// The factor that makes each row a unit row; not a normal number if it is out of range.
+    scales: Vec<f64>,
+    lengths: Vec<f64>,
+    centre: Vec<f64>,
+}
+
+impl<'a> Embeddings<'a> {
+    /// Checks every row; an error names the first bad one. `value` gives the number that an entry means, for example
+    /// `f64::from`.
+    pub fn new<T: Copy + Sync>(
+        view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        Embeddings::check(view, value, None, threads, progress)
+    }
+
+    /// The same of some rows only, in the order given. An error names the row of the whole.
+    pub fn of_rows<T: Copy + Sync>(
+        view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
+        rows: &'a [usize],
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let count = view.nrows();
+        if let Some(&row) = rows.iter().find(|&&row| row >= count) {
+            return Err(Error::OutOfRange { what: "row", index: row as i64, count });
+        }
+        Embeddings::check(view, value, Some(rows), threads, progress)
+    }
+
+    fn check<T: Copy + Sync>(
+        view: ArrayView2<'a, T>,
+        value: impl Fn(T) -> f64 + Sync + 'a,
+        chosen: Option<&'a [usize]>,
+        threads: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let (rows, columns) = (chosen.map_or(view.nrows(), <[_]>::len), view.ncols());
+        if rows == 0 || columns == 0 {
+            return Err(Error::NoEmbeddings { rows, columns });
+        }
+        index_count("prompts", rows)?;
+        let source: Box<dyn Source + 'a> = Box::new(Selection { view, value, rows: chosen });
+        // Of each row, its largest entry and its length in units of that: squares of huge and tiny entries fit.
+        let mut measures = vec![(0.0, 0.0); rows];
+        let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        let tasks = runs(rows, BAND).zip(measures.chunks_mut(BAND));
+        let tasks: Vec<_> = tasks.map(|(range, out)| Task { cost: range.len(), item: (range, out) }).collect();
+        let check = |entries: &mut Vec<f64>, (range, out): (Range<usize>, &mut [(f64, f64)]), _: &_| {
+            for (row, measure) in range.zip(out) {
+                source.read(row, entries);
+                match measure_row(chosen.map_or(row, |chosen| chosen[row]), entries) {
+                    Ok(found) => *measure = found,
+                    Err(error) => {
+                        let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                        if first.as_ref().is_none_or(|&(before, _)| row < before) {
+                            *first = Some((row, error));
+                        }
+                        return;
+                    }
+                }
+            }
+        };
+        Workers::new(threads, tasks.len())?.share(tasks, progress, || vec![0.0; columns], check)?;
+        if let Some((_, error)) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let largest = measures.iter().fold(0.0, |most: f64, &(entry, _)| most.max(entry));
+        let lengths = measures.iter().map(|&(entry, length)| (length * (entry / largest)).max(LEAST_LENGTH)).collect();
+        let scales = measures.iter().map(|&(entry, length)| 1.0 / (entry * length)).collect();
+        let mut embeddings = Embeddings { source, columns, scales, lengths, centre: vec![0.0; columns] };
+        embeddings.centre = embeddings.mean_of_sample();
+        Ok(embeddings)
+    }
+
+    /// The rows' lengths, in units of the largest entry of all.
+    pub fn lengths(&self) -> &[f64] {
+        &self.lengths
+    }
+
+    /// The mean of some unit rows, evenly spaced. Distances are right for any centre; a near one keeps more digits.
+    fn mean_of_sample(&self) -> Vec<f64> {
+        let step = self.len().div_ceil(SAMPLE);
+        let mut sum = vec![0.0; self.columns];
+        let mut row = vec![0.0; self.columns];
+        for i in (0..self.len()).step_by(step) {
+            self.read(i, &mut row);
+            sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x);
+        }
+        let count = self.len().div_ceil(step) as f64;
+        sum.iter_mut().for_each(|sum| *sum /= count);
+        sum
+    }
+}
+
+impl Points for Embeddings<'_> {
+    fn len(&self) -> usize {
+        self.scales.len()
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn centre(&self) -> &[f64] {
+        &self.centre
+    }
+
+    fn read(&self, i: usize, out: &mut [f64]) {
+        self.source.read(i, out);
+        let scale = self.scales[i];
+        if scale.is_normal() {
+            widest(|| out.iter_mut().for_each(|x| *x *= scale));
+        } else if let Ok((entry, length)) = measure_row(i, out) {
+            out.iter_mut().for_each(|x| *x = *x / entry / length);
+        }
+    }
+
+    fn spread(&self, _: usize) -> f64 {
+        0.0
+    }
+}
+
+/// The largest entry of a row, and the row's length in units of it.
+fn measure_row(row: usize, entries: &[f64]) -> Result<(f64, f64)> {
+    let most = entries.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    // The maximum ignores NaN; the sum does not.
+    if !most.is_finite() || entries.iter().sum::<f64>().is_nan() {
+        if let Some(column) = entries.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { row, column, value: entries[column] });
+        }
+    }
+    if most == 0.0 {
+        return Err(Error::ZeroRow { row });
+    }
+    Ok((most, entries.iter().map(|x| (x / most) * (x / most)).sum::<f64>().sqrt()))
+}

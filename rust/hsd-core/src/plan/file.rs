@@ -1,0 +1,285 @@
+//! Plans as files: one safetensors file, arrays plus one JSON entry in the header.
+//!
+//! Segments are written for other programs. Loading compiles them again from tree and thresholds and compares, so that
+//! no file can have a plan that contradicts its own tree. A digest of everything detects changed bits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use serde_json::{json, Value};
+use sha2::{Digest, Sha256};
+
+use super::segment::Segment;
+use super::Plan;
+use crate::error::{Error, Result};
+use crate::tree::Tree;
+
+/// Version of the format; a reader accepts its own version only.
+pub const FORMAT: u64 = 2;
+
+/// Key of the header's JSON entry. One entry holds everything, because the header's map has no fixed order.
+const KEY: &str = "hsd";
+
+/// The arrays, in the order in which the digest takes them.
+const ARRAYS: [(&str, Dtype); 8] = [
+    ("kept", Dtype::I64),
+    ("merges", Dtype::I64),
+    ("phi", Dtype::F64),
+    ("prompt_bytes", Dtype::U8),
+    ("prompt_ends", Dtype::I64),
+    ("scores", Dtype::F64),
+    ("seeds", Dtype::I64),
+    ("segments", Dtype::I32),
+];
+
+/// A plan and what it was made for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanFile {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The prompts.
+    pub prompts: Vec<String>,
+    /// The seed of each prompt.
+    pub seeds: Vec<i64>,
+    /// JSON text, chosen by the writer.
+    pub metadata: String,
+}
+
+fn bad(why: impl Into<String>) -> Error {
+    Error::BadFile(why.into())
+}
+
+impl PlanFile {
+    /// The file's bytes. The same plan gives the same bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let plan = &self.plan;
+        let n = plan.n_prompts();
+        check_lengths(plan, &self.prompts, &self.seeds)?;
+        check_json(&self.metadata)?;
+        let mut end = 0;
+        let ends = self.prompts.iter().map(|prompt| {
+            end += prompt.len() as i64;
+            end
+        });
+        let contents: [(Vec<usize>, Vec<u8>); 8] = [
+            (vec![plan.kept().len()], bytes(plan.kept().iter().map(|&prompt| i64::from(prompt).to_le_bytes()))),
+            (vec![n - 1, 2], merge_bytes(plan.tree())),
+            (vec![plan.n_steps()], float_bytes(plan.phi())),
+            (vec![self.prompts.iter().map(String::len).sum()], self.prompts.concat().into_bytes()),
+            (vec![n], bytes(ends.map(i64::to_le_bytes))),
+            (vec![n - 1], float_bytes(plan.tree().scores())),
+            (vec![n], bytes(self.seeds.iter().map(|seed| seed.to_le_bytes()))),
+            (vec![plan.segments().len(), 6], segment_bytes(plan.segments())),
+        ];
+        let arrays: Vec<&[u8]> = contents.iter().map(|(_, data)| data.as_slice()).collect();
+        let (linkage, exact) = (plan.tree().linkage(), plan.tree().exact());
+        let header = json!({
+            "exact": exact,
+            "format": FORMAT,
+            "linkage": linkage,
+            "metadata": self.metadata,
+            "prompts_sha256": digest_prompts(&self.prompts, &self.seeds),
+            "sha256": digest(linkage, exact, &self.metadata, &arrays),
+        });
+        let mut views = Vec::with_capacity(ARRAYS.len());
+        for ((name, dtype), (shape, data)) in ARRAYS.iter().zip(&contents) {
+            let view = TensorView::new(*dtype, shape.clone(), data).map_err(|error| bad(error.to_string()))?;
+            views.push((*name, view));
+        }
+        let info = HashMap::from([(KEY.to_owned(), header.to_string())]);
+        safetensors::serialize(views, Some(info)).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Reads what [`PlanFile::to_bytes`] wrote. Safe on any bytes: nothing is used before it is checked, and nothing
+    /// is allocated that is much larger than the file.
+    pub fn from_bytes(data: &[u8]) -> Result<Self> {
+        let (header_size, metadata) = SafeTensors::read_metadata(data).map_err(|error| bad(error.to_string()))?;
+        let body = data.get(8 + header_size..).ok_or_else(|| bad("it ends within its header"))?;
+        let header = read_header(&metadata)?;
+        let mut arrays = Vec::with_capacity(ARRAYS.len());
+        for (name, dtype) in ARRAYS {
+            arrays.push(read_array(&metadata, body, name, dtype)?);
+        }
+        let [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments] = arrays[..] else {
+            return Err(bad("arrays are missing"));
+        };
+        let field = |name: &str| header.get(name).and_then(Value::as_str).ok_or_else(|| bad(format!("no {name}")));
+        let (linkage, metadata) = (field("linkage")?, field("metadata")?);
+        let exact = header.get("exact").and_then(Value::as_bool).ok_or_else(|| bad("no exact"))?;
+        let contents = [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments].map(|array| array.data);
+        if field("sha256")? != digest(linkage, exact, metadata, &contents) {
+            return Err(bad("its digest does not match its contents; it was damaged or edited"));
+        }
+        check_json(metadata)?;
+
+        let seeds: Vec<i64> = numbers(seeds.vector()?, i64::from_le_bytes);
+        let n = seeds.len();
+        for (what, found) in
+            [("prompt_ends", prompt_ends.vector()?.len() / 8), ("scores", scores.vector()?.len() / 8 + 1)]
+        {
+            if found != n {
+                return Err(bad(format!("{what} fits {found} prompts, but there are {n} seeds")));
+            }
+        }
+        merges.table(2)?;
+        segments.table(6)?;
+        let ids = numbers(merges.data, i64::from_le_bytes);
+        let ids: Vec<[i64; 2]> = ids.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
+        let tree = Tree::from_merges(&ids, numbers(scores.data, f64::from_le_bytes), linkage)?;
+        let tree = if exact { tree } else { tree.approximate() };
+        let mut plan = Plan::compile(Arc::new(tree), &numbers(phi.vector()?, f64::from_le_bytes))?;
+        let kept = numbers(kept.vector()?, i64::from_le_bytes);
+        if !kept.is_sorted() {
+            return Err(bad("its kept prompts do not ascend"));
+        }
+        if kept.len() != n {
+            plan = plan.prune(&kept)?;
+        }
+        if !kept.iter().copied().eq(plan.kept().iter().map(|&prompt| i64::from(prompt))) {
+            return Err(bad("its kept prompts are not prompts"));
+        }
+        if segments.data != segment_bytes(plan.segments()) {
+            return Err(bad("its segments are not those of its tree and thresholds"));
+        }
+        let prompts = read_prompts(prompt_bytes.vector()?, &numbers(prompt_ends.data, i64::from_le_bytes))?;
+        if field("prompts_sha256")? != digest_prompts(&prompts, &seeds) {
+            return Err(bad("the digest of its prompts and seeds does not match them"));
+        }
+        Ok(PlanFile { plan: Arc::new(plan), prompts, seeds, metadata: metadata.to_owned() })
+    }
+}
+
+/// One array of a file: its shape, which is not checked yet, and its bytes.
+#[derive(Clone, Copy)]
+struct RawArray<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    data: &'a [u8],
+}
+
+impl<'a> RawArray<'a> {
+    fn vector(&self) -> Result<&'a [u8]> {
+        match self.shape {
+            [_] => Ok(self.data),
+            shape => Err(bad(format!("{} has shape {shape:?}, but one axis is needed", self.name))),
+        }
+    }
+
+    fn table(&self, columns: usize) -> Result<()> {
+        match *self.shape {
+            [_, found] if found == columns => Ok(()),
+            ref shape => Err(bad(format!("{} has shape {shape:?}, but (rows, {columns}) is needed", self.name))),
+        }
+    }
+}
+
+fn read_header(metadata: &Metadata) -> Result<Value> {
+    let text = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
+    let text = text.ok_or_else(|| bad("it has no \"hsd\" entry; it may be some other safetensors file"))?;
+    let header: Value = serde_json::from_str(text).map_err(|error| bad(format!("its \"hsd\" entry: {error}")))?;
+    match header.get("format").and_then(Value::as_u64) {
+        Some(FORMAT) => Ok(header),
+        Some(found) => Err(bad(format!("it has format {found}, but this version reads format {FORMAT}"))),
+        None => Err(bad("it names no format")),
+    }
+}
+
+fn read_array<'a>(metadata: &'a Metadata, body: &'a [u8], name: &'a str, dtype: Dtype) -> Result<RawArray<'a>> {
+    let info = metadata.info(name).ok_or_else(|| bad(format!("it has no array {name}")))?;
+    if info.dtype != dtype {
+        return Err(bad(format!("{name} has type {:?}, but {dtype:?} is needed", info.dtype)));
+    }
+    let (begin, end) = info.data_offsets;
+    let data = body.get(begin..end).ok_or_else(|| bad(format!("{name} reaches past the end")))?;
+    Ok(RawArray { name, shape: &info.shape, data })
+}
+
+fn read_prompts(text: &[u8], ends: &[i64]) -> Result<Vec<String>> {
+    let mut begin = 0;
+    let mut prompts = Vec::with_capacity(ends.len());
+    for (prompt, &end) in ends.iter().enumerate() {
+        let bytes = usize::try_from(end).ok().and_then(|end| text.get(begin..end));
+        let bytes = bytes.ok_or_else(|| bad(format!("prompt {prompt} ends at byte {end} of {}", text.len())))?;
+        let prompt = std::str::from_utf8(bytes).map_err(|error| bad(format!("prompt {prompt}: {error}")))?;
+        prompts.push(prompt.to_owned());
+        begin = end as usize;
+    }
+    if begin != text.len() {
+        return Err(bad(format!("its prompts end at byte {begin} of {}", text.len())));
+    }
+    Ok(prompts)
+}
+
+fn check_json(text: &str) -> Result<()> {
+    let parsed = serde_json::from_str::<serde::de::IgnoredAny>(text);
+    parsed.map(|_| ()).map_err(|error| bad(format!("its metadata is not JSON: {error}")))
+}
+
+fn check_lengths<S>(plan: &Plan, prompts: &[S], seeds: &[i64]) -> Result<()> {
+    let expected = plan.n_prompts();
+    for (what, found) in [("the list of prompts", prompts.len()), ("seeds", seeds.len())] {
+        if found != expected {
+            return Err(Error::Length { what, found, expected });
+        }
+    }
+    Ok(())
+}
+
+fn bytes<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(values.size_hint().0 * N);
+    values.for_each(|value| bytes.extend_from_slice(&value));
+    bytes
+}
+
+fn float_bytes(values: &[f64]) -> Vec<u8> {
+    bytes(values.iter().map(|value| value.to_le_bytes()))
+}
+
+fn merge_bytes(tree: &Tree) -> Vec<u8> {
+    bytes(tree.merges().iter().flatten().map(|&id| i64::from(id).to_le_bytes()))
+}
+
+fn numbers<T, const N: usize>(data: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
+    data.chunks_exact(N).filter_map(|chunk| chunk.try_into().ok()).map(read).collect()
+}
+
+/// Rows of six: parent (-1 for none), first step, end step, leaf begin, leaf end, representative.
+fn segment_bytes(segments: &[Segment]) -> Vec<u8> {
+    let rows = segments.iter().flat_map(Segment::row);
+    bytes(rows.map(i32::to_le_bytes))
+}
+
+/// Digest of the prompts and seeds: what a plan was made for.
+fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
+    let mut hash = Sha256::new();
+    for prompt in prompts {
+        hash.update((prompt.as_ref().len() as u64).to_le_bytes());
+        hash.update(prompt.as_ref());
+    }
+    seeds.iter().for_each(|seed| hash.update(seed.to_le_bytes()));
+    hex(hash)
+}
+
+/// Digest of everything that a plan's images depend on: its tree and thresholds, the prompts and seeds, and `extra`. It
+/// is the same for a plan and for all plans pruned from it.
+pub fn fingerprint<S: AsRef<str>>(plan: &Plan, prompts: &[S], seeds: &[i64], extra: &str) -> Result<String> {
+    check_lengths(plan, prompts, seeds)?;
+    let tree = plan.tree();
+    let prompts = digest_prompts(prompts, seeds);
+    let arrays = [&merge_bytes(tree)[..], &float_bytes(plan.phi()), prompts.as_bytes(), &float_bytes(tree.scores())];
+    Ok(digest(tree.linkage(), tree.exact(), extra, &arrays))
+}
+
+fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in [linkage.as_bytes(), &[exact.into()], metadata.as_bytes()].iter().chain(arrays) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

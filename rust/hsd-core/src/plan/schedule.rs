@@ -1,0 +1,106 @@
+//! Thresholds: how dissimilar the prompts of one cluster may be at each step, and what that costs.
+
+use crate::choice::named_choice;
+use crate::error::{index_count, Error, Result};
+use crate::tree::Tree;
+
+named_choice! {
+    "schedule";
+    /// The shape of a threshold curve. With `x = k / (steps - 1)` at step k:
+    pub enum Schedule {
+        /// `1 - x`, as in the code of the paper's authors.
+        Linear = "linear",
+        /// Eq. 7 of arXiv 2508.21032 for tau = 1: `1 - (k + 1) / steps`.
+        PaperEq7 = "paper-eq7",
+        /// `cos(x π/2)`.
+        Cosine = "cosine",
+        /// `ln(1 + (e - 1)(1 - x))`.
+        Log = "log",
+    }
+}
+
+impl Schedule {
+    /// The curve for tau = 1: `steps` values in [0, 1] that never rise and end at exactly 0.
+    pub fn shape(self, steps: usize) -> Result<Vec<f64>> {
+        if steps == 0 {
+            return Err(Error::NoSteps);
+        }
+        let at = |k: usize| {
+            if k + 1 == steps {
+                return 0.0; // The cosine of π/2 is not exactly 0 in floating point.
+            }
+            let x = k as f64 / (steps - 1) as f64;
+            match self {
+                Schedule::Linear => 1.0 - x,
+                Schedule::PaperEq7 => 1.0 - (k + 1) as f64 / steps as f64,
+                Schedule::Cosine => (x * std::f64::consts::FRAC_PI_2).cos(),
+                Schedule::Log => ((std::f64::consts::E - 1.0) * (1.0 - x)).ln_1p().min(1.0),
+            }
+        };
+        Ok((0..steps).map(at).collect())
+    }
+}
+
+/// Checks thresholds: finite, not negative, never rising, 0 at the end.
+pub fn check(phi: &[f64]) -> Result<()> {
+    let Some(&last) = phi.last() else { return Err(Error::NoSteps) };
+    index_count("steps", phi.len())?;
+    for (step, &value) in phi.iter().enumerate() {
+        if !value.is_finite() || value < 0.0 {
+            return Err(Error::BadThreshold { step, value });
+        }
+        if step > 0 && value > phi[step - 1] {
+            return Err(Error::RisingThreshold { step, before: phi[step - 1], value });
+        }
+    }
+    if last != 0.0 {
+        return Err(Error::LastThreshold { step: phi.len() - 1, value: last });
+    }
+    Ok(())
+}
+
+/// Number of clusters when nodes of at least this height are split.
+fn count(tree: &Tree, threshold: f64) -> i64 {
+    let whole = tree.sorted_heights().partition_point(|&height| height < threshold);
+    (tree.n_leaves() - whole) as i64
+}
+
+/// Number of active clusters at each step: `1 + #{heights >= phi[k]}`.
+pub fn counts(tree: &Tree, phi: &[f64]) -> Result<Vec<i64>> {
+    check(phi)?;
+    Ok(phi.iter().map(|&threshold| count(tree, threshold)).collect())
+}
+
+/// Sum of [`counts`].
+pub fn node_steps(tree: &Tree, phi: &[f64]) -> Result<i64> {
+    Ok(counts(tree, phi)?.iter().sum())
+}
+
+/// The smallest tau whose thresholds `tau * shape` cost at most `target` node-steps, exact to the last bit.
+pub fn tau_for_node_steps(tree: &Tree, shape: &[f64], target: i64) -> Result<f64> {
+    check(shape)?;
+    let cost = |tau: f64| shape.iter().map(|&s| count(tree, tau * s)).sum::<i64>();
+    if cost(0.0) <= target {
+        return Ok(0.0);
+    }
+    // The largest tau that keeps every threshold finite.
+    let mut most = f64::MAX / shape[0].max(1.0);
+    while !(most * shape[0]).is_finite() {
+        most = f64::from_bits(most.to_bits() - 1);
+    }
+    let least = cost(most);
+    if least > target {
+        return Err(Error::BudgetTooSmall { target, least });
+    }
+    // Positive floats have the same order as their bits, and the cost never rises with tau.
+    let (mut fails, mut holds) = (0, most.to_bits());
+    while holds - fails > 1 {
+        let middle = fails + (holds - fails) / 2;
+        if cost(f64::from_bits(middle)) <= target {
+            holds = middle;
+        } else {
+            fails = middle;
+        }
+    }
+    Ok(f64::from_bits(holds))
+}

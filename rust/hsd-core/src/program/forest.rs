@@ -1,0 +1,128 @@
+//! The segments of a plan as trees, one for each segment of step 0: the scheduler reads here which segments fork from
+//! one, how many slots these need, and which of two equal ones comes first.
+
+use crate::plan::segment::Segment;
+
+/// What the scheduler has to know of a plan's segments.
+#[derive(Debug, PartialEq)]
+pub struct Forest {
+    /// Roots, in leaf order.
+    roots: Vec<u32>,
+    /// Children of segment `s` are `children[starts[s]..starts[s + 1]]`, ascending by need.
+    children: Vec<u32>,
+    starts: Vec<u32>,
+    need: Vec<u32>,
+    rank: Vec<u32>,
+    by_rank: Vec<u32>,
+}
+
+impl Forest {
+    /// Of a plan's segments, parents before children.
+    pub fn new(segments: &[Segment]) -> Self {
+        let need = needs(segments);
+        let mut starts = vec![0u32; segments.len() + 1];
+        for parent in segments.iter().filter_map(|segment| segment.parent) {
+            starts[parent as usize + 1] += 1;
+        }
+        for row in 0..segments.len() {
+            starts[row + 1] += starts[row];
+        }
+        let mut next = starts.clone();
+        let mut children = vec![0u32; starts[segments.len()] as usize];
+        let mut roots = Vec::new();
+        for (row, segment) in segments.iter().enumerate() {
+            match segment.parent {
+                None => roots.push(row as u32),
+                Some(parent) => {
+                    children[next[parent as usize] as usize] = row as u32;
+                    next[parent as usize] += 1;
+                }
+            }
+        }
+        for row in 0..segments.len() {
+            children[starts[row] as usize..starts[row + 1] as usize].sort_by_key(|&child| need[child as usize]);
+        }
+        let mut forest = Forest { roots, children, starts, need, rank: vec![0; segments.len()], by_rank: Vec::new() };
+        forest.number();
+        forest
+    }
+
+    /// Ranks in depth-first order, children by ascending need. With calls of one lane, this order needs the fewest
+    /// slots.
+    fn number(&mut self) {
+        let mut stack: Vec<u32> = self.roots.iter().rev().copied().collect();
+        while let Some(row) = stack.pop() {
+            self.rank[row as usize] = self.by_rank.len() as u32;
+            self.by_rank.push(row);
+            stack.extend(self.children(row).iter().rev());
+        }
+    }
+
+    /// The segments of step 0.
+    pub fn roots(&self) -> &[u32] {
+        &self.roots
+    }
+
+    /// The segments that fork from `row`, ascending by need.
+    pub fn children(&self, row: u32) -> &[u32] {
+        &self.children[self.starts[row as usize] as usize..self.starts[row as usize + 1] as usize]
+    }
+
+    /// Slots that suffice to run `row` and everything that forks from it, its own slot included.
+    pub fn need(&self, row: u32) -> usize {
+        self.need[row as usize] as usize
+    }
+
+    /// Slots that suffice to run `children` (ascending by need), in addition to the slot that they read.
+    pub fn extra(&self, children: &[u32]) -> usize {
+        match *children {
+            [.., second, first] => self.need(first).max(self.need(second) + 1) - 1,
+            [only] => self.need(only) - 1,
+            [] => 0,
+        }
+    }
+
+    /// Position of `row` among segments that are equal otherwise.
+    pub fn rank(&self, row: u32) -> u32 {
+        self.rank[row as usize]
+    }
+
+    /// The segment with this rank.
+    pub fn with_rank(&self, rank: u32) -> u32 {
+        self.by_rank[rank as usize]
+    }
+}
+
+/// The fewest slots in which any program of these segments can run.
+pub fn least_slots(segments: &[Segment]) -> usize {
+    // A child never needs more than the segment that it forks from.
+    needs(segments).into_iter().max().unwrap_or(0) as usize
+}
+
+/// The number of slots that each segment needs, with everything that forks from it: Sethi-Ullman numbers (*The
+/// Generation of Optimal Code for Arithmetic Expressions*, JACM 1970) with the direction of the data reversed.
+///
+/// A latent keeps its slot until its last child has read it, and that child may reuse the slot. So it is best to run
+/// the child with the largest need last. Every other child runs while its parent's slot is occupied, and that is one
+/// slot more than the child's own need.
+fn needs(segments: &[Segment]) -> Vec<u32> {
+    let mut top = vec![(0u32, 0u32); segments.len()];
+    let mut need = vec![1; segments.len()];
+    for (row, segment) in segments.iter().enumerate().rev() {
+        let (first, second) = top[row];
+        need[row] = match (first, second) {
+            (0, _) => 1,
+            (first, 0) => first,
+            (first, second) => first.max(second + 1),
+        };
+        if let Some(parent) = segment.parent {
+            let (first, second) = &mut top[parent as usize];
+            if need[row] > *first {
+                (*first, *second) = (need[row], *first);
+            } else {
+                *second = need[row].max(*second);
+            }
+        }
+    }
+    need
+}

@@ -1,0 +1,257 @@
+//! List scheduling: which node-steps the next call takes.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::forest::Forest;
+use super::lane::{Lane, Order};
+use super::ready::{Ready, Turn};
+use super::slots::{Reading, Request, Slots};
+use crate::plan::Plan;
+
+/// How calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub order: Order,
+    /// Whether lanes of one call may be at different steps.
+    pub mixed_steps: bool,
+    /// The most images of a wave; none for all of them. See [`Scheduler::open_wave`].
+    pub wave: Option<NonZeroUsize>,
+}
+
+/// Makes the calls of a program one by one, in memory linear in the plan's segments.
+///
+/// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child
+/// that reads it (children run by ascending need), and all roots together have one. So the entries that wait for a
+/// slot, or for a wave, are never more than the slots in use.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    plan: Arc<Plan>,
+    forest: Arc<Forest>,
+    batch_size: usize,
+    rule: Rule,
+    ready: Ready,
+    /// Segments of lower rank may begin: those of this wave and of the ones before.
+    wave_end: u32,
+    /// Step and rank of the entries that become ready in a later wave.
+    later: Vec<(u32, u32)>,
+    slots: Slots,
+    /// Slot of every segment that has begun.
+    slot: Vec<Option<u32>>,
+    /// Number of children that have begun; of the roots in the last entry.
+    begun: Vec<u32>,
+    /// Whether a child reads the segment's latent in the current call.
+    is_read: Vec<bool>,
+    /// The entries that got no slot, by request: only the first of each kind needs to be tried again.
+    waiting: BTreeMap<Request, BinaryHeap<Reverse<Turn>>>,
+}
+
+impl Scheduler {
+    /// Before the first call.
+    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, batch_size: usize, rule: Rule, limit: Option<usize>) -> Self {
+        let n = plan.segments().len();
+        let ready = Ready::new(plan.n_steps(), rule.order);
+        let later = forest.roots().first().map(|&root| (0, forest.rank(root))).into_iter().collect();
+        Scheduler {
+            plan,
+            forest,
+            batch_size,
+            rule,
+            ready,
+            wave_end: 0,
+            later,
+            slots: Slots::new(limit),
+            slot: vec![None; n],
+            begun: vec![0; n + 1],
+            is_read: vec![false; n],
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// The lanes of the next call; none if all have run.
+    pub fn next_call(&mut self, lanes: &mut Vec<Lane>) {
+        lanes.clear();
+        while lanes.len() < self.batch_size {
+            let Some((step, rank)) = self.pop(lanes.first()) else {
+                if lanes.is_empty() && !self.later.is_empty() {
+                    self.open_wave();
+                    continue;
+                }
+                break;
+            };
+            match self.place(self.forest.with_rank(rank), step) {
+                Ok(lane) => lanes.push(lane),
+                Err(request) => {
+                    let turn = self.ready.turn(step, rank);
+                    self.waiting.entry(request).or_default().push(Reverse(turn));
+                }
+            }
+        }
+        for lane in lanes.iter() {
+            self.follow(lane);
+        }
+        if self.slots.end_call() {
+            let mut waiting = std::mem::take(&mut self.waiting);
+            for (request, turns) in &mut waiting {
+                // The last lane to read a value needs no new slot if no other lane reads it in the same call.
+                let needs_none = request.reading.is_some_and(|reading| reading.after.is_none());
+                while let Some(Reverse(turn)) = turns.pop() {
+                    self.push(turn.step, turn.rank);
+                    if !needs_none {
+                        break;
+                    }
+                }
+            }
+            waiting.retain(|_, turns| !turns.is_empty());
+            self.waiting = waiting;
+        }
+    }
+
+    /// Makes `rank` ready at `step`, now or when its wave is opened.
+    fn push(&mut self, step: u32, rank: u32) {
+        if rank < self.wave_end {
+            self.ready.push(step, rank, self.lanes(rank));
+        } else {
+            self.later.push((step, rank));
+        }
+    }
+
+    /// Step and rank of what is tried next for a call whose first lane is `first`.
+    fn pop(&mut self, first: Option<&Lane>) -> Option<(u32, u32)> {
+        let step = match first {
+            _ if self.rule.mixed_steps => self.ready.first()?,
+            Some(lane) => lane.step,
+            None => self.ready.first_alone(self.batch_size)?,
+        };
+        let rank = self.ready.lowest(step)?;
+        self.ready.pop(step, self.lanes(rank));
+        Some((step, rank))
+    }
+
+    /// How many lanes of one step the entry of `rank` leads to: one for a segment that has begun; for the next child
+    /// that reads a value, one for it and for each of its siblings in this wave. Not counted for calls of mixed steps.
+    fn lanes(&self, rank: u32) -> usize {
+        if self.rule.mixed_steps {
+            return 1;
+        }
+        let row = self.forest.with_rank(rank);
+        if self.slot[row as usize].is_some() {
+            return 1;
+        }
+        let (begun, siblings) = self.siblings(self.plan.segments()[row as usize].parent);
+        siblings.partition_point(|&sibling| self.forest.rank(sibling) < self.wave_end) - begun
+    }
+
+    /// Lets the next segments begin, by rank: all those that the images of the next wave need.
+    ///
+    /// If there are few slots and all lanes of a call have to be at one step, then the running segments must not be
+    /// spread over many steps. So a wave has few enough images to run side by side. The next wave is opened when
+    /// nothing of the present one can continue: because it is done, or because only a segment of a later wave can
+    /// continue without a deadlock.
+    fn open_wave(&mut self) {
+        let mut images = self.rule.wave.map_or(usize::MAX, NonZeroUsize::get);
+        while (self.wave_end as usize) < self.plan.segments().len() {
+            if self.forest.children(self.forest.with_rank(self.wave_end)).is_empty() {
+                if images == 0 {
+                    break;
+                }
+                images -= 1;
+            }
+            self.wave_end += 1;
+        }
+        for (step, rank) in std::mem::take(&mut self.later) {
+            self.push(step, rank);
+        }
+    }
+
+    /// A slot for a request. If there is one, the next entry with the same request is ready too.
+    fn take(&mut self, request: Request) -> Result<u32, Request> {
+        let slot = self.slots.take(request).ok_or(request)?;
+        if let Some(Reverse(turn)) = self.waiting.get_mut(&request).and_then(BinaryHeap::pop) {
+            self.push(turn.step, turn.rank);
+        }
+        Ok(slot)
+    }
+
+    /// The lane of `row` at `step` in the current call, or the request that it has to wait for.
+    fn place(&mut self, row: u32, step: u32) -> Result<Lane, Request> {
+        let segment = &self.plan.segments()[row as usize];
+        let parent = segment.parent;
+        let (source, target, begins) = match self.slot[row as usize] {
+            Some(slot) => (slot, slot, false),
+            None => {
+                let (source, target) = match parent {
+                    None => {
+                        let slot = self.take(Request { extra: self.forest.need(row) - 1, reading: None })?;
+                        (slot, slot)
+                    }
+                    Some(parent) => self.fork(parent, row)?,
+                };
+                self.slot[row as usize] = Some(target);
+                self.offer_sibling(parent, step);
+                (source, target, true)
+            }
+        };
+        let last = step as usize + 1 == self.plan.n_steps();
+        if last {
+            self.slots.retire(0);
+            self.slots.free(target);
+        }
+        Ok(Lane { segment: row, step, source, target, fresh: begins && parent.is_none(), begins, last })
+    }
+
+    /// Slots that `row` reads and writes at its first step, or the request that it has to wait for.
+    fn fork(&mut self, parent: u32, row: u32) -> Result<(u32, u32), Request> {
+        // A parent has begun before its children are ready. If it had not, the checker would report the wrong slot.
+        let source = self.slot[parent as usize].unwrap_or_default();
+        let remaining = &self.forest.children(parent)[self.begun[parent as usize] as usize..];
+        let later = &remaining[1..];
+        let is_last = later.is_empty();
+        if is_last && !self.is_read[parent as usize] {
+            // The last child, and no other lane reads the parent in this call: it reuses the parent's slot. The extra
+            // of a single child is that of its parent, so the state remains safe.
+            return Ok((source, source));
+        }
+        let after = (!is_last).then(|| self.forest.extra(later));
+        let reading = Reading { before: self.forest.extra(remaining), after };
+        let target = self.take(Request { extra: self.forest.need(row) - 1, reading: Some(reading) })?;
+        self.is_read[parent as usize] = true;
+        if is_last {
+            self.slots.free(source);
+        }
+        Ok((source, target))
+    }
+
+    /// Number of children of `parent` that have begun, and all its children; the same of the roots if there is no
+    /// parent.
+    fn siblings(&self, parent: Option<u32>) -> (usize, &[u32]) {
+        let at = parent.map_or(self.plan.segments().len(), |parent| parent as usize);
+        let siblings = parent.map_or(self.forest.roots(), |parent| self.forest.children(parent));
+        (self.begun[at] as usize, siblings)
+    }
+
+    /// Makes the next child that reads the same value ready, in this call.
+    fn offer_sibling(&mut self, parent: Option<u32>, step: u32) {
+        self.begun[parent.map_or(self.plan.segments().len(), |parent| parent as usize)] += 1;
+        let (begun, siblings) = self.siblings(parent);
+        if let Some(&next) = siblings.get(begun) {
+            self.push(step, self.forest.rank(next));
+        }
+    }
+
+    /// Makes ready, for the next call, what can run after `lane`.
+    fn follow(&mut self, lane: &Lane) {
+        let segment = &self.plan.segments()[lane.segment as usize];
+        if let Some(parent) = segment.parent.filter(|_| lane.begins) {
+            self.is_read[parent as usize] = false;
+        }
+        let next = lane.step + 1;
+        if next < segment.end_step {
+            self.push(next, self.forest.rank(lane.segment));
+        } else if let Some(&child) = self.forest.children(lane.segment).first() {
+            self.push(next, self.forest.rank(child));
+        }
+    }
+}
