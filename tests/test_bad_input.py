@@ -273,7 +273,7 @@ def test_prompt_files_with_settings(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("a cat", r"line 2 is not JSON .*write one object a line"),
+        ("a cat", r"line 2 is not JSON .*write one object per line"),
         ('{"text": "a cat"}', r'line 2 has no prompt: write an object such as \{"prompt": "a cat", "seed": 3\}'),
         ('["a cat"]', "line 2 has no prompt"),
         ('{"prompt": " "}', "line 2 has no prompt"),

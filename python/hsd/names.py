@@ -1,4 +1,4 @@
-"""The names and counts that arguments take: one list each, for types, for checks and for the command line."""
+"""Names and counts that arguments take: one list for each, used by types, checks and the command line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Noise = Literal["independent", "shared"]
 ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
+ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
 ExperimentName = Literal[
     "savings",
     "random-clusters",

@@ -1,4 +1,4 @@
-"""The threshold schedule phi(k): how unlike the prompts of one cluster may be at step k."""
+"""The threshold schedule phi(k): the largest dissimilarity of the prompts of one cluster at step k."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
     """The schedule for tau = 1: (steps,) float64 in [0, 1], non-increasing, 0 at the last step.
 
     ``phi = tau * schedule_shape(schedule, steps)``. ``linear`` (the authors' code) falls from 1 to 0;
-    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; a callable gets k/(K-1) in [0, 1]; an array is taken as it is.
+    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; a callable gets k/(K-1) in [0, 1]; an array is used unchanged.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
         if k and value > shape[k - 1]:
             raise ValueError(f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise")
     if shape[-1] != 0.0:
-        raise ValueError(f"the schedule ends at {shape[-1]}, not at 0: at the last step every prompt stands alone")
+        raise ValueError(f"the schedule ends at {shape[-1]}, not at 0: the last step is shared by no two prompts")
     return shape
 
 
