@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 from .._core import Tree
 from ..names import Linkage, check_count, check_name
 from ..work.memory import memory_budget
+from ..work.progress import Progress, Report
+
 
 _CHECKED_AT_ONCE = 1 << 24
 """Entries."""
@@ -51,7 +52,7 @@ def build_tree(
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
-    progress: Callable[[float], object] | None = None,
+    progress: Report | None = None,
 ) -> Tree:
     """Cluster embeddings by cosine distance.
 
@@ -91,7 +92,7 @@ def replica_tree(
     replica: NDArray[np.int64],
     linkage: Linkage,
     limits: Limits,
-    progress: Callable[[str, float], object] | None,
+    progress: Report | None,
 ) -> Tree:
     """One tree per replica, joined at infinite height: images of one prompt never share a step.
 
@@ -108,7 +109,7 @@ def replica_tree(
     arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
     built: dict[bytes, Tree] = {}
     for done, (key, part) in enumerate(parts.items()):
-        report = None if progress is None else _part_of(progress, done, len(parts))
+        report = None if progress is None else Progress(progress).part(done / len(parts), (done + 1) / len(parts))
         chosen = None if np.array_equal(part, everything) else part
         built[key] = Tree.build(vectors.array, linkage, rows=chosen, progress=report, **arguments)
     trees = [built[rows[group].tobytes()] for group in groups]
@@ -172,8 +173,3 @@ def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
         return Vectors(array.astype(np.float64))
     native = array.dtype.newbyteorder("=")
     return Vectors(array if array.dtype == native and array.flags.aligned else array.astype(native))
-
-
-def _part_of(progress: Callable[[str, float], object], done: int, of: int) -> Callable[[float], object]:
-    """Report one of ``of`` equal parts as a share of the whole clustering."""
-    return lambda fraction: progress("cluster", (done + fraction) / of)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .settings import check_settings
 if TYPE_CHECKING:
     from ..models.base import Adapter
 
-Progress = Callable[[str, float], object]
+StageReport = Callable[[str, float], object]
 """Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
 
 
@@ -47,7 +48,7 @@ def compile(
     memory: int | None = None,
     conditioning_memory: int | None = None,
     reuse: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: StageReport | None = None,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: who shares which denoising steps with whom.
 
@@ -79,7 +80,7 @@ def compile(
     seeds
         One integer (prompt i gets ``seeds + i``) or one seed per image.
     images_per_prompt
-        r images of each prompt, each in a tree of its own. Images of one prompt are neighbours in the list.
+        r images of each prompt, each in a separate tree. Images of one prompt are neighbours in the list.
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
     settings
@@ -161,10 +162,10 @@ def compile(
     elif encoder is not None:
         vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
     elif adapter is not None:
-        # An image's seed may be part of its conditioning, so each image has a row of its own.
+        # An image's seed may be part of its conditioning, so each image has its own row.
         from ..models.encode import encode, remember
 
-        report = None if progress is None else lambda fraction: progress("encode", fraction)
+        report = None if progress is None else partial(progress, "encode")
         conditioning = encode(variants, variant, texts, seed_array, memory=conditioning_memory, progress=report)
         vectors = as_vectors(conditioning.vectors, len(texts), "the model's embeddings")
         rows = np.arange(len(texts), dtype=np.int64)
@@ -175,7 +176,8 @@ def compile(
 
     # Images of one prompt, and prompts that differ in their settings, are in separate trees.
     replica = occurrences(texts) * len(values) + variant
-    tree = replica_tree(vectors, rows, replica, linkage, limits, progress)
+    report = None if progress is None else partial(progress, "cluster")
+    tree = replica_tree(vectors, rows, replica, linkage, limits, report)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
