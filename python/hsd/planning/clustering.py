@@ -8,14 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from .._core import Tree
 from ..names import Linkage, check_count, check_name
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
-
-
-_CHECKED_AT_ONCE = 1 << 24
-"""Entries."""
 
 
 class Vectors(NamedTuple):
@@ -104,7 +101,7 @@ def replica_tree(
     parts = {rows[group].tobytes(): rows[group] for group in groups}
     if len(parts) > 1:
         # All rows are checked before any is clustered: a bad one in a late part would waste the work on early ones.
-        check_rows(vectors)
+        _core.check_embeddings(vectors.array, bfloat16=vectors.bfloat16, threads=limits.arguments()["threads"])
     everything = np.arange(len(vectors.array), dtype=np.int64)
     arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
     built: dict[bytes, Tree] = {}
@@ -120,27 +117,6 @@ def single_prompts(n: int) -> Tree:
     """The tree of ``n`` prompts that share nothing: all merges at infinite height. No distance is computed."""
     single = Tree.build(np.ones((1, 1), dtype=np.float32))
     return Tree.join([single] * n, list(np.arange(n, dtype=np.int64)[:, None]))
-
-
-def check_rows(vectors: Vectors, chunk: int | None = None) -> None:
-    """``ValueError`` for the first row that is not finite or all zeros, named; a chunk of rows at a time."""
-    if chunk is None:
-        chunk = max(1, _CHECKED_AT_ONCE // vectors.array.shape[1])
-    for start in range(0, len(vectors.array), chunk):
-        values = vectors.array[start : start + chunk]
-        if vectors.bfloat16:
-            values = (values.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
-        finite = np.isfinite(values)
-        sound = finite.all(axis=1) & values.any(axis=1)
-        if not sound.all():
-            row = int(np.argmin(sound))
-            if finite[row].all():
-                found = f"embedding {start + row} is all zeros, so it has no direction"
-                raise ValueError(f"{found}; leave that prompt out or encode it again")
-            column = int(np.argmin(finite[row]))
-            value = "NaN" if np.isnan(values[row, column]) else values[row, column]
-            found = f"embedding {start + row} holds {value} at column {column}"
-            raise ValueError(f"{found}; every entry must be finite")
 
 
 def as_vectors(values: Any, n: int | None, what: str) -> Vectors:

@@ -36,13 +36,11 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
     shape = np.ascontiguousarray(values, dtype=np.float64)
     if shape.shape != (steps,):
         raise ValueError(f"the schedule has shape {shape.shape}, but there are {steps} steps of the denoiser")
-    for k, value in enumerate(shape):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"the schedule is {value} at step {k}: values are fractions of tau, within [0, 1]")
-        if k and value > shape[k - 1]:
-            raise ValueError(f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise")
-    if shape[-1] != 0.0:
-        raise ValueError(f"the schedule ends at {shape[-1]}, not at 0: the last step is shared by no two prompts")
+    outside = np.flatnonzero(~((shape >= 0.0) & (shape <= 1.0)))
+    if len(outside):
+        k = outside[0]
+        raise ValueError(f"the schedule is {shape[k]} at step {k}: values are fractions of tau, within [0, 1]")
+    _core.check_thresholds(shape)
     return shape
 
 
