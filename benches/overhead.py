@@ -20,6 +20,7 @@ import torch
 
 import hsd
 from hsd.demo import PROMPTS
+from hsd.models.encode import recall
 from hsd.planning.prompts import read_prompts
 from hsd.replay.executor import Executor
 
@@ -77,7 +78,8 @@ def main():
     prompts = read_prompts(PROMPTS).prompts[: args.prompts]
     model = hsd.load("demo", device="cpu", dtype=torch.float32)
     plan = hsd.compile(prompts, args.tau, model=model, steps=args.steps)
-    conditioning, sampler, program = plan.encoded[1], model.sampler(args.steps), plan.program(args.batch_size)
+    conditioning = recall(plan, model.encoding_key())
+    sampler, program = model.sampler(args.steps), plan.program(args.batch_size)
     lanes_of = [int(n) for chunk in program.chunks(1024) for n in (chunk["segment"] >= 0).sum(axis=1)]
     assert sum(lanes_of) == plan.node_steps
     rows = {name: row[None] for name, row in conditioning.mean(plan.kept[:1]).items()}

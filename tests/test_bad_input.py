@@ -95,7 +95,7 @@ def test_tree_of_nothing():
         ({"linkage": "single"}, "unknown linkage 'single'.*ward"),
         ({"schedule": "quadratic"}, "unknown schedule 'quadratic'.*linear"),
         ({"schedule": lambda x: x}, "rises"),
-        ({"schedule": lambda x: 1.0}, "ends at 1.0"),
+        ({"schedule": lambda x: 1.0}, "last step 39 is 1;"),
         ({"schedule": [1.0, 0.0]}, r"shape \(2,\)"),
         ({"schedule": np.linspace(2, 0, 40)}, "2.0 at step 0"),
         ({"noise": "pink"}, "unknown noise 'pink'"),
@@ -273,7 +273,7 @@ def test_prompt_files_with_settings(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("a cat", r"line 2 is not JSON .*write one object a line"),
+        ("a cat", r"line 2 is not JSON .*write one object per line"),
         ('{"text": "a cat"}', r'line 2 has no prompt: write an object such as \{"prompt": "a cat", "seed": 3\}'),
         ('["a cat"]', "line 2 has no prompt"),
         ('{"prompt": " "}', "line 2 has no prompt"),

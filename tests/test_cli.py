@@ -204,3 +204,35 @@ def test_check():
     run = RUN.invoke(cli.app, ["check", "demo", "--set", "prior_steps=2"])
     assert run.exit_code == 0, run.output
     assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are as they should be.")
+
+
+def test_planning_without_a_model_does_not_import_torch(prompts):
+    code = (
+        "import sys; from hsd.cli import app; app([*sys.argv[1:]], standalone_mode=False); "
+        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    for arguments in (["plan", str(prompts)], ["--help"]):
+        run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_summary_is_of_the_program_that_runs(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"a red star number {i}", **({"width": 96} if i % 2 else {})} for i in range(6)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--steps", "3", "--batch-size", "2", "--order", "breadth", "--max-slots", "5"]
+    texts = [line["prompt"] for line in lines]
+    settings = [{key: line[key] for key in line if key != "prompt"} for line in lines]
+    plan = hsd.compile(texts, model="demo", steps=3, settings=settings)
+    programs = [plan.prune(part).program(2, "breadth", 5) for part in ([0, 2, 4], [1, 3, 5])]  # one for each width
+    calls = sum(program.n_calls for program in programs)
+    shown = RUN.invoke(cli.app, ["plan", str(path), "--model", "demo", *options]).output
+    assert re.search(rf"calls of 2 +{calls} \(", shown)
+    made = RUN.invoke(cli.app, ["generate", str(path), "--out", str(tmp_path / "i"), *options])
+    assert made.exit_code == 0, made.output
+    assert re.search(rf"calls of 2 +{calls} \(", made.output)
+    numbers = json.loads(RUN.invoke(cli.app, ["plan", str(path), "--model", "demo", "--json", *options]).output)
+    assert numbers["slots"] == max(program.n_slots for program in programs)
+    refused = RUN.invoke(cli.app, ["plan", str(path), "--max-slots", "1"])
+    assert "max_slots" in str(refused.exception)

@@ -18,8 +18,9 @@ from scipy.spatial.distance import pdist
 
 import hsd
 from helpers import SHARED, needs_shared
+from hsd import _core
 from hsd.planning import clustering
-from hsd.planning.clustering import Vectors, as_vectors, check_rows
+from hsd.planning.clustering import as_vectors
 from hsd.planning.encoders import default_encoder
 from hsd.work import memory
 from hsd.work.memory import memory_budget
@@ -178,10 +179,10 @@ def test_nothing_is_copied(tmp_path, form):
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_rows_are_checked_in_chunks(bfloat16):
+def test_rows_are_checked_in_place(bfloat16):
     rows = np.random.default_rng(0).integers(0, 100, size=(400_000, 32)).astype(np.uint16)
-    vectors = Vectors(rows, True) if bfloat16 else Vectors(rows.view(np.float16))
-    assert peak(lambda: check_rows(vectors, 4000)) < rows.nbytes / 10
+    array = rows if bfloat16 else rows.view(np.float16)
+    assert peak(lambda: _core.check_embeddings(array, bfloat16=bfloat16)) < rows.nbytes / 10
 
 
 def test_rows_are_leaves_in_the_order_given():
@@ -290,17 +291,18 @@ def test_a_bad_row_of_a_late_replica_is_named_before_anything_is_clustered(built
     assert not [event for event in events if event[0] == "cluster"]
 
 
-def test_bad_rows_are_found_at_the_borders_of_chunks():
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bad_rows_are_found_wherever_they_are(threads):
     e = np.ones((10, 2), np.float32)
     for row in range(10):
         bad = e.copy()
         bad[row:, 1] = np.inf
         with pytest.raises(ValueError, match=f"embedding {row} holds inf at column 1"):
-            check_rows(Vectors(bad), 4)
+            _core.check_embeddings(bad, threads=threads)
         bad[row] = -0.0
         with pytest.raises(ValueError, match=f"embedding {row} is all zeros"):
-            check_rows(Vectors(bad), 4)
-    check_rows(Vectors(e), 4)
+            _core.check_embeddings(bad, threads=threads)
+    _core.check_embeddings(e, threads=threads)
 
 
 # -- replicas

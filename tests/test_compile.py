@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import pickle
+import weakref
 from typing import get_args
 
 import numpy as np
@@ -15,6 +18,8 @@ from hypothesis import strategies as st
 import hsd
 from helpers import SHARED, needs_shared
 from hsd import _core
+from hsd.generation import cost
+from hsd.models.encode import recall
 from hsd.names import ScheduleName
 from hsd.planning.encoders import default_encoder
 from hsd.planning.prompts import read_prompts
@@ -173,8 +178,10 @@ def test_summary_says_what_it_costs():
 def test_a_plan_is_pickled_without_its_model(model):
     plan = hsd.compile(["a cat", "a dog"], 0.5, model=model, steps=3).shard(2)[1]
     again = pickle.loads(pickle.dumps(plan))
-    assert plan.encoded is not None
-    assert again.encoded is None
+    assert recall(plan, model.encoding_key()) is not None
+    assert recall(again, model.encoding_key()) is None
+    assert again.origin is again
+    assert not again.seeds.flags.writeable
     assert (again.fingerprint, again.kept.tolist(), repr(again)) == (plan.fingerprint, plan.kept.tolist(), repr(plan))
 
 
@@ -195,3 +202,169 @@ def test_default_tau_is_one_or_what_suits_the_model():
     assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3).tau == demo.default_tau == 0.3
     assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3, embeddings=np.eye(2)).tau == 1.0
     assert hsd.compile(["a red star", "a blue star"], 0.7, model=demo, steps=3).tau == 0.7
+
+
+def test_a_plan_does_not_change():
+    seeds = np.array([3, 1, 2])
+    plan = hsd.compile(unique_prompts(3), 0.5, embeddings=np.eye(3, 4), seeds=seeds)
+    for part in (plan, plan.prune([1])):
+        for name in ("prompts", "seeds", "request", "encoded", "_core"):
+            with pytest.raises(AttributeError):
+                setattr(part, name, None)
+        with pytest.raises(ValueError, match="read-only"):
+            part.seeds[0] = 7
+    mine = np.array([3, 1, 2])
+    again = hsd.Plan(plan._core, plan.prompts, mine, plan.request)
+    mine[0] = 7  # the caller's array is copied, and may be written
+    assert again.seeds.tolist() == [3, 1, 2]
+    assert copy.copy(plan).fingerprint == plan.fingerprint
+
+
+def test_what_a_model_encoded_is_remembered_for_all_parts_of_a_plan_and_no_longer(model):
+    plan = hsd.compile(["a cat", "a dog", "the sea"], 0.5, model=model, steps=3)
+    key = model.encoding_key()
+    conditioning = recall(plan, key)
+    assert conditioning is not None
+    part = plan.prune([2, 0]).prune([0])
+    assert part.origin is part.whole() is plan
+    assert recall(part, key) is recall(plan.shard(2)[1], key) is conditioning
+    assert recall(plan, "another key") is None
+    alive = weakref.ref(conditioning)
+    del plan, part, conditioning
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_pruned_plan_from_a_file_has_a_whole(tmp_path):
+    plan = hsd.compile(unique_prompts(6), 0.8, embeddings=np.random.default_rng(0).normal(size=(6, 4)), steps=5)
+    plan.prune([4, 1]).save(tmp_path / "p.safetensors")
+    part = hsd.Plan.load(tmp_path / "p.safetensors")
+    assert part.origin is part
+    assert np.array_equal(part.whole().segments, plan.segments)
+    assert part.whole().origin is part
+
+
+def test_a_summary_is_of_the_programs_that_run():
+    plan = hsd.compile(unique_prompts(50), 1.0, embeddings=np.random.default_rng(1).normal(size=(50, 8)), steps=9)
+    program = plan.program(4, "breadth", 30, mixed_steps=False)
+    text = plan.summary(4, "breadth", 30, mixed_steps=False)
+    calls = f"{program.n_calls:,} ({program.lower_bound:,} at the least), {program.occupancy:.1%} of lanes filled"
+    assert f"calls of 4        {calls}" in text
+    assert f"{program.n_slots} latents alive at most" in text
+    parts = [part.program(4) for part in plan.shard(2)]
+    numbers = plan.cost(parts, 0.5).numbers()
+    assert numbers["calls"] == sum(part.n_calls for part in parts)
+    assert numbers["calls_lower_bound"] == sum(part.lower_bound for part in parts)
+    assert numbers["slots"] == max(part.n_slots for part in parts)
+    assert numbers["seconds"] == 0.5 * plan.node_steps
+    assert plan.cost([program]).numbers()["occupancy"] == program.occupancy
+    assert "calls" not in plan.cost().numbers()
+
+
+def test_a_summary_with_a_model_follows_its_rules(plan, model, monkeypatch):
+    mixed = cost(plan, model, 4)
+    assert mixed.run == plan.cost([plan.program(4)]).run
+    monkeypatch.setattr(type(model), "mixed_timesteps", False)
+    one_step = cost(plan, model, 4)
+    assert one_step.run == plan.cost([plan.program(4, mixed_steps=False)]).run
+    assert one_step.run.calls > mixed.run.calls
+    assert cost(plan, model, None).run is None
+
+
+SUMMARY = """\
+prompts           4
+steps             3
+clustering        ward on embeddings, tau 0.5
+node-steps        8 instead of 12
+saved             33.3% of the denoiser's evaluations
+clusters by step  2 ▄▄█ 4
+                  0:2  1:2  2:4
+calls of 16       3 (3 at the least), 16.7% of lanes filled
+slots             6 latents alive at most"""
+
+
+def test_the_text_of_a_summary():
+    e = np.repeat(np.eye(2), 2, axis=0)
+    assert str(hsd.compile(unique_prompts(4), 0.5, embeddings=e, steps=3)) == SUMMARY
+
+
+EARLIER = ["a cat", "a cat on a mat", "a dog"]
+
+
+@pytest.fixture
+def earlier(model, tmp_path):
+    """The arguments and the plan of an earlier run, and its folder."""
+    request = {
+        "budget": 0.2,
+        "steps": 4,
+        "seeds": 3,
+        "images_per_prompt": 2,
+        "settings": [{}, {}, {"guidance_scale": 2.0}],
+    }
+    plan = hsd.compile(EARLIER, model=model, **request)
+    plan.save(tmp_path / "plan.safetensors")
+    return request, plan, tmp_path
+
+
+def test_the_plan_of_an_earlier_run_is_reused(earlier, model, monkeypatch):
+    request, plan, folder = earlier
+    monkeypatch.setattr(type(model), "encode", lambda *_: pytest.fail("encoded again"))
+    for path in (folder, folder / "plan.safetensors", str(folder)):
+        again = hsd.compile(EARLIER, model=model, reuse=path, progress=pytest.fail, **request)
+        assert again.fingerprint == plan.fingerprint
+        assert again.tau == plan.tau
+    plan.prune([0]).save(folder / "plan.safetensors")
+    assert len(hsd.compile(EARLIER, model=model, reuse=folder, **request)) == len(plan)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompts": ["a cat", "a cat on a mat", "a cow"]},
+        {"seeds": 4},
+        {"seeds": [3, 4, 5, 6, 7, 9]},
+        {"budget": 0.1},
+        {"budget": None, "tau": 0.5},
+        {"steps": 5},
+        {"linkage": "average"},
+        {"schedule": "cosine"},
+        {"schedule": [1.0, 0.9, 0.8, 0.0]},
+        {"noise": "shared"},
+        {"settings": None},
+        {"settings": [{}, {}, {"guidance_scale": 2.5}]},
+        {"images_per_prompt": 1},
+        {"exact": False},
+        {"model": None},
+        {"embeddings": np.eye(3) + 0.5},
+        {"encoder": lambda prompts: np.eye(len(prompts)) + 0.5},
+    ],
+    ids=lambda other: ", ".join(other),
+)
+def test_the_plan_of_other_arguments_is_not_reused(earlier, model, other):
+    request, _, folder = earlier
+    seen = []
+    arguments = {"prompts": EARLIER, "model": model, **request, **other}
+    if other.get("model", model) is None:
+        arguments["settings"] = None
+    plan = hsd.compile(**arguments, reuse=folder, progress=lambda *event: seen.append(event))
+    assert seen
+    assert plan.fingerprint == hsd.compile(**arguments).fingerprint
+
+
+def test_nothing_to_reuse(model, tmp_path):
+    for path in (tmp_path, tmp_path / "no such folder", tmp_path / "no.safetensors"):
+        assert len(hsd.compile(["a cat"], model=model, steps=2, reuse=path)) == 1
+    (tmp_path / "plan.safetensors").write_text("a cat\n")
+    with pytest.raises(hsd.Error, match="is not a plan that can be used"):
+        hsd.compile(["a cat"], model=model, steps=2, reuse=tmp_path)
+
+
+def test_the_seeds_of_a_prompt_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "seed": 40}\n{"prompt": "b"}\n')
+    file = hsd.read_prompts(path)
+    assert file.seeds_from(7) == [40, 8]
+    with pytest.raises(ValueError, match="images_per_prompt is 2.*repeat lines"):
+        file.seeds_from(7, 2)
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert hsd.read_prompts(path).seeds_from(7, 2) == 7

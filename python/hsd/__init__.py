@@ -25,6 +25,7 @@ from .errors import (
 from .planning.clustering import build_tree
 from .planning.compile import compile
 from .planning.plan import Plan
+from .planning.prompts import read_prompts
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
@@ -53,11 +54,12 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "read_prompts",
     "reproduce",
     "stream",
 ]
 
-# Planning needs no torch: what does is imported when it is first asked for.
+# Planning needs no torch: names that do are imported at first use.
 _LAZY = {
     "Evaluation": ".evaluation",
     "evaluate": ".evaluation",

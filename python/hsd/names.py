@@ -1,17 +1,25 @@
-"""The names and counts that arguments take: one list each, for types, for checks and for the command line."""
+"""Names and counts that arguments take: one list for each, used by types, checks and the command line."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 
-Linkage = Literal["ward", "centroid", "average", "complete"]
-Order = Literal["depth", "breadth"]
+from ._core import LINKAGES, ORDERS, SCHEDULES
+
+if TYPE_CHECKING:
+    Linkage = str
+    Order = str
+    ScheduleName = str
+else:  # The names are listed once, in Rust. A type checker cannot read them, but get_args and the command line can.
+    Linkage = Literal[LINKAGES]
+    Order = Literal[ORDERS]
+    ScheduleName = Literal[SCHEDULES]
 Noise = Literal["independent", "shared"]
-ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
+ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
 ExperimentName = Literal[
     "savings",
     "random-clusters",

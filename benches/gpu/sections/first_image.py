@@ -11,6 +11,7 @@ from measure import synchronize
 from plans import PromptSet
 
 import hsd
+from hsd.models.encode import remember
 
 NAME = "first_image"
 
@@ -46,7 +47,7 @@ def _first(embeddings: object) -> object:
 
 def _first_image(bench: Bench, plan: hsd.Plan) -> float:
     model = bench.decoder
-    plan.encoded = (model.encoding_key(), shapes.conditioning(model, plan.prompts, plan.seeds))
+    remember(plan, model.encoding_key(), shapes.conditioning(model, plan.prompts, plan.seeds))
     synchronize(bench.device)
     start = time.perf_counter()
     images = hsd.stream(plan, model, batch_size=bench.args.batch_size, order="depth", cuda_graphs=True)

@@ -1,5 +1,59 @@
-"""The command line."""
+"""The command line: ``hsd generate``, ``plan``, ``bench``, ``check``, ``evaluate`` and ``reproduce``.
 
-from .commands import app, main
+It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
+that ``hsd plan`` and ``hsd --help`` start without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import Error
+from . import bench, check, evaluate, generate, plan, reproduce
 
 __all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="hsd",
+    help="Generate large sets of images from text prompts. Steps that similar prompts share run once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    generate.generate,
+    plan.plan,
+    bench.bench,
+    check.check,
+    evaluate.evaluate,
+    reproduce.reproduce,
+):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hsd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors of HSD and bad arguments become one line on standard error, and exit code 1."""
+    try:
+        app()
+    except (Error, ValueError, TypeError) as error:
+        typer.echo(f"hsd: {error}", err=True)
+        sys.exit(1)

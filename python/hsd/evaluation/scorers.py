@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import Error
-from ..names import check_name
-
-ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
+from ..names import ScorerName, check_name
 
 
 class ScorerError(Error, RuntimeError):

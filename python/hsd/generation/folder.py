@@ -21,11 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
-from ..planning.plan import Plan
+from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import make_folder, write_atomically
 
 _PIL_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
-METADATA, PLAN, RUN = "metadata.jsonl", "plan.safetensors", "run.json"
+METADATA, PLAN, RUN = "metadata.jsonl", PLAN_FILE, "run.json"
 
 
 class ImageFolder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -23,7 +23,7 @@ from .. import _core
 from ..conditioning.rows import Conditioning
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
-from ..models.encode import encode
+from ..models.encode import encode, recall
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
 from ..replay.executor import Evaluation, Executor, check_fit
@@ -33,6 +33,7 @@ from ..tuning.batching import automatic
 from ..work.device import describe
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
+from .passes import passes_of, plans_of
 from .writers import Writers
 
 Progress = Callable[[int, int], object]
@@ -222,12 +223,9 @@ class Session:
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
         """For ``"auto"``, of the pass that ran last."""
         self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
-        # Prompts that may be lanes of one call are generated in one pass: variants, grouped by what lanes must share.
-        self.passes: dict[Hashable, list[int]] = {}
-        for v, variant in enumerate(self.variants):
-            self.passes.setdefault(variant.call_key(), []).append(v)
+        self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
-        for first, *_ in self.passes.values():
+        for first, *_ in self.passes:
             refuse_step_caches(self.variants[first])
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
             check_fit(plan, self.samplers[first])
@@ -239,11 +237,8 @@ class Session:
         """Encode, then one pass after the other; there are several only if sizes or other such settings differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
         try:
-            for members in self.passes.values():
-                kept = plan.kept[np.isin(plan.setting[plan.kept], members)]
-                if len(kept):
-                    part = plan if len(kept) == len(plan) else plan.prune(kept)
-                    yield from self._pass(part, members[0], conditioning, progress)
+            for v, part in plans_of(plan, self.passes):
+                yield from self._pass(part, v, conditioning, progress)
         finally:
             self.adapter.free()
 
@@ -297,8 +292,9 @@ class Session:
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """What the plan was compiled with, if it was this model's; encoded now otherwise."""
-        if plan.encoded is not None and plan.encoded[0] == self.adapter.encoding_key():
-            return plan.encoded[1]
+        found = recall(plan, self.adapter.encoding_key())
+        if found is not None:
+            return found
         return encode(
             self.variants,
             plan.setting,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..conditioning.rows import Conditioning, Field, Rows
 from ..conditioning.spool import Spool
 from ..errors import Error
 from ..planning.build import plan_of
+from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
 from ..replay.executor import Executor
 from ..work.memory import memory_budget
@@ -30,6 +32,24 @@ _MEMORY_SHARE = 0.5
 def default_memory() -> int:
     """Bytes of rows that are kept in host memory by default."""
     return int(memory_budget() * _MEMORY_SHARE)
+
+
+_remembered: WeakKeyDictionary[Plan, tuple[Hashable, Conditioning]] = WeakKeyDictionary()
+"""By the origin of a plan. An entry lives as long as its plan."""
+
+
+def remember(plan: Plan, key: Hashable, conditioning: Conditioning) -> None:
+    """Keep the conditioning of the prompts of ``plan`` for it and for all plans that are pruned from it.
+
+    ``key`` is the :meth:`Adapter.encoding_key` of the model that encoded them. The plan itself does not change.
+    """
+    _remembered[plan.origin] = key, conditioning
+
+
+def recall(plan: Plan, key: Hashable) -> Conditioning | None:
+    """The remembered conditioning of ``plan``; None if there is none, or if a model with another key encoded it."""
+    found = _remembered.get(plan.origin)
+    return found[1] if found is not None and found[0] == key else None
 
 
 @torch.no_grad()

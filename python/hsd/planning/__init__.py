@@ -1,1 +1,1 @@
-"""Prompts to plan. Nothing here imports torch."""
+"""Prompts to plan. Nothing here imports torch, unless a model is given."""

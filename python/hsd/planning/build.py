@@ -1,4 +1,4 @@
-"""Embeddings to plan, by the defaults: for callers that have encoded and checked their prompts."""
+"""Embeddings to plan with the defaults, for callers that have already encoded and checked their prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .clustering import Limits, Vectors, loners, replica_tree
+from .clustering import Limits, Vectors, replica_tree, single_prompts
 from .plan import Plan
 from .prompts import occurrences
 from .schedule import schedule_shape
@@ -15,11 +15,11 @@ from .schedule import schedule_shape
 def plan_of(
     vectors: NDArray[np.float32], prompts: list[str], seeds: NDArray[np.int64], tau: float, n_steps: int
 ) -> Plan:
-    """The plan of what is already encoded and checked, by the defaults of :func:`compile`."""
+    """The plan of prompts that are encoded (N, D) and checked, with the defaults of :func:`compile`."""
     if tau > 0:
         rows = np.arange(len(prompts), dtype=np.int64)
         tree = replica_tree(Vectors(vectors), rows, occurrences(prompts), "ward", Limits(), None)
     else:
-        tree = loners(len(prompts))
+        tree = single_prompts(len(prompts))
     core = _core.Plan.compile(tree, tau * schedule_shape("linear", n_steps))
     return Plan(core, prompts, seeds, {"tau": tau, "steps": n_steps, "noise": "independent"})

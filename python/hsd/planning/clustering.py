@@ -1,24 +1,22 @@
-"""Embeddings to tree: arrays of any kind in, without a second copy of them, within the memory there is."""
+"""Embeddings to tree: arrays of any kind, without a second copy of them, within the free memory."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from .._core import Tree
 from ..names import Linkage, check_count, check_name
 from ..work.memory import memory_budget
-
-_CHECKED_AT_ONCE = 1 << 24
-"""Entries."""
+from ..work.progress import Progress, Report
 
 
 class Vectors(NamedTuple):
-    """(N, D) floats as they lie in memory."""
+    """(N, D) floats, in place."""
 
     array: NDArray[Any]
     """float16, float32 or float64; uint16 for the bits of bfloat16, which NumPy does not have."""
@@ -29,11 +27,11 @@ class Limits(NamedTuple):
     """How a tree may be built."""
 
     exact: bool | None = None
-    """True: the linkage itself or ``MemoryError``. False: approximately. None: as N and the memory decide."""
+    """True: exactly, or ``MemoryError``. False: approximately. None: N and the memory decide."""
     threads: int | None = None
-    """None: one a core."""
+    """None: one per core."""
     memory: int | None = None
-    """Bytes besides the embeddings. None: a share of what is free."""
+    """Bytes besides the embeddings. None: a share of the free memory."""
 
     def arguments(self) -> dict[str, Any]:
         """Keywords for ``Tree.build``."""
@@ -51,7 +49,7 @@ def build_tree(
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
-    progress: Callable[[float], object] | None = None,
+    progress: Report | None = None,
 ) -> Tree:
     """Cluster embeddings by cosine distance.
 
@@ -59,16 +57,16 @@ def build_tree(
     ----------
     embeddings
         (N, D) floats: NumPy (float16, float32, float64, in any layout, memory-mapped too) or a torch tensor
-        (bfloat16 too). Read where they lie; only what a device holds is copied to the host.
+        (bfloat16 too). Read in place; only tensors on a device are copied, to the host.
     linkage
         ``ward``, ``centroid``, ``average`` or ``complete``.
     exact
-        True: the linkage itself, as SciPy defines it, or ``MemoryError``. False: approximately, cell by cell.
-        Default: exact up to 100,000 prompts if the memory suffices for their distances, 2 N² bytes (4 N² is faster).
+        True: the linkage as SciPy defines it, or ``MemoryError``. False: approximately, cell by cell. Default: exact
+        up to 100,000 prompts if their distances fit in the memory: 2 N² bytes (4 N² is faster).
     threads
-        Default: one a core. The tree does not depend on it.
+        Default: one per core. The tree does not depend on it.
     memory
-        Bytes that clustering may take besides the embeddings. Default: 60 % of what is free.
+        Bytes that clustering may use besides the embeddings. Default: 60 % of the free memory.
     progress
         Called with the finished fraction, 0 to 1.
 
@@ -77,7 +75,7 @@ def build_tree(
     ValueError
         For an empty set, a NaN, infinite or all-zero row (named), or an unknown linkage.
     MemoryError
-        If ``exact=True`` needs more memory than it may take.
+        If ``exact=True`` needs more than ``memory``.
     """
     check_name("linkage", linkage, Linkage)
     vectors = as_vectors(embeddings, None, "embeddings")
@@ -91,9 +89,9 @@ def replica_tree(
     replica: NDArray[np.int64],
     linkage: Linkage,
     limits: Limits,
-    progress: Callable[[str, float], object] | None,
+    progress: Report | None,
 ) -> Tree:
-    """One tree a replica, joined at infinite height: images of one prompt never share a step.
+    """One tree per replica, joined at infinite height: images of one prompt never share a step.
 
     ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to: any
     numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once.
@@ -102,51 +100,30 @@ def replica_tree(
     groups = np.split(by_replica, np.flatnonzero(np.diff(replica[by_replica])) + 1)
     parts = {rows[group].tobytes(): rows[group] for group in groups}
     if len(parts) > 1:
-        # All rows are looked at before any is clustered: a bad one in a late part would waste the early ones.
-        check_rows(vectors)
+        # All rows are checked before any is clustered: a bad one in a late part would waste the work on early ones.
+        _core.check_embeddings(vectors.array, bfloat16=vectors.bfloat16, threads=limits.arguments()["threads"])
     everything = np.arange(len(vectors.array), dtype=np.int64)
     arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
     built: dict[bytes, Tree] = {}
     for done, (key, part) in enumerate(parts.items()):
-        report = None if progress is None else _part_of(progress, done, len(parts))
+        report = None if progress is None else Progress(progress).part(done / len(parts), (done + 1) / len(parts))
         chosen = None if np.array_equal(part, everything) else part
         built[key] = Tree.build(vectors.array, linkage, rows=chosen, progress=report, **arguments)
     trees = [built[rows[group].tobytes()] for group in groups]
     return trees[0] if len(trees) == 1 else Tree.join(trees, groups)
 
 
-def loners(n: int) -> Tree:
-    """The tree of ``n`` prompts that share nothing: all merges at infinite height. Takes no distances."""
+def single_prompts(n: int) -> Tree:
+    """The tree of ``n`` prompts that share nothing: all merges at infinite height. No distance is computed."""
     single = Tree.build(np.ones((1, 1), dtype=np.float32))
     return Tree.join([single] * n, list(np.arange(n, dtype=np.int64)[:, None]))
 
 
-def check_rows(vectors: Vectors, chunk: int | None = None) -> None:
-    """``ValueError`` for the first row that is not finite or all zeros, named; a chunk of rows at a time."""
-    if chunk is None:
-        chunk = max(1, _CHECKED_AT_ONCE // vectors.array.shape[1])
-    for start in range(0, len(vectors.array), chunk):
-        values = vectors.array[start : start + chunk]
-        if vectors.bfloat16:
-            values = (values.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
-        finite = np.isfinite(values)
-        sound = finite.all(axis=1) & values.any(axis=1)
-        if not sound.all():
-            row = int(np.argmin(sound))
-            if finite[row].all():
-                found = f"embedding {start + row} is all zeros, so it has no direction"
-                raise ValueError(f"{found}; leave that prompt out or encode it again")
-            column = int(np.argmin(finite[row]))
-            value = "NaN" if np.isnan(values[row, column]) else values[row, column]
-            found = f"embedding {start + row} holds {value} at column {column}"
-            raise ValueError(f"{found}; every entry must be finite")
-
-
 def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
-    """``values`` as (N, D) floats that the core can read; a copy only of what it cannot."""
+    """``values`` as (N, D) floats that the core can read; copied only if the core cannot read them in place."""
     bfloat16 = False
     if hasattr(values, "detach"):  # a torch tensor, on any device and in any float type
-        import torch
+        import torch  # here, so that planning with NumPy arrays does not import it
 
         values = values.detach().cpu()
         bfloat16 = values.dtype == torch.bfloat16
@@ -157,9 +134,9 @@ def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
         values = values.numpy()
     array = np.asarray(values)
     if array.ndim != 2:
-        raise ValueError(f"{what} has shape {array.shape}: it has to be (N, D), one row a prompt")
+        raise ValueError(f"{what} has shape {array.shape}: it has to be (N, D), one row per prompt")
     if n is not None and len(array) != n:
-        raise ValueError(f"{what} has {len(array)} rows for {n} prompts: give one row a prompt")
+        raise ValueError(f"{what} has {len(array)} rows for {n} prompts: give one row per prompt")
     if array.shape[1] == 0:
         raise ValueError(f"{what} has shape {array.shape}: the rows are empty")
     if bfloat16:
@@ -172,8 +149,3 @@ def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
         return Vectors(array.astype(np.float64))
     native = array.dtype.newbyteorder("=")
     return Vectors(array if array.dtype == native and array.flags.aligned else array.astype(native))
-
-
-def _part_of(progress: Callable[[str, float], object], done: int, of: int) -> Callable[[float], object]:
-    """Report one of ``of`` equal parts as a share of the whole clustering."""
-    return lambda fraction: progress("cluster", (done + fraction) / of)

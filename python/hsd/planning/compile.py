@@ -1,8 +1,11 @@
-"""Prompts to plan: embed, cluster, cut. The front half of HSD; nothing here runs a denoiser."""
+"""Prompts to plan: encode, cluster, cut the tree at each step. Nothing here runs a denoiser."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +15,8 @@ from .. import _core
 from .._core import Tree
 from ..names import Linkage, Noise, check_count, check_name
 from .clustering import Limits, as_vectors, replica_tree
-from .encoders import Encoder, default_encoder
-from .plan import Plan
+from .encoders import Encoder, StaticEncoder, default_encoder
+from .plan import PLAN_FILE, Plan
 from .prompts import check_prompts, make_seeds, occurrences
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
 from .settings import check_settings
@@ -21,7 +24,7 @@ from .settings import check_settings
 if TYPE_CHECKING:
     from ..models.base import Adapter
 
-Progress = Callable[[str, float], object]
+StageReport = Callable[[str, float], object]
 """Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
 
 
@@ -44,26 +47,27 @@ def compile(
     threads: int | None = None,
     memory: int | None = None,
     conditioning_memory: int | None = None,
-    progress: Progress | None = None,
+    reuse: str | os.PathLike[str] | None = None,
+    progress: StageReport | None = None,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: who shares which denoising steps with whom.
 
     Parameters
     ----------
     prompts
-        N non-empty strings. One that occurs r times asks for r different images.
+        N non-empty strings. One that occurs r times gives r different images.
     tau
-        How unlike the prompts of one cluster may be at the first step; 0 shares nothing. Default: 1.0, or what
-        suits the model's own embeddings.
+        The largest dissimilarity of the prompts of one cluster at the first step; 0 shares nothing. Default: the
+        model's own default where its embeddings are used, else 1.0.
     budget
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
-        saves at least this much is taken.
+        saves at least this share is used.
     model
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own
         embeddings, and ``steps`` are counted by its scheduler.
     embeddings
-        (N, D) floats to cluster by instead, one row a prompt given: NumPy (memory-mapped too), or a torch tensor
-        on any device. Cosine distance. Read where they lie, not copied.
+        (N, D) floats to cluster by instead, one row per given prompt: NumPy (memory-mapped too), or a torch tensor
+        on any device. Compared by cosine distance. Read in place, not copied.
     encoder
         A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network.
     steps
@@ -74,28 +78,35 @@ def compile(
         How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, a callable of
         k/(K-1), or K fractions of tau.
     seeds
-        One integer (prompt i gets ``seeds + i``) or one seed an image.
+        One integer (prompt i gets ``seeds + i``) or one seed per image.
     images_per_prompt
-        r images of each prompt, each in a tree of its own. Images of one prompt are neighbours in the list.
+        r images of each prompt, each in a separate tree. Images of one prompt are neighbours in the list.
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
     settings
-        One mapping a prompt given, of what its images shall have that the others need not: ``negative_prompt``,
-        ``guidance_scale``, ``height``, ``width`` and whatever else the model takes. Prompts whose settings differ
-        never share a step.
+        One mapping per given prompt, with the settings of the model for its images only: ``negative_prompt``,
+        ``guidance_scale``, ``height``, ``width``... Prompts whose settings differ never share a step.
     exact, threads, memory
-        How the tree may be built: see :func:`build_tree`. By default exactly, where N and the memory allow it.
+        How the tree may be built, see :func:`build_tree`. Default: exactly, if N and the memory allow it.
     conditioning_memory
         With a model: bytes of encoded prompts that are kept in host memory, see :func:`stream`.
+    reuse
+        A plan file, or the folder of an earlier run. If its plan was compiled from the same prompts and arguments, that
+        plan is returned, and nothing is encoded or clustered. Otherwise, or if there is no such file, the prompts are
+        compiled. A plan does not record the values of ``embeddings=``, of ``encoder=`` or of a custom schedule, so
+        with one of these no plan is reused.
     progress
-        Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1).
+        Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
+        plan that is reused.
 
     Raises
     ------
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
+    Error
+        If ``reuse`` is a file that is not a sound plan.
     """
-    prompts = check_prompts(prompts)
+    given = check_prompts(prompts)
     if tau is not None and budget is not None:
         raise ValueError(f"give tau ({tau}) or budget ({budget}), not both")
     budget = None if budget is None else check_budget(budget)
@@ -107,54 +118,21 @@ def compile(
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
     limits = Limits(exact, threads, memory)
-    limits.arguments()  # a bad one is said now
-    given = prompts
+    limits.arguments()  # bad limits are reported before anything is encoded
     rows = np.repeat(np.arange(len(given), dtype=np.int64), repeats)
-    prompts = [prompt for prompt in given for _ in range(repeats)]
-    seed_array = make_seeds(seeds, len(prompts))
+    texts = [prompt for prompt in given for _ in range(repeats)]
+    seed_array = make_seeds(seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
     variant = np.repeat(variant, repeats)
 
     adapter = conditioning = None
-    n_steps = steps
     if model is not None:
-        from ..models import load, variants_of
+        from ..models import load, variants_of  # here, so that planning without a model does not import torch
 
         adapter = load(model)
-        variants = variants_of(adapter, values)
-        n_steps = adapter.sampler(steps).n_steps
         if tau is None and embeddings is None and encoder is None:
             threshold = adapter.default_tau  # it belongs to the scale of the model's own embeddings
-    shape = schedule_shape(schedule, n_steps)
-
-    if embeddings is not None:
-        vectors = as_vectors(embeddings, len(given), "embeddings")
-        source = "embeddings"
-    elif encoder is not None:
-        vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
-        source = str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
-    elif adapter is not None:
-        # An image's seed may be part of its conditioning, so each image has a row of its own.
-        from ..models.encode import encode
-
-        report = None if progress is None else lambda fraction: progress("encode", fraction)
-        conditioning = encode(variants, variant, prompts, seed_array, memory=conditioning_memory, progress=report)
-        vectors = as_vectors(conditioning.vectors, len(prompts), "the model's embeddings")
-        rows = np.arange(len(prompts), dtype=np.int64)
-        source = adapter.name
-    else:
-        static = default_encoder()
-        done = None if progress is None else lambda count: progress("encode", count / len(given))
-        vectors = as_vectors(static(given, done), len(given), "the embeddings")
-        source = static.name
-
-    # Images of one prompt, and prompts that differ in their settings, stand in trees of their own.
-    replica = occurrences(prompts) * len(values) + variant
-    tree = replica_tree(vectors, rows, replica, linkage, limits, progress)
-    if budget is not None:
-        threshold = _tau_for_budget(tree, shape, budget)
-    core = _core.Plan.compile(tree, threshold * shape)
     request: dict[str, Any] = {
         "tau": threshold,
         "budget": budget,
@@ -163,19 +141,79 @@ def compile(
         "schedule": schedule if isinstance(schedule, str) else "custom",
         "images_per_prompt": repeats,
         "noise": noise,
-        "encoder": source,
+        "encoder": _source(embeddings, encoder, adapter),
         "hsd_version": _core.__version__,
     }
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": variant.tolist()}
-    plan = Plan(core, prompts, seed_array, request)
+    if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
+        earlier = _earlier(Path(reuse), request, texts, seed_array, exact)
+        if earlier is not None:
+            return earlier
+
+    n_steps = steps
+    if adapter is not None:
+        variants = variants_of(adapter, values)
+        n_steps = adapter.sampler(steps).n_steps
+    shape = schedule_shape(schedule, n_steps)
+
+    if embeddings is not None:
+        vectors = as_vectors(embeddings, len(given), "embeddings")
+    elif encoder is not None:
+        vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
+    elif adapter is not None:
+        # An image's seed may be part of its conditioning, so each image has its own row.
+        from ..models.encode import encode, remember
+
+        report = None if progress is None else partial(progress, "encode")
+        conditioning = encode(variants, variant, texts, seed_array, memory=conditioning_memory, progress=report)
+        vectors = as_vectors(conditioning.vectors, len(texts), "the model's embeddings")
+        rows = np.arange(len(texts), dtype=np.int64)
+    else:
+        static = default_encoder()
+        done = None if progress is None else lambda count: progress("encode", count / len(given))
+        vectors = as_vectors(static(given, done), len(given), "the embeddings")
+
+    # Images of one prompt, and prompts that differ in their settings, are in separate trees.
+    replica = occurrences(texts) * len(values) + variant
+    report = None if progress is None else partial(progress, "cluster")
+    tree = replica_tree(vectors, rows, replica, linkage, limits, report)
+    if budget is not None:
+        request["tau"] = _tau_for_budget(tree, shape, budget)
+    plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
     if adapter is not None and conditioning is not None:
-        plan.encoded = (adapter.encoding_key(), conditioning)
+        remember(plan, adapter.encoding_key(), conditioning)
     return plan
 
 
+def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -> str:
+    """The name of what the prompts are clustered by."""
+    if embeddings is not None:
+        return "embeddings"
+    if encoder is not None:
+        return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
+    return StaticEncoder.name if adapter is None else adapter.name
+
+
+def _earlier(
+    path: Path, request: dict[str, Any], prompts: list[str], seeds: NDArray[np.int64], exact: bool | None
+) -> Plan | None:
+    """The plan in the file or folder ``path``, if it was compiled from the same prompts and arguments."""
+    if path.is_dir():
+        path = path / PLAN_FILE
+    if not path.is_file():
+        return None
+    plan = Plan.load(path)
+    # Any version of HSD will do. With a budget, tau is a result and not an argument.
+    ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
+    same = all(plan.request.get(name) == request.get(name) for name in {*request, "settings"} - ignored)
+    same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
+    same = same and (exact is None or plan.tree.exact == exact)
+    return plan.whole() if same else None
+
+
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:
-    """The smallest tau that saves at least ``budget``; an error that says what can be saved at most."""
+    """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise."""
     standard = tree.n_leaves * len(shape)
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))
     target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))

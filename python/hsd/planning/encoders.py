@@ -1,4 +1,4 @@
-"""One vector a prompt, for clustering, when neither a model nor embeddings are given.
+"""One vector per prompt, for clustering, when neither a model nor embeddings are given.
 
 The default is a small, offline, static encoder: the token embeddings that the ``wordllama`` package ships (256
 dimensions, distilled from language models), averaged over the tokens of a prompt. On four prompt sets its savings
@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from ..errors import Error, PromptError
 
 Encoder = Callable[[list[str]], Any]
-"""Takes N prompts, gives (N, D) floats: NumPy, or anything that ``numpy.asarray`` reads."""
+"""Takes N prompts, returns (N, D) floats: NumPy, or anything that ``numpy.asarray`` reads."""
 
 
 CHUNK = 4096
-"""Prompts encoded at a time: a million tokenised at once would take gigabytes."""
+"""Prompts encoded at once: the tokens of a million prompts would take gigabytes."""
 
 
 class StaticEncoder:
@@ -33,9 +35,6 @@ class StaticEncoder:
 
     def __init__(self) -> None:
         # The two files are read directly: wordllama's own loader may try to download a tokenizer it ships.
-        from safetensors.numpy import load_file
-        from tokenizers import Tokenizer
-
         root = _package_folder("wordllama")
         self._table = load_file(root / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
         self._tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))

@@ -4,49 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
+from .._core import Plan as CorePlan
 from .._core import Program, Tree
 from ..errors import Error, PlanMismatch
 from ..names import Noise, Order, check_name
 from ..work.files import write_atomically
+from .summary import Calls, Summary
 
-if TYPE_CHECKING:
-    from ..conditioning.rows import Conditioning
+PLAN_FILE = "plan.safetensors"
+"""The plan's file in a folder of images."""
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Plan:
-    """Segments of clusters over steps, and the prompts and seeds they stand for. Immutable.
+    """Segments of clusters over steps, and the prompts and seeds they belong to. Immutable.
 
     Attributes
     ----------
     prompts
         The N prompts, repeats included (``images_per_prompt=r`` gives each r times in a row).
     seeds
-        (N,) int64, the seed of each prompt's generator.
+        (N,) int64, the seed of each prompt's generator. Read-only.
     request
-        What was asked of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, encoder.
+        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, encoder.
     """
 
-    def __init__(self, core: _core.Plan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> None:
+    prompts: list[str]
+    seeds: NDArray[np.int64]
+    request: dict[str, Any]
+    _core: CorePlan
+    _origin: Plan | None
+
+    def __init__(self, core: CorePlan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> None:
         if len(prompts) != core.n_prompts or len(seeds) != core.n_prompts:
             raise PlanMismatch(
                 f"the plan is for {core.n_prompts} prompts; got {len(prompts)} prompts and {len(seeds)} seeds"
             )
-        self._core = core
-        self.prompts = prompts
-        self.seeds = seeds
-        self.request = request
-        # The key of the model a plan was compiled with, and what it encoded: generating with it reuses that. Not saved.
-        self.encoded: tuple[Hashable, Conditioning] | None = None
+        if seeds.flags.writeable:  # the caller's array may change later
+            seeds = seeds.copy()
+            seeds.flags.writeable = False
+        self._set(_core=core, prompts=prompts, seeds=seeds, request=request, _origin=None)
+
+    def _set(self, **fields: Any) -> None:
+        """Assign fields while the object is built; later assignments raise ``FrozenInstanceError``."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     # -- what it is
+
+    @property
+    def origin(self) -> Plan:
+        """The compiled or loaded plan that this one was pruned from; the plan itself if it was not pruned."""
+        return self if self._origin is None else self._origin
 
     @property
     def n_prompts(self) -> int:
@@ -75,7 +92,7 @@ class Plan:
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """Distinct settings that prompts have of their own; one empty dict where none has any."""
+        """The distinct settings of single prompts; one empty dict where no prompt has any."""
         own = self.request.get("settings")
         return [{}] if own is None else list(own["values"])
 
@@ -86,7 +103,7 @@ class Plan:
         return np.zeros(self.n_prompts, np.int64) if own is None else np.asarray(own["index"], dtype=np.int64)
 
     def covered(self) -> NDArray[np.int64]:
-        """Prompts under the plan's segments, ascending: those kept, and those that they share a cluster with."""
+        """Prompts in the plan's clusters, ascending: the kept ones, and those that share a cluster with them."""
         segments = self.segments
         roots = segments[segments["parent"] < 0]
         edges = np.zeros(self.n_prompts + 1, dtype=np.int64)
@@ -118,7 +135,7 @@ class Plan:
 
     @property
     def standard_node_steps(self) -> int:
-        """What the same images cost without sharing: one evaluation an image a step."""
+        """The cost of the same images without sharing: one evaluation per image and step."""
         return len(self.kept) * self.n_steps
 
     @property
@@ -137,8 +154,8 @@ class Plan:
     # -- what to do with it
 
     def prune(self, keep: Iterable[int] | NDArray[np.integer]) -> Plan:
-        """The plan restricted to the prompts ``keep``. Their images stay what they were: the segments that
-        remain keep their full cluster's conditioning and its representative's noise.
+        """The plan restricted to the prompts ``keep``. Their images do not change: the segments that remain keep the
+        conditioning of their full cluster and the noise of its representative.
         """
         values = np.asarray(keep if isinstance(keep, np.ndarray) else list(keep))
         if values.size and not np.issubdtype(values.dtype, np.integer):
@@ -146,7 +163,7 @@ class Plan:
         return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
 
     def shard(self, n: int) -> list[Plan]:
-        """At most ``n`` plans that together make the same images, balanced by node-steps: one a worker."""
+        """At most ``n`` plans that together make the same images, balanced by node-steps: one for each worker."""
         return [self._with(part) for part in self._core.shard(n)]
 
     def program(
@@ -159,9 +176,9 @@ class Plan:
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
-        ``breadth`` needs the fewest calls. ``max_slots`` bounds the latents alive at once; where they are too few for
-        ``breadth``, it goes depth first. With ``mixed_steps=False`` all lanes of a call stand at one step, for
-        denoisers that take one timestep a call. ``progress`` gets the finished fraction.
+        ``breadth`` needs the fewest calls. ``max_slots`` limits the latents alive at once; if it is too low for
+        ``breadth``, the program goes depth first. With ``mixed_steps=False`` all lanes of a call are at the same step,
+        for denoisers that take one timestep per call. ``progress`` gets the finished fraction.
         """
         return self._core.program(batch_size, order, max_slots, mixed_steps=mixed_steps, progress=progress)
 
@@ -171,11 +188,54 @@ class Plan:
         """Raise what :meth:`program` would raise for these arguments, without lowering the plan."""
         self._core.check_program(batch_size, order, max_slots, mixed_steps=mixed_steps)
 
-    def summary(self, batch_size: int = 16) -> str:
-        """A page for people: what is saved, and how many clusters run at each step."""
-        from .summary import plan_summary
+    def cost(self, programs: Sequence[Program] = (), seconds_per_node_step: float | None = None) -> Summary:
+        """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
-        return plan_summary(self, batch_size)
+        Parameters
+        ----------
+        programs
+            What will run: one program, or one for each pass, all of one batch size. None: calls and slots are left out.
+        seconds_per_node_step
+            The measured speed of the model. None: time is left out.
+        """
+        calls = None
+        if programs:
+            n_calls, batch_size = sum(program.n_calls for program in programs), programs[0].batch_size
+            calls = Calls(
+                batch_size=batch_size,
+                calls=n_calls,
+                lower_bound=sum(program.lower_bound for program in programs),
+                occupancy=self.node_steps / (n_calls * batch_size),
+                slots=max(program.n_slots for program in programs),
+            )
+        return Summary(
+            prompts=self.n_prompts,
+            kept=len(self.kept),
+            steps=self.n_steps,
+            exact=self.tree.exact,
+            linkage=str(self.request["linkage"]),
+            encoder=str(self.request["encoder"]),
+            tau=self.tau,
+            settings=len(self.settings),
+            node_steps=self.node_steps,
+            standard_node_steps=self.standard_node_steps,
+            active=tuple(self.counts().tolist()),
+            run=calls,
+            seconds_per_node_step=seconds_per_node_step,
+        )
+
+    def summary(
+        self,
+        batch_size: int = 16,
+        order: Order = "depth",
+        max_slots: int | None = None,
+        *,
+        mixed_steps: bool = True,
+        seconds_per_node_step: float | None = None,
+    ) -> str:
+        """A page for people: what is saved, how many clusters run at each step, and the calls of :meth:`program`."""
+        program = self.program(batch_size, order, max_slots, mixed_steps=mixed_steps)
+        return str(self.cost([program], seconds_per_node_step))
 
     def describe(self, max_rows: int = 200) -> str:
         """Segments as aligned text."""
@@ -193,9 +253,10 @@ class Plan:
 
     def whole(self) -> Plan:
         """The plan for all N prompts that this one was pruned from."""
-        if len(self) == self.n_prompts:
-            return self
-        return self._with(_core.Plan.compile(self.tree, self.phi))
+        for plan in (self, self.origin):
+            if len(plan) == plan.n_prompts:
+                return plan
+        return self._with(CorePlan.compile(self.tree, self.phi))  # a pruned plan that was loaded from a file
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file (arrays and JSON metadata), by atomic rename."""
@@ -215,7 +276,7 @@ class Plan:
         """
         data = Path(path).read_bytes()
         try:
-            core, prompts, seeds, metadata = _core.Plan.from_bytes(data)
+            core, prompts, seeds, metadata = CorePlan.from_bytes(data)
             request = json.loads(metadata)
             if not isinstance(request, dict):
                 raise ValueError("its metadata is not a JSON object")
@@ -229,7 +290,7 @@ class Plan:
         return plan
 
     def _check_settings(self) -> None:
-        """``ValueError`` unless each prompt has settings, and no cluster prompts of different ones."""
+        """``ValueError`` unless each prompt has settings, and all prompts of a cluster have the same."""
         own = self.request.get("settings")
         if own is None:
             return
@@ -242,19 +303,19 @@ class Plan:
             if not isinstance(which, int) or not 0 <= which < len(values):
                 raise ValueError(f"prompt {i} has settings {which!r} of {len(values)}")
         segments, ordered = self.segments, self.setting[self.tree.leaf_order]
-        changes = np.concatenate([[0], np.cumsum(np.diff(ordered) != 0)])  # how often they changed up to a leaf
+        changes = np.concatenate([[0], np.cumsum(np.diff(ordered) != 0)])  # changes of settings up to each leaf
         mixed = np.flatnonzero(changes[segments["leaf_end"] - 1] != changes[segments["leaf_begin"]])
         if len(mixed):
             raise ValueError(f"segment {mixed[0]} holds prompts of different settings")
 
-    def _with(self, core: _core.Plan) -> Plan:
+    def _with(self, core: CorePlan) -> Plan:
         plan = Plan(core, self.prompts, self.seeds, self.request)
-        plan.encoded = self.encoded
+        plan._set(_origin=self.origin)
         return plan
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the model and what it encoded: a plan is sent to workers that load their own."""
-        return {**self.__dict__, "encoded": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without its origin: a worker gets its own part only."""
+        return Plan, (self._core, self.prompts, self.seeds, self.request)
 
     def __len__(self) -> int:
         return len(self.kept)

@@ -1,4 +1,4 @@
-"""Prompts in: lists that are checked, and files that are read one prompt a line, as text or as JSON objects."""
+"""Prompts: lists are checked; files are read line by line, as text or as JSON objects. Seeds and repeats of prompts."""
 
 from __future__ import annotations
 
@@ -49,20 +49,38 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """Prompts as a file has them."""
+    """The contents of a file of prompts."""
 
     prompts: list[str]
     seeds: list[int | None]
-    """One a prompt; None where the file does not say."""
+    """One per prompt; None where the file gives none."""
     settings: list[dict[str, Any]]
-    """What the images of each prompt shall have of their own."""
+    """One per prompt: settings of the model for its images only, as ``hsd.compile(settings=...)`` takes them."""
+
+    def seeds_from(self, seed: int, images_per_prompt: int = 1) -> int | list[int]:
+        """The seeds for ``hsd.compile``: those of the file, and ``seed + i`` for a prompt i without one.
+
+        Raises
+        ------
+        ValueError
+            If the file gives seeds and ``images_per_prompt`` is not 1: the images of a prompt need different seeds.
+        """
+        if all(own is None for own in self.seeds):
+            return seed
+        if images_per_prompt > 1:
+            raise ValueError(
+                f"images_per_prompt is {images_per_prompt}, but the file gives seeds: repeat lines instead, each with "
+                "its own seed"
+            )
+        return [seed + i if own is None else own for i, own in enumerate(self.seeds)]
 
 
 def read_prompts(path: str | Path) -> PromptFile:
-    """Read a UTF-8 file, one prompt a line; blank lines are skipped, ``-`` is standard input.
+    """Read a UTF-8 file with one prompt per line; blank lines are skipped, ``-`` is standard input.
 
-    In a ``.jsonl`` file every line is an object: ``prompt``, perhaps ``seed``, and settings of the model that this
-    prompt's images shall have (``negative_prompt``, ``guidance_scale``, ``width``...). In any other a line is a prompt.
+    In a ``.jsonl`` file every line is an object: ``prompt``, optionally ``seed``, and optionally settings of the model
+    for the images of this prompt (``negative_prompt``, ``guidance_scale``, ``width``...). In other files a line is a
+    prompt.
 
     Raises
     ------
@@ -79,7 +97,7 @@ def read_prompts(path: str | Path) -> PromptFile:
         seeds.append(entry.pop("seed", None))
         settings.append(entry)
     if not prompts:
-        raise PromptError(f"{_name(path)} has no prompts: write one a line")
+        raise PromptError(f"{_name(path)} has no prompts: write one per line")
     return PromptFile(prompts, seeds, settings)
 
 
@@ -88,7 +106,7 @@ def _name(path: str | Path) -> str:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with where it stands."""
+    """Lines that are not blank, each with its place for error messages."""
     name = _name(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
@@ -111,7 +129,7 @@ def _entry(text: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(text)
     except ValueError as error:
-        raise PromptError(f"{where} is not JSON ({error}): write one object a line") from None
+        raise PromptError(f"{where} is not JSON ({error}): write one object per line") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise PromptError(f'{where} has no prompt: write an object such as {{"prompt": "a cat", "seed": 3}}')
     seed = entry.get("seed")
@@ -136,7 +154,7 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
         return int(seeds) + np.arange(n, dtype=np.int64)
     values = [int(seeds) + i for i in range(n)] if isinstance(seeds, (int, np.integer)) else list(seeds)
     if len(values) != n:
-        raise ValueError(f"{len(values)} seeds for {n} images: give one an image, or one integer for all")
+        raise ValueError(f"{len(values)} seeds for {n} images: give one per image, or one integer for all")
     for i, seed in enumerate(values):
         if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
             raise TypeError(f"seed {i} is {seed!r} ({type(seed).__name__}), not an integer")
@@ -146,9 +164,9 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
 
 
 def occurrences(prompts: Sequence[str]) -> NDArray[np.int64]:
-    """(N,) how often each prompt has already occurred before its place: 0 for the first, 1 for the second...
+    """(N,) how often each prompt has occurred earlier in the list: 0 for the first, 1 for the second...
 
-    The r-th occurrences are the r-th replica, a tree of its own: a repeat asks for a different image.
+    The r-th occurrences are the r-th replica and get a separate tree, because a repeat is a different image.
     """
     seen: dict[str, int] = {}
     out = []

@@ -1,4 +1,4 @@
-"""The threshold schedule phi(k): how unlike the prompts of one cluster may be at step k."""
+"""The threshold schedule phi(k): the largest dissimilarity of the prompts of one cluster at step k."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
     """The schedule for tau = 1: (steps,) float64 in [0, 1], non-increasing, 0 at the last step.
 
     ``phi = tau * schedule_shape(schedule, steps)``. ``linear`` (the authors' code) falls from 1 to 0;
-    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; a callable gets k/(K-1) in [0, 1]; an array is taken as it is.
+    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; a callable gets k/(K-1) in [0, 1]; an array is used unchanged.
 
     Raises
     ------
@@ -36,13 +36,11 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
     shape = np.ascontiguousarray(values, dtype=np.float64)
     if shape.shape != (steps,):
         raise ValueError(f"the schedule has shape {shape.shape}, but there are {steps} steps of the denoiser")
-    for k, value in enumerate(shape):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"the schedule is {value} at step {k}: values are fractions of tau, within [0, 1]")
-        if k and value > shape[k - 1]:
-            raise ValueError(f"the schedule rises from {shape[k - 1]} to {value} at step {k}: it must never rise")
-    if shape[-1] != 0.0:
-        raise ValueError(f"the schedule ends at {shape[-1]}, not at 0: at the last step every prompt stands alone")
+    outside = np.flatnonzero(~((shape >= 0.0) & (shape <= 1.0)))
+    if len(outside):
+        k = outside[0]
+        raise ValueError(f"the schedule is {shape[k]} at step {k}: values are fractions of tau, within [0, 1]")
+    _core.check_thresholds(shape)
     return shape
 
 

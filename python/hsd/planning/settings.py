@@ -1,4 +1,4 @@
-"""Settings that single prompts have: the distinct ones, and which of them each prompt has."""
+"""Settings of single prompts: the distinct ones, and which of them each prompt has."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def check_settings(
     Raises
     ------
     TypeError, ValueError
-        Unless there is one mapping a prompt, from strings to what JSON can hold.
+        Unless there is one mapping per prompt, from strings to values that JSON can hold.
     """
     if settings is None:
         return [{}], np.zeros(n, dtype=np.int64)
     if isinstance(settings, (str, Mapping)) or len(settings) != n:
         count = "one mapping" if isinstance(settings, (str, Mapping)) else f"{len(settings)} settings"
         raise ValueError(
-            f"{count} for {n} prompts: settings= takes one mapping a prompt; what holds for all of them goes to "
+            f"{count} for {n} prompts: settings= takes one mapping per prompt; settings for all prompts go to "
             "hsd.load or hsd.generate"
         )
     first: dict[str, int] = {}

@@ -1,66 +1,127 @@
-"""Plans and runs as text for people."""
+"""What a plan costs, as text for people and as numbers for programs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def plan_summary(plan: Plan, batch_size: int | None, seconds_per_node_step: float | None = None) -> str:
-    """What the plan would cost, before it runs: savings, active clusters by step, calls, slots, time.
+@dataclass(frozen=True)
+class Calls:
+    """The calls of a run: of its program, or of the programs of all its passes."""
 
-    Without a batch size, which may have to be measured yet, nothing is said of calls and slots.
-    """
-    counts = plan.counts()
-    kept = len(plan.kept)
-    share = f" ({kept:,} kept)" if kept < plan.n_prompts else ""
-    approximate = "" if plan.tree.exact else "approximate "
-    groups = len(plan.settings)
-    settings = (
-        [("settings", f"{groups} different ones; prompts that differ in them share no step")] if groups > 1 else []
-    )
-    rows = [
-        ("prompts", f"{plan.n_prompts:,}{share}"),
-        ("steps", f"{plan.n_steps}"),
-        ("clustering", f"{approximate}{plan.request['linkage']} on {plan.request['encoder']}, tau {plan.tau:.4g}"),
-        *settings,
-        ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}"),
-        ("saved", f"{plan.savings:.1%} of the denoiser's evaluations"),
-        ("clusters by step", f"{counts[0]:,} {sparkline(counts)} {counts[-1]:,}"),
-        ("", step_table(counts)),
-    ]
-    if batch_size is not None:
-        program = plan.program(batch_size)
-        calls = f"{program.n_calls:,} ({program.lower_bound:,} at the least), {program.occupancy:.1%} of lanes filled"
-        rows += [(f"calls of {batch_size}", calls), ("slots", f"{program.n_slots:,} latents alive at most")]
-    if seconds_per_node_step is not None:
-        ours, standard = (seconds_per_node_step * n for n in (plan.node_steps, plan.standard_node_steps))
-        rows.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    batch_size: int
+    """Lanes of a call."""
+    calls: int
+    lower_bound: int
+    """No program of the plan has fewer calls at this batch size."""
+    occupancy: float
+    """Filled lanes / all lanes."""
+    slots: int
+    """Latents alive at once, at most; of the pass that needs the most."""
 
 
-def sparkline(counts: object) -> str:
-    """One bar a step, scaled to the largest count."""
-    values = [int(c) for c in counts]  # type: ignore[attr-defined]
-    top = max(values)
-    return "".join(_BARS[max(1, round(v / top * (len(_BARS) - 1)))] for v in values)
+@dataclass(frozen=True)
+class Summary:
+    """What a plan costs. ``str()`` is a page for people; made by :meth:`Plan.cost`."""
+
+    prompts: int
+    """N, the prompts of the whole tree."""
+    kept: int
+    """Prompts that the plan makes."""
+    steps: int
+    exact: bool
+    """Whether the tree is exact."""
+    linkage: str
+    encoder: str
+    tau: float
+    settings: int
+    """Different settings of single prompts."""
+    node_steps: int
+    standard_node_steps: int
+    """Node-steps of the same images without sharing."""
+    active: tuple[int, ...]
+    """K active clusters, one count per step."""
+    run: Calls | None = None
+    """None: the batch size is not known yet."""
+    seconds_per_node_step: float | None = None
+    """None: the speed of the model is not known."""
+
+    @property
+    def savings(self) -> float:
+        """1 - node_steps / standard_node_steps."""
+        return 1.0 - self.node_steps / self.standard_node_steps
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated denoising time of the plan."""
+        return None if self.seconds_per_node_step is None else self.seconds_per_node_step * self.node_steps
+
+    def numbers(self) -> dict[str, Any]:
+        """For JSON. Without :attr:`run` its keys are left out."""
+        numbers: dict[str, Any] = {
+            "prompts": self.prompts,
+            "steps": self.steps,
+            "tau": self.tau,
+            "node_steps": self.node_steps,
+            "standard_node_steps": self.standard_node_steps,
+            "savings": self.savings,
+            "active": list(self.active),
+        }
+        if self.run is not None:
+            numbers |= {
+                "batch_size": self.run.batch_size,
+                "calls": self.run.calls,
+                "calls_lower_bound": self.run.lower_bound,
+                "occupancy": self.run.occupancy,
+                "slots": self.run.slots,
+            }
+        return {**numbers, "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        share = f" ({self.kept:,} kept)" if self.kept < self.prompts else ""
+        approximate = "" if self.exact else "approximate "
+        rows = [
+            ("prompts", f"{self.prompts:,}{share}"),
+            ("steps", f"{self.steps}"),
+            ("clustering", f"{approximate}{self.linkage} on {self.encoder}, tau {self.tau:.4g}"),
+        ]
+        if self.settings > 1:
+            rows.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
+        rows += [
+            ("node-steps", f"{self.node_steps:,} instead of {self.standard_node_steps:,}"),
+            ("saved", f"{self.savings:.1%} of the denoiser's evaluations"),
+            ("clusters by step", f"{self.active[0]:,} {sparkline(self.active)} {self.active[-1]:,}"),
+            ("", step_table(self.active)),
+        ]
+        if (run := self.run) is not None:
+            calls = f"{run.calls:,} ({run.lower_bound:,} at the least), {run.occupancy:.1%} of lanes filled"
+            rows += [(f"calls of {run.batch_size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
+        if self.seconds_per_node_step is not None:
+            ours, standard = (self.seconds_per_node_step * n for n in (self.node_steps, self.standard_node_steps))
+            rows.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def step_table(counts: object, columns: int = 8) -> str:
+def sparkline(counts: Sequence[int]) -> str:
+    """One bar per step, scaled to the largest count."""
+    top = max(counts)
+    return "".join(_BARS[max(1, round(count / top * (len(_BARS) - 1)))] for count in counts)
+
+
+def step_table(counts: Sequence[int], columns: int = 8) -> str:
     """Counts at about ``columns`` steps, the first and the last among them: ``0:3  5:8 ...``."""
-    values = [int(c) for c in counts]  # type: ignore[attr-defined]
-    last = len(values) - 1
+    last = len(counts) - 1
     picks = sorted({round(i * last / (columns - 1)) for i in range(columns)})
-    return "  ".join(f"{k}:{values[k]:,}" for k in picks)
+    return "  ".join(f"{k}:{counts[k]:,}" for k in picks)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit a person would use."""
+    """Seconds in a unit that is easy to read."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:

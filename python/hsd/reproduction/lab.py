@@ -21,7 +21,7 @@ from ..evaluation.stats import WinRate, win_rate
 from ..generation.folder import PLAN
 from ..generation.session import Progress, generate
 from ..models import Adapter
-from ..models.encode import encode
+from ..models.encode import encode, recall, remember
 from ..names import Linkage, Noise, ScheduleName
 from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
@@ -182,7 +182,7 @@ class Lab:
 
     def _make(self, prompt_set: PromptSet, way: Way) -> Made:
         plan, adapter = self.plan(prompt_set, way), self.adapter(way)
-        plan.encoded = (adapter.encoding_key(), self._conditioning(prompt_set, way))
+        remember(plan, adapter.encoding_key(), self._conditioning(prompt_set, way))
         folder = self._folder(prompt_set, way)
         generate(plan, adapter, folder, batch_size=self.batch_size, progress=self.progress or False)
         return Made(prompt_set, way, plan, folder)
@@ -241,8 +241,9 @@ class Lab:
         if key not in self._encoded:
             adapter = self.adapter(Way(prior_tau=way.prior_tau))
             plan = compile_plan(prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed)
-            assert plan.encoded is not None
-            self._encoded[key] = plan.encoded[1]
+            conditioning = recall(plan, adapter.encoding_key())
+            assert conditioning is not None
+            self._encoded[key] = conditioning
         return self._encoded[key]
 
     def _plan(self, prompt_set: PromptSet, way: Way) -> Plan:

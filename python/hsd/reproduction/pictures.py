@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
 from ..generation.session import alone_from, stream
+from ..models.encode import recall, remember
 from ..planning.clustering import build_tree
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
@@ -223,7 +224,9 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
         steps=lab.steps,
         seeds=seeds,
     )
-    mean.encoded = members.encoded
+    conditioning = recall(members, adapter.encoding_key())
+    assert conditioning is not None
+    remember(mean, adapter.encoding_key(), conditioning)
     first = next(iter(stream(mean.prune([0]), adapter, batch_size=1)))
     others = {image.index: image.pil for image in stream(members, adapter, batch_size=lab.batch_size)}
     return [first.pil, *(others[i] for i in range(len(prompts)))]
@@ -255,8 +258,9 @@ def latents(lab: Lab) -> list[Result]:
     options: dict[str, Any] = {"model": lab.model, "steps": lab.steps, "seeds": lab.seed, "noise": "shared"}
     plan = compile_plan(prompts, 0.0, **options)
     standard = watch(plan, lab.model, batch_size=lab.batch_size)
-    assert plan.encoded is not None
-    few, vectors = prompts[:RELATED], plan.encoded[1].vectors[:RELATED]
+    conditioning = recall(plan, lab.model.encoding_key())
+    assert conditioning is not None
+    few, vectors = prompts[:RELATED], conditioning.vectors[:RELATED]
     # The threshold falls in a line, so at twice the root's height all share the first half of the steps.
     tau = above(build_tree(vectors), 2.0)
     sharing = compile_plan(few, tau, embeddings=vectors, **options)

@@ -1,0 +1,58 @@
+"""``hsd bench``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options as opt
+from .console import quiet, say, write_numbers
+
+
+def bench(
+    model: opt.Model,
+    prompts: opt.Prompts = "demo",
+    tau: opt.Tau = None,
+    budget: opt.Budget = None,
+    steps: opt.Steps = 40,
+    seed: opt.Seed = 0,
+    guidance_scale: opt.Guidance = None,
+    negative_prompt: opt.Negative = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    settings: opt.Settings = None,
+    device: opt.Device = None,
+    seconds: Annotated[
+        float, typer.Option(help="Time to measure, approximately, without loading and compiling the model.")
+    ] = 60.0,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Try torch.compile too.", show_default="on CUDA")
+    ] = None,
+    json_file: opt.JsonFile = None,
+) -> None:
+    """Measure a model on this machine: the denoiser alone, the executor, and images against diffusers' own pipeline.
+
+    Prints which batch size and which options of hsd generate are the fastest.
+    """
+    quiet()
+    from ..bench.run import bench as run_bench
+
+    file = opt.read(prompts)
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    adapter = opt.load(model, device, settings, **common)
+    if any(file.settings):
+        say("settings of single prompts are left out; --set is for all prompts")
+    report = run_bench(
+        adapter,
+        file.prompts,
+        tau=tau,
+        budget=budget,
+        steps=steps,
+        seeds=file.seeds_from(seed),
+        seconds=seconds,
+        compile=compile,
+        say=say,
+    )
+    write_numbers(json_file, report.numbers())
+    typer.echo(str(report))

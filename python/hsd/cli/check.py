@@ -1,0 +1,18 @@
+"""``hsd check``."""
+
+from __future__ import annotations
+
+import typer
+
+from . import options as opt
+from .console import quiet
+
+
+def check(model: opt.Model, settings: opt.Settings = None, device: opt.Device = None) -> None:
+    """Check on a few prompts that a model meets the conditions of sharing: images of one call do not mix."""
+    quiet()
+    from ..models import check as check_model
+
+    adapter = opt.load(model, device, settings)
+    check_model(adapter)
+    typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are as they should be.")

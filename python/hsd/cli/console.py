@@ -1,0 +1,80 @@
+"""What commands print besides their results: progress bars, messages, and what they suppress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from tqdm.auto import tqdm
+
+from ..work.files import write_atomically
+
+
+class Stages:
+    """A progress bar for each stage of planning, on a terminal; removed when the stage is done."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: Any = None
+
+    @property
+    def started(self) -> bool:
+        """Whether any stage was reported."""
+        return bool(self._stage)
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Show that ``fraction`` of ``stage`` is done."""
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+            self._bar = tqdm(total=1.0, desc=stage, bar_format=form, disable=None, leave=False)
+        self._bar.update(fraction - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def say(text: str) -> None:
+    """A message on standard error."""
+    typer.echo(f"hsd: {text}", err=True)
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """For commands that continue an interrupted run: Ctrl-C prints how, and exits with the shell's code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; run the same command again to continue")
+        raise typer.Exit(130) from None
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """Write the file of ``--json``, if one is given."""
+    if path is not None:
+        write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
+
+
+def quiet() -> None:
+    """Suppress the notices and loading bars of the libraries. Downloads still show theirs."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
+    import diffusers  # here, because both import torch
+    import transformers
+
+    for library in (transformers, diffusers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

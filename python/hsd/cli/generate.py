@@ -1,0 +1,102 @@
+"""``hsd generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..names import ImageFormat
+from ..planning.compile import compile as compile_plan
+from ..planning.summary import duration
+from ..work.files import make_folder
+from . import options as opt
+from .console import Stages, quiet, resumable
+
+
+def generate(
+    prompts: opt.Prompts,
+    out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
+    model: opt.ModelOption = "demo",
+    tau: opt.Tau = None,
+    budget: opt.Budget = None,
+    steps: opt.Steps = 40,
+    batch_size: opt.BatchOrAuto = "16",
+    seed: opt.Seed = 0,
+    images_per_prompt: opt.Images = 1,
+    linkage: opt.LinkageOption = "ward",
+    schedule: opt.ScheduleOption = "linear",
+    noise: opt.NoiseOption = "independent",
+    order: opt.OrderOption = "depth",
+    max_slots: opt.MaxSlots = None,
+    guidance_scale: opt.Guidance = None,
+    negative_prompt: opt.Negative = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    settings: opt.Settings = None,
+    device: opt.Device = None,
+    image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the image files.")] = "png",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the denoiser through torch.compile, which takes minutes to start.")
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Store the denoiser's weights in channels-last layout.")
+    ] = False,
+    cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, replay calls as CUDA graphs where possible.")] = True,
+) -> None:
+    """Generate an image for every prompt, into a folder.
+
+    The folder opens with datasets.load_dataset("imagefolder", data_dir=...). Run the same command again after an
+    interruption: only missing images are generated.
+    """
+    quiet()
+    from ..generation.passes import cost
+    from ..generation.session import generate as run_plan
+
+    size = opt.parse_batch_size(batch_size)
+    file = opt.read(prompts)
+    seeds = file.seeds_from(seed, images_per_prompt)
+    make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    adapter = opt.load(model, device, settings, **common)
+    with Stages() as stages:
+        plan = compile_plan(
+            file.prompts,
+            tau,
+            budget=budget,
+            model=adapter,
+            steps=steps,
+            linkage=linkage,
+            schedule=schedule,
+            seeds=seeds,
+            settings=file.settings,
+            images_per_prompt=images_per_prompt,
+            noise=noise,
+            reuse=out,
+            progress=stages,
+        )
+    if stages.started:  # else it is the plan of an earlier run, which printed its summary
+        typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
+    with resumable():
+        run = run_plan(
+            plan,
+            adapter,
+            out,
+            batch_size=size,
+            order=order,
+            max_slots=max_slots,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            channels_last=channels_last,
+            image_format=image_format,
+        )
+    if size == "auto" and run.images:
+        typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
+    there = f" ({run.existing:,} were there already)" if run.existing else ""
+    typer.echo(f"{run.images:,} images in {run.out}{there}, {duration(run.seconds['total'])}.")
+    if run.images:
+        typer.echo(
+            f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
+            f"{run.savings:.1%} saved."
+        )

@@ -1,0 +1,123 @@
+"""Arguments and options that several commands have, and what is read from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..demo import PROMPTS
+from ..names import BatchSize, Linkage, Noise, Order, ScheduleName
+from ..planning.prompts import PromptFile, read_prompts
+from .console import quiet
+
+Prompts = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROMPTS",
+        help="A UTF-8 file with one prompt per line, or a .jsonl file with one object per line (prompt, seed, settings "
+        "for this prompt); '-' for standard input; 'demo' for the built-in prompts.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.", show_default=False)]
+ModelOption = Annotated[str, typer.Option("--model", help="demo, a short name, a hub id (org/name) or a folder.")]
+Tau = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest dissimilarity of prompts that share the first step; 0 shares nothing.",
+        show_default="1.0; 0.3 for demo",
+    ),
+]
+Budget = Annotated[
+    float | None, typer.Option(help="Instead of --tau: the share of evaluations to save, between 0 and 1.")
+]
+Steps = Annotated[int, typer.Option(help="Inference steps of the scheduler.")]
+Seed = Annotated[int, typer.Option(help="Prompt i gets the seed SEED + i.")]
+Images = Annotated[int, typer.Option("--images-per-prompt", help="Number of different images of each prompt.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Latents per call of the denoiser.")]
+BatchOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        metavar="INTEGER|auto",
+        help="Latents per call of the denoiser; auto measures the model for some seconds and uses the fastest size.",
+    ),
+]
+OrderOption = Annotated[
+    Order, typer.Option(help="depth: first images early, few latents in memory; breadth: fewest calls.")
+]
+MaxSlots = Annotated[
+    int | None, typer.Option(help="Largest number of latents in memory at once.", show_default="as needed")
+]
+LinkageOption = Annotated[Linkage, typer.Option(help="How the dissimilarity of two clusters is computed.")]
+ScheduleOption = Annotated[ScheduleName, typer.Option(help="How the threshold falls from tau to 0 over the steps.")]
+NoiseOption = Annotated[
+    Noise, typer.Option(help="independent: one first latent per root cluster; shared: one for all images.")
+]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")]
+Negative = Annotated[str | None, typer.Option(help="What the images should not show.", show_default=False)]
+Height = Annotated[int | None, typer.Option(help="Height of the images in pixels.", show_default="the model's")]
+Width = Annotated[int | None, typer.Option(help="Width of the images in pixels.", show_default="the model's")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting of the model; can be given several times: prior_steps=10, share_prior=true...",
+        show_default=False,
+    ),
+]
+ScorerModel = Annotated[
+    str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
+]
+ScorerPython = Annotated[
+    str | None,
+    typer.Option(help="Python interpreter of an environment with the scorer's package.", show_default="this one"),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run: cuda, cuda:1, cpu...", show_default="cuda if available, else cpu")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file, as JSON.")
+]
+
+
+def read(source: str) -> PromptFile:
+    """The prompts of ``PROMPTS``."""
+    return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
+
+
+def load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:
+    """A loaded model with the settings of ``--set`` and the ``common`` ones, those that were given."""
+    quiet()
+    from ..models import load as load_model  # here, because it imports torch
+
+    given = {name: value for name, value in {**common, **parse(settings or [])}.items() if value is not None}
+    return load_model(model, device=device, **given)
+
+
+def parse(settings: list[str]) -> dict[str, Any]:
+    """Names and values of NAME=VALUE. A value is JSON if it can be read as JSON, else text."""
+    out: dict[str, Any] = {}
+    for item in settings:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {item}: write NAME=VALUE")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
+
+
+def parse_batch_size(value: str) -> BatchSize:
+    """The value of ``--batch-size`` where it may be ``auto``."""
+    if value == "auto":
+        return "auto"
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"--batch-size is {value!r}: an integer, or auto") from None

@@ -1,0 +1,78 @@
+"""``hsd plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from ..errors import Error
+from ..planning.compile import compile as compile_plan
+from . import options as opt
+from .console import Stages
+
+
+def plan(
+    prompts: opt.Prompts,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Cluster by this model's embeddings, and estimate its time if a run has measured its speed.",
+            show_default="a small offline text encoder",
+        ),
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Cluster by this .npy file instead, an (N, D) array.", show_default=False)
+    ] = None,
+    tau: opt.Tau = None,
+    budget: opt.Budget = None,
+    steps: opt.Steps = 40,
+    batch_size: opt.Batch = 16,
+    seed: opt.Seed = 0,
+    images_per_prompt: opt.Images = 1,
+    linkage: opt.LinkageOption = "ward",
+    schedule: opt.ScheduleOption = "linear",
+    noise: opt.NoiseOption = "independent",
+    order: opt.OrderOption = "depth",
+    max_slots: opt.MaxSlots = None,
+    device: opt.Device = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Print the cost of a set of prompts, before anything runs."""
+    file = opt.read(prompts)
+    adapter = opt.load(model, device) if model is not None else None
+    vectors = None
+    if embeddings is not None:
+        try:
+            vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
+    with Stages() as stages:
+        result = compile_plan(
+            file.prompts,
+            tau,
+            budget=budget,
+            model=adapter,
+            embeddings=vectors,
+            steps=steps,
+            linkage=linkage,
+            schedule=schedule,
+            seeds=file.seeds_from(seed, images_per_prompt),
+            settings=file.settings,
+            images_per_prompt=images_per_prompt,
+            noise=noise,
+            progress=stages,
+        )
+    if save is not None:
+        result.save(save)
+    if adapter is None:
+        summary = result.cost([result.program(batch_size, order, max_slots)])
+    else:
+        from ..generation import cost  # here, because it imports torch
+
+        summary = cost(result, adapter, batch_size, order, max_slots)
+    typer.echo(json.dumps(summary.numbers()) if as_json else summary)

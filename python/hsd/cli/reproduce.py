@@ -1,0 +1,87 @@
+"""``hsd reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from ..names import ExperimentName, ScorerName
+from ..planning.summary import duration
+from ..work.files import make_folder
+from . import options as opt
+from .console import resumable, say
+
+
+def reproduce(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for images and results; an interrupted study continues here.")
+    ],
+    model: opt.ModelOption = "demo",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of prompt sets: each .txt or .jsonl file in it is one.",
+            show_default="the demo's four sets",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Run only this experiment; can be given several times: {', '.join(get_args(ExperimentName))}.",
+            show_default="all",
+        ),
+    ] = None,
+    scorer: Annotated[
+        ScorerName | None, typer.Option(help="What scores the images.", show_default="demo for demo, else clipscore")
+    ] = None,
+    scorer_model: opt.ScorerModel = None,
+    python: opt.ScorerPython = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first LIMIT prompts of each set.", show_default="all")
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Tau of Table 1, of diversity and of families.", show_default="1.0; 0.3 for demo"),
+    ] = None,
+    steps: opt.Steps = 40,
+    seed: opt.Seed = 0,
+    batch_size: opt.Batch = 16,
+    guidance_scale: opt.Guidance = None,
+    negative_prompt: opt.Negative = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    settings: opt.Settings = None,
+    device: opt.Device = None,
+) -> None:
+    """Run the paper's experiments and its open questions on a model and sets of prompts: tables and figures.
+
+    Prints first how many images this takes. Images and scores are stored: run the same command again after an
+    interruption, or with other experiments, and only missing ones are made.
+    """
+    from ..reproduction import reproduce as run_study
+
+    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
+    make_folder(out)
+    with resumable():
+        study = run_study(
+            opt.load(model, device, settings, **common),
+            prompts,
+            out,
+            only=only or None,
+            scorer=scorer,
+            scorer_model=scorer_model,
+            python=python,
+            limit=limit,
+            tau=tau,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            say=say,
+        )
+    for name, reason in study.skipped.items():
+        typer.echo(f"{name} was skipped: {reason}")
+    typer.echo(f"{study.report}: {len(study.results)} experiments in {duration(study.seconds)}.")

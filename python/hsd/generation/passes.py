@@ -1,0 +1,53 @@
+"""Passes: prompts whose images may be lanes of one call run together, the others one pass after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..models import Adapter, load, variants_of
+from ..names import Order
+from ..planning.plan import Plan
+from ..planning.summary import Summary
+from ..tuning import speeds
+
+
+def passes_of(variants: Sequence[Adapter]) -> list[list[int]]:
+    """Indices of the ``variants`` of each pass: those that have the same :meth:`Adapter.call_key`."""
+    passes: dict[Hashable, list[int]] = {}
+    for v, variant in enumerate(variants):
+        passes.setdefault(variant.call_key(), []).append(v)
+    return list(passes.values())
+
+
+def plans_of(plan: Plan, passes: Sequence[Sequence[int]]) -> Iterator[tuple[int, Plan]]:
+    """The first variant of each pass and the part of ``plan`` that it runs. Passes without a prompt are left out."""
+    for members in passes:
+        kept = plan.kept[np.isin(plan.setting[plan.kept], members)]
+        if len(kept):
+            yield members[0], plan if len(kept) == len(plan) else plan.prune(kept)
+
+
+def cost(
+    plan: Plan, model: Any, batch_size: int | None = 16, order: Order = "depth", max_slots: int | None = None
+) -> Summary:
+    """What ``plan`` costs with a model: the calls and slots of the programs that :func:`hsd.generate` will run.
+
+    Parameters
+    ----------
+    plan
+        From :func:`hsd.compile` or :meth:`Plan.load`.
+    model
+        A loaded model, or anything that :func:`hsd.load` takes. Its time is estimated if a run has measured its speed.
+    batch_size, order, max_slots
+        As :func:`hsd.generate` takes them. None: the batch size is not known yet, and calls and slots are left out.
+    """
+    adapter = load(model)
+    programs = []
+    if batch_size is not None:
+        variants = variants_of(adapter, plan.settings)
+        for v, part in plans_of(plan, passes_of(variants)):
+            programs.append(part.program(batch_size, order, max_slots, mixed_steps=variants[v].mixed_timesteps))
+    return plan.cost(programs, speeds.recall(adapter))
