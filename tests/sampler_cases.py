@@ -22,7 +22,7 @@ from hsd.sampler import SamplerTable, compile_sampler
 from hsd.sampler.probe import CLAMP, THRESHOLD
 from sampler_refused import REFUSED
 
-N = 20  # steps asked of set_timesteps
+N = 20  # steps given to set_timesteps
 
 SD = tiny.SD_BETAS
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -279,7 +279,7 @@ def measure(case: Case, dtype: torch.dtype, amplitude: float) -> float:
         errors.append(relative_error(state[:, 0], sample))
     for ours, theirs in zip(generators, witness.generators, strict=True):
         assert torch.equal(ours.get_state(), theirs.get_state()), "the generators do not stand at the same place"
-    return float(torch.tensor(errors).max())  # nan if any is, unlike the max of Python
+    return float(torch.tensor(errors).max())  # nan if any is; max() of Python is not
 
 
 def describe(case: Case) -> list[str]:
