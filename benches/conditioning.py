@@ -1,4 +1,4 @@
-"""Host memory and time of conditioning at the sizes of real models: rows put away, and the mean of every cluster.
+"""Host memory and time of conditioning at the sizes of real models: rows stored, and the mean of every cluster.
 
     python benches/conditioning.py [--prompts 10000] [--models flux sd3 sdxl ...] [--memory-gib 1] [--json FILE]
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print(f"{args.prompts:,} prompts, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print(f"{'':16}{'rows':>10}{'on disk':>10}{'peak':>10}{'put away':>10}{'means':>9}{'of rows':>11}{'a mean':>10}")
+    print(f"{'':16}{'rows':>10}{'on disk':>10}{'peak':>10}{'store':>10}{'means':>9}{'of rows':>11}{'a mean':>10}")
     results = []
     for name in args.models:
         cases = [("limited", int(args.memory_gib * 2**30)), ("whole", 1 << 60)]

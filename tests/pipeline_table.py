@@ -1,4 +1,4 @@
-"""What is tested of each pipeline, and how exactly it agrees.
+"""What is tested of each pipeline, and the errors.
 
 ``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md, and the list of pipelines in README.md.
 """
@@ -28,15 +28,17 @@ HEADER = """# Pipelines
 Every pipeline is tested in miniature: the classes of diffusers {version} with seeded random weights, {steps} steps, on
 the CPU. An error is the largest difference in a latent, relative to its largest value, over three prompts:
 
-- **guided, unguided, negative, oblong**: at tau = 0, against the pipeline's own call with the same seeds, in float32;
-  with guidance, without, with a negative prompt, in another shape of image. Decoded images are compared too.
+- **guided, unguided, negative, oblong**: at tau = 0, compared with the pipeline's own call with the same seeds, in
+  float32: with guidance, without guidance, with a negative prompt, and with another image shape. Decoded images are
+  compared too.
 - **bfloat16**: the same with the pipeline in bfloat16, as a root mean square. Most pipelines round their latents after
-  every step and HSD does not, so this is what bfloat16 costs the pipeline.
-- **shared**: at tau = {tau}, against a plain Algorithm 1 (one row a call, one copy of the scheduler a cluster) around
-  the pipeline's networks.
+  every step and HSD does not, so this is the pipeline's own rounding error.
+- **shared**: at tau = {tau}, compared with a plain Algorithm 1 (one row in each call, one copy of the scheduler for
+  each cluster) around the pipeline's networks.
 
-Lanes at different steps in one call are held to the same lanes alone, and the rows that the denoiser sees to the
-plan's. A dash is what a pipeline does not have, or what is measured with its own scheduler only.
+Tests also compare lanes at different steps in one call with the same lanes in calls of one, and the number of rows that
+the denoiser sees with the plan's. A dash means that the pipeline does not have it, or that it is measured with the
+pipeline's own scheduler only.
 
 | pipeline | scheduler | guided | unguided | negative | oblong | bfloat16 | shared |
 | --- | --- | --- | --- | --- | --- | --- | --- |

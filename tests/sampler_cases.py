@@ -22,7 +22,7 @@ from hsd.sampler import SamplerTable, compile_sampler
 from hsd.sampler.probe import CLAMP, THRESHOLD
 from sampler_refused import REFUSED
 
-N = 20  # steps asked of set_timesteps
+N = 20  # steps given to set_timesteps
 
 SD = tiny.SD_BETAS
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -279,7 +279,7 @@ def measure(case: Case, dtype: torch.dtype, amplitude: float) -> float:
         errors.append(relative_error(state[:, 0], sample))
     for ours, theirs in zip(generators, witness.generators, strict=True):
         assert torch.equal(ours.get_state(), theirs.get_state()), "the generators do not stand at the same place"
-    return float(torch.tensor(errors).max())  # nan if any is, unlike the max of Python
+    return float(torch.tensor(errors).max())  # nan if any is; max() of Python is not
 
 
 def describe(case: Case) -> list[str]:
@@ -301,10 +301,10 @@ HSD compiles the pipeline's scheduler into a table of coefficients. These config
 are compiled and compared with the scheduler itself, {N} steps unless the configuration sets another number, with
 random model outputs. An error is the largest difference in a latent (or in the denoiser's input) over the run,
 relative to the latent's largest value. "x100" has latents and model outputs a hundred times as large, so that
-clipping bites. Schedulers whose float64 errors are near 1e-7 cast the latent to float32 themselves.
+clipping has an effect. Schedulers whose float64 errors are near 1e-7 cast the latent to float32 themselves.
 
-Other schedulers and configurations work if they can be expressed: the scheduler is compiled as it is, without regard
-to its name, and the table is run against it before it is used. What differs is refused, with the step and the reason.
+Other schedulers and configurations work if they can be expressed: any scheduler is compiled, whatever its name, and the
+table is compared with it before it is used. If they differ, the scheduler is refused, with the step and the reason.
 
 | configuration | scheduler | evaluations | tensors a lane | noises a step | nodes | float64 | float64 x100 | float32 | float32 x100 |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -313,9 +313,9 @@ to its name, and the table is run against it before it is used. What differs is 
 REFUSED_HEADER = """
 ## Refused
 
-Schedulers with a nonlinearity other than clamping and dynamic thresholding, or with memory that cannot be seen, are
-found when the table is run against them. Of what diffusers itself exports, these are refused, for the reason that
-the error gives ("text-to-image generation" is a prompt, a seed and the scheduler's own settings):
+Schedulers with a nonlinearity other than clamping and dynamic thresholding, or with memory outside their attributes,
+are found when the table is compared with them. Of the schedulers that diffusers exports, these are refused, for the
+reason that the error gives ("text-to-image generation" is a prompt, a seed and the scheduler's own settings):
 
 | what | why |
 | --- | --- |

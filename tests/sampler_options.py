@@ -1,4 +1,4 @@
-"""The options that a scheduler's own signatures offer, as configurations, and what becomes of each.
+"""The options in the signatures of schedulers, as configurations, and the outcome of each.
 
 ``python tests/sampler_options.py`` prints the counts; ``python tests/sampler_options.py 2`` tries every pair.
 """
@@ -26,8 +26,8 @@ import tiny
 from hsd.errors import UnsupportedScheduler
 from sampler_cases import CASES, Case, Witness, measure, model_outputs
 
-STEPS = 5  # fewer than 15, so that lower_order_final and its like act
-AMPLITUDE = 1.0  # clips bite: early predictions are the model's output times a noise level
+STEPS = 5  # fewer than 15, so that lower_order_final and similar options have an effect
+AMPLITUDE = 1.0  # clips have an effect: early predictions are the model's output times a noise level
 TOLERANCE = 1e-6  # of the latent's size
 PLACES = {"config": "__init__", "timesteps": "set_timesteps", "step_kwargs": "step"}
 
@@ -72,7 +72,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "timesteps": ("custom",),
 }
 
-# What an option needs in order to act, where the scheduler has that as well.
+# Other options that an option needs to have an effect, where the scheduler has them.
 NEEDS: dict[str, dict[str, Any]] = {
     "algorithm_type": {"final_sigmas_type": "sigma_min"},
     "clip_sample_range": {"clip_sample": True},
@@ -94,7 +94,7 @@ Option = tuple[str, str, Any]  # where it goes (a key of PLACES), its name, its 
 
 
 class Outcome(Enum):
-    """What became of a configuration."""
+    """The outcome of a configuration."""
 
     AGREES = "the table agrees with the scheduler"
     REFUSED = "HSD refuses what diffusers can do"
@@ -111,7 +111,7 @@ TRUE_REASONS = (
 
 @dataclass(frozen=True)
 class Tried:
-    """A configuration, and what became of it."""
+    """A configuration, and its outcome."""
 
     case: Case
     outcome: Outcome
@@ -224,7 +224,7 @@ def _custom(cls: type, name: str) -> dict[str, Any]:
 
 
 def attempt(case: Case) -> Tried:
-    """Compile and measure the configuration, and tell HSD's failures from those of diffusers."""
+    """Compile and measure the configuration, and distinguish HSD's failures from those of diffusers."""
     try:
         case.make()
     except Exception as error:
@@ -261,7 +261,7 @@ def alone(case: Case) -> str:
 
 
 def configurations(cls: type, together: int = 3, samples: int = 8) -> Iterator[Case]:
-    """Yield `cls` as it is, with every option alone, and with `samples` random sets of up to `together` options."""
+    """Yield `cls` with its defaults, with each single option, and with `samples` random sets of `together` options."""
     offered = options(cls)
     yield configured(cls, ())
     for option in offered:
@@ -281,7 +281,7 @@ def pairs(cls: type) -> Iterator[Case]:
 
 
 def main(every_pair: bool) -> None:
-    """Print what became of the configurations of every class, and those that went wrong."""
+    """Print the outcomes of the configurations of every class, and those that are wrong."""
     total: Counter[Outcome] = Counter()
     for cls in scheduler_classes():
         tried = [attempt(case) for case in (pairs(cls) if every_pair else configurations(cls))]

@@ -1,0 +1,65 @@
+"""Documents for people who change HSD: every file, folder and name in them exists, every link and heading too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Paths in the documents are relative to one of these.
+BASES = [ROOT / below for below in ("", "python/hsd", "rust/hsd-core/src", "rust/hsd-core/src/cluster", "tests")]
+GUIDES = ["docs/architecture.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+MADE = {"before.txt", "after.txt"}
+"""Files that a command in the documents writes."""
+
+# `file.py`: `Name`, `other` - a file and names that it defines.
+NAMED = re.compile(r"`(?P<file>[\w./]+\.(?:rs|py))`:? (?P<names>`[\w:.]+`(?:(?:, | and |; )`[\w:.]+`)*)")
+DEFINED = r"(?:\b(?:def|class|fn|struct|enum|trait|impl|const|static) {0}\b|^ *(?:pub )?{0}(?:\(.*\))?(?::[^:]| =|,$))"
+
+
+def found(path: str) -> list[Path]:
+    return [base / path for base in BASES if (base / path).exists()]
+
+
+def paths_of(text: str) -> set[str]:
+    """Everything between backticks that looks like a path, without patterns and placeholders."""
+    spans = [span for quoted in re.findall(r"`([^`\n]+)`", text) for span in quoted.split()]
+    looks = re.compile(r"[\w./-]+(?:\.(?:rs|py|pyi|md|txt|toml|lock|yml|sh)|/)")
+    return {span for span in spans if looks.fullmatch(span) and span not in MADE and not span.startswith("/")}
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_path_exists(guide):
+    paths = paths_of((ROOT / guide).read_text())
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not found(path)] == []
+
+
+def test_every_name_is_defined_in_its_file():
+    missing = []
+    places = list(NAMED.finditer((ROOT / "docs" / "architecture.md").read_text()))
+    assert len(places) > 20
+    for place in places:
+        sources = [path.read_text() for path in found(place["file"])]
+        for name in re.findall(r"`([\w:.]+)`", place["names"]):
+            for part in re.split(r"::|\.", name):
+                if not any(re.search(DEFINED.format(part), source, re.MULTILINE) for source in sources):
+                    missing.append(f"{place['file']}: {name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
