@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -237,19 +236,24 @@ def test_what_cannot_be_captured_goes_on_as_it_is(fake_cuda, monkeypatch):
 # -- prepared ahead
 
 
-def test_ahead_gives_what_is_there_and_not_more_than_so_many_ahead():
-    made = []
+def test_ahead_keeps_to_its_depth():
+    """It gets as far ahead as it may without being asked, and never farther."""
+    taken, depth = [], 3
+    ahead_by, as_far_as_it_may = [], threading.Event()
 
     def source():
-        for i in range(20):
-            made.append(i)
+        for i in range(300):
+            ahead_by.append(i + 1 - len(taken))
+            if i == depth + 1:
+                as_far_as_it_may.set()
             yield i
 
-    with ahead(source(), 3) as items:
-        assert next(items) == 0
-        time.sleep(0.3)  # as far as it gets by itself
-        assert len(made) <= 1 + 3 + 1  # taken, waiting, and one in the hand
-        assert list(items) == list(range(1, 20))
+    with ahead(source(), depth) as items:
+        taken.append(next(items))
+        as_far_as_it_may.wait()  # one taken, three waiting, and one made that does not fit yet
+        taken.extend(items)
+    assert taken == list(range(300))
+    assert max(ahead_by) <= depth + 2  # taken may not be noted yet when the next is made
 
 
 def test_what_is_raised_ahead_is_raised_in_its_place():
