@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-from .parts import WIDTH, _listen, _quiet, _seeded
+from .parts import WIDTH, listen, quiet, seeded
 
 LATENT_CHANNELS = 8
 
@@ -38,12 +38,12 @@ def _gemma2() -> Gemma2Model:
         query_pre_attn_scalar=8,
         initializer_range=0.3,
     )
-    return _seeded(lambda: Gemma2Model(config))
+    return seeded(lambda: Gemma2Model(config))
 
 
 @cache
 def _sana_transformer() -> SanaTransformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: SanaTransformer2DModel(
             patch_size=1,
             in_channels=LATENT_CHANNELS,
@@ -58,7 +58,7 @@ def _sana_transformer() -> SanaTransformer2DModel:
             sample_size=8,
         )
     )
-    _listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
+    listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
     return model
 
 
@@ -66,7 +66,7 @@ def _sana_transformer() -> SanaTransformer2DModel:
 def _sana_vae() -> AutoencoderDC:
     blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",)
     scales = ((),) * 3 + ((5,),)
-    return _seeded(
+    return seeded(
         lambda: AutoencoderDC(
             latent_channels=LATENT_CHANNELS,
             attention_head_dim=8,
@@ -91,7 +91,7 @@ def sana(scheduler: Any = None) -> SanaPipeline:
     `use_resolution_binning=False`.  The default size is Sana's own, 1024 x 1024.
     """
     scheduler = sana_dpm() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         SanaPipeline(
             tokenizer=gemma_tokenizer(),
             text_encoder=copy.deepcopy(_gemma2()),
