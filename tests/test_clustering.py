@@ -454,7 +454,7 @@ def many():
 @pytest.mark.parametrize("method", ["ward", "centroid"])
 @pytest.mark.parametrize("after", [0.2, 0.7])
 def test_ctrl_c_is_answered_within_about_a_second(many, exact, method, after):
-    """In processor time, of which a busy machine takes nothing away; the signal of its timer is handled as Ctrl-C is."""
+    """In processor time, which does not depend on what else the machine does. Its signal is handled as Ctrl-C is."""
     n = 16_000 if exact else len(many)
     handled = signal.signal(signal.SIGPROF, signal.default_int_handler)
     sent = time.process_time() + after
