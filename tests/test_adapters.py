@@ -23,7 +23,7 @@ import tiny
 from families import FAMILIES
 from helpers import fresh_generators, latents_of, mean_difference
 from hsd.models import Adapter, BrokenAdapter, check, load, register, registry
-from tiny.parts import T5_WIDTH, _listen, _quiet, _seeded, _t5_encoder, _vae, t5_tokenizer
+from tiny.parts import T5_WIDTH, autoencoder, listen, quiet, seeded, t5_encoder, t5_tokenizer
 
 DOCS = Path(__file__).parents[1] / "docs" / "adapters.md"
 PROMPTS = ["a cat", "a dog on a mat", "the sea"]
@@ -41,7 +41,7 @@ def empty_registry(monkeypatch):
 
 @pytest.fixture
 def pipe():
-    transformer = _seeded(
+    transformer = seeded(
         lambda: AuraFlowTransformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -56,12 +56,12 @@ def pipe():
             out_channels=4,
         )
     )
-    _listen(transformer, ("attn.add_k_proj", "attn.add_v_proj", "context_embedder"), 4.0)
-    return _quiet(
+    listen(transformer, ("attn.add_k_proj", "attn.add_v_proj", "context_embedder"), 4.0)
+    return quiet(
         AuraFlowPipeline(
             tokenizer=t5_tokenizer(),
-            text_encoder=copy.deepcopy(_t5_encoder()),
-            vae=copy.deepcopy(_vae()),
+            text_encoder=copy.deepcopy(t5_encoder()),
+            vae=copy.deepcopy(autoencoder()),
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import PIL.Image
 import pytest
@@ -25,7 +24,7 @@ class Fake:
 
     def decode(self, latents, generators):
         if self.gate is not None:
-            assert self.gate.wait(20)
+            self.gate.wait()
         self.threads.add(threading.current_thread().name)
         draws = [int(torch.randint(1 << 30, (), generator=generator)) for generator in generators]
         if len(latents) > self.most:
@@ -90,23 +89,24 @@ def test_a_latent_does_not_wait_for_others_for_long():
 
 
 def test_a_slow_decoder_slows_the_run_down():
+    put, images, undecoded = [], [], []
+
+    class Slow(Fake):
+        def decode(self, latents, generators):
+            decoded = super().decode(latents, generators)
+            undecoded.append(len(put) + 1 - len(self.batches))
+            return decoded
+
     gate = threading.Event()
-    put, images = [], []
-    with Decoder(Fake(gate=gate), 1, beside=True) as decoder:
-
-        def run():
-            for n in range(10):
-                images.extend(decoder.put(finished(n)))
-                put.append(n)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        time.sleep(0.5)
-        assert len(put) <= 3  # one is being decoded and two wait: the fourth waits to be handed over
-        gate.set()
-        thread.join(20)
+    with Decoder(Slow(gate=gate), 1, beside=True) as decoder:
+        for n in range(200):
+            images.extend(decoder.put(finished(n)))
+            put.append(n)
+            if n == 2:
+                gate.set()  # one is being decoded and two wait
         images += decoder.rest()
-    assert numbers_of(images) == list(range(10))
+    assert numbers_of(images) == list(range(200))
+    assert max(undecoded) == 3  # the fourth waits to be handed over
 
 
 @pytest.mark.parametrize("beside", [False, True])

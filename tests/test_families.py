@@ -9,29 +9,12 @@ import torch
 import hsd
 import pipeline_table
 from families import EVERY, FAMILIES, Family
-from families.measure import PROMPTS, SEEDS, parity, sharing, stock, with_scheduler
-from helpers import encoded, fresh_generators, mean_difference, share_apart
+from families.checks import check_parity
+from families.measure import PROMPTS, SEEDS, parity, sharing, with_scheduler
+from helpers import encoded, fresh_generators, mean_difference
 from hsd.models.registry import BUILT_IN
 
 families = pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
-
-
-def check_parity(family: Family, pipe, settings, size, *, prompts=PROMPTS, seeds=SEEDS, per_prompt=1):
-    """Latents of each prompt, then decoding, then the whole way."""
-    found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt)
-    assert found.ours.shape == found.stock.shape
-    # The check can fail: another image's latents are far away.
-    scale = found.stock.abs().max()
-    assert (found.ours[0] - found.stock[1]).abs().max() > 100 * family.tolerance * scale
-    assert found.error < family.tolerance
-    images = stock(family, pipe, settings, size, "pil", fresh_generators(seeds), prompts, per_prompt)
-    # A random decoder blows rounding errors up in single pixels, and is rounded otherwise in a batch than alone.
-    for image, expected in zip(found.model.decode(found.stock, found.generators), images, strict=True):
-        assert share_apart(image, expected) < 1e-3
-    whole = {image.index: image for image in hsd.stream(found.plan, found.model, batch_size=2)}
-    for i, expected in enumerate(images):
-        assert mean_difference(whole[i].pil, expected) < 0.5
-    assert mean_difference(whole[0].pil, images[1]) > 2
 
 
 def scheduler_cases():

@@ -8,9 +8,10 @@ import torch
 
 import hsd
 import tiny
+from families.checks import check_parity
 from families.karlo import Karlo
+from families.measure import PROMPTS
 from helpers import fresh_generators, mean_difference
-from test_families import PROMPTS, check_parity
 
 FAMILY = Karlo()
 

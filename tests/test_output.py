@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 
 import numpy as np
 import PIL.Image
@@ -157,20 +158,21 @@ def test_a_full_disk_stops_the_run_with_what_is_written_kept(plan, model, tmp_pa
 
 
 def test_writers_wait_instead_of_filling_memory():
-    import threading
+    full, submitted, written, unwritten = threading.Event(), [], [], []
 
-    gate, running = threading.Event(), []
+    def write(i):
+        full.wait()  # the first one, until the queue is full
+        unwritten.append(len(submitted) - len(written))
+        written.append(i)
+
     with Writers(threads=1, queue=2) as writers:
-        for i in range(2):
-            writers.submit(lambda i=i: (gate.wait(10), running.append(i)))
-        blocked = threading.Thread(target=lambda: writers.submit(running.append, 2))
-        blocked.start()
-        blocked.join(0.2)
-        assert blocked.is_alive()  # the queue is full: submit waits
-        gate.set()
-        blocked.join(10)
-        assert not blocked.is_alive()
-    assert running == [0, 1, 2]
+        for i in range(300):
+            writers.submit(write, i)
+            submitted.append(i)
+            if i == 1:
+                full.set()
+    assert written == list(range(300))
+    assert max(unwritten) == 2  # submit waits while two are not written
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])

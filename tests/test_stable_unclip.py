@@ -8,9 +8,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, UnCLIPScheduler
 
 import hsd
 import tiny
+from families.checks import check_parity
+from families.measure import PROMPTS, SEEDS
 from families.stable_unclip import StableUnCLIP
 from helpers import encoded, fresh_generators, latents_of, mean_difference, rows_of
-from test_families import PROMPTS, SEEDS, check_parity
 
 FAMILY = StableUnCLIP()
 CALL = {"height": 64, "width": 64, "num_inference_steps": 4, "prior_num_inference_steps": 3}

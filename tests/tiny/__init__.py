@@ -4,7 +4,7 @@ Each builder returns a fresh pipeline object in float32 on the CPU; the same cal
 read from disk or the network: tokenizers are made in memory (one token a byte).
 
 Random weights of the default scale make models that hardly listen to their prompt, and a parity test of such a model
-proves little.  `_listen` makes the weights through which conditioning enters larger; test_tiny.py holds every pipeline
+proves little.  `listen` makes the weights through which conditioning enters larger; test_tiny.py holds every pipeline
 to a visible difference between prompts, and test_tiny_conditioning.py to one by each way in.
 """
 

@@ -11,13 +11,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from .parts import (
     T5_WIDTH,
     WIDTH,
-    _flow_vae,
-    _listen,
-    _quiet,
-    _seeded,
-    _t5_encoder,
-    _text_encoder,
+    clip_encoder,
     clip_tokenizer,
+    flow_autoencoder,
+    listen,
+    quiet,
+    seeded,
+    t5_encoder,
     t5_tokenizer,
 )
 
@@ -41,7 +41,7 @@ def flux_schnell_flow() -> FlowMatchEulerDiscreteScheduler:
 
 @cache
 def _flux_transformer(guidance_embeds: bool) -> FluxTransformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: FluxTransformer2DModel(
             patch_size=1,
             in_channels=64,
@@ -57,11 +57,11 @@ def _flux_transformer(guidance_embeds: bool) -> FluxTransformer2DModel:
     )
     # Attention is sharp: most of the 512 tokens are padding, and would drown the few that are not in an even mean.
     # Keys are normalised, so it is the norm's weight that counts, not the projection's before it.
-    _listen(model, ("norm_added_k.weight",), 8.0)
-    _listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
-    _listen(model, ("text_embedder.linear_2.weight", "timestep_embedder.linear_2.weight"), 2.0)
+    listen(model, ("norm_added_k.weight",), 8.0)
+    listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
+    listen(model, ("text_embedder.linear_2.weight", "timestep_embedder.linear_2.weight"), 2.0)
     if guidance_embeds:
-        _listen(model, ("guidance_embedder.linear_2.weight",), 4.0)
+        listen(model, ("guidance_embedder.linear_2.weight",), 4.0)
     return model
 
 
@@ -72,13 +72,13 @@ def flux(scheduler: Any = None, guidance_embeds: bool = True) -> FluxPipeline:
     """
     if scheduler is None:
         scheduler = flux_dev_flow() if guidance_embeds else flux_schnell_flow()
-    return _quiet(
+    return quiet(
         FluxPipeline(
             transformer=copy.deepcopy(_flux_transformer(guidance_embeds)),
             scheduler=scheduler,
-            vae=copy.deepcopy(_flow_vae(scaling_factor=0.3611, shift_factor=1.159)),
-            text_encoder=copy.deepcopy(_text_encoder()),
-            text_encoder_2=copy.deepcopy(_t5_encoder()),
+            vae=copy.deepcopy(flow_autoencoder(scaling_factor=0.3611, shift_factor=1.159)),
+            text_encoder=copy.deepcopy(clip_encoder()),
+            text_encoder_2=copy.deepcopy(t5_encoder()),
             tokenizer=clip_tokenizer(),
             tokenizer_2=t5_tokenizer(),
         )

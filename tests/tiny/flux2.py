@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from .parts import _listen, _quiet, _seeded
+from .parts import listen, quiet, seeded
 
 MISTRAL_WIDTH = 16
 FLUX2_LAYERS = (10, 20, 30)  # of the text encoder, whose outputs are a prompt's encoding, side by side
@@ -98,12 +98,12 @@ def _mistral3() -> Mistral3ForConditionalGeneration:
     }
     image_token = CONTROL_TOKENS.index("[IMG]")
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=image_token)
-    return _seeded(lambda: Mistral3ForConditionalGeneration(config))
+    return seeded(lambda: Mistral3ForConditionalGeneration(config))
 
 
 @cache
 def _flux2_transformer() -> Flux2Transformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: Flux2Transformer2DModel(
             in_channels=4 * LATENT_CHANNELS,
             num_layers=2,
@@ -117,11 +117,11 @@ def _flux2_transformer() -> Flux2Transformer2DModel:
     )
     # Attention is sharp: five of the 512 tokens are "a cat", and would drown in an even mean of the others.  Keys are
     # normalised, so it is the norm's weight that counts, not the projection's before it.
-    _listen(model, ("norm_added_k.weight",), 16.0)
-    _listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
+    listen(model, ("norm_added_k.weight",), 16.0)
+    listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
     # The gates follow the time and the guidance, which are one sum: each is scaled until neither drowns the other.
-    _listen(model, ("timestep_embedder.linear_2.weight",), 8.0)
-    _listen(model, ("guidance_embedder.linear_2.weight",), 2.0)
+    listen(model, ("timestep_embedder.linear_2.weight",), 8.0)
+    listen(model, ("guidance_embedder.linear_2.weight",), 2.0)
     return model
 
 
@@ -136,7 +136,7 @@ def _flux2_vae() -> AutoencoderKLFlux2:
         nn.init.uniform_(model.bn.running_var, 2.0, 6.0)
         return model
 
-    return _seeded(make)
+    return seeded(make)
 
 
 def flux2(scheduler: Any = None) -> Flux2Pipeline:
@@ -145,7 +145,7 @@ def flux2(scheduler: Any = None) -> Flux2Pipeline:
     A token is 16 x 16 pixels, so that an image of 64 x 64 has 16.  The default size is FLUX.2's own, 1024 x 1024.
     """
     scheduler = flux2_flow() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         Flux2Pipeline(
             transformer=copy.deepcopy(_flux2_transformer()),
             scheduler=scheduler,

@@ -21,7 +21,7 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .parts import WIDTH, _listen, _projected_text_encoder, _quiet, _seeded, clip_tokenizer
+from .parts import WIDTH, clip_tokenizer, listen, projected_clip_encoder, quiet, seeded
 
 K22_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 
@@ -61,15 +61,15 @@ def _image_encoder() -> CLIPVisionModelWithProjection:
         num_hidden_layers=1,
         patch_size=32,
     )
-    return _seeded(lambda: CLIPVisionModelWithProjection(config))
+    return seeded(lambda: CLIPVisionModelWithProjection(config))
 
 
 @cache
-def _prior() -> PriorTransformer:
-    model = _seeded(
+def unclip_prior() -> PriorTransformer:
+    model = seeded(
         lambda: PriorTransformer(num_attention_heads=2, attention_head_dim=12, embedding_dim=WIDTH, num_layers=1)
     )
-    _listen(model, ("embedding_proj.weight", "encoder_hidden_states_proj.weight", "attn1.to"), 3.0)
+    listen(model, ("embedding_proj.weight", "encoder_hidden_states_proj.weight", "attn1.to"), 3.0)
     # The default of 0 would turn every image embedding into clip_mean.
     model.clip_std = nn.Parameter(torch.ones(model.clip_std.shape), requires_grad=False)
     return model
@@ -77,7 +77,7 @@ def _prior() -> PriorTransformer:
 
 @cache
 def _k22_unet() -> UNet2DConditionModel:
-    model = _seeded(
+    model = seeded(
         lambda: UNet2DConditionModel(
             in_channels=4,
             out_channels=8,  # the model output and its variance
@@ -94,13 +94,13 @@ def _k22_unet() -> UNet2DConditionModel:
             resnet_time_scale_shift="scale_shift",
         )
     )
-    _listen(model, ("add_embedding.image_proj", "add_k_proj.weight", "add_v_proj.weight"), 3.0)
+    listen(model, ("add_embedding.image_proj", "add_k_proj.weight", "add_v_proj.weight"), 3.0)
     return model
 
 
 @cache
 def _movq() -> VQModel:
-    return _seeded(
+    return seeded(
         lambda: VQModel(
             in_channels=3,
             out_channels=3,
@@ -119,11 +119,11 @@ def _movq() -> VQModel:
 
 def k22_prior() -> KandinskyV22PriorPipeline:
     """Return a tiny Kandinsky 2.2 prior: prompts to image embeddings (N, 32)."""
-    return _quiet(
+    return quiet(
         KandinskyV22PriorPipeline(
-            prior=copy.deepcopy(_prior()),
+            prior=copy.deepcopy(unclip_prior()),
             image_encoder=copy.deepcopy(_image_encoder()),
-            text_encoder=copy.deepcopy(_projected_text_encoder()),
+            text_encoder=copy.deepcopy(projected_clip_encoder()),
             tokenizer=clip_tokenizer(),
             scheduler=k22_unclip(),
             image_processor=CLIPImageProcessor(),
@@ -137,7 +137,7 @@ def k22_decoder(scheduler: Any = None) -> KandinskyV22Pipeline:
     Its smallest image is 64 x 64 pixels, a latent of 8 x 8.
     """
     scheduler = k22_ddim() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         KandinskyV22Pipeline(unet=copy.deepcopy(_k22_unet()), scheduler=scheduler, movq=copy.deepcopy(_movq()))
     )
 
@@ -156,4 +156,4 @@ def k22_combined(scheduler: Any = None) -> KandinskyV22CombinedPipeline:
         prior_scheduler=prior.scheduler,
         prior_image_processor=prior.image_processor,
     )
-    return _quiet(combined)
+    return quiet(combined)

@@ -9,8 +9,8 @@ import torch
 from diffusers import UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
-from .kandinsky22 import _prior
-from .parts import WIDTH, _listen, _projected_text_encoder, _quiet, _seeded, clip_tokenizer
+from .kandinsky22 import unclip_prior
+from .parts import WIDTH, clip_tokenizer, listen, projected_clip_encoder, quiet, seeded
 
 _SMALL, _LARGE = 16, 32  # sides of the images before and after super-resolution
 _CROSS, _TIME = 40, 128  # widths of what the decoder attends to, and of its time embedding
@@ -18,20 +18,20 @@ _CROSS, _TIME = 40, 128  # widths of what the decoder attends to, and of its tim
 
 @cache
 def _text_proj() -> UnCLIPTextProjModel:
-    model = _seeded(
+    model = seeded(
         lambda: UnCLIPTextProjModel(clip_embeddings_dim=WIDTH, time_embed_dim=_TIME, cross_attention_dim=_CROSS)
     )
     generator = torch.Generator().manual_seed(1)
     # The default of 0 is no embedding that was ever learned.
     model.learned_classifier_free_guidance_embeddings.copy_(torch.randn(WIDTH, generator=generator))
-    _listen(model, ("embedding_proj.weight", "image_embeddings_project"), 2.0)
-    _listen(model, ("clip_extra_context_tokens_proj.weight",), 2.0)
+    listen(model, ("embedding_proj.weight", "image_embeddings_project"), 2.0)
+    listen(model, ("clip_extra_context_tokens_proj.weight",), 2.0)
     return model
 
 
 @cache
 def _decoder() -> UNet2DConditionModel:
-    model = _seeded(
+    model = seeded(
         lambda: UNet2DConditionModel(
             sample_size=_SMALL,
             in_channels=3,
@@ -47,13 +47,13 @@ def _decoder() -> UNet2DConditionModel:
             class_embed_type="identity",
         )
     )
-    _listen(model, ("add_k_proj.weight", "add_v_proj.weight", "to_out"), 2.0)
+    listen(model, ("add_k_proj.weight", "add_v_proj.weight", "to_out"), 2.0)
     return model
 
 
 @cache
 def _super_resolution(seed: int) -> UNet2DModel:
-    return _seeded(
+    return seeded(
         lambda: UNet2DModel(
             sample_size=_LARGE,
             in_channels=6,
@@ -70,10 +70,10 @@ def _super_resolution(seed: int) -> UNet2DModel:
 
 def karlo() -> UnCLIPPipeline:
     """Return a tiny Karlo with its three schedulers as released: 16 x 16 pixels, made 32 x 32 by super-resolution."""
-    return _quiet(
+    return quiet(
         UnCLIPPipeline(
-            prior=copy.deepcopy(_prior()),
-            text_encoder=copy.deepcopy(_projected_text_encoder()),
+            prior=copy.deepcopy(unclip_prior()),
+            text_encoder=copy.deepcopy(projected_clip_encoder()),
             tokenizer=clip_tokenizer(),
             text_proj=copy.deepcopy(_text_proj()),
             decoder=copy.deepcopy(_decoder()),

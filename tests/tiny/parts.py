@@ -33,14 +33,14 @@ T5_WIDTH = 96  # wider than both CLIPs side by side, which Stable Diffusion 3 pa
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
     """Build a module with weights that depend on `seed` alone, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)
 
 
-def _listen(module: nn.Module, names: tuple[str, ...], factor: float) -> None:
+def listen(module: nn.Module, names: tuple[str, ...], factor: float) -> None:
     """Scale the parameters whose name contains one of `names`; every one of `names` must occur."""
     for name in names:
         found = [parameter for key, parameter in module.named_parameters() if name in key]
@@ -49,7 +49,7 @@ def _listen(module: nn.Module, names: tuple[str, ...], factor: float) -> None:
             parameter.mul_(factor)
 
 
-def _quiet(pipeline: Any) -> Any:
+def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -94,33 +94,33 @@ def _text_config(**changes: Any) -> CLIPTextConfig:
 
 
 @cache
-def _text_encoder() -> CLIPTextModel:
-    model = _seeded(lambda: CLIPTextModel(_text_config()))
-    _listen(model, ("token_embedding", "q_proj.weight", "k_proj.weight", "v_proj.weight"), 8.0)
+def clip_encoder() -> CLIPTextModel:
+    model = seeded(lambda: CLIPTextModel(_text_config()))
+    listen(model, ("token_embedding", "q_proj.weight", "k_proj.weight", "v_proj.weight"), 8.0)
     return model
 
 
 @cache
-def _projected_text_encoder(width: int = WIDTH, hidden_act: str = "quick_gelu") -> CLIPTextModelWithProjection:
+def projected_clip_encoder(width: int = WIDTH, hidden_act: str = "quick_gelu") -> CLIPTextModelWithProjection:
     config = _text_config(hidden_size=width, projection_dim=width, hidden_act=hidden_act)
-    model = _seeded(lambda: CLIPTextModelWithProjection(config))
-    _listen(model, ("token_embedding", "q_proj.weight", "k_proj.weight", "v_proj.weight", "text_projection"), 8.0)
+    model = seeded(lambda: CLIPTextModelWithProjection(config))
+    listen(model, ("token_embedding", "q_proj.weight", "k_proj.weight", "v_proj.weight", "text_projection"), 8.0)
     return model
 
 
-def _big_text_encoder() -> CLIPTextModelWithProjection:
+def big_clip_encoder() -> CLIPTextModelWithProjection:
     """Return what stands for the larger CLIP: another width and another activation than the first."""
-    return _projected_text_encoder(BIG_WIDTH, "gelu")
+    return projected_clip_encoder(BIG_WIDTH, "gelu")
 
 
 @cache
-def _t5_encoder() -> T5EncoderModel:
+def t5_encoder() -> T5EncoderModel:
     config = T5Config(vocab_size=259, d_model=T5_WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    return _seeded(lambda: T5EncoderModel(config))
+    return seeded(lambda: T5EncoderModel(config))
 
 
 @cache
-def _vae(**changes: Any) -> AutoencoderKL:
+def autoencoder(**changes: Any) -> AutoencoderKL:
     config = {
         "in_channels": 3,
         "out_channels": 3,
@@ -131,12 +131,12 @@ def _vae(**changes: Any) -> AutoencoderKL:
         "norm_num_groups": 8,
         "sample_size": 64,
     }
-    return _seeded(lambda: AutoencoderKL(**config | changes))
+    return seeded(lambda: AutoencoderKL(**config | changes))
 
 
-def _flow_vae(**changes: Any) -> AutoencoderKL:
+def flow_autoencoder(**changes: Any) -> AutoencoderKL:
     """Return the image decoder of the rectified flow models: sixteen channels, no convolutions around the latent.
 
     Give it a `shift_factor` ten times the released one: the released ones are too small to be missed in an image.
     """
-    return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **changes)
+    return autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **changes)

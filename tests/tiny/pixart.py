@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
-from .parts import T5_WIDTH, _listen, _quiet, _seeded, _t5_encoder, _vae, t5_tokenizer
+from .parts import T5_WIDTH, autoencoder, listen, quiet, seeded, t5_encoder, t5_tokenizer
 
 
 def pixart_dpm() -> DPMSolverMultistepScheduler:
@@ -18,7 +18,7 @@ def pixart_dpm() -> DPMSolverMultistepScheduler:
 
 @cache
 def _pixart_transformer() -> PixArtTransformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: PixArtTransformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -31,16 +31,16 @@ def _pixart_transformer() -> PixArtTransformer2DModel:
             caption_channels=T5_WIDTH,
         )
     )
-    _listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
+    listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
     return model
 
 
 @cache
 def _pixart_vae() -> AutoencoderKL:
-    model = copy.deepcopy(_vae(scaling_factor=0.13025))
+    model = copy.deepcopy(autoencoder(scaling_factor=0.13025))
     # A model that was never trained does not predict the noise, and the last step of a schedule this steep leaves its
     # latents a hundred times too large.  The decoder's norms would hide the scaling factor under numbers of that size.
-    _listen(model, ("decoder.conv_in.weight",), 1 / 64)
+    listen(model, ("decoder.conv_in.weight",), 1 / 64)
     return model
 
 
@@ -50,12 +50,12 @@ def pixart_sigma(scheduler: Any = None) -> PixArtSigmaPipeline:
     It has no bins for images this small: call it with `use_resolution_binning=False`.
     """
     scheduler = pixart_dpm() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         PixArtSigmaPipeline(
             transformer=copy.deepcopy(_pixart_transformer()),
             scheduler=scheduler,
             vae=copy.deepcopy(_pixart_vae()),
-            text_encoder=copy.deepcopy(_t5_encoder()),
+            text_encoder=copy.deepcopy(t5_encoder()),
             tokenizer=t5_tokenizer(),
         )
     )

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from .parts import WIDTH, _listen, _quiet, _seeded, qwen_tokenizer
+from .parts import WIDTH, listen, quiet, qwen_tokenizer, seeded
 
 LATENT_CHANNELS = 4
 # The pipeline drops the first 34 tokens, which are its instruction in Qwen's vocabulary, and keeps what follows.
@@ -66,12 +66,12 @@ def _qwen2_5_vl() -> Qwen2_5_VLForConditionalGeneration:
         "out_hidden_size": WIDTH,
     }
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
-    return _seeded(lambda: Qwen2_5_VLForConditionalGeneration(config))
+    return seeded(lambda: Qwen2_5_VLForConditionalGeneration(config))
 
 
 @cache
 def _qwen_image_transformer() -> QwenImageTransformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: QwenImageTransformer2DModel(
             in_channels=4 * LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
@@ -83,15 +83,15 @@ def _qwen_image_transformer() -> QwenImageTransformer2DModel:
         )
     )
     # Keys are normalised, so it is the norm's weight that makes attention sharp, not the projection's before it.
-    _listen(model, ("norm_added_k.weight", "attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
-    _listen(model, ("timestep_embedder.linear_2.weight",), 8.0)  # the gates follow the time
+    listen(model, ("norm_added_k.weight", "attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
+    listen(model, ("timestep_embedder.linear_2.weight",), 8.0)  # the gates follow the time
     return model
 
 
 @cache
 def _qwen_image_vae() -> AutoencoderKLQwenImage:
     generator = torch.Generator().manual_seed(0)
-    return _seeded(
+    return seeded(
         lambda: AutoencoderKLQwenImage(
             base_dim=8,
             z_dim=LATENT_CHANNELS,
@@ -111,7 +111,7 @@ def qwen_image(scheduler: Any = None) -> QwenImagePipeline:
     It guides only where it is given a negative prompt.
     """
     scheduler = qwen_image_flow() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         QwenImagePipeline(
             transformer=copy.deepcopy(_qwen_image_transformer()),
             scheduler=scheduler,

@@ -12,14 +12,14 @@ from .parts import (
     BIG_WIDTH,
     T5_WIDTH,
     WIDTH,
-    _big_text_encoder,
-    _flow_vae,
-    _listen,
-    _projected_text_encoder,
-    _quiet,
-    _seeded,
-    _t5_encoder,
+    big_clip_encoder,
     clip_tokenizer,
+    flow_autoencoder,
+    listen,
+    projected_clip_encoder,
+    quiet,
+    seeded,
+    t5_encoder,
     t5_tokenizer,
 )
 
@@ -31,7 +31,7 @@ def sd3_flow() -> FlowMatchEulerDiscreteScheduler:
 
 @cache
 def _sd3_transformer() -> SD3Transformer2DModel:
-    model = _seeded(
+    model = seeded(
         lambda: SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -47,10 +47,10 @@ def _sd3_transformer() -> SD3Transformer2DModel:
         )
     )
     # Attention is sharp: most of the 333 tokens are padding, and would drown the few that are not in an even mean.
-    _listen(model, ("attn.to_q.weight", "add_k_proj.weight"), 6.0)
-    _listen(model, ("add_v_proj.weight", "attn.to_out"), 4.0)
+    listen(model, ("attn.to_q.weight", "add_k_proj.weight"), 6.0)
+    listen(model, ("add_v_proj.weight", "attn.to_out"), 4.0)
     # The pooled embedding is an order of magnitude larger than the time's, and would drown the tokens.
-    _listen(model, ("text_embedder.linear_1.weight",), 0.25)
+    listen(model, ("text_embedder.linear_1.weight",), 0.25)
     return model
 
 
@@ -60,14 +60,14 @@ def sd3(scheduler: Any = None) -> StableDiffusion3Pipeline:
     All three text encoders are there.
     """
     scheduler = sd3_flow() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         StableDiffusion3Pipeline(
             transformer=copy.deepcopy(_sd3_transformer()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_flow_vae(scaling_factor=1.5305, shift_factor=0.609)),
-            text_encoder=copy.deepcopy(_projected_text_encoder()),
-            text_encoder_2=copy.deepcopy(_big_text_encoder()),
-            text_encoder_3=copy.deepcopy(_t5_encoder()),
+            vae=copy.deepcopy(flow_autoencoder(scaling_factor=1.5305, shift_factor=0.609)),
+            text_encoder=copy.deepcopy(projected_clip_encoder()),
+            text_encoder_2=copy.deepcopy(big_clip_encoder()),
+            text_encoder_3=copy.deepcopy(t5_encoder()),
             tokenizer=clip_tokenizer(),
             tokenizer_2=clip_tokenizer(),
             tokenizer_3=t5_tokenizer(),

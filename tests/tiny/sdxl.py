@@ -12,13 +12,13 @@ from .parts import (
     BIG_WIDTH,
     SD_BETAS,
     WIDTH,
-    _big_text_encoder,
-    _listen,
-    _quiet,
-    _seeded,
-    _text_encoder,
-    _vae,
+    autoencoder,
+    big_clip_encoder,
+    clip_encoder,
     clip_tokenizer,
+    listen,
+    quiet,
+    seeded,
 )
 
 TIME_IDS = 6  # original, crop and target size, two numbers each
@@ -32,7 +32,7 @@ def sdxl_euler() -> EulerDiscreteScheduler:
 
 @cache
 def _sdxl_unet() -> UNet2DConditionModel:
-    model = _seeded(
+    model = seeded(
         lambda: UNet2DConditionModel(
             sample_size=8,
             in_channels=4,
@@ -51,10 +51,10 @@ def _sdxl_unet() -> UNet2DConditionModel:
             projection_class_embeddings_input_dim=BIG_WIDTH + TIME_IDS * TIME_ID_WIDTH,
         )
     )
-    _listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
+    listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
     # The time, the pooled embedding and the sizes are one sum: each is scaled until none drowns the others.
-    _listen(model, ("time_embedding.linear_2.weight",), 12.0)
-    _listen(model, ("add_embedding",), 3.0)
+    listen(model, ("time_embedding.linear_2.weight",), 12.0)
+    listen(model, ("add_embedding",), 3.0)
     # The sinusoids of the sizes are an order of magnitude smaller than the pooled embedding before them.
     model.add_embedding.linear_1.weight[:, BIG_WIDTH:] *= 8.0
     return model
@@ -63,13 +63,13 @@ def _sdxl_unet() -> UNet2DConditionModel:
 def sdxl(scheduler: Any = None) -> StableDiffusionXLPipeline:
     """Return a tiny Stable Diffusion XL (64 x 64 pixels, a latent of 8 x 8); Euler unless `scheduler` is given."""
     scheduler = sdxl_euler() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         StableDiffusionXLPipeline(
             unet=copy.deepcopy(_sdxl_unet()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_vae(scaling_factor=0.13025)),
-            text_encoder=copy.deepcopy(_text_encoder()),
-            text_encoder_2=copy.deepcopy(_big_text_encoder()),
+            vae=copy.deepcopy(autoencoder(scaling_factor=0.13025)),
+            text_encoder=copy.deepcopy(clip_encoder()),
+            text_encoder_2=copy.deepcopy(big_clip_encoder()),
             tokenizer=clip_tokenizer(),
             tokenizer_2=clip_tokenizer(),
             add_watermarker=False,

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from .parts import SD_BETAS, WIDTH, _listen, _quiet, _seeded, _text_encoder, _vae, clip_tokenizer
+from .parts import SD_BETAS, WIDTH, autoencoder, clip_encoder, clip_tokenizer, listen, quiet, seeded
 
 
 def sd_ddim() -> DDIMScheduler:
@@ -18,7 +18,7 @@ def sd_ddim() -> DDIMScheduler:
 
 @cache
 def _sd_unet() -> UNet2DConditionModel:
-    model = _seeded(
+    model = seeded(
         lambda: UNet2DConditionModel(
             sample_size=8,
             in_channels=4,
@@ -32,19 +32,19 @@ def _sd_unet() -> UNet2DConditionModel:
             norm_num_groups=8,
         )
     )
-    _listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
+    listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
     return model
 
 
 def stable_diffusion(scheduler: Any = None) -> StableDiffusionPipeline:
     """Return a tiny Stable Diffusion (64 x 64 pixels, a latent of 8 x 8); DDIM unless `scheduler` is given."""
     scheduler = sd_ddim() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         StableDiffusionPipeline(
             unet=copy.deepcopy(_sd_unet()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_vae()),
-            text_encoder=copy.deepcopy(_text_encoder()),
+            vae=copy.deepcopy(autoencoder()),
+            text_encoder=copy.deepcopy(clip_encoder()),
             tokenizer=clip_tokenizer(),
             safety_checker=None,
             feature_extractor=None,

@@ -10,17 +10,17 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableUnCLIPPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
-from .kandinsky22 import _prior
+from .kandinsky22 import unclip_prior
 from .parts import (
     SD_BETAS,
     WIDTH,
-    _listen,
-    _projected_text_encoder,
-    _quiet,
-    _seeded,
-    _text_encoder,
-    _vae,
+    autoencoder,
+    clip_encoder,
     clip_tokenizer,
+    listen,
+    projected_clip_encoder,
+    quiet,
+    seeded,
 )
 
 
@@ -33,7 +33,7 @@ def stable_unclip_ddim() -> DDIMScheduler:
 
 @cache
 def _unet() -> UNet2DConditionModel:
-    model = _seeded(
+    model = seeded(
         lambda: UNet2DConditionModel(
             sample_size=8,
             in_channels=4,
@@ -51,14 +51,14 @@ def _unet() -> UNet2DConditionModel:
             upcast_attention=True,
         )
     )
-    _listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 2.0)
-    _listen(model, ("class_embedding.linear",), 3.0)
+    listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 2.0)
+    listen(model, ("class_embedding.linear",), 3.0)
     return model
 
 
 @cache
 def _image_normalizer() -> StableUnCLIPImageNormalizer:
-    model = _seeded(lambda: StableUnCLIPImageNormalizer(embedding_dim=WIDTH))
+    model = seeded(lambda: StableUnCLIPImageNormalizer(embedding_dim=WIDTH))
     generator = torch.Generator().manual_seed(1)
     # The defaults, a mean of 0 and a deviation of 1, would hide whether it is used.
     model.mean.copy_(torch.randn(1, WIDTH, generator=generator))
@@ -68,11 +68,11 @@ def _image_normalizer() -> StableUnCLIPImageNormalizer:
 
 def stable_unclip(scheduler: Any = None) -> StableUnCLIPPipeline:
     """Return a tiny Stable unCLIP (64 x 64 pixels, a latent of 8 x 8); DDIM unless `scheduler` is given."""
-    return _quiet(
+    return quiet(
         StableUnCLIPPipeline(
             prior_tokenizer=clip_tokenizer(),
-            prior_text_encoder=copy.deepcopy(_projected_text_encoder()),
-            prior=copy.deepcopy(_prior()),
+            prior_text_encoder=copy.deepcopy(projected_clip_encoder()),
+            prior=copy.deepcopy(unclip_prior()),
             prior_scheduler=DDPMScheduler(
                 variance_type="fixed_small_log",
                 prediction_type="sample",
@@ -83,9 +83,9 @@ def stable_unclip(scheduler: Any = None) -> StableUnCLIPPipeline:
             image_normalizer=copy.deepcopy(_image_normalizer()),
             image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
             tokenizer=clip_tokenizer(),
-            text_encoder=copy.deepcopy(_text_encoder()),
+            text_encoder=copy.deepcopy(clip_encoder()),
             unet=copy.deepcopy(_unet()),
             scheduler=stable_unclip_ddim() if scheduler is None else scheduler,
-            vae=copy.deepcopy(_vae()),
+            vae=copy.deepcopy(autoencoder()),
         )
     )

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTra
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from .parts import WIDTH, _flow_vae, _listen, _quiet, _seeded, qwen_tokenizer
+from .parts import WIDTH, flow_autoencoder, listen, quiet, qwen_tokenizer, seeded
 
 
 def z_image_flow() -> FlowMatchEulerDiscreteScheduler:
@@ -30,7 +30,7 @@ def _qwen3() -> Qwen3Model:
         head_dim=8,
         initializer_range=0.3,
     )
-    return _seeded(lambda: Qwen3Model(config))
+    return seeded(lambda: Qwen3Model(config))
 
 
 @cache
@@ -52,10 +52,10 @@ def _z_image_transformer() -> ZImageTransformer2DModel:
             nn.init.normal_(pad_token)
         return model
 
-    model = _seeded(make)
+    model = seeded(make)
     # What attention returns is normalised, as its keys are: only the norm of the keys makes it sharp, and only the
     # gates, which follow the time, decide how much of it is added.
-    _listen(model, ("attention.norm_k.weight", "t_embedder.mlp.2"), 4.0)
+    listen(model, ("attention.norm_k.weight", "t_embedder.mlp.2"), 4.0)
     return model
 
 
@@ -65,11 +65,11 @@ def z_image(scheduler: Any = None) -> ZImagePipeline:
     A token is 16 x 16 pixels, so that an image of 64 x 64 has 16.  The default size is Z-Image's own, 1024 x 1024.
     """
     scheduler = z_image_flow() if scheduler is None else scheduler
-    return _quiet(
+    return quiet(
         ZImagePipeline(
             transformer=copy.deepcopy(_z_image_transformer()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_flow_vae(scaling_factor=0.3611, shift_factor=1.159)),
+            vae=copy.deepcopy(flow_autoencoder(scaling_factor=0.3611, shift_factor=1.159)),
             text_encoder=copy.deepcopy(_qwen3()),
             tokenizer=qwen_tokenizer(),
         )

@@ -55,7 +55,7 @@ def against_standard(axes: Any, label: str) -> None:
 def linkage_ways() -> dict[str, Way]:
     """At half of the evaluations."""
     assert set(LINKAGES) <= set(get_args(Linkage))
-    return {name: Way(budget=0.5, linkage=name) for name in LINKAGES}  # type: ignore[arg-type]
+    return {name: Way(budget=0.5, linkage=name) for name in LINKAGES}
 
 
 def linkage_wants(lab: Lab) -> Wanted:

@@ -1,0 +1,37 @@
+"""What the tests of all families and those of one family check alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hsd
+from families.base import Family
+from families.measure import PROMPTS, SEEDS, parity, stock
+from helpers import fresh_generators, mean_difference, share_apart
+
+
+def check_parity(
+    family: Family,
+    pipe: Any,
+    settings: dict[str, Any],
+    size: tuple[int, int],
+    *,
+    prompts: list[str] = PROMPTS,
+    seeds: list[int] = SEEDS,
+    per_prompt: int = 1,
+) -> None:
+    """At tau = 0, HSD gives what the stock pipeline gives: latents, what is decoded from them, and whole images."""
+    found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt)
+    assert found.ours.shape == found.stock.shape
+    # The check can fail: another image's latents are far away.
+    scale = found.stock.abs().max()
+    assert (found.ours[0] - found.stock[1]).abs().max() > 100 * family.tolerance * scale
+    assert found.error < family.tolerance
+    images = stock(family, pipe, settings, size, "pil", fresh_generators(seeds), prompts, per_prompt)
+    # A random decoder blows rounding errors up in single pixels, and is rounded otherwise in a batch than alone.
+    for image, expected in zip(found.model.decode(found.stock, found.generators), images, strict=True):
+        assert share_apart(image, expected) < 1e-3
+    whole = {image.index: image for image in hsd.stream(found.plan, found.model, batch_size=2)}
+    for i, expected in enumerate(images):
+        assert mean_difference(whole[i].pil, expected) < 0.5
+    assert mean_difference(whole[0].pil, images[1]) > 2
