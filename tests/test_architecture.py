@@ -42,29 +42,6 @@ EXCEPTIONS = {
     ("planning.compile", "models.encode"),
 }
 
-KNOWN = {
-    # TODO: imports that still break the rule. Delete an entry with the import: the tests fail on one that is gone.
-    ("planning.plan", "conditioning.rows"),
-    ("planning.plan", "planning.summary"),
-    ("evaluation.scorers", "evaluation.elsewhere"),
-    ("evaluation.scorers", "evaluation.clip"),
-    ("reproduction.study", ""),
-    ("cli.commands", ""),
-}
-
-
-KNOWN_IN_RUST = {
-    # TODO: as KNOWN, for the files of hsd-core.
-    ("centroid", "linkage"),
-    ("chain", "linkage"),
-    ("large", "linkage"),
-    ("rounds", "linkage"),
-    ("validate", "plan"),
-    ("ready", "program"),
-    ("scheduler", "program"),
-    ("simulate", "program"),
-}
-
 
 # ------------------------------------------------------------------------------- Python
 
@@ -155,16 +132,12 @@ def test_imports_go_down():
         for source, target in python_graph()
         if source.split(".")[0] != target.split(".")[0] and layer(target) >= layer(source)
     }
-    assert upwards - EXCEPTIONS - KNOWN == set()
+    assert upwards - EXCEPTIONS == set()
     assert upwards >= EXCEPTIONS, "an exception that nothing needs any more"
 
 
 def test_no_circle_of_imports():
-    assert circles(python_graph() - EXCEPTIONS - KNOWN) == []
-
-
-def test_the_known_ones_are_still_there():
-    assert python_graph() >= KNOWN, "fixed: delete these from KNOWN"
+    assert circles(python_graph() - EXCEPTIONS) == []
 
 
 def test_models_are_imported_inside_a_function():
@@ -185,10 +158,7 @@ def test_models_are_imported_inside_a_function():
     "code",
     [
         "import hsd; hsd.compile(['a red star', 'a blue star', 'a green ring'], 1.0)",
-        pytest.param(
-            "from hsd.cli import app; app(['plan', 'prompts.txt', '--budget', '0.3'], standalone_mode=False)",
-            marks=pytest.mark.xfail(reason="TODO: hsd.generation and hsd.evaluation bring torch into hsd.cli"),
-        ),
+        "from hsd.cli import app; app(['plan', 'prompts.txt', '--budget', '0.3'], standalone_mode=False)",
     ],
     ids=["library", "command line"],
 )
@@ -284,8 +254,7 @@ def rust_graph() -> set[tuple[str, str]]:
 
 
 def test_no_circle_of_rust_modules():
-    assert circles(rust_graph() - KNOWN_IN_RUST) == []
-    assert rust_graph() >= KNOWN_IN_RUST, "fixed: delete these from KNOWN_IN_RUST"
+    assert circles(rust_graph()) == []
 
 
 def test_the_uses_of_rust_are_found():

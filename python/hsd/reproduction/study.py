@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .. import __version__
+from .._core import __version__
 from ..errors import PromptError
 from ..evaluation.measure import Measuring
 from ..evaluation.scorers import Scorer, check_scorer, make_scorer
