@@ -30,7 +30,7 @@ RUN = CliRunner()
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"file_name": "00000.png", "te', r"metadata.jsonl, line 3 is not JSON.*run it again"),
+        ('{"file_name": "00000.png", "te', r"metadata.jsonl, line 3 is not JSON.*run the same command again"),
         ("\xff\xfe", r"line 3 is not JSON"),
         ("[1]", r"line 3 names no image"),
         ('{"text": "a cat"}', r"line 3 names no image"),
@@ -41,8 +41,8 @@ RUN = CliRunner()
         ('{"file_name": "cut.png", "text": "x"}', r"cut.png is not an image .*line 3"),
         ('{"file_name": "a.png", "text": "x", "index": "7"}', r"line 3: the index is '7'"),
         ('{"file_name": "a.png", "text": "x", "seed": true}', r"line 3: the seed is True"),
-        ('{"file_name": "00001.png", "text": "x"}', r"line 3: the file_name '00001.png' stands in line 2"),
-        ('{"file_name": "a.png", "text": "x", "index": 0}', r"line 3: the index 0 stands in line 1"),
+        ('{"file_name": "00001.png", "text": "x"}', r"line 3: the file_name '00001.png' is already in line 2"),
+        ('{"file_name": "a.png", "text": "x", "index": 0}', r"line 3: the index 0 is already in line 1"),
     ],
 )
 def test_bad_lines_are_named_before_a_scorer_is_loaded(tmp_path, monkeypatch, line, says):

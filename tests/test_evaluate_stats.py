@@ -114,7 +114,7 @@ def test_ties_by_hand():
     assert found.difference == pytest.approx(1 / 6)
     assert found.interval == "wilson"
     assert win_rate([1, 2], [0, 3], ["a", "a"]).interval == "bootstrap"
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="have to be equal"):
         win_rate([1], [1, 2], "a")
 
 

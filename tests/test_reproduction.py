@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 import hsd
 from evaluate_cases import Brightness
 from hsd import cli
-from hsd.evaluation.measure import Measuring
-from hsd.evaluation.stats import mean_cosine, pair_mean_interval, similarity_of_each
+from hsd.evaluation.measure import Measurer
+from hsd.evaluation.stats import mean_cosine, pair_mean_interval, similarity_to_others
 from hsd.reproduction import experiment, open_questions, paper, study
 from hsd.reproduction.catalogue import EXPERIMENTS, NAMES
 from hsd.reproduction.lab import Lab, PromptSet, Skipped, Way
@@ -42,7 +42,7 @@ def lab(model, tmp_path_factory):
 
 def make_lab(model, out, sets=(FIRST, SECOND), **how):
     how = {"steps": 6, "seed": 5, "batch_size": 4} | how
-    return Lab(model, sets, out, Measuring(Brightness(), 4, 100, 0, progress=False), **how)
+    return Lab(model, sets, out, Measurer(Brightness(), 4, 100, 0, progress=False), **how)
 
 
 # Who shares with whom.
@@ -171,12 +171,12 @@ def test_sets_together(lab):
 
 def test_the_mean_of_each_gives_the_mean_of_all_pairs():
     rows = np.random.default_rng(0).standard_normal((9, 4)) + 1
-    each = similarity_of_each(rows)
+    each = similarity_to_others(rows)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     by_hand = [np.mean([unit[i] @ unit[j] for j in range(9) if j != i]) for i in range(9)]
     assert each == pytest.approx(by_hand)
     assert each.mean() == pytest.approx(mean_cosine(rows))
-    assert similarity_of_each(rows[:1]) is None
+    assert similarity_to_others(rows[:1]) is None
 
 
 def test_intervals_of_a_mean_of_pairs_cover_it():
@@ -185,7 +185,7 @@ def test_intervals_of_a_mean_of_pairs_cover_it():
     draw = rng.standard_normal((400_000, 3)) + shift
     draw /= np.linalg.norm(draw, axis=1, keepdims=True)
     true = float(np.square(draw.mean(axis=0)).sum())  # of two independent rows
-    ends = np.array([pair_mean_interval(similarity_of_each(rng.standard_normal((60, 3)) + shift)) for _ in range(600)])
+    ends = np.array([pair_mean_interval(similarity_to_others(rng.standard_normal((60, 3)) + shift)) for _ in range(600)])
     covered = np.mean((ends[:, 0] <= true) & (true <= ends[:, 1]))
     assert 0.92 <= covered <= 0.97  # 2.5 standard errors of the simulation about 0.945
 
@@ -409,7 +409,7 @@ class Plain:
 
 
 def test_a_scorer_that_does_not_embed(model, tmp_path):
-    plain = Lab(model, [FIRST], tmp_path, Measuring(Plain(), 4, 100, 0, progress=False), steps=6, seed=5, batch_size=4)
+    plain = Lab(model, [FIRST], tmp_path, Measurer(Plain(), 4, 100, 0, progress=False), steps=6, seed=5, batch_size=4)
     with pytest.raises(Skipped, match="plain does not embed images"):
         paper.diversity_wants(plain)
     _, table = open_questions.noise(plain)

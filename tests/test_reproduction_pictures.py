@@ -24,7 +24,7 @@ from evaluate_cases import Brightness
 from families import Kandinsky22, StableDiffusion, StableDiffusion3
 from helpers import PROMPTS, fresh_generators, make_scheduler, mean_difference
 from hsd.demo import FOLDER, SETTINGS
-from hsd.evaluation.measure import Measuring
+from hsd.evaluation.measure import Measurer
 from hsd.generation.session import alone_from
 from hsd.reproduction import pictures
 from hsd.reproduction.lab import Lab, PromptSet, Skipped
@@ -52,7 +52,7 @@ def demo():
 
 
 def make_lab(model, out, sets=(SHAPES, GROUNDS), steps=STEPS):
-    measuring = Measuring(Brightness(), 4, 100, 0, progress=False)
+    measuring = Measurer(Brightness(), 4, 100, 0, progress=False)
     return Lab(model, sets, out, measuring, steps=steps, seed=SEED, batch_size=3)
 
 

@@ -15,7 +15,7 @@ import tiny
 from evaluate_cases import PROMPTS, lines, write
 from hsd.evaluation import ScorerError
 from hsd.evaluation.clip import ClipScore, PickScore
-from hsd.evaluation.elsewhere import Elsewhere
+from hsd.evaluation.external import ExternalScorer
 
 
 def test_the_demo_scorer(tmp_path):
@@ -175,7 +175,7 @@ def test_scores_from_another_python(tmp_path, stubs, monkeypatch):
     found = hsd.evaluate(folder, scorer="hpsv2", python=stubs, device="cpu", progress=False)
     red, green = (np.asarray(PIL.Image.open(folder / f"0000{i}.png"))[0, 0, i // 2] / 255 * 2 for i in (0, 2))
     assert found.measured.fidelity.mean == pytest.approx((red + green) / 5)
-    monkeypatch.setattr(Elsewhere, "_start", lambda self: pytest.fail("all is scored"))
+    monkeypatch.setattr(ExternalScorer, "score", lambda *_: pytest.fail("all images have scores"))
     hsd.evaluate(folder, scorer="hpsv2", python=stubs, device="cpu", progress=False)
 
 
@@ -191,12 +191,12 @@ def test_what_to_install_is_said(tmp_path, name):
 
 
 def test_failures_in_another_python(tmp_path, stubs, capfd):
-    broken = Elsewhere("vqascore", model="broken", device="cpu", python=stubs)
+    broken = ExternalScorer("vqascore", model="broken", device="cpu", python=stubs)
     picture = PIL.Image.new("RGB", (4, 4))
     with pytest.raises(ScorerError, match="vqascore failed in .*RuntimeError: no weights"):
         broken.score([picture], ["a"])
     assert "Traceback" in capfd.readouterr().err
-    scorer = Elsewhere("vqascore", device="cpu", python=stubs)
+    scorer = ExternalScorer("vqascore", device="cpu", python=stubs)
     assert scorer.score([picture], ["aa"]) == pytest.approx([0.02], abs=1e-3)
     with pytest.raises(ScorerError, match="it ended without an answer"):
         scorer.score([picture], ["die"])
@@ -209,4 +209,4 @@ def test_failures_in_another_python(tmp_path, stubs, capfd):
     not_python.write_text("#!/bin/sh\necho no >&2\n")
     not_python.chmod(0o755)
     with pytest.raises(ScorerError, match="no Python that can run vqascore: no"):
-        Elsewhere("vqascore", python=str(not_python))
+        ExternalScorer("vqascore", python=str(not_python))

@@ -12,6 +12,7 @@ Noise = Literal["independent", "shared"]
 ScheduleName = Literal["linear", "paper-eq7", "cosine", "log"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
+ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
 ExperimentName = Literal[
     "savings",
     "random-clusters",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_of_each, vendi_score
+from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_to_others, vendi_score
 from .lab import Lab, Made, PromptSet, Way
 from .results import Column, Estimate, Result
 
@@ -107,7 +107,7 @@ def similarity(lab: Lab, made: Sequence[Made], against: Sequence[Made] | None = 
 
 def _of_each(lab: Lab, made: Made, against: Made | None) -> np.ndarray | None:
     embeddings = lab.embeddings(made)
-    ours = None if embeddings is None else similarity_of_each(embeddings)
+    ours = None if embeddings is None else similarity_to_others(embeddings)
     if ours is None or against is None:
         return ours
     theirs = _of_each(lab, against, None)

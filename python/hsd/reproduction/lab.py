@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import read_folder
-from ..evaluation.measure import Measuring
+from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import WinRate, win_rate
 from ..generation.folder import PLAN
@@ -117,7 +117,7 @@ class Lab:
         model: Adapter,
         sets: Sequence[PromptSet],
         out: Path,
-        measuring: Measuring,
+        measuring: Measurer,
         *,
         tau: float | None = None,
         steps: int,

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..errors import PromptError
-from ..evaluation.measure import Measuring
-from ..evaluation.scorers import Scorer, check_scorer, make_scorer
+from ..evaluation.by_name import make_scorer
+from ..evaluation.measure import Measurer
+from ..evaluation.scorers import Scorer, check_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
 from ..planning.prompts import read_prompts
@@ -116,7 +117,7 @@ def reproduce(
     if scorer is None:
         scorer = "demo" if adapter.name == "demo" else "clipscore"
     judge = make_scorer(scorer, model=scorer_model, python=python) if isinstance(scorer, str) else check_scorer(scorer)
-    measuring = Measuring(judge, batch_size, samples, seed, progress)
+    measuring = Measurer(judge, batch_size, samples, seed, progress)
     lab = Lab(
         adapter,
         sets,
