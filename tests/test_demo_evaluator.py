@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hsd.demo.evaluator import ATTRIBUTES as READ
-from hsd.demo.evaluator import WEIGHTS, DemoEvaluator, Reader, said
+from hsd.demo.evaluator import WEIGHTS, DemoEvaluator, Reader, named_attributes
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "python" / "hsd" / "demo"
@@ -70,8 +70,8 @@ def scenes(draw_value: st.DrawFn) -> Scene:
 @given(scenes(), st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
 def test_the_parser_inverts_every_wording(scene: Scene, seed: int) -> None:
-    assert said(describe(scene)) == named(scene)
-    assert said(describe(scene, np.random.default_rng(seed))) == named(scene)
+    assert named_attributes(describe(scene)) == named(scene)
+    assert named_attributes(describe(scene, np.random.default_rng(seed))) == named(scene)
 
 
 def test_the_parser_inverts_thousands_of_random_prompts() -> None:
@@ -82,8 +82,8 @@ def test_the_parser_inverts_thousands_of_random_prompts() -> None:
     for row in np.where(unsaid, -1, rows):
         scene = Scene.from_row(row)
         prompt = describe(scene, rng)
-        assert said(prompt) == named(scene), prompt
-        assert said("  " + prompt.upper().replace(" ", "  ")) == named(scene), prompt
+        assert named_attributes(prompt) == named(scene), prompt
+        assert named_attributes("  " + prompt.upper().replace(" ", "  ")) == named(scene), prompt
 
 
 def test_the_parser_refuses_what_the_language_refuses() -> None:
@@ -99,19 +99,19 @@ def test_the_parser_refuses_what_the_language_refuses() -> None:
             wanted = named(parse(prompt))
         except ValueError:
             wanted = None
-        assert said(prompt) == wanted, prompt
+        assert named_attributes(prompt) == wanted, prompt
         accepted += wanted is not None
     assert 100 < accepted < 1400
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[::8])
 def test_the_built_in_prompts_are_understood(prompt: str) -> None:
-    assert said(prompt) == named(parse(prompt))
+    assert named_attributes(prompt) == named(parse(prompt))
 
 
 @pytest.mark.parametrize("prompt", [*OUTSIDE, "a flat drawing of a red star, in outline style"])
 def test_nothing_is_said_outside_the_language(prompt: str) -> None:
-    assert said(prompt) is None
+    assert named_attributes(prompt) is None
 
 
 def thin(rows: np.ndarray) -> np.ndarray:

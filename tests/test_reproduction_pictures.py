@@ -29,7 +29,7 @@ from hsd.generation.session import alone_from
 from hsd.reproduction import pictures
 from hsd.reproduction.lab import Lab, PromptSet, Skipped
 from hsd.reproduction.results import Figure, Table
-from hsd.reproduction.trees import above, in_order, joins_one, lowest, splits_at
+from hsd.reproduction.trees import in_order, joins_one, lowest_clusters, splits_at, tau_above_root
 from hsd.reproduction.watching import decode, watch
 
 STEPS, SEED = 4, 7
@@ -52,8 +52,8 @@ def demo():
 
 
 def make_lab(model, out, sets=(SHAPES, GROUNDS), steps=STEPS):
-    measuring = Measurer(Brightness(), 4, 100, 0, progress=False)
-    return Lab(model, sets, out, measuring, steps=steps, seed=SEED, batch_size=3)
+    measurer = Measurer(Brightness(), 4, 100, 0, progress=False)
+    return Lab(model, sets, out, measurer, steps=steps, seed=SEED, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def of_flow(scheduler, output, t, sample, result):
     return sample - float(t) / 1000 * output
 
 
-def as_said(scheduler, output, t, sample, result):
+def as_reported(scheduler, output, t, sample, result):
     return result.pred_original_sample
 
 
@@ -114,7 +114,7 @@ def as_said(scheduler, output, t, sample, result):
         (StableDiffusion(), "euler", of_sigma),
         (StableDiffusion(), "euler-ancestral", of_sigma),
         (StableDiffusion3(), None, of_flow),
-        (Kandinsky22(), None, as_said),  # a learned variance and dynamic thresholding
+        (Kandinsky22(), None, as_reported),  # a learned variance and dynamic thresholding
     ],
     ids=lambda value: getattr(value, "__name__", getattr(value, "name", value)),
 )
@@ -219,7 +219,7 @@ def test_a_chain_is_known_from_other_trees(rows, joins, ordered):
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_lowest_nodes_are_those_of_scipy(n, size, seed):
     rows = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
-    found = lowest(hsd.build_tree(rows), size)
+    found = lowest_clusters(hsd.build_tree(rows), size)
     expected = []
     nodes = [to_tree(linkage(pdist(rows.astype(np.float64), "cosine"), "ward"))] if n > 1 else []
     while nodes:
@@ -234,8 +234,8 @@ def test_lowest_nodes_are_those_of_scipy(n, size, seed):
 
 def test_repeats_of_a_prompt_are_no_family():
     plan = hsd.compile(["a cat", "a cat", "a cat", "a cat", "a dog"], 1.0)
-    assert lowest(plan.tree, 3) == []
-    assert lowest(plan.tree, 2) == [[0, 4]]
+    assert lowest_clusters(plan.tree, 3) == []
+    assert lowest_clusters(plan.tree, 2) == [[0, 4]]
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.9, 2.5, None])
@@ -256,8 +256,8 @@ def test_steps_of_splits_are_those_of_the_plan(tau):
 
 def test_a_tau_above_the_root_holds_all_together():
     tree = hsd.build_tree(np.random.default_rng(1).normal(size=(9, 4)))
-    assert tree.heights.max() < above(tree) < 1.1 * tree.heights.max()
-    assert above(hsd.build_tree(np.ones((3, 2), dtype=np.float32))) > 0
+    assert tree.heights.max() < tau_above_root(tree) < 1.1 * tree.heights.max()
+    assert tau_above_root(hsd.build_tree(np.ones((3, 2), dtype=np.float32))) > 0
 
 
 # Fig. 4.
@@ -281,7 +281,7 @@ def test_the_chain_of_the_demo_is_one(lab):
     assert evaluations == plan.node_steps / 4
     assert saved == pytest.approx(plan.savings)
     # What the figure calls alone is what the images were written with.
-    folder = lab.made(*pictures.chain_wants(lab)[1]).folder
+    folder = lab.generate(*pictures.chain_needs(lab)[1]).folder
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert {line["index"]: line["alone_from"] for line in lines} == dict(enumerate(alone_from(plan)))
 
@@ -350,10 +350,10 @@ def test_means_are_of_one_cluster_a_set(lab, monkeypatch):
     for some, prompt_set in zip(seen, lab.sets, strict=True):
         assert 4 <= len(some) <= 6
         assert set(some) <= set(prompt_set.prompts)
-    assert pictures.mean_embedding_wants(lab) == pictures.latents_wants(lab) == []
+    assert pictures.mean_embedding_needs(lab) == pictures.latents_needs(lab) == []
 
 
-def test_too_few_prompts_or_steps_are_said(demo, tmp_path):
+def test_too_few_prompts_or_steps_are_reported(demo, tmp_path):
     few = make_lab(demo, tmp_path / "few", sets=(PromptSet("few", SHAPES.prompts[:3]),))
     for experiment in (pictures.mean_embedding, pictures.latents):
         with pytest.raises(Skipped, match=r"no set has 4 different prompts: few \(3\)"):
@@ -371,7 +371,7 @@ def test_likeness_is_that_of_the_images_in_the_end(lab):
     opened(curve)
     assert [column.title for column in table.columns] == ["step", "related", "unrelated"]
     assert [row[0] for row in table.rows] == [0, 1, 2, 3]
-    families = pictures._apart(lab)
+    families = pictures.disjoint_families(lab)
     assert len(families) == 2
     prompts = [prompt for family in families for prompt in family]
     plan = hsd.compile(prompts, 0.0, model=lab.model, steps=STEPS, seeds=SEED, noise="shared")
@@ -398,7 +398,7 @@ def test_one_family_has_no_unrelated_prompts(demo, tmp_path):
 
 def test_no_prompt_is_in_two_families(demo, tmp_path):
     again = PromptSet("again", (*SHAPES.prompts, "a glowing cross"))
-    families = pictures._apart(make_lab(demo, tmp_path, sets=(SHAPES, again, GROUNDS)))
+    families = pictures.disjoint_families(make_lab(demo, tmp_path, sets=(SHAPES, again, GROUNDS)))
     prompts = [prompt for family in families for prompt in family]
     assert len(prompts) == len(set(prompts))
     assert all(len(family) == 4 for family in families)

@@ -99,14 +99,14 @@ def _thing(prefix: str) -> str:
 
 _PROMPT = re.compile(
     rf"(?:an? {_one_of(_STYLES, 'style')} (?:drawing|picture) of )?{_thing('')}"
-    rf"(?: {_one_of((p for said in _PLACES.values() for p in said), 'place')}"
+    rf"(?: {_one_of((phrase for phrases in _PLACES.values() for phrase in phrases), 'place')}"
     rf"| {_one_of(_BETWEEN, 'between')} {_thing('second_')})?"
     rf"(?: on an? (?:{_one_of(_PATTERNS, 'pattern')} )?(?:{_one_of(_COLORS, 'background')} )?background)?"
     rf"(?:, in {_one_of(_STYLES, 'late_style')} style)?"
 )
 
 
-def said(prompt: str) -> dict[str, str] | None:
+def named_attributes(prompt: str) -> dict[str, str] | None:
     """The attributes that a prompt of the demo's language names, in canonical order; None outside the language.
 
     The count is always named: one object or two. "a star right of a ring" says the same as "a ring left of a star".
@@ -242,7 +242,7 @@ class DemoEvaluator:
         _same_length(images, prompts)
         out = np.full((len(images), len(ATTRIBUTES)), np.nan)
         for row, shown, prompt in zip(out, self.attributes(images), prompts, strict=True):
-            wanted = said(prompt) or {}
+            wanted = named_attributes(prompt) or {}
             for column, name in enumerate(ATTRIBUTES):
                 if name in wanted:
                     row[column] = shown.get(name) == wanted[name]
@@ -265,7 +265,7 @@ class DemoEvaluator:
         logs = {name: part.double().log_softmax(dim=1) for name, part in self._read(images)[1].items()}
         out = np.full(len(images), np.nan)
         for i, prompt in enumerate(prompts):
-            wanted = said(prompt)
+            wanted = named_attributes(prompt)
             if wanted is not None:
                 out[i] = np.mean([float(logs[name][i, ATTRIBUTES[name].index(v)]) for name, v in wanted.items()])
         return out

@@ -93,7 +93,7 @@ class ScoreCache:
             ) from None
 
     def _read(self) -> dict[_Key, float]:
-        """The scores of this version. Incomplete lines, as an interrupted run leaves them, are removed from the file."""
+        """The scores of this version. Incomplete lines, as interrupted runs leave them, are removed from the file."""
         data = self.path.read_bytes() if self.path.exists() else b""
         scores: dict[_Key, float] = {}
         valid = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,17 @@ def evaluate(
     ours = read_folder(folder)
     theirs = None if against is None else read_folder(against)
     order = None if theirs is None else pair(ours, theirs)
-    close: Callable[[], object] = lambda: None  # a scorer object belongs to the caller and is not closed here
-    if isinstance(scorer, str):
-        scorer = make_scorer(scorer, model=model, device=device, python=python)
-        close = getattr(scorer, "close", close)
-    measurer = Measurer(scorer, batch_size, samples, int(seed), progress)
-    try:
+    with contextlib.ExitStack() as stack:
+        if isinstance(scorer, str):
+            scorer = make_scorer(scorer, model=model, device=device, python=python)
+            stack.callback(getattr(scorer, "close", lambda: None))
+        measurer = Measurer(scorer, batch_size, samples, int(seed), progress)
         our_scores = measurer.scores(ours, ours.path if cache is None else Path(cache))
         measured = measurer.measured(ours, our_scores, None)
         if theirs is None or order is None:
             return Evaluation(scorer.name, scorer.version, measured, None, None)
         their_scores = measurer.scores(theirs, theirs.path if cache is None else Path(cache))
         compared = measurer.measured(theirs, their_scores, order)
-    finally:
-        close()
     wins = win_rate(our_scores, their_scores[order], ours.prompts, tolerance=tolerance, seed=measurer.seed)
     return Evaluation(scorer.name, scorer.version, measured, compared, wins)
 
