@@ -14,9 +14,9 @@ quality   savings of the approximate tree, forced by little memory, against the 
 Every measurement runs in its own process (`tree_case.py` describes what is measured), stopped at --time-limit seconds
 or at --memory-limit GiB. Trees of one problem are compared with SciPy's (or the naive form's): the largest relative
 difference of a height (for heights below 0.01: relative to 0.01), and the number of clusters that only one of the two
-trees has, which ties and near ties can cause. HSD's exact trees have to agree within 1e-5, or the script fails. The JSON
-is written after every case; a later run measures what is missing in it, or was made by another build of hsd. A `*` marks
-a ratio whose sides are not from the same run.
+trees has, which ties and near ties can cause. HSD's exact trees have to agree within 1e-5, or the script fails. The
+JSON is written after every case; a later run measures what is missing in it, or was made by another build of hsd. A
+`*` marks a ratio whose sides are not from the same run.
 
 Needs scipy, scikit-learn, fastcluster, dynamicprompts, psutil, platformdirs; matplotlib for --plot.
 """
