@@ -113,7 +113,8 @@ def gram_distances(rows: Rows) -> Rows:
 def naive_tree(rows: Rows, case: Case) -> Linkage:
     """Centroid linkage by the paper's Eqs. 3-5, written out: the nearest pair of means, N - 1 times. O(N^3).
 
-    Heights are monotone as in HSD: the greater of the distance and the children's heights.
+    Heights are monotone as in HSD: the greater of the distance and the children's heights. Rows have to have unit
+    length: HSD takes means of the rows as they are, this form takes means of unit rows.
     """
     if case.linkage != "centroid":
         raise NotOffered(f"the naive form is written for centroid, not {case.linkage}")
