@@ -329,7 +329,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds a case may take in all")
     free = 0.9 * psutil.virtual_memory().available / 2**30
     parser.add_argument("--memory-limit", type=float, default=free, help="GiB a case may hold (default: 0.9 of free)")
-    parser.add_argument("--again", action="store_true", help="measure anew what the JSON has already")
+    parser.add_argument("--again", action="store_true", help="measure again what the JSON already has")
     parser.add_argument("--json", type=Path, help="default: benches/results/tree-cpu.json")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for embeddings, made once")
     parser.add_argument(

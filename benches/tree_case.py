@@ -58,7 +58,7 @@ class Case:
 
 
 class NotOffered(Exception):
-    """This build of hsd lacks what the case asks for."""
+    """This build of hsd does not support the case."""
 
 
 def hsd_tree(rows: Rows, case: Case) -> Any:

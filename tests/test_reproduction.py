@@ -61,7 +61,7 @@ def test_shuffled_prompts_share_as_much_but_with_others(lab):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
-def test_groups_part_all_at_once(lab, size):
+def test_groups_separate_all_at_once(lab, size):
     together = 2
     plan = lab.plan(FIRST, Variant(group=size, schedule=(1.0,) * together + (0.0,) * (6 - together)))
     groups = -(-6 // size)
@@ -87,7 +87,7 @@ def test_images_are_those_of_generate(lab, model, tmp_path, variant):
         assert (generated.folder / f"{i:05d}.png").read_bytes() == (tmp_path / f"{i:05d}.png").read_bytes()
 
 
-def test_standard_with_as_few_evaluations(lab):
+def test_standard_with_equal_compute(lab):
     shared = Variant(tau=0.9)
     fewer = paper.with_equal_compute(lab, FIRST, shared)
     assert fewer == Variant(steps=round(lab.plan(FIRST, shared).node_steps / 6))
@@ -196,8 +196,8 @@ def test_sets_together(lab):
     scores, _ = lab.pooled(both)
     assert experiment.score(lab, both).value == pytest.approx(np.mean(scores))
     assert experiment.saved(lab, both) == pytest.approx(1 - sum(one.plan.node_steps for one in both) / (11 * 6))
-    alone = [experiment.similarity(lab, [one]).value for one in both]
-    assert experiment.similarity(lab, both).value == pytest.approx(np.mean(alone))
+    single = [experiment.similarity(lab, [one]).value for one in both]
+    assert experiment.similarity(lab, both).value == pytest.approx(np.mean(single))
 
 
 def test_the_mean_of_each_gives_the_mean_of_all_pairs():
@@ -290,7 +290,7 @@ def test_the_prior_shared_and_what_it_saves(tmp_path):
     assert demo.model.share_prior is False
 
 
-def test_savings_that_cannot_be_had_are_skipped(model, tmp_path):
+def test_impossible_savings_are_skipped(model, tmp_path):
     small = make_lab(model, tmp_path, sets=[PromptSet("two", ("a cat", "a dog"))])
     with pytest.raises(Skipped, match=r"two: a budget of 0.5 cannot be met"):
         small.plan(small.sets[0], Variant(budget=0.5))
@@ -407,10 +407,10 @@ def test_bad_arguments_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="limit is 0"):
         hsd.reproduce("demo", prompts, tmp_path, limit=0)
     (prompts / "own.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
-    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 1 has a seed of its own"):
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 1 has a seed: in experiments"):
         hsd.reproduce("demo", prompts, tmp_path)
     (prompts / "own.jsonl").write_text('{"prompt": "a", "width": 8}\n')
-    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 0 has settings of its own"):
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 0 has settings: in experiments"):
         hsd.reproduce("demo", prompts, tmp_path)
     (prompts / "own.jsonl").rename(prompts / "shapes.jsonl")
     (prompts / "shapes.jsonl").write_text('{"prompt": "a"}\n')

@@ -1,4 +1,4 @@
-"""The figures made of images: steps and means against stock pipelines, trees against scipy."""
+"""The figures of images: steps and means against stock pipelines, trees against scipy."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ CHAINED = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 0.6, 0), (1, 1, 0.6, 0.3)]
         ([(1, 0, 0), (1, 0.1, 0), (1, 0.3, 0), (0, 0, 1), (0, 0.2, 1)], [True, False, False, False], False),
     ],
 )
-def test_a_chain_is_known_from_other_trees(rows, joins, ordered):
+def test_a_chain_is_distinguished_from_other_trees(rows, joins, ordered):
     tree = hsd.build_tree(np.array(rows, dtype=np.float32))
     found = joins_one(tree)
     assert in_order(tree) == ordered
@@ -232,7 +232,7 @@ def test_lowest_nodes_are_those_of_scipy(n, size, seed):
     assert all(size <= len(leaves) <= 2 * size - 2 for leaves in found)
 
 
-def test_repeats_of_a_prompt_are_no_family():
+def test_equal_prompts_are_no_family():
     plan = hsd.compile(["a cat", "a cat", "a cat", "a cat", "a dog"], 1.0)
     assert lowest_clusters(plan.tree, 3) == []
     assert lowest_clusters(plan.tree, 2) == [[0, 4]]
@@ -245,8 +245,8 @@ def test_steps_of_splits_are_those_of_the_plan(tau):
         tau = hsd.build_tree(rows).heights[5]
     plan = hsd.compile([f"prompt {i}" for i in range(12)], tau, embeddings=rows, steps=20)
     active = np.stack([plan.active(k) for k in range(20)])
-    alone = [(active == active[:, [i]]).sum(axis=1).tolist().index(1) for i in range(12)]
-    assert alone_from(plan).tolist() == alone
+    single = [(active == active[:, [i]]).sum(axis=1).tolist().index(1) for i in range(12)]
+    assert alone_from(plan).tolist() == single
     members = [[i] for i in range(12)]
     for (a, b), height in zip(plan.tree.merges, plan.tree.heights, strict=True):
         members.append(members[a] + members[b])
@@ -254,7 +254,7 @@ def test_steps_of_splits_are_those_of_the_plan(tau):
         assert splits_at(plan, height) == apart.index(True)
 
 
-def test_a_tau_above_the_root_holds_all_together():
+def test_at_a_tau_above_the_root_all_share():
     tree = hsd.build_tree(np.random.default_rng(1).normal(size=(9, 4)))
     assert tree.heights.max() < tau_above_root(tree) < 1.1 * tree.heights.max()
     assert tau_above_root(hsd.build_tree(np.ones((3, 2), dtype=np.float32))) > 0
@@ -280,7 +280,7 @@ def test_the_chain_of_the_demo_is_one(lab):
     assert plan.counts()[0] == 1
     assert evaluations == plan.node_steps / 4
     assert saved == pytest.approx(plan.savings)
-    # What the figure calls alone is what the images were written with.
+    # The figure's step is the one in the metadata of the images.
     folder = lab.generate(*pictures.chain_needs(lab)[1]).folder
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert {line["index"]: line["alone_from"] for line in lines} == dict(enumerate(alone_from(plan)))
@@ -339,7 +339,7 @@ def test_the_image_of_the_mean_is_the_pipelines(lab):
     assert min(mean_difference(mean, member) for member in members) > 2
 
 
-def test_means_are_of_one_cluster_a_set(lab, monkeypatch):
+def test_means_are_of_one_cluster_per_set(lab, monkeypatch):
     seen = []
     original = pictures.mean_and_members
     monkeypatch.setattr(pictures, "mean_and_members", lambda lab, some: seen.append(some) or original(lab, some))
@@ -365,7 +365,7 @@ def test_too_few_prompts_or_steps_are_reported(demo, tmp_path):
 # Fig. 2.
 
 
-def test_likeness_is_that_of_the_images_in_the_end(lab):
+def test_dissimilarity_at_the_last_step_is_that_of_the_images(lab):
     sheet, curve, table = pictures.latents(lab)
     opened(sheet)
     opened(curve)
@@ -384,7 +384,7 @@ def test_likeness_is_that_of_the_images_in_the_end(lab):
     assert last[2].value == pytest.approx(np.mean(found[False]), abs=2e-3)
     low, high = last[1].interval
     assert low <= last[1].value <= high
-    # From one noise, related prompts begin more alike than they end; two families are far apart throughout.
+    # From one noise, related prompts are more similar at the first step than at the last; unrelated ones less similar.
     assert table.rows[0][1].value < last[1].value < last[2].value
 
 

@@ -1,4 +1,4 @@
-"""Scorers of evaluation: transformers' own CLIP, and stand-ins for packages in another Python."""
+"""Scorers of evaluation: against transformers' CLIP, and with replacements for packages in another Python."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pictures():
     return [PIL.Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-def test_clip_scores_are_what_transformers_says(clip, pictures):
+def test_clip_scores_are_those_of_transformers(clip, pictures):
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -70,9 +70,9 @@ def test_clip_scores_are_what_transformers_says(clip, pictures):
     assert np.allclose(theirs.score(pictures, prompts), picked, atol=1e-5)
     assert np.allclose(ours.score(pictures, prompts), 2.5 * np.maximum(cosines, 0), atol=1e-6)
     assert np.allclose(ours.embed(pictures), out.image_embeds.numpy(), atol=1e-6)
-    # A score is of one image and one prompt, whatever else is in the batch.
-    alone = [ours.score([picture], [prompt])[0] for picture, prompt in zip(pictures, prompts, strict=True)]
-    assert np.allclose(alone, ours.score(pictures, prompts), atol=1e-6)
+    # A score does not depend on the other images of the batch.
+    single = [ours.score([picture], [prompt])[0] for picture, prompt in zip(pictures, prompts, strict=True)]
+    assert np.allclose(single, ours.score(pictures, prompts), atol=1e-6)
     assert str(clip) in ours.version
     assert ours.version != theirs.version
 
@@ -154,7 +154,7 @@ STUBS = {
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Packages that look like the real ones from where they are called; the real ones were read in their releases."""
+    """Packages with the interface that is used of the real ones, written from the source of their releases."""
     for name, source in STUBS.items():
         path = tmp_path / "stubs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def test_scores_from_another_python(tmp_path, stubs, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["vqascore", "hpsv2", "imagereward"])
-def test_what_to_install_is_said(tmp_path, name):
+def test_the_error_names_what_to_install(tmp_path, name):
     says = {
         "vqascore": r"needs the package t2v-metrics, .*ENV/bin/pip install t2v-metrics.*--python ENV/bin/python",
         "hpsv2": r'needs the package hpsv2x, .*pip install "hsd\[hpsv2\]"',

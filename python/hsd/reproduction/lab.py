@@ -49,7 +49,7 @@ class PromptSet:
 class Variant:
     """How the images of a set are generated: the settings that experiments vary. The defaults are HSD's, at tau = 0.
 
-    The field names are part of folder names, see :attr:`name`: renaming one would make existing studies start anew.
+    The field names are part of folder names, see :attr:`name`: after renaming one, existing studies would start again.
     """
 
     tau: float | None = None

@@ -29,7 +29,7 @@ TRUNKS = (0.1, 0.2, 0.3, 0.5)
 def compare_variants(lab: Lab, name: str, title: str, variants: Mapping[str, Variant], base: str) -> list[Result]:
     """Compare variants at equal compute: how much better each scores than ``base``, and how diverse its images are.
 
-    ``base`` is the label of one of the variants. Standard diffusion is added as a variant of its own.
+    ``base`` is the label of one of the variants. Standard diffusion is added as a further variant.
     """
     generated = {label: generate_all_sets(lab, variant) for label, variant in {STANDARD: Variant(), **variants}.items()}
     found = {label: compare(lab, ours, generated[base]) for label, ours in generated.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .. import __version__
+from .._core import __version__
 from ..errors import PromptError
 from ..evaluation.by_name import make_scorer
 from ..evaluation.measure import Measurer
@@ -158,7 +158,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
     Raises
     ------
     PromptError
-        If there is no such folder, it has no file of prompts, or a prompt has settings or a seed of its own.
+        If there is no such folder, it has no file of prompts, or a prompt sets settings or a seed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,7 +174,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
         for i, (own, given) in enumerate(zip(read.settings, read.seeds, strict=True)):
             if own or given is not None:
                 what = "settings" if own else "a seed"
-                raise PromptError(f"{path}: prompt {i} has {what} of its own, which experiments do not take")
+                raise PromptError(f"{path}: prompt {i} has {what}: in experiments, prompts have no settings or seeds")
         sets[path.stem] = PromptSet(path.stem, tuple(read.prompts[:limit]))
     return list(sets.values())
 
