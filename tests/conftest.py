@@ -9,9 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-import hsd
-import tiny
-from helpers import PROMPTS, make_scheduler
+# Their checks show the values that are compared, as those of test files do.
+pytest.register_assert_rewrite("algorithm1", "core_cases", "evaluate_cases", "families", "helpers", "sampler_cases")
+
+import hsd  # noqa: E402
+import tiny  # noqa: E402
+from helpers import PROMPTS, make_scheduler  # noqa: E402
 
 WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
 """Nine, the last a repeat of the first."""

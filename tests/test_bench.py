@@ -34,7 +34,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def report(demo):
-    return bench.bench(demo, PROMPTS, tau=0.3, steps=STEPS, seconds=30.0)  # more than it takes
+    return bench.bench(demo, PROMPTS, tau=0.3, steps=STEPS, seconds=1e6)  # more than it takes on any machine
 
 
 def layouts(adapter):
@@ -102,7 +102,7 @@ def test_on_the_command_line(tmp_path):
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "a red star", "seed": 3}\n{"prompt": "a blue star", "guidance_scale": 1.0}\n'
     )
-    command = ["bench", "demo", str(tmp_path / "prompts.jsonl"), "--steps", "3", "--budget", "0.2", "--seconds", "60"]
+    command = ["bench", "demo", str(tmp_path / "prompts.jsonl"), "--steps", "3", "--budget", "0.2", "--seconds", "1e6"]
     run = CliRunner().invoke(
         cli.app, [*command, "--set", "prior_steps=2", "--height", "32", "--json", str(tmp_path / "b.json")]
     )
@@ -136,7 +136,7 @@ def test_as_much_as_the_time_is_enough_for(demo):
 
 
 def few(adapter, **options):
-    return bench.bench(adapter, PROMPTS[:2], tau=0.3, steps=2, seconds=15.0, **options)
+    return bench.bench(adapter, PROMPTS[:2], tau=0.3, steps=2, seconds=1e6, **options)
 
 
 def test_what_cannot_be_compared_says_why(demo, monkeypatch):
