@@ -48,9 +48,9 @@ from tree_report import TABLES, in_words, is_exact
 from tree_results import Results
 
 import hsd
+from hsd._core import LINKAGES
 
 HERE = Path(__file__).resolve().parent
-LINKAGES = ("ward", "average", "complete", "centroid")
 SECTIONS = ("table", "scaling", "quality")
 FINAL = ("ok", "time limit", "memory")  # a case with such a status is not measured again
 REFERENCES = ("scipy", "naive")

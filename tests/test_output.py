@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from typing import get_args
 
 import numpy as np
 import PIL.Image
@@ -12,8 +13,9 @@ import pytest
 
 import hsd
 import tiny
-from hsd.generation.folder import ImageFolder
+from hsd.generation.folder import FORMATS, ImageFolder
 from hsd.generation.writers import Writers
+from hsd.names import ImageFormat
 
 
 @pytest.fixture
@@ -173,6 +175,10 @@ def test_writers_wait_instead_of_filling_memory():
                 full.set()
     assert written == list(range(300))
     assert max(unwritten) == 2  # submit waits while two are not written
+
+
+def test_every_format_has_a_name_for_pillow():
+    assert set(FORMATS) == set(get_args(ImageFormat))
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])

@@ -30,10 +30,9 @@ import hsd
 from families import FAMILIES, Family
 from families.measure import with_scheduler
 from hsd import _core
+from hsd._core import LINKAGES, SCHEDULES
 from hsd.demo import PROMPTS
 
-LINKAGES = ("ward", "centroid", "average", "complete")
-SCHEDULES = ("linear", "paper-eq7", "cosine", "log")
 TEXTS = ("a cat", "a cat on a mat", "a dog", "the sea at night", "the sea by day", "a cat")
 
 

@@ -24,7 +24,7 @@ from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import make_folder, write_atomically
 
-_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
     "jpg": ("JPEG", {"quality": 95}),
     "webp": ("WEBP", {"quality": 95}),
@@ -61,6 +61,7 @@ class ImageFolder:
         self.path = make_folder(path)
         self.plan = plan
         self.format = image_format
+        self._pil_format, self._save_options = FORMATS[image_format]
         self._mutex = threading.Lock()  # between our threads; the file lock, which polls, is for other processes
         self._lock = FileLock(self.path / ".hsd.lock", timeout=60, thread_local=False)
         self._identity = {"plan": plan.fingerprint, "model": json.loads(json.dumps(model, default=str))}
@@ -78,10 +79,8 @@ class ImageFolder:
         text, seed = self.plan.prompts[index], int(self.plan.seeds[index])
         entry = {"file_name": name, "text": text, "index": index, "seed": seed, **extra}
         buffer = BytesIO()
-        name_of_format, options = _FORMATS[self.format]
-        if self.format == "png":
-            options = {**options, "pnginfo": _png_info(entry)}
-        image.save(buffer, name_of_format, **options)
+        options = {**self._save_options, "pnginfo": _png_info(entry)} if self.format == "png" else self._save_options
+        image.save(buffer, self._pil_format, **options)
         write_atomically(self.path / name, buffer.getvalue())
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
         with self._locked(), open(self.path / METADATA, "ab") as file:

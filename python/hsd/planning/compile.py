@@ -215,6 +215,7 @@ def _earlier(
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:
     """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise."""
     standard = tree.n_leaves * len(shape)
+    # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))
     target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))
     if least > target:
