@@ -5,18 +5,18 @@
     python benches/tree.py --report         # print the tables from the JSON; measures nothing
 
 table     N = 10,000: HSD's four linkages; `scipy` pdist + linkage (the authors' code); `sklearn` cosine distances +
-          `fastcluster`; NumPy's Gram matrix + `fastcluster` (the best that libraries can be put together to). None has
-          centroid linkage on cosine distances: it stands beside ward, and beside its naive O(N^3) form at N = 1,000.
-scaling   seconds and memory from N = 1,000 to as far as each side goes.
+          `fastcluster`; NumPy's Gram matrix + `fastcluster` (the best combination of libraries). No library has
+          centroid linkage on cosine distances: it is compared with ward, and with its naive O(N^3) form at N = 1,000.
+scaling   seconds and memory from N = 1,000 to the largest N that each side can do.
 quality   savings of the approximate tree, forced by little memory, against the exact tree's. Target: within 1 point.
 --large   N = 100,000, and --million N = 1,000,000, within a given memory.
 
-Every measurement is a process of its own (`tree_case.py` says what is measured), stopped at --time-limit seconds or
-at --memory-limit GiB. Trees of one problem are compared with SciPy's (or the naive form's): the worst difference of a
-height, relative (heights below 0.01: of 0.01), and how many clusters only one of the two has, where ties and near ties
-may show. HSD's exact trees have to be within 1e-5, or the script fails. The JSON is written after every case; a later
-run measures what is missing in it, or was made by another build of hsd. A `*` marks a ratio whose sides are not from
-the same run.
+Every measurement runs in its own process (`tree_case.py` describes what is measured), stopped at --time-limit seconds
+or at --memory-limit GiB. Trees of one problem are compared with SciPy's (or the naive form's): the largest relative
+difference of a height (for heights below 0.01: relative to 0.01), and the number of clusters that only one of the two
+trees has, which ties and near ties can cause. HSD's exact trees have to agree within 1e-5, or the script fails. The
+JSON is written after every case; a later run measures what is missing in it, or was made by another build of hsd. A
+`*` marks a ratio whose sides are not from the same run.
 
 Needs scipy, scikit-learn, fastcluster, dynamicprompts, psutil, platformdirs; matplotlib for --plot.
 """
@@ -44,14 +44,15 @@ import numpy as np
 import psutil
 from prompt_sets import CACHE, EMBEDDINGS, NAMES, dimensions, recipe
 from tree_case import EXACT, Case
-from tree_report import TABLES, is_exact, say
+from tree_report import TABLES, in_words, is_exact
+from tree_results import Results
 
 import hsd
 
 HERE = Path(__file__).resolve().parent
 LINKAGES = ("ward", "average", "complete", "centroid")
 SECTIONS = ("table", "scaling", "quality")
-FINAL = ("ok", "time limit", "memory")  # a case that ended so is not measured again
+FINAL = ("ok", "time limit", "memory")  # a case with such a status is not measured again
 REFERENCES = ("scipy", "naive")
 HEIGHT_ERROR = 1e-5  # allowed
 HEIGHT_FLOOR = 0.01  # heights below are compared absolutely: float32 rounds a cosine to about 1e-7
@@ -59,7 +60,7 @@ HEIGHT_FLOOR = 0.01  # heights below are compared absolutely: float32 rounds a c
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: the real thing, or a rehearsal in under a minute."""
+    """How much is measured. The defaults are the full benchmark; `SMALL` is a trial run in under a minute."""
 
     table: int = 10_000
     dim: int = 1280
@@ -156,7 +157,7 @@ CASES = {
 
 
 class Bench:
-    """The measurements so far, in a JSON file that is never behind."""
+    """Measures cases and compares their trees; the results are saved after every case."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -164,19 +165,13 @@ class Bench:
         self.core = hashlib.sha256(Path(hsd._core.__file__).read_bytes()).hexdigest()[:12]
         self.recipe = recipe()
         self.digests = args.cache / "digests"
-        self.book: dict[str, Any] = {"machine": machine(), "cases": {}, "checks": {}}
-        if args.json.exists():
-            self.book = self.book | json.loads(args.json.read_text())
-            if not args.report and self.book["machine"]["cpu"] != machine()["cpu"]:
-                raise SystemExit(f"{args.json.name} was made on a {self.book['machine']['cpu']}: give another --json")
-
-    def result(self, case: Case) -> dict[str, Any] | None:
-        """What was measured, if it was and the case ended well."""
-        found = self.book["cases"].get(case.key)
-        return found if found and found["status"] == "ok" else None
+        self.results = Results(args.json, machine())
+        if not args.report and self.results.machine["cpu"] != machine()["cpu"]:
+            raise SystemExit(f"{args.json.name} was made on a {self.results.machine['cpu']}: give another --json")
 
     def has(self, case: Case) -> bool:
-        found = self.book["cases"].get(case.key)
+        """Whether there is a result that need not be measured again."""
+        found = self.results.cases.get(case.key)
         if self.args.again or not found or found["recipe"] != self.recipe or found["status"] not in FINAL:
             return False
         if case.side == "hsd" and found["core"] != self.core:
@@ -184,25 +179,25 @@ class Bench:
         return found["status"] == "ok" or self.args.time_limit <= found["time_limit"]
 
     def measure(self, cases: list[Case], once: set[Case]) -> None:
-        """Measure what is missing, in this order; a side that met a limit is not asked for a larger N."""
+        """Measure what is missing, in this order; a side that reached a limit is not measured at a larger N."""
         ended: set[tuple[Any, ...]] = set()
         for number, case in enumerate(cases, 1):
-            way = (case.side, case.linkage, case.data, case.dim, case.memory)
+            column = (case.side, case.linkage, case.data, case.dim, case.memory)
             if not self.has(case):
                 print(f"[{number}/{len(cases)}] {case.key:64}", end="", flush=True)
                 repeats = 1 if case in once else self.args.repeats
-                found = {"status": "gave up at a smaller N"} if way in ended else self.repeated(case, repeats)
+                found = {"status": "gave up at a smaller N"} if column in ended else self.repeated(case, repeats)
                 origin = {"run": self.run, "core": self.core, "recipe": self.recipe, "time_limit": self.args.time_limit}
-                self.book["cases"][case.key] = asdict(case) | found | origin
-                self.book["checks"].pop(case.key, None)
+                self.results.cases[case.key] = asdict(case) | found | origin
+                self.results.checks.pop(case.key, None)
                 self.check(case)
-                self.save()
-                print(say(found), flush=True)
-            if self.book["cases"][case.key]["status"] in ("time limit", "memory"):
-                ended.add(way)
+                self.results.save()
+                print(in_words(found), flush=True)
+            if self.results.cases[case.key]["status"] in ("time limit", "memory"):
+                ended.add(column)
 
     def repeated(self, case: Case, repeats: int) -> dict[str, Any]:
-        """The fastest of a few runs, each its own process, and the most memory; all seconds are kept."""
+        """The fastest of a few runs, each in its own process, and the most memory; all seconds are recorded."""
         rows, runs = self.rows_of(case), []
         for _ in range(repeats):
             runs.append(self.once(case, rows))
@@ -216,7 +211,7 @@ class Bench:
         return best | {"extra_bytes": most, "all_seconds": [run["seconds"] for run in finished]}
 
     def rows_of(self, case: Case) -> Path:
-        """The file of the case's embeddings, made in a process of its own if it is not there yet."""
+        """The file of the case's embeddings; if it is missing, another process creates it."""
         command = [sys.executable, str(HERE / "prompt_sets.py"), "--make", case.data, str(case.n), str(case.dim)]
         command += ["--cache", str(self.args.cache), "--embeddings", str(self.args.embeddings)]
         return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -244,28 +239,22 @@ class Bench:
 
     def check(self, case: Case) -> None:
         """Compare trees of the case's problem with the reference's, as far as both are there and exact."""
-        same = [other for other in map(of_fields, self.book["cases"].values()) if other.problem == case.problem]
-        same = [other for other in same if is_exact(self.result(other)) and self.digest(other).exists()]
+        same = [other for other in map(of_fields, self.results.cases.values()) if other.problem == case.problem]
+        same = [other for other in same if is_exact(self.results.of(other)) and self.digest(other).exists()]
         for reference in same:
             for other in same:
                 if reference.side in REFERENCES and other.side not in REFERENCES and case in (reference, other):
                     found = compare(np.load(self.digest(other)), np.load(self.digest(reference)))
-                    self.book["checks"][other.key] = {"against": reference.side} | found
+                    self.results.checks[other.key] = {"against": reference.side} | found
 
     def wrong(self) -> list[str]:
         """HSD's exact trees that are not the reference's."""
-        checks = self.book["checks"].items()
+        checks = self.results.checks.items()
         return [name for name, check in checks if name.startswith("hsd") and not check["height_error"] <= HEIGHT_ERROR]
-
-    def save(self) -> None:
-        self.args.json.parent.mkdir(parents=True, exist_ok=True)
-        part = self.args.json.with_suffix(".part")
-        part.write_text(json.dumps(self.book, indent=1) + "\n")
-        part.replace(self.args.json)
 
 
 def guard(child: subprocess.Popen[str], seconds: float, limit: float) -> str | None:
-    """Wait for a process; kill it when it goes beyond a limit, and say which."""
+    """Wait for a process; kill it when it exceeds a limit, and return which."""
     end, process = time.monotonic() + seconds, psutil.Process(child.pid)
     while True:
         try:
@@ -305,7 +294,7 @@ def of_fields(fields: dict[str, Any]) -> Case:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+    """The machine and versions that the figures belong to."""
     packages = ("numpy", "scipy", "scikit-learn", "fastcluster")
     return {
         "cpu": cpu_name(),
@@ -331,16 +320,16 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--large", action="store_true", help="also N = 100,000")
     parser.add_argument("--million", action="store_true", help="also N = 1,000,000")
-    parser.add_argument("--small", action="store_true", help="everything with little: a rehearsal in under a minute")
+    parser.add_argument("--small", action="store_true", help="a trial run with small sizes, in under a minute")
     parser.add_argument("--threads", type=int, default=2, help="threads of every side")
     parser.add_argument(
         "--repeats", type=int, default=3, help="runs of a timed case; the fastest counts, on every side"
     )
     parser.add_argument("--repeat-below", type=float, default=30.0, help="seconds beyond which one run is enough")
     parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds a case may take in all")
-    room = 0.9 * psutil.virtual_memory().available / 2**30
-    parser.add_argument("--memory-limit", type=float, default=room, help="GiB a case may hold (default: 0.9 of free)")
-    parser.add_argument("--again", action="store_true", help="measure anew what the JSON has already")
+    free = 0.9 * psutil.virtual_memory().available / 2**30
+    parser.add_argument("--memory-limit", type=float, default=free, help="GiB a case may hold (default: 0.9 of free)")
+    parser.add_argument("--again", action="store_true", help="measure again what the JSON already has")
     parser.add_argument("--json", type=Path, help="default: benches/results/tree-cpu.json")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for embeddings, made once")
     parser.add_argument(
@@ -364,20 +353,20 @@ def main() -> None:
     cases = {section: list(CASES[section](sizes, args.threads)) for section in sections}
     bench = Bench(args)
     if args.plot:
-        from tree_plot import draw
+        from tree_plot import draw  # only here: measuring and printing need no matplotlib
 
-        draw(bench.book, args.plot)
+        draw(bench.results.content, args.plot)
         return
     if not args.report:
         timed = {case for section in ("table", "scaling") for case in cases.get(section, [])}
         every = sorted(dict.fromkeys(chain.from_iterable(cases.values())), key=lambda case: (case.n, case.problem))
         bench.measure(every, once=set(every) - timed)
-    box = bench.book["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in box["packages"].items())
-    print(f"\n{box['cpu']}, {args.threads} threads, {packages}, hsd {box['hsd']['profile']} build")
+    host = bench.results.machine
+    packages = ", ".join(f"{name} {version}" for name, version in host["packages"].items())
+    print(f"\n{host['cpu']}, {args.threads} threads, {packages}, hsd {host['hsd']['profile']} build")
     for section, part in cases.items():
         print(f"\n== {section}")
-        TABLES[section](bench, part)
+        TABLES[section](bench.results, part)
     if wrong := bench.wrong():
         raise SystemExit(f"not the reference's tree: {', '.join(wrong)}")
 

@@ -1,11 +1,11 @@
-"""One measured case of the clustering benchmark, in a process of its own: `tree.py` starts it, once a measurement.
+"""One measured case of the clustering benchmark, run in its own process; `tree.py` starts one per measurement.
 
     python benches/tree_case.py '{"side": "hsd", "linkage": "ward", "data": "noise", "n": 1000, "dim": 64}' ROWS.npy
 
 Prints one line of JSON. What is measured: the call from the embeddings in memory to the finished tree, after a warm-up
-on 64 rows; wall and CPU seconds; and extra memory, the peak of the process's resident memory during the call (VmHWM,
-set back right before; elsewhere than on Linux ru_maxrss, which cannot be set back) less what was resident before it.
-Imports, embeddings and the warm-up are outside of both.
+on 64 rows: wall and CPU seconds, and extra memory. Extra memory is the peak of the process's resident memory during the
+call less what was resident before it; the peak is VmHWM, reset before the call, or on other systems than Linux
+ru_maxrss, which cannot be reset. Neither includes imports, embeddings and the warm-up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CODE_SEED = 12345
 
 @dataclass(frozen=True)
 class Case:
-    """Who clusters what, and within which limits."""
+    """Which side clusters which set, and within which limits."""
 
     side: str  # one of SIDES
     linkage: str
@@ -53,12 +53,12 @@ class Case:
 
     @property
     def problem(self) -> tuple[str, int, int, str]:
-        """What two sides have to have in common to be compared."""
+        """What has to be equal for two sides to be compared."""
         return self.data, self.n, self.dim, self.linkage
 
 
 class NotOffered(Exception):
-    """This build of hsd lacks what the case asks for."""
+    """This build of hsd does not support the case."""
 
 
 def hsd_tree(rows: Rows, case: Case) -> Any:
@@ -77,7 +77,7 @@ def hsd_tree(rows: Rows, case: Case) -> Any:
 
 
 def scipy_tree(rows: Rows, case: Case) -> Linkage:
-    """What the authors' code does."""
+    """What the paper's published code does."""
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import pdist
 
@@ -85,17 +85,17 @@ def scipy_tree(rows: Rows, case: Case) -> Linkage:
 
 
 def fastcluster_tree(rows: Rows, case: Case) -> Linkage:
-    """What libraries offer for it: scikit-learn's distances (BLAS, float32), then fastcluster."""
+    """Libraries as they are: scikit-learn's distances (BLAS, float32), then fastcluster."""
     import fastcluster
     from scipy.spatial.distance import squareform
     from sklearn.metrics.pairwise import cosine_distances
 
-    # Nested, here and below, so that each matrix is freed as soon as the next one is there.
+    # Nested calls, here and below, so that each matrix is freed as soon as the next one exists.
     return fastcluster.linkage(squareform(cosine_distances(rows), checks=False), case.linkage, preserve_input=False)
 
 
 def gram_tree(rows: Rows, case: Case) -> Linkage:
-    """The best that libraries can be put together to, in time and in memory: NumPy's Gram matrix, then fastcluster."""
+    """The best combination of libraries in time and memory: NumPy's Gram matrix, then fastcluster."""
     import fastcluster
     from scipy.spatial.distance import squareform
 
@@ -113,7 +113,8 @@ def gram_distances(rows: Rows) -> Rows:
 def naive_tree(rows: Rows, case: Case) -> Linkage:
     """Centroid linkage by the paper's Eqs. 3-5, written out: the nearest pair of means, N - 1 times. O(N^3).
 
-    Heights are monotone as in HSD: the greater of the distance and the children's heights.
+    Heights are monotone as in HSD: the greater of the distance and the children's heights. Rows have to have unit
+    length: HSD takes means of the rows as they are, this form takes means of unit rows.
     """
     if case.linkage != "centroid":
         raise NotOffered(f"the naive form is written for centroid, not {case.linkage}")
@@ -161,7 +162,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def reset_peak() -> str:
-    """Set the peak of resident memory back to what is resident now; which peak can be read then."""
+    """Reset the peak of resident memory to what is resident now. Returns the name of the peak to read afterwards."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         status("VmHWM")
@@ -212,7 +213,7 @@ def node_steps(tree: Any, phi: NDArray[np.float64]) -> int:
 
 
 def cluster_codes(linkage: Linkage) -> NDArray[np.uint64]:
-    """(N-1,) one number a cluster that depends on its set of leaves alone: the sum of random 64-bit leaf codes."""
+    """(N-1,) one number per cluster that depends only on its set of leaves: the sum of random 64-bit leaf codes."""
     n = len(linkage) + 1
     codes = np.zeros(2 * n - 1, dtype=np.uint64)
     codes[:n] = np.random.default_rng(CODE_SEED).integers(1 << 64, size=n, dtype=np.uint64)
@@ -230,7 +231,7 @@ def write_digest(tree: Any, path: Path) -> None:
 
 
 def load_rows(path: Path, n: int) -> Rows:
-    """The first ``n`` rows in memory of their own."""
+    """A copy of the first ``n`` rows in memory."""
     rows = np.load(path, mmap_mode="r")[:n]
     if len(rows) < n:
         raise ValueError(f"the file has {len(rows)} rows, the case wants {n}")

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 class Line(NamedTuple):
-    """One side: which cases, and how they look. Okabe and Ito's colours, and a marker each: none by colour alone."""
+    """One line: its cases, colour (Okabe and Ito's) and marker. Markers differ too."""
 
     name: str
     side: str
@@ -69,7 +69,7 @@ def draw(book: dict[str, Any], path: Path) -> None:
 
 
 def chosen(cases: list[dict[str, Any]], line: Line, main_dim: int) -> list[dict[str, Any]]:
-    """The line's cases by N, of the main dimensions where there are such; approximate ones within one memory."""
+    """The line's cases by N, preferably of the main dimension; approximate ones only of the largest memory."""
     mine = [case for case in cases if (case["side"], case["linkage"]) == (line.side, line.linkage)]
     mine = [case for case in mine if case.get("exact", True) == line.exact]
     if not line.exact:
@@ -82,7 +82,7 @@ def chosen(cases: list[dict[str, Any]], line: Line, main_dim: int) -> list[dict[
 
 
 def trace(axes: Axes, line: Line, points: list[dict[str, Any]], field: str, main_dim: int) -> None:
-    """A line through the points of the main dimensions; others stand alone, hollow and named."""
+    """A line through the points of the main dimension; points of other dimensions are hollow and labelled."""
     if not points:
         return
     style = {"color": line.colour, "marker": line.marker, "markersize": 6}

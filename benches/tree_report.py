@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tree_case import EXACT, TAUS, Case
-
-if TYPE_CHECKING:
-    from tree import Bench
+from tree_results import Results
 
 
 def is_exact(result: dict[str, Any] | None) -> bool:
@@ -17,8 +15,8 @@ def is_exact(result: dict[str, Any] | None) -> bool:
     return bool(result and result.get("exact", True))
 
 
-def say(found: dict[str, Any]) -> str:
-    """One case in a few words."""
+def in_words(found: dict[str, Any]) -> str:
+    """One case as a line of text."""
     if found["status"] != "ok":
         return f"{found['status']} {found.get('message', '')}"
     kind = "" if found.get("exact", True) else "  approximate"
@@ -26,27 +24,25 @@ def say(found: dict[str, Any]) -> str:
 
 
 def amount(size: float) -> str:
-    """Bytes for people."""
+    """Bytes as text for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def side_by_side(bench: Bench, cases: list[Case]) -> None:
-    """One block a problem: the sides, and by how much slower and larger each is than HSD's exact tree."""
+def side_by_side(results: Results, cases: list[Case]) -> None:
+    """One block per problem: the sides, and by how much slower and larger each is than HSD's exact tree."""
     problems = dict.fromkeys(case.problem for case in cases)
     print(
         f"{'':26}{'seconds':>10}{'x hsd':>9}{'extra memory':>15}{'x hsd':>8}{'height error':>15}{'other clusters':>16}"
     )
     for problem in problems:
         sides = [case for case in cases if case.problem == problem]
-        ours = next((bench.result(case) for case in sides if case.side == "hsd"), None)
+        ours = next((results.of(case) for case in sides if case.side == "hsd"), None)
         data, n, dim, linkage = problem
         print(f"{linkage}, {data}, N = {n:,}, D = {dim}")
         for case in sides:
-            result, check = bench.result(case), bench.book["checks"].get(case.key)
+            result, check = results.of(case), results.checks.get(case.key)
             if result is None:
-                print(
-                    f"  {label(case, None):24}{bench.book['cases'].get(case.key, {}).get('status', 'not measured'):>10}"
-                )
+                print(f"  {label(case, None):24}{results.cases.get(case.key, {}).get('status', 'not measured'):>10}")
                 continue
             line = f"  {label(case, result):24}{result['seconds']:10.3f}"
             line += ratio(result, ours, "seconds") + f"{amount(result['extra_bytes']):>15}"
@@ -54,7 +50,7 @@ def side_by_side(bench: Bench, cases: list[Case]) -> None:
             if check:
                 line += f"{check['height_error']:15.1e}{check['clusters_that_differ']:16}"
             print(line)
-    centroid_beside_ward(bench, cases)
+    centroid_beside_ward(results, cases)
 
 
 NAMES_OF_SIDES = {
@@ -72,36 +68,39 @@ def label(case: Case, result: dict[str, Any] | None) -> str:
 
 
 def ratio(result: dict[str, Any], base: dict[str, Any] | None, field: str, width: int = 8) -> str:
-    """How many times the base's, starred if it is from another run."""
+    """The ratio to the base, with a star if both are not from the same run."""
     if base is None or base[field] <= 0:
         return " " * (width + 1)
     return f"{result[field] / base[field]:{width}.2f}" + (" " if result["run"] == base["run"] else "*")
 
 
-def centroid_beside_ward(bench: Bench, cases: list[Case]) -> None:
+def centroid_beside_ward(results: Results, cases: list[Case]) -> None:
     for case in cases:
         if case.side == "hsd" and case.linkage == "centroid":
             ward = next((other for other in cases if other == Case(**asdict(case) | {"linkage": "ward"})), None)
-            both = bench.result(case), ward and bench.result(ward)
+            both = results.of(case), ward and results.of(ward)
             if all(both):
                 times = ratio(*both, "seconds", 0).strip()
                 print(f"centroid takes {times} times the seconds of ward on {case.data}, N = {case.n:,}")
 
 
-def scaling(bench: Bench, cases: list[Case]) -> None:
-    """Seconds and memory by N, one column a side."""
-    ways = dict.fromkeys((case.side, case.linkage, case.memory) for case in cases)
-    names = {way: f"{way[0]} {way[1]}" + (f" {amount(way[2])}" if way[2] not in (None, EXACT) else "") for way in ways}
+def scaling(results: Results, cases: list[Case]) -> None:
+    """Seconds and memory by N, one column per side."""
+    columns = dict.fromkeys((case.side, case.linkage, case.memory) for case in cases)
+    names = {
+        (side, linkage, memory): f"{side} {linkage}" + (f" {amount(memory)}" if memory not in (None, EXACT) else "")
+        for side, linkage, memory in columns
+    }
     print(f"{'N':>9}{'D':>6}" + "".join(f"{name:>26}" for name in names.values()))
     for n, dim in sorted({(case.n, case.dim) for case in cases}):
         line = f"{n:9,}{dim:6}"
-        for way in ways:
+        for column in columns:
             at = [
                 case
                 for case in cases
-                if (case.n, case.dim) == (n, dim) and way == (case.side, case.linkage, case.memory)
+                if (case.n, case.dim) == (n, dim) and column == (case.side, case.linkage, case.memory)
             ]
-            found = bench.book["cases"].get(at[0].key) if at else None
+            found = results.cases.get(at[0].key) if at else None
             line += f"{brief(found) if found else '':>26}"
         print(line)
 
@@ -112,14 +111,14 @@ def brief(found: dict[str, Any]) -> str:
     return f"{found['seconds']:.3f} s {amount(found['extra_bytes']):>10}"
 
 
-def quality(bench: Bench, cases: list[Case]) -> None:
+def quality(results: Results, cases: list[Case]) -> None:
     """Savings of the exact tree at each tau, and by how many points each approximate tree's are off."""
     taus = "".join(f"{f'tau {tau}':>9}" for tau in TAUS)
     print(f"{'':48}{taus}   and of the exact tree's:  seconds   memory")
-    worst = float("nan")  # until there is one
+    worst = float("nan")  # until a tree is approximate
     for case in cases:
-        exact, result = bench.result(Case(**asdict(case) | {"memory": EXACT})), bench.result(case)
-        found = bench.book["cases"].get(case.key, {})
+        exact, result = results.of(Case(**asdict(case) | {"memory": EXACT})), results.of(case)
+        found = results.cases.get(case.key, {})
         if exact is None or result is None:
             print(f"  {case.key:46} {found.get('status', 'not measured')} {found.get('message', '')}")
         elif case.memory == EXACT:
@@ -134,11 +133,11 @@ def quality(bench: Bench, cases: list[Case]) -> None:
     print("worst difference: " + ("not measured" if np.isnan(worst) else f"{worst:.2f} points (target: within 1)"))
 
 
-def large(bench: Bench, cases: list[Case]) -> None:
+def large(results: Results, cases: list[Case]) -> None:
     for case in cases:
-        result = bench.result(case)
+        result = results.of(case)
         where = f"{case.linkage}, {case.data}, N = {case.n:,}, D = {case.dim}, within {amount(case.memory or 0)}"
-        print(f"{where:62}{say(bench.book['cases'].get(case.key, {'status': 'not measured'}))}")
+        print(f"{where:62}{in_words(results.cases.get(case.key, {'status': 'not measured'}))}")
         if result:
             print(
                 " " * 4 + "saves " + ", ".join(f"{share:.1%} at tau {tau}" for tau, share in result["savings"].items())

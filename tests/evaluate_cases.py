@@ -1,4 +1,4 @@
-"""Folders of plain pictures and a scorer that reads them: what the tests of evaluation need."""
+"""Folders of plain pictures and a scorer for them, used by the tests of evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPTS = ["a red star", "a blue ring", "a green cross", "a pink heart", "a whit
 
 
 class Brightness:
-    """Mean of the pixels, less a little for each letter of the prompt; nothing to say of prompts with a ``?``."""
+    """Mean of the pixels, less a little for each letter of the prompt; no score for prompts with a ``?``."""
 
     name, version = "brightness", "1"
 

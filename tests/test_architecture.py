@@ -42,13 +42,6 @@ EXCEPTIONS = {
     ("planning.compile", "models.encode"),
 }
 
-KNOWN = {
-    # TODO: imports that still break the rule. Delete an entry with the import: the tests fail on one that is gone.
-    ("evaluation.scorers", "evaluation.elsewhere"),
-    ("evaluation.scorers", "evaluation.clip"),
-    ("reproduction.study", ""),
-}
-
 
 # ------------------------------------------------------------------------------- Python
 
@@ -139,16 +132,12 @@ def test_imports_go_down():
         for source, target in python_graph()
         if source.split(".")[0] != target.split(".")[0] and layer(target) >= layer(source)
     }
-    assert upwards - EXCEPTIONS - KNOWN == set()
+    assert upwards - EXCEPTIONS == set()
     assert upwards >= EXCEPTIONS, "an exception that nothing needs any more"
 
 
 def test_no_circle_of_imports():
-    assert circles(python_graph() - EXCEPTIONS - KNOWN) == []
-
-
-def test_the_known_ones_are_still_there():
-    assert python_graph() >= KNOWN, "fixed: delete these from KNOWN"
+    assert circles(python_graph() - EXCEPTIONS) == []
 
 
 def test_models_are_imported_inside_a_function():

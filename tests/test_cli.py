@@ -155,7 +155,7 @@ def test_the_built_in_prompts(tmp_path):
 INTERRUPTED = """
 import signal, sys
 from hsd.cli import main
-from hsd.generation.folder import Writers
+from hsd.generation.writers import Writers
 
 submit, submitted = Writers.submit, []
 

@@ -257,7 +257,7 @@ def broken(row: int, column: int, value: float, dtype=np.float32) -> np.ndarray:
         ((broken(2, 1, np.nan),), ValueError, "embedding 2 holds NaN at column 1"),
         ((broken(1, 3, -np.inf, np.float64),), ValueError, "embedding 1 holds -inf at column 3"),
         ((np.array([[1.0, 2], [0, 0]]),), ValueError, "embedding 1 is all zeros"),
-        ((GOOD, "single"), ValueError, '"single".*ward.*centroid'),
+        ((GOOD, "no-such"), ValueError, '"no-such".*ward.*centroid'),
         ((np.ones((3, 4), ">f4"),), TypeError, r"not >f4 of shape \(3, 4\)"),
         ((np.frombuffer(bytes(97), np.uint8)[1:].view(np.float64).reshape(3, 4),), TypeError, "aligned"),
         ((np.ones((3, 4), np.int64),), TypeError, r"not int64 of shape \(3, 4\)"),

@@ -1,4 +1,4 @@
-"""The bundled evaluator: its parser inverts the prompts' language, and its network reads what drawings show."""
+"""The bundled evaluator: its parser inverts the prompts' language, and its network recognises what drawings show."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hsd.demo.evaluator import ATTRIBUTES as READ
-from hsd.demo.evaluator import WEIGHTS, DemoEvaluator, Reader, said
+from hsd.demo.evaluator import WEIGHTS, DemoEvaluator, Reader, named_attributes
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "python" / "hsd" / "demo"
@@ -41,7 +41,7 @@ def pillow(pictures: torch.Tensor) -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def evaluator() -> Iterator[DemoEvaluator]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine threads wait for each other
+    torch.set_num_threads(1)  # on a busy machine, threads wait for each other
     yield DemoEvaluator()
     torch.set_num_threads(threads)
 
@@ -70,24 +70,24 @@ def scenes(draw_value: st.DrawFn) -> Scene:
 @given(scenes(), st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
 def test_the_parser_inverts_every_wording(scene: Scene, seed: int) -> None:
-    assert said(describe(scene)) == named(scene)
-    assert said(describe(scene, np.random.default_rng(seed))) == named(scene)
+    assert named_attributes(describe(scene)) == named(scene)
+    assert named_attributes(describe(scene, np.random.default_rng(seed))) == named(scene)
 
 
 def test_the_parser_inverts_thousands_of_random_prompts() -> None:
     rng = np.random.default_rng(12)
     rows = sample(rng, 4000, split="all")
-    unsaid = rng.random(rows.shape) < rng.random((len(rows), 1)) * 0.8
-    unsaid[:, COLUMN["count"]] = False
-    for row in np.where(unsaid, -1, rows):
+    unnamed = rng.random(rows.shape) < rng.random((len(rows), 1)) * 0.8
+    unnamed[:, COLUMN["count"]] = False
+    for row in np.where(unnamed, -1, rows):
         scene = Scene.from_row(row)
         prompt = describe(scene, rng)
-        assert said(prompt) == named(scene), prompt
-        assert said("  " + prompt.upper().replace(" ", "  ")) == named(scene), prompt
+        assert named_attributes(prompt) == named(scene), prompt
+        assert named_attributes("  " + prompt.upper().replace(" ", "  ")) == named(scene), prompt
 
 
 def test_the_parser_refuses_what_the_language_refuses() -> None:
-    """Words taken out, doubled or exchanged: mostly nonsense, now and then another prompt of the language."""
+    """Words removed, doubled or replaced: mostly nonsense, sometimes another prompt of the language."""
     rng = np.random.default_rng(13)
     accepted = 0
     for row in sample(rng, 1500, split="all"):
@@ -99,23 +99,23 @@ def test_the_parser_refuses_what_the_language_refuses() -> None:
             wanted = named(parse(prompt))
         except ValueError:
             wanted = None
-        assert said(prompt) == wanted, prompt
+        assert named_attributes(prompt) == wanted, prompt
         accepted += wanted is not None
     assert 100 < accepted < 1400
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[::8])
 def test_the_built_in_prompts_are_understood(prompt: str) -> None:
-    assert said(prompt) == named(parse(prompt))
+    assert named_attributes(prompt) == named(parse(prompt))
 
 
 @pytest.mark.parametrize("prompt", [*OUTSIDE, "a flat drawing of a red star, in outline style"])
-def test_nothing_is_said_outside_the_language(prompt: str) -> None:
-    assert said(prompt) is None
+def test_prompts_outside_the_language_give_nothing(prompt: str) -> None:
+    assert named_attributes(prompt) is None
 
 
 def thin(rows: np.ndarray) -> np.ndarray:
-    """Where nothing is drawn but small rings and crosses, so thin that flat and outline are the same drawing. [N]."""
+    """Where all objects are small rings or crosses: so thin that flat and outline are the same drawing. [N]."""
     shapes = [ATTRIBUTES["shape"].index(name) for name in ("cross", "ring")]
     first, second = (
         np.isin(rows[:, COLUMN[prefix + "shape"]], shapes) & (rows[:, COLUMN[prefix + "size"]] == 0)
@@ -125,7 +125,7 @@ def thin(rows: np.ndarray) -> np.ndarray:
     return first & (second | (rows[:, 0] == 0)) & np.isin(rows[:, COLUMN["style"]], styles)
 
 
-def test_some_styles_cannot_be_told() -> None:
+def test_some_styles_cannot_be_distinguished() -> None:
     scene = Scene("single", "top", None, "ring", "red", "small", background="blue", pattern="plain", style="flat")
     for shape in ("ring", "cross"):
         rows = np.stack([scene.vary(shape=shape, style=style).row() for style in ("flat", "outline")])
@@ -149,14 +149,14 @@ def test_held_out_drawings_are_read_rightly(evaluator: DemoEvaluator, drawings) 
     assert evaluator.score(images, prompts).mean() >= 0.99
 
 
-def test_scores_tell_right_prompts_from_dealt_ones(evaluator: DemoEvaluator, drawings) -> None:
+def test_scores_distinguish_right_prompts_from_shuffled_ones(evaluator: DemoEvaluator, drawings) -> None:
     _, images, prompts = drawings
     images, prompts = images[:96], prompts[:96]
-    dealt = prompts[1:] + prompts[:1]
-    assert evaluator.score(images, dealt).mean() < 0.5
+    shuffled = prompts[1:] + prompts[:1]
+    assert evaluator.score(images, shuffled).mean() < 0.5
     assert evaluator.log_likelihood(images, prompts).mean() > -0.1
-    assert evaluator.log_likelihood(images, dealt).mean() < -2
-    assert (evaluator.log_likelihood(images, prompts) > evaluator.log_likelihood(images, dealt)).mean() > 0.97
+    assert evaluator.log_likelihood(images, shuffled).mean() < -2
+    assert (evaluator.log_likelihood(images, prompts) > evaluator.log_likelihood(images, shuffled)).mean() > 0.97
 
 
 def test_only_what_a_prompt_names_is_scored(evaluator: DemoEvaluator) -> None:
@@ -198,16 +198,16 @@ def test_results_do_not_depend_on_the_batch(evaluator: DemoEvaluator, drawings) 
         assert evaluator.attributes(images[some]) == evaluator.attributes(images)[some]
 
 
-def test_features_are_of_unit_length_and_alike_for_like_pictures(evaluator: DemoEvaluator) -> None:
+def test_features_are_of_unit_length_and_similar_for_similar_pictures(evaluator: DemoEvaluator) -> None:
     rng = np.random.default_rng(14)
     rows = sample(rng, 24, split="all")
     one, other = (evaluator.embed(pillow(draw(rows, random_jitter(rng, 24)))) for _ in range(2))
     assert one.dtype == np.float32
     assert one.shape == (24, Reader.WIDTH)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
-    alike = one @ other.T
-    assert (alike.argmax(axis=1) == np.arange(24)).mean() > 0.9
-    assert np.diag(alike).mean() > alike[~np.eye(24, dtype=bool)].mean() + 0.2
+    cosines = one @ other.T
+    assert (cosines.argmax(axis=1) == np.arange(24)).mean() > 0.9
+    assert np.diag(cosines).mean() > cosines[~np.eye(24, dtype=bool)].mean() + 0.2
 
 
 def test_no_pictures_and_wrong_lengths(evaluator: DemoEvaluator) -> None:
@@ -221,7 +221,7 @@ def test_no_pictures_and_wrong_lengths(evaluator: DemoEvaluator) -> None:
             method([], ["a star"])
 
 
-def test_torch_is_left_as_it_was() -> None:
+def test_the_state_of_torch_does_not_change() -> None:
     state, dtype, grad = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     fresh = DemoEvaluator()
     assert "network" not in vars(fresh)

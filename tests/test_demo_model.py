@@ -1,4 +1,4 @@
-"""The bundled model: its language, its drawings, its folder, and whether its pictures show what was asked."""
+"""The bundled model: its language, drawings and folder, and whether its pictures show what the prompts describe."""
 
 import os
 import sys
@@ -92,16 +92,16 @@ def test_drawings_are_deterministic_and_every_attribute_shows() -> None:
                 assert torch.equal(draw(other[None], jitter[i : i + 1])[0], pictures[i]) == same, (name, value)
 
 
-def test_embeddings_are_read_back_and_unsaid_is_the_mean() -> None:
+def test_embeddings_are_read_back_and_an_open_attribute_is_the_mean() -> None:
     rows = sample(np.random.default_rng(4), 200)
-    said = rows >= 0
-    assert (read(embed(rows)) == rows)[said].all()
+    named = rows >= 0
+    assert (read(embed(rows)) == rows)[named].all()
     base = Scene(shape="star", background="blue")
     colors = np.stack([base.vary(color=color).row() for color in ATTRIBUTES["color"]])
     torch.testing.assert_close(embed(colors).mean(dim=0), embed(base.row()), atol=1e-5, rtol=0)
 
 
-def test_the_judge_knows_true_drawings_from_others() -> None:
+def test_the_judge_distinguishes_true_drawings_from_others() -> None:
     rng = np.random.default_rng(5)
     rows = sample(rng, 16, split="all")
     pictures = draw(rows, random_jitter(rng, 16))
@@ -169,7 +169,7 @@ def test_text_encoder_and_prior_find_the_designed_embedding(pipe) -> None:
     ids=["recommended", "the pipeline's own"],
 )
 def test_pictures_show_what_was_asked(pipe, guidance: float, prior_guidance: float, wanted: float) -> None:
-    """Pictures dealt to the wrong prompts stay below a half, those of an untrained model below a third."""
+    """Pictures with shuffled prompts get less than a half right, those of an untrained model less than a third."""
     rng = np.random.default_rng(8)
     rows = sample(rng, 12, split="all")
     prompts = [describe(Scene.from_row(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""Evaluation: folders as they come, scores that are kept, numbers by hand, the command line."""
+"""Evaluation: folders of all kinds, stored scores, numbers computed by hand, the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUN = CliRunner()
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"file_name": "00000.png", "te', r"metadata.jsonl, line 3 is not JSON.*run it again"),
+        ('{"file_name": "00000.png", "te', r"metadata.jsonl, line 3 is not JSON.*run the same command again"),
         ("\xff\xfe", r"line 3 is not JSON"),
         ("[1]", r"line 3 names no image"),
         ('{"text": "a cat"}', r"line 3 names no image"),
@@ -41,8 +41,8 @@ RUN = CliRunner()
         ('{"file_name": "cut.png", "text": "x"}', r"cut.png is not an image .*line 3"),
         ('{"file_name": "a.png", "text": "x", "index": "7"}', r"line 3: the index is '7'"),
         ('{"file_name": "a.png", "text": "x", "seed": true}', r"line 3: the seed is True"),
-        ('{"file_name": "00001.png", "text": "x"}', r"line 3: the file_name '00001.png' stands in line 2"),
-        ('{"file_name": "a.png", "text": "x", "index": 0}', r"line 3: the index 0 stands in line 1"),
+        ('{"file_name": "00001.png", "text": "x"}', r"line 3: the file_name '00001.png' is already in line 2"),
+        ('{"file_name": "a.png", "text": "x", "index": 0}', r"line 3: the index 0 is already in line 1"),
     ],
 )
 def test_bad_lines_are_named_before_a_scorer_is_loaded(tmp_path, monkeypatch, line, says):
@@ -57,7 +57,7 @@ def test_bad_lines_are_named_before_a_scorer_is_loaded(tmp_path, monkeypatch, li
         hsd.evaluate(tmp_path)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_folders_that_cannot_be_evaluated(tmp_path):
     with pytest.raises(FolderError, match="nowhere is not a folder"):
         hsd.evaluate(tmp_path / "nowhere")
     with pytest.raises(FolderError, match=r"has no metadata.jsonl"):
@@ -152,7 +152,7 @@ def test_a_resumed_run_is_a_fresh_run(tmp_path, batches):
 
 @given(st.data())
 @settings(deadline=None, max_examples=30)
-def test_any_cut_of_the_file_of_scores_is_mended(tmp_path_factory, data):
+def test_a_file_of_scores_cut_anywhere_is_repaired(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")
     whole = measured(write(folder)).numbers()
     path = folder / "scores-brightness.jsonl"
@@ -161,7 +161,7 @@ def test_any_cut_of_the_file_of_scores_is_mended(tmp_path_factory, data):
     path.write_bytes(content[:cut])
     scorer = Brightness()
     assert measured(folder, scorer).numbers() == whole
-    # A last line that lacks nothing but its end is whole.
+    # A last line that lacks only its line feed is complete.
     assert scorer.scored == 5 - content[: cut + 1].count(b"\n")
     assert sorted(map(str, lines(folder))) == sorted(map(str, map(json.loads, content.splitlines())))
 
@@ -186,7 +186,7 @@ def test_only_what_changed_is_scored_again(tmp_path):
     assert scorer.scored == 12
 
 
-def test_a_copied_folder_and_a_common_cache_know_the_scores(tmp_path):
+def test_scores_are_found_in_a_copied_folder_and_in_a_common_cache(tmp_path):
     scorer = Brightness()
     measured(write(tmp_path / "a"), scorer)
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
@@ -198,7 +198,7 @@ def test_a_copied_folder_and_a_common_cache_know_the_scores(tmp_path):
     assert len(lines(tmp_path / "cache")) == 5
 
 
-def test_images_without_a_score_are_remembered_and_counted(tmp_path):
+def test_images_without_a_score_are_stored_and_counted(tmp_path):
     folder, scorer = write(tmp_path, ["a star", "why?", "a ring"]), Brightness()
     found = measured(folder, scorer)
     again = measured(folder, scorer)
@@ -213,7 +213,7 @@ def test_images_without_a_score_are_remembered_and_counted(tmp_path):
     assert "none" in str(nothing)
 
 
-def test_an_unwritable_cache_is_said_before_scoring(tmp_path):
+def test_an_unwritable_cache_is_reported_before_scoring(tmp_path):
     write(tmp_path / "a")
     (tmp_path / "file").write_text("")
     scorer = Brightness()

@@ -1,4 +1,4 @@
-"""Statistics of evaluation: SciPy and closed forms as witnesses, coverage by simulation."""
+"""Statistics of evaluation: against SciPy and closed forms, and coverage by simulation."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def test_a_bootstrap_of_single_images_is_scipys():
 
 def test_copies_of_an_image_do_not_narrow_the_interval():
     values = np.random.default_rng(0).normal(size=25)
-    alone = cluster_bootstrap(values, range(25))
+    single = cluster_bootstrap(values, range(25))
     copied = cluster_bootstrap(np.repeat(values, 7), np.repeat(range(25), 7))
-    assert np.allclose(alone, copied, atol=1e-12)
+    assert np.allclose(single, copied, atol=1e-12)
 
 
 def test_two_clusters_in_closed_form():
-    """Drawn with equal chance: twice the first, twice the second, both, which has the mean of all four images."""
+    """Equally likely draws: twice the first, twice the second, or both, which has the mean of all four images."""
     ((low, high),) = cluster_bootstrap([0.0, 1.0, 2.0, 10.0], ["a", "a", "a", "b"], confidence=0.4)
     assert (low, high) == (3.25, 3.25 if high < 10 else 10.0)
     ((low, high),) = cluster_bootstrap([0.0, 1.0, 2.0, 10.0], ["a", "a", "a", "b"], confidence=0.95)
     assert (low, high) == (1.0, 10.0)
 
 
-def test_intervals_cover_what_they_say_where_images_of_a_prompt_are_alike():
-    """40 prompts with 6 images each, that share most of their noise: 300 times."""
+def test_coverage_of_intervals_where_images_of_a_prompt_are_similar():
+    """300 samples of 40 prompts with 6 images each that have most of their noise in common."""
     rng = np.random.default_rng(7)
     prompts = np.repeat(np.arange(40), 6)
     covered = {"prompts": 0, "images": 0}
@@ -114,7 +114,7 @@ def test_ties_by_hand():
     assert found.difference == pytest.approx(1 / 6)
     assert found.interval == "wilson"
     assert win_rate([1, 2], [0, 3], ["a", "a"]).interval == "bootstrap"
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="have to be equal"):
         win_rate([1], [1, 2], "a")
 
 
@@ -139,11 +139,11 @@ def test_vendi_is_the_definition(e):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 def test_diversity_in_closed_form(n):
-    alike, orthogonal = np.tile([0.6, 0.0, -0.8], (n, 1)), np.eye(n)
-    assert vendi_score(alike) == pytest.approx(1)
+    equal, orthogonal = np.tile([0.6, 0.0, -0.8], (n, 1)), np.eye(n)
+    assert vendi_score(equal) == pytest.approx(1)
     assert vendi_score(orthogonal) == pytest.approx(n)
     assert vendi_score(np.repeat(orthogonal, 3, axis=0)) == pytest.approx(n)
-    assert mean_cosine(alike) == (None if n == 1 else pytest.approx(1))
+    assert mean_cosine(equal) == (None if n == 1 else pytest.approx(1))
     assert mean_cosine(orthogonal) == (None if n == 1 else pytest.approx(0))
     # A share p of one kind and the rest of another: the exponential of the entropy of (p, 1 - p).
     kinds = np.repeat(np.eye(2), [n, 3 * n], axis=0)

@@ -178,7 +178,8 @@ def test_writers_wait_instead_of_filling_memory():
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])
 def test_other_formats(plan, model, tmp_path, image_format):
     hsd.generate(plan.prune([0]), model, tmp_path, progress=False, image_format=image_format)
-    assert PIL.Image.open(tmp_path / f"00000.{image_format}").size == (32, 32)
+    with PIL.Image.open(tmp_path / f"00000.{image_format}") as image:
+        assert image.size == (32, 32)
 
 
 def test_stream_yields_as_images_finish():

@@ -1,4 +1,4 @@
-"""hsd reproduce: what is shared and with whom, tables against hsd.evaluate and closed forms, resuming, errors."""
+"""hsd reproduce: which prompts share, tables against hsd.evaluate and closed forms, resuming, errors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 import hsd
 from evaluate_cases import Brightness
 from hsd import cli
-from hsd.evaluation.measure import Measuring
-from hsd.evaluation.stats import mean_cosine, pair_mean_interval, similarity_of_each
+from hsd.evaluation.measure import Measurer
+from hsd.evaluation.stats import mean_cosine, pair_mean_interval, similarity_to_others
 from hsd.models.encode import recall
 from hsd.reproduction import experiment, open_questions, paper, study
 from hsd.reproduction.catalogue import EXPERIMENTS, NAMES
-from hsd.reproduction.lab import Lab, PromptSet, Skipped, Way
+from hsd.reproduction.lab import Lab, PromptSet, Skipped, Variant
 from hsd.reproduction.results import Column, Estimate, Table
 from hsd.reproduction.samplers import NoSuchSampler, sampler_named
 
@@ -43,14 +43,14 @@ def lab(model, tmp_path_factory):
 
 def make_lab(model, out, sets=(FIRST, SECOND), **how):
     how = {"steps": 6, "seed": 5, "batch_size": 4} | how
-    return Lab(model, sets, out, Measuring(Brightness(), 4, 100, 0, progress=False), **how)
+    return Lab(model, sets, out, Measurer(Brightness(), 4, 100, 0, progress=False), **how)
 
 
-# Who shares with whom.
+# Which prompts share.
 
 
 def test_shuffled_prompts_share_as_much_but_with_others(lab):
-    ours, chance = lab.plan(FIRST, Way(tau=0.9)), lab.plan(FIRST, Way(tau=0.9, shuffled=True))
+    ours, chance = lab.plan(FIRST, Variant(tau=0.9)), lab.plan(FIRST, Variant(tau=0.9, shuffled=True))
     assert 0 < ours.savings == chance.savings
     assert np.sort(ours.tree.heights) == pytest.approx(np.sort(chance.tree.heights), rel=1e-6)
 
@@ -62,47 +62,77 @@ def test_shuffled_prompts_share_as_much_but_with_others(lab):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
-def test_groups_part_all_at_once(lab, size):
+def test_groups_separate_all_at_once(lab, size):
     together = 2
-    plan = lab.plan(FIRST, Way(group=size, schedule=(1.0,) * together + (0.0,) * (6 - together)))
+    plan = lab.plan(FIRST, Variant(group=size, schedule=(1.0,) * together + (0.0,) * (6 - together)))
     groups = -(-6 // size)
     assert plan.counts().tolist() == [groups] * together + [6] * (6 - together)
     # Neighbours in the leaf order of the model's own tree.
-    order = lab.plan(FIRST, Way(tau=1.0)).tree.leaf_order
+    order = lab.plan(FIRST, Variant(tau=1.0)).tree.leaf_order
     for i in range(groups):
         assert len(set(plan.active(0)[order[i * size : (i + 1) * size]])) == 1
 
 
-@pytest.mark.parametrize("way", [Way(), Way(tau=0.9), Way(budget=0.3, linkage="average", noise="shared")], ids=str)
-def test_images_are_those_of_generate(lab, model, tmp_path, way):
-    made = lab.made(FIRST, way)
-    own = {"tau": way.tau or 0.0} if way.budget is None else {"budget": way.budget}
-    plan = hsd.compile(FIRST.prompts, model=model, steps=6, seeds=5, linkage=way.linkage, noise=way.noise, **own)
+@pytest.mark.parametrize(
+    "variant", [Variant(), Variant(tau=0.9), Variant(budget=0.3, linkage="average", noise="shared")], ids=str
+)
+def test_images_are_those_of_generate(lab, model, tmp_path, variant):
+    generated = lab.generate(FIRST, variant)
+    own = {"tau": variant.tau or 0.0} if variant.budget is None else {"budget": variant.budget}
+    plan = hsd.compile(
+        FIRST.prompts, model=model, steps=6, seeds=5, linkage=variant.linkage, noise=variant.noise, **own
+    )
     hsd.generate(plan, model, tmp_path, batch_size=4, progress=False)
-    assert plan.node_steps == made.plan.node_steps
+    assert plan.node_steps == generated.plan.node_steps
     for i in range(6):
-        assert (made.folder / f"{i:05d}.png").read_bytes() == (tmp_path / f"{i:05d}.png").read_bytes()
+        assert (generated.folder / f"{i:05d}.png").read_bytes() == (tmp_path / f"{i:05d}.png").read_bytes()
 
 
-def test_standard_with_as_few_evaluations(lab):
-    shared = Way(tau=0.9)
-    fewer = paper._as_few(lab, FIRST, shared)
-    assert fewer == Way(steps=round(lab.plan(FIRST, shared).node_steps / 6))
+def test_standard_with_equal_compute(lab):
+    shared = Variant(tau=0.9)
+    fewer = paper.with_equal_compute(lab, FIRST, shared)
+    assert fewer == Variant(steps=round(lab.plan(FIRST, shared).node_steps / 6))
     assert fewer.steps < 6
-    made = lab.made(FIRST, fewer)
-    assert made.evaluations == fewer.steps
-    assert experiment.saved(lab, [made]) == pytest.approx(1 - fewer.steps / 6)
+    generated = lab.generate(FIRST, fewer)
+    assert generated.evaluations == fewer.steps
+    assert experiment.saved(lab, [generated]) == pytest.approx(1 - fewer.steps / 6)
 
 
-def test_every_way_has_a_folder_of_its_own():
-    ways = {
-        Way(), Way(steps=3), Way(tau=0.5), Way(tau=0.25), Way(budget=0.5), Way(budget=0.5, shuffled=True),
-        Way(budget=0.5, noise="shared"), Way(budget=0.5, linkage="average"), Way(budget=0.5, schedule="log"),
-        Way(budget=0.5, prior_tau=0.3), Way(sampler="deterministic"), Way(sampler="stochastic"),
-        Way(group=2, schedule=(1.0, 0.0, 0.0)), Way(group=2, schedule=(1.0, 1.0, 0.0)),
-        Way(group=3, schedule=(1.0, 0.0, 0.0)),
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (Variant(), "standard"),
+        (Variant(tau=0.0, prior_tau=0.3), "standard_prior_tau-0.3"),
+        (Variant(steps=3), "standard_steps-3"),
+        (Variant(tau=0.5), "tau-0.5"),
+        (Variant(tau=0.25), "tau-0.25"),
+        (Variant(budget=0.5), "budget-0.5"),
+        (Variant(budget=0.5, shuffled=True), "budget-0.5_shuffled"),
+        (Variant(budget=0.5, noise="shared"), "budget-0.5_noise-shared"),
+        (Variant(budget=0.5, linkage="average"), "budget-0.5_linkage-average"),
+        (Variant(budget=0.5, schedule="paper-eq7"), "budget-0.5_schedule-paper-eq7"),
+        (Variant(budget=0.5, prior_tau=3.0), "budget-0.5_prior_tau-3.0"),
+        (Variant(sampler="deterministic"), "standard_sampler-deterministic"),
+        (Variant(budget=0.5, sampler="stochastic", noise="shared"), "budget-0.5_noise-shared_sampler-stochastic"),
+        (Variant(group=2, schedule=(1.0, 0.0, 0.0)), "schedule-[1.0, 0.0, 0.0]_group-2"),
+        (Variant(group=8, schedule=(1.0,) * 12 + (0.0,) * 28), "schedule-78fcbf9f_group-8"),
+    ],
+)
+def test_names_of_folders_do_not_change(variant, name):
+    """A study is continued only if its folders are found again."""
+    assert variant.name == name
+
+
+def test_every_variant_has_a_folder_of_its_own():
+    variants = {
+        Variant(), Variant(steps=3), Variant(tau=0.5), Variant(tau=0.25), Variant(budget=0.5),
+        Variant(budget=0.5, shuffled=True), Variant(budget=0.5, noise="shared"),
+        Variant(budget=0.5, linkage="average"), Variant(budget=0.5, schedule="log"),
+        Variant(budget=0.5, prior_tau=0.3), Variant(sampler="deterministic"), Variant(sampler="stochastic"),
+        Variant(group=2, schedule=(1.0, 0.0, 0.0)), Variant(group=2, schedule=(1.0, 1.0, 0.0)),
+        Variant(group=3, schedule=(1.0, 0.0, 0.0)),
     }  # fmt: skip
-    assert len({way.name for way in ways}) == len(ways)
+    assert len({variant.name for variant in variants}) == len(variants)
 
 
 # Samplers.
@@ -112,21 +142,21 @@ def test_every_way_has_a_folder_of_its_own():
 def test_samplers_of_one_noise_schedule(own):
     scheduler = own(beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_spacing="trailing")
     for name, cls in {"deterministic": DDIMScheduler, "stochastic": DDPMScheduler}.items():
-        made = sampler_named(name, scheduler)
-        assert type(made) is cls
-        assert np.array_equal(made.alphas_cumprod, scheduler.alphas_cumprod)
-        assert made.config.prediction_type == "v_prediction"
-        made.set_timesteps(5), scheduler.set_timesteps(5)
-        assert made.timesteps.tolist() == scheduler.timesteps.tolist()
+        sampler = sampler_named(name, scheduler)
+        assert type(sampler) is cls
+        assert np.array_equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+        assert sampler.config.prediction_type == "v_prediction"
+        sampler.set_timesteps(5), scheduler.set_timesteps(5)
+        assert sampler.timesteps.tolist() == scheduler.timesteps.tolist()
     assert sampler_named("stochastic" if own is DDPMScheduler else "deterministic", scheduler) is scheduler
 
 
 def test_samplers_of_a_flow():
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     for name, noisy in {"deterministic": False, "stochastic": True}.items():
-        made = sampler_named(name, flow)
-        assert made.config.stochastic_sampling is noisy
-        assert made.config.shift == 3.0
+        sampler = sampler_named(name, flow)
+        assert sampler.config.stochastic_sampling is noisy
+        assert sampler.config.shift == 3.0
 
 
 def test_a_sampler_without_a_counterpart():
@@ -135,25 +165,26 @@ def test_a_sampler_without_a_counterpart():
 
 
 def test_the_sampler_is_what_makes_the_images(lab):
-    """The model's own is Euler ancestral: the deterministic one is another scheduler, and the model is left alone."""
+    """The model's own is Euler ancestral: the deterministic one is another scheduler, and the model is not changed."""
     before = type(lab.model.scheduler())
-    ddim = lab.made(FIRST, Way(sampler="deterministic"))
+    ddim = lab.generate(FIRST, Variant(sampler="deterministic"))
     assert json.loads((ddim.folder / "run.json").read_text())["runs"][-1]["scheduler"] == "DDIMScheduler"
     assert type(lab.model.scheduler()) is before
-    assert (ddim.folder / "00000.png").read_bytes() != (lab.made(FIRST, Way()).folder / "00000.png").read_bytes()
+    standard = lab.generate(FIRST, Variant())
+    assert (ddim.folder / "00000.png").read_bytes() != (standard.folder / "00000.png").read_bytes()
 
 
 # Numbers.
 
 
 def test_scores_and_wins_are_those_of_evaluate(lab):
-    shared, standard = [lab.made(FIRST, Way(tau=0.9))], [lab.made(FIRST, Way())]
+    shared, standard = [lab.generate(FIRST, Variant(tau=0.9))], [lab.generate(FIRST, Variant())]
     found = hsd.evaluate(
         shared[0].folder, against=standard[0].folder, scorer=Brightness(), seed=lab.seed, progress=False
     )
     mean = experiment.score(lab, shared)
     assert mean.value == pytest.approx(found.measured.fidelity.mean)
-    wins = lab.compared(shared, standard)
+    wins = lab.win_rate(shared, standard)
     assert (wins.wins, wins.ties, wins.losses) == (found.wins.wins, found.wins.ties, found.wins.losses)
     assert wins.difference == pytest.approx(found.wins.difference)
     assert experiment.win(wins) == (found.wins.win_rate, found.wins.win_rate_interval)
@@ -162,22 +193,22 @@ def test_scores_and_wins_are_those_of_evaluate(lab):
 
 
 def test_sets_together(lab):
-    both = experiment.everything(lab, Way(tau=0.9))
+    both = experiment.generate_all_sets(lab, Variant(tau=0.9))
     scores, _ = lab.pooled(both)
     assert experiment.score(lab, both).value == pytest.approx(np.mean(scores))
     assert experiment.saved(lab, both) == pytest.approx(1 - sum(one.plan.node_steps for one in both) / (11 * 6))
-    alone = [experiment.similarity(lab, [one]).value for one in both]
-    assert experiment.similarity(lab, both).value == pytest.approx(np.mean(alone))
+    single = [experiment.similarity(lab, [one]).value for one in both]
+    assert experiment.similarity(lab, both).value == pytest.approx(np.mean(single))
 
 
 def test_the_mean_of_each_gives_the_mean_of_all_pairs():
     rows = np.random.default_rng(0).standard_normal((9, 4)) + 1
-    each = similarity_of_each(rows)
+    each = similarity_to_others(rows)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     by_hand = [np.mean([unit[i] @ unit[j] for j in range(9) if j != i]) for i in range(9)]
     assert each == pytest.approx(by_hand)
     assert each.mean() == pytest.approx(mean_cosine(rows))
-    assert similarity_of_each(rows[:1]) is None
+    assert similarity_to_others(rows[:1]) is None
 
 
 def test_intervals_of_a_mean_of_pairs_cover_it():
@@ -186,7 +217,9 @@ def test_intervals_of_a_mean_of_pairs_cover_it():
     draw = rng.standard_normal((400_000, 3)) + shift
     draw /= np.linalg.norm(draw, axis=1, keepdims=True)
     true = float(np.square(draw.mean(axis=0)).sum())  # of two independent rows
-    ends = np.array([pair_mean_interval(similarity_of_each(rng.standard_normal((60, 3)) + shift)) for _ in range(600)])
+    ends = np.array(
+        [pair_mean_interval(similarity_to_others(rng.standard_normal((60, 3)) + shift)) for _ in range(600)]
+    )
     covered = np.mean((ends[:, 0] <= true) & (true <= ends[:, 1]))
     assert 0.92 <= covered <= 0.97  # 2.5 standard errors of the simulation about 0.945
 
@@ -198,31 +231,36 @@ def test_families_add_up(lab):
         rows = [row for row in table.rows if row[0] == prompt_set.name]
         assert sum(row[2] for row in rows) == len(prompt_set.prompts)
         assert sum(row[7] + row[8] + row[9] for row in rows) == len(prompt_set.prompts)
-        plan = lab.plan(prompt_set, Way(tau=lab_tau))
+        plan = lab.plan(prompt_set, Variant(tau=lab_tau))
         # Families share nothing with each other, so their evaluations add up to the set's.
         spent = sum(row[2] * plan.n_steps * (1 - row[3]) for row in rows)
         assert spent == pytest.approx(plan.node_steps)
 
 
+def observed(lab, report, monkeypatch):
+    """The results of a report, and the sets and variants that it generates."""
+    seen, generate = set(), lab.generate
+    monkeypatch.setattr(lab, "generate", lambda *one: seen.add(one) or generate(*one))
+    return report(lab), seen
+
+
 @pytest.mark.parametrize("name", [e.name for e in EXPERIMENTS if e.report.__module__ == paper.__name__])
-def test_the_papers_tables(lab, name):
+def test_the_papers_tables(lab, name, monkeypatch):
     one = next(e for e in EXPERIMENTS if e.name == name)
-    wanted = set(one.wants(lab))
-    lab._made.clear()
-    results = one.report(lab)
-    assert {(s, w) for s in lab.sets for n, w in lab._made if n == s.name} <= wanted  # nothing comes as a surprise
+    needed = set(one.needs(lab))
+    results, generated = observed(lab, one.report, monkeypatch)
+    assert generated <= needed  # so that all images are counted before the first
     for table in (r for r in results if isinstance(r, Table)):
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert {"first", "second"} <= {cell for row in table.rows for cell in row if isinstance(cell, str)}
 
 
 @pytest.mark.parametrize("name", ["linkage", "schedule", "noise", "sampler", "trunk"])
-def test_open_questions(lab, name):
+def test_open_questions(lab, name, monkeypatch):
     one = next(e for e in EXPERIMENTS if e.name == name)
-    wanted = set(one.wants(lab))
-    lab._made.clear()
-    figure, table = one.report(lab)
-    assert {(s, w) for s in lab.sets for n, w in lab._made if n == s.name} <= wanted
+    needed = set(one.needs(lab))
+    (figure, table), generated = observed(lab, one.report, monkeypatch)
+    assert generated <= needed
     assert figure.png.startswith(b"\x89PNG")
     assert all(len(row) == len(table.columns) for row in table.rows)
     saved = [row[[c.title for c in table.columns].index("saved")] for row in table.rows]
@@ -233,19 +271,19 @@ def test_open_questions(lab, name):
 
 def test_a_model_without_a_prior_skips_it(lab):
     with pytest.raises(Skipped, match="has no prior"):
-        open_questions.prior_wants(lab)
+        open_questions.prior_needs(lab)
     with pytest.raises(Skipped, match="has no prior"):
-        lab.plan(FIRST, Way(prior_tau=0.3))
+        lab.plan(FIRST, Variant(prior_tau=0.3))
 
 
 def test_the_prior_shared_and_what_it_saves(tmp_path):
     sets = [PromptSet("shapes", ("a red star", "a red ring", "a blue star", "a blue ring"))]
     demo = make_lab(hsd.load("demo", prior_steps=3), tmp_path, sets, steps=4)
-    alone, some, most = Way(), Way(prior_tau=0.3), Way(prior_tau=100.0)
-    shares = [demo.prior_saved(sets[0], way) for way in (alone, some, most)]
+    separate, some, most = Variant(), Variant(prior_tau=0.3), Variant(prior_tau=100.0)
+    shares = [demo.prior_saved(sets[0], variant) for variant in (separate, some, most)]
     # All but the last of three steps shared by all four: 1 + 1 + 4 evaluations instead of 12.
     assert shares[0] == 0 <= shares[1] < shares[2] == pytest.approx(0.5)
-    assert not np.array_equal(demo.vectors(sets[0], alone), demo.vectors(sets[0], most))
+    assert not np.array_equal(demo.vectors(sets[0], separate), demo.vectors(sets[0], most))
     adapter = demo.adapter(most)
     assert (adapter.share_prior, adapter.prior_tau) == (True, 100.0)
     own = hsd.compile(sets[0].prompts, 0.0, model=adapter, steps=4, seeds=5)
@@ -253,10 +291,10 @@ def test_the_prior_shared_and_what_it_saves(tmp_path):
     assert demo.model.share_prior is False
 
 
-def test_savings_that_cannot_be_had_are_skipped(model, tmp_path):
+def test_impossible_savings_are_skipped(model, tmp_path):
     small = make_lab(model, tmp_path, sets=[PromptSet("two", ("a cat", "a dog"))])
     with pytest.raises(Skipped, match=r"two: a budget of 0.5 cannot be met"):
-        small.plan(small.sets[0], Way(budget=0.5))
+        small.plan(small.sets[0], Variant(budget=0.5))
 
 
 # Tables as text.
@@ -287,7 +325,7 @@ def test_a_table_in_markdown_and_csv():
     assert read[2] == ["c", "2.5", "", "", "", "", "-1.0", "-2.0", "0.0"]
 
 
-# The whole.
+# Whole studies.
 
 
 @pytest.fixture
@@ -302,11 +340,11 @@ def prompts(tmp_path):
 
 
 def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
-    said = []
-    how = {"only": ["diversity", "prior"], "steps": 4, "say": said.append, "progress": False}
+    messages = []
+    how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": False}
     first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
-    assert any("images to make" in text and not text.startswith("0 ") for text in said)
+    assert any("images to make" in text and not text.startswith("0 ") for text in messages)
     text = first.report.read_text()
     assert "sets: more (5), shapes (5)" in text
     assert "## Diversity" in text
@@ -314,17 +352,24 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     assert {"diversity.csv", "diversity.md"} <= tables
     for path in (tmp_path / "out").rglob("*.png"):
         path.touch()
-    said.clear()
+    messages.clear()
     again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
-    assert any(text.startswith("0 images to make, 0 evaluations") for text in said)
+    assert any(text.startswith("0 images to make, 0 evaluations") for text in messages)
     assert again.results == first.results
 
 
-def test_all_experiments_on_a_pipeline_of_ones_own(model, prompts, tmp_path):
-    """A model without a prior, a scorer of one's own: everything but the prior, and every file that is linked to."""
-    said = []
+def test_all_experiments_on_a_given_pipeline(model, prompts, tmp_path):
+    """A model without a prior, and a scorer object: all experiments but the prior, and every file that is linked to."""
+    messages = []
     found = hsd.reproduce(
-        model, prompts, tmp_path / "out", scorer=Brightness(), steps=6, batch_size=4, say=said.append, progress=False
+        model,
+        prompts,
+        tmp_path / "out",
+        scorer=Brightness(),
+        steps=6,
+        batch_size=4,
+        say=messages.append,
+        progress=False,
     )
     assert set(found.skipped) == {"prior"}
     assert set(found.results) == set(NAMES) - {"prior"}
@@ -363,10 +408,10 @@ def test_bad_arguments_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="limit is 0"):
         hsd.reproduce("demo", prompts, tmp_path, limit=0)
     (prompts / "own.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
-    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 1 has a seed of its own"):
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 1 has a seed: in experiments"):
         hsd.reproduce("demo", prompts, tmp_path)
     (prompts / "own.jsonl").write_text('{"prompt": "a", "width": 8}\n')
-    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 0 has settings of its own"):
+    with pytest.raises(hsd.PromptError, match=r"own.jsonl: prompt 0 has settings: in experiments"):
         hsd.reproduce("demo", prompts, tmp_path)
     (prompts / "own.jsonl").rename(prompts / "shapes.jsonl")
     (prompts / "shapes.jsonl").write_text('{"prompt": "a"}\n')
@@ -388,17 +433,17 @@ def test_on_the_command_line(prompts, tmp_path):
 
 
 def test_the_demos_sets_are_all_in_its_language():
-    from hsd.demo.evaluator import said
+    from hsd.demo.evaluator import named_attributes
 
     sets = study.read_sets(study.PROMPTS)
     assert [s.name for s in sets] == ["objects", "scenes", "styles", "templates"]
     for prompt_set in sets:
         assert len(set(prompt_set.prompts)) == 64
-        assert all(said(prompt) for prompt in prompt_set.prompts)
+        assert all(named_attributes(prompt) for prompt in prompt_set.prompts)
 
 
 class Plain:
-    """A scorer that does not embed images, and has nothing to say of the sea."""
+    """A scorer that does not embed images, and gives images of the sea no score."""
 
     name, version = "plain", "1"
 
@@ -410,18 +455,18 @@ class Plain:
 
 
 def test_a_scorer_that_does_not_embed(model, tmp_path):
-    plain = Lab(model, [FIRST], tmp_path, Measuring(Plain(), 4, 100, 0, progress=False), steps=6, seed=5, batch_size=4)
+    plain = Lab(model, [FIRST], tmp_path, Measurer(Plain(), 4, 100, 0, progress=False), steps=6, seed=5, batch_size=4)
     with pytest.raises(Skipped, match="plain does not embed images"):
-        paper.diversity_wants(plain)
+        paper.diversity_needs(plain)
     _, table = open_questions.noise(plain)
     titles = [column.title for column in table.columns]
     for row in table.rows:
         assert row[titles.index("mean cosine")] == Estimate(None)
         assert row[titles.index("Vendi score")] is None
     # Prompts without a score are left out, on both sides.
-    made = plain.made(FIRST, Way())
-    scores = plain.scores(made)
+    generated = plain.generate(FIRST, Variant())
+    scores = plain.scores(generated)
     assert np.isnan(scores).tolist() == ["sea" in prompt for prompt in FIRST.prompts]
-    assert experiment.score(plain, [made]).value == pytest.approx(np.nanmean(scores))
+    assert experiment.score(plain, [generated]).value == pytest.approx(np.nanmean(scores))
     family_rows = paper.families(plain)[0].rows
     assert sum(row[7] + row[8] + row[9] for row in family_rows) == 4

@@ -1,4 +1,4 @@
-"""The figures made of images: steps and means against stock pipelines, trees against scipy."""
+"""The figures of images: steps and means against stock pipelines, trees against scipy."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from families.stable_diffusion import StableDiffusion
 from families.stable_diffusion_3 import StableDiffusion3
 from helpers import PROMPTS, fresh_generators, make_scheduler, mean_difference
 from hsd.demo import FOLDER, SETTINGS
-from hsd.evaluation.measure import Measuring
+from hsd.evaluation.measure import Measurer
 from hsd.generation.session import alone_from
 from hsd.reproduction import pictures
 from hsd.reproduction.lab import Lab, PromptSet, Skipped
 from hsd.reproduction.results import Figure, Table
-from hsd.reproduction.trees import above, in_order, joins_one, lowest, splits_at
+from hsd.reproduction.trees import in_order, joins_one, lowest_clusters, splits_at, tau_above_root
 from hsd.reproduction.watching import decode, watch
 
 STEPS, SEED = 4, 7
@@ -54,8 +54,8 @@ def demo():
 
 
 def make_lab(model, out, sets=(SHAPES, GROUNDS), steps=STEPS):
-    measuring = Measuring(Brightness(), 4, 100, 0, progress=False)
-    return Lab(model, sets, out, measuring, steps=steps, seed=SEED, batch_size=3)
+    measurer = Measurer(Brightness(), 4, 100, 0, progress=False)
+    return Lab(model, sets, out, measurer, steps=steps, seed=SEED, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def of_flow(scheduler, output, t, sample, result):
     return sample - float(t) / 1000 * output
 
 
-def as_said(scheduler, output, t, sample, result):
+def as_reported(scheduler, output, t, sample, result):
     return result.pred_original_sample
 
 
@@ -116,7 +116,7 @@ def as_said(scheduler, output, t, sample, result):
         (StableDiffusion(), "euler", of_sigma),
         (StableDiffusion(), "euler-ancestral", of_sigma),
         (StableDiffusion3(), None, of_flow),
-        (Kandinsky22(), None, as_said),  # a learned variance and dynamic thresholding
+        (Kandinsky22(), None, as_reported),  # a learned variance and dynamic thresholding
     ],
     ids=lambda value: getattr(value, "__name__", getattr(value, "name", value)),
 )
@@ -202,7 +202,7 @@ CHAINED = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 0.6, 0), (1, 1, 0.6, 0.3)]
         ([(1, 0, 0), (1, 0.1, 0), (1, 0.3, 0), (0, 0, 1), (0, 0.2, 1)], [True, False, False, False], False),
     ],
 )
-def test_a_chain_is_known_from_other_trees(rows, joins, ordered):
+def test_a_chain_is_distinguished_from_other_trees(rows, joins, ordered):
     tree = hsd.build_tree(np.array(rows, dtype=np.float32))
     found = joins_one(tree)
     assert in_order(tree) == ordered
@@ -221,7 +221,7 @@ def test_a_chain_is_known_from_other_trees(rows, joins, ordered):
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_lowest_nodes_are_those_of_scipy(n, size, seed):
     rows = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
-    found = lowest(hsd.build_tree(rows), size)
+    found = lowest_clusters(hsd.build_tree(rows), size)
     expected = []
     nodes = [to_tree(linkage(pdist(rows.astype(np.float64), "cosine"), "ward"))] if n > 1 else []
     while nodes:
@@ -234,10 +234,10 @@ def test_lowest_nodes_are_those_of_scipy(n, size, seed):
     assert all(size <= len(leaves) <= 2 * size - 2 for leaves in found)
 
 
-def test_repeats_of_a_prompt_are_no_family():
+def test_equal_prompts_are_no_family():
     plan = hsd.compile(["a cat", "a cat", "a cat", "a cat", "a dog"], 1.0)
-    assert lowest(plan.tree, 3) == []
-    assert lowest(plan.tree, 2) == [[0, 4]]
+    assert lowest_clusters(plan.tree, 3) == []
+    assert lowest_clusters(plan.tree, 2) == [[0, 4]]
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.9, 2.5, None])
@@ -247,8 +247,8 @@ def test_steps_of_splits_are_those_of_the_plan(tau):
         tau = hsd.build_tree(rows).heights[5]
     plan = hsd.compile([f"prompt {i}" for i in range(12)], tau, embeddings=rows, steps=20)
     active = np.stack([plan.active(k) for k in range(20)])
-    alone = [(active == active[:, [i]]).sum(axis=1).tolist().index(1) for i in range(12)]
-    assert alone_from(plan).tolist() == alone
+    single = [(active == active[:, [i]]).sum(axis=1).tolist().index(1) for i in range(12)]
+    assert alone_from(plan).tolist() == single
     members = [[i] for i in range(12)]
     for (a, b), height in zip(plan.tree.merges, plan.tree.heights, strict=True):
         members.append(members[a] + members[b])
@@ -256,10 +256,10 @@ def test_steps_of_splits_are_those_of_the_plan(tau):
         assert splits_at(plan, height) == apart.index(True)
 
 
-def test_a_tau_above_the_root_holds_all_together():
+def test_at_a_tau_above_the_root_all_share():
     tree = hsd.build_tree(np.random.default_rng(1).normal(size=(9, 4)))
-    assert tree.heights.max() < above(tree) < 1.1 * tree.heights.max()
-    assert above(hsd.build_tree(np.ones((3, 2), dtype=np.float32))) > 0
+    assert tree.heights.max() < tau_above_root(tree) < 1.1 * tree.heights.max()
+    assert tau_above_root(hsd.build_tree(np.ones((3, 2), dtype=np.float32))) > 0
 
 
 # Fig. 4.
@@ -282,8 +282,8 @@ def test_the_chain_of_the_demo_is_one(lab):
     assert plan.counts()[0] == 1
     assert evaluations == plan.node_steps / 4
     assert saved == pytest.approx(plan.savings)
-    # What the figure calls alone is what the images were written with.
-    folder = lab.made(*pictures.chain_wants(lab)[1]).folder
+    # The figure's step is the one in the metadata of the images.
+    folder = lab.generate(*pictures.chain_needs(lab)[1]).folder
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert {line["index"]: line["alone_from"] for line in lines} == dict(enumerate(alone_from(plan)))
 
@@ -341,7 +341,7 @@ def test_the_image_of_the_mean_is_the_pipelines(lab):
     assert min(mean_difference(mean, member) for member in members) > 2
 
 
-def test_means_are_of_one_cluster_a_set(lab, monkeypatch):
+def test_means_are_of_one_cluster_per_set(lab, monkeypatch):
     seen = []
     original = pictures.mean_and_members
     monkeypatch.setattr(pictures, "mean_and_members", lambda lab, some: seen.append(some) or original(lab, some))
@@ -352,10 +352,10 @@ def test_means_are_of_one_cluster_a_set(lab, monkeypatch):
     for some, prompt_set in zip(seen, lab.sets, strict=True):
         assert 4 <= len(some) <= 6
         assert set(some) <= set(prompt_set.prompts)
-    assert pictures.mean_embedding_wants(lab) == pictures.latents_wants(lab) == []
+    assert pictures.mean_embedding_needs(lab) == pictures.latents_needs(lab) == []
 
 
-def test_too_few_prompts_or_steps_are_said(demo, tmp_path):
+def test_too_few_prompts_or_steps_are_reported(demo, tmp_path):
     few = make_lab(demo, tmp_path / "few", sets=(PromptSet("few", SHAPES.prompts[:3]),))
     for experiment in (pictures.mean_embedding, pictures.latents):
         with pytest.raises(Skipped, match=r"no set has 4 different prompts: few \(3\)"):
@@ -367,13 +367,13 @@ def test_too_few_prompts_or_steps_are_said(demo, tmp_path):
 # Fig. 2.
 
 
-def test_likeness_is_that_of_the_images_in_the_end(lab):
+def test_dissimilarity_at_the_last_step_is_that_of_the_images(lab):
     sheet, curve, table = pictures.latents(lab)
     opened(sheet)
     opened(curve)
     assert [column.title for column in table.columns] == ["step", "related", "unrelated"]
     assert [row[0] for row in table.rows] == [0, 1, 2, 3]
-    families = pictures._apart(lab)
+    families = pictures.disjoint_families(lab)
     assert len(families) == 2
     prompts = [prompt for family in families for prompt in family]
     plan = hsd.compile(prompts, 0.0, model=lab.model, steps=STEPS, seeds=SEED, noise="shared")
@@ -386,7 +386,7 @@ def test_likeness_is_that_of_the_images_in_the_end(lab):
     assert last[2].value == pytest.approx(np.mean(found[False]), abs=2e-3)
     low, high = last[1].interval
     assert low <= last[1].value <= high
-    # From one noise, related prompts begin more alike than they end; two families are far apart throughout.
+    # From one noise, related prompts are more similar at the first step than at the last; unrelated ones less similar.
     assert table.rows[0][1].value < last[1].value < last[2].value
 
 
@@ -400,7 +400,7 @@ def test_one_family_has_no_unrelated_prompts(demo, tmp_path):
 
 def test_no_prompt_is_in_two_families(demo, tmp_path):
     again = PromptSet("again", (*SHAPES.prompts, "a glowing cross"))
-    families = pictures._apart(make_lab(demo, tmp_path, sets=(SHAPES, again, GROUNDS)))
+    families = pictures.disjoint_families(make_lab(demo, tmp_path, sets=(SHAPES, again, GROUNDS)))
     prompts = [prompt for family in families for prompt in family]
     assert len(prompts) == len(set(prompts))
     assert all(len(family) == 4 for family in families)

@@ -1,4 +1,4 @@
-"""Scorers of evaluation: transformers' own CLIP, and stand-ins for packages in another Python."""
+"""Scorers of evaluation: against transformers' CLIP, and with replacements for packages in another Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tiny
 from evaluate_cases import PROMPTS, lines, write
 from hsd.evaluation import ScorerError
 from hsd.evaluation.clip import ClipScore, PickScore
-from hsd.evaluation.elsewhere import Elsewhere
+from hsd.evaluation.external import ExternalScorer
 
 
 def test_the_demo_scorer(tmp_path):
@@ -54,7 +54,7 @@ def pictures():
     return [PIL.Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-def test_clip_scores_are_what_transformers_says(clip, pictures):
+def test_clip_scores_are_those_of_transformers(clip, pictures):
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -70,9 +70,9 @@ def test_clip_scores_are_what_transformers_says(clip, pictures):
     assert np.allclose(theirs.score(pictures, prompts), picked, atol=1e-5)
     assert np.allclose(ours.score(pictures, prompts), 2.5 * np.maximum(cosines, 0), atol=1e-6)
     assert np.allclose(ours.embed(pictures), out.image_embeds.numpy(), atol=1e-6)
-    # A score is of one image and one prompt, whatever else is in the batch.
-    alone = [ours.score([picture], [prompt])[0] for picture, prompt in zip(pictures, prompts, strict=True)]
-    assert np.allclose(alone, ours.score(pictures, prompts), atol=1e-6)
+    # A score does not depend on the other images of the batch.
+    single = [ours.score([picture], [prompt])[0] for picture, prompt in zip(pictures, prompts, strict=True)]
+    assert np.allclose(single, ours.score(pictures, prompts), atol=1e-6)
     assert str(clip) in ours.version
     assert ours.version != theirs.version
 
@@ -154,7 +154,7 @@ STUBS = {
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Packages that look like the real ones from where they are called; the real ones were read in their releases."""
+    """Packages with the interface that is used of the real ones, written from the source of their releases."""
     for name, source in STUBS.items():
         path = tmp_path / "stubs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,12 +175,12 @@ def test_scores_from_another_python(tmp_path, stubs, monkeypatch):
     found = hsd.evaluate(folder, scorer="hpsv2", python=stubs, device="cpu", progress=False)
     red, green = (np.asarray(PIL.Image.open(folder / f"0000{i}.png"))[0, 0, i // 2] / 255 * 2 for i in (0, 2))
     assert found.measured.fidelity.mean == pytest.approx((red + green) / 5)
-    monkeypatch.setattr(Elsewhere, "_start", lambda self: pytest.fail("all is scored"))
+    monkeypatch.setattr(ExternalScorer, "score", lambda *_: pytest.fail("all images have scores"))
     hsd.evaluate(folder, scorer="hpsv2", python=stubs, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("name", ["vqascore", "hpsv2", "imagereward"])
-def test_what_to_install_is_said(tmp_path, name):
+def test_the_error_names_what_to_install(tmp_path, name):
     says = {
         "vqascore": r"needs the package t2v-metrics, .*ENV/bin/pip install t2v-metrics.*--python ENV/bin/python",
         "hpsv2": r'needs the package hpsv2x, .*pip install "hsd\[hpsv2\]"',
@@ -191,12 +191,12 @@ def test_what_to_install_is_said(tmp_path, name):
 
 
 def test_failures_in_another_python(tmp_path, stubs, capfd):
-    broken = Elsewhere("vqascore", model="broken", device="cpu", python=stubs)
+    broken = ExternalScorer("vqascore", model="broken", device="cpu", python=stubs)
     picture = PIL.Image.new("RGB", (4, 4))
     with pytest.raises(ScorerError, match="vqascore failed in .*RuntimeError: no weights"):
         broken.score([picture], ["a"])
     assert "Traceback" in capfd.readouterr().err
-    scorer = Elsewhere("vqascore", device="cpu", python=stubs)
+    scorer = ExternalScorer("vqascore", device="cpu", python=stubs)
     assert scorer.score([picture], ["aa"]) == pytest.approx([0.02], abs=1e-3)
     with pytest.raises(ScorerError, match="it ended without an answer"):
         scorer.score([picture], ["die"])
@@ -209,4 +209,4 @@ def test_failures_in_another_python(tmp_path, stubs, capfd):
     not_python.write_text("#!/bin/sh\necho no >&2\n")
     not_python.chmod(0o755)
     with pytest.raises(ScorerError, match="no Python that can run vqascore: no"):
-        Elsewhere("vqascore", python=str(not_python))
+        ExternalScorer("vqascore", python=str(not_python))

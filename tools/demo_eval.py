@@ -1,13 +1,13 @@
-"""Measures the demo model: how many attributes of its pictures are the ones the prompt asked for.
+"""Measures the demo model: the share of attributes for which its pictures show what the prompt names.
 
     python tools/demo_eval.py --count 128 --sheet sheet.png
     python tools/demo_eval.py --count 2000 --held-out --evaluator
     python tools/demo_eval.py --count 512 --held-out --evaluator --autoencoder
 
-Prompts are full scenes in any wording, half of them (or all) combinations that training never saw. The pictures come
-from the stock diffusers pipeline; the judge compares them with drawings (demo_model/judge.py), or the bundled evaluator
-reads them. About 0.5 s a picture. With `--autoencoder` they are drawings that merely went through the autoencoder:
-the best that any decoder can do.
+Prompts are full scenes in any wording; half of them (or all) are combinations that were not in the training set. The
+pictures come from the stock diffusers pipeline. The judge compares them with drawings (demo_model/judge.py), or the
+bundled evaluator recognises what they show. About 0.5 s per picture. With `--autoencoder` the pictures are drawings
+that were only encoded and decoded by the autoencoder: no denoiser can be better than that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model
 
 
 def generate(pipe: KandinskyV22CombinedPipeline, prompts: list[str], seed: int, **options: float) -> torch.Tensor:
-    """Pictures [N, 3, 64, 64] in 0..1, in batches of 16, one generator a prompt."""
+    """Pictures [N, 3, 64, 64] in 0..1, in batches of 16, with one generator per prompt."""
     parts = []
     for begin in range(0, len(prompts), 16):
         some = prompts[begin : begin + 16]
@@ -44,7 +44,7 @@ def generate(pipe: KandinskyV22CombinedPipeline, prompts: list[str], seed: int, 
 
 @torch.no_grad()
 def reconstruct(pipe: KandinskyV22CombinedPipeline, drawings: torch.Tensor) -> torch.Tensor:
-    """Drawings [N, 3, 64, 64] in 0..1 through the autoencoder and back; prints how near they come."""
+    """Drawings [N, 3, 64, 64] in 0..1, encoded and decoded; prints the reconstruction error in dB."""
     parts = []
     for some in drawings.split(64):
         latents = pipe.movq.encode(some * 2 - 1).latents
@@ -63,13 +63,13 @@ def sheet(images: torch.Tensor, columns: int, zoom: int = 2) -> Image.Image:
 
 
 def pictures(images: torch.Tensor) -> list[Image.Image]:
-    """Images [N, 3, H, W] in 0..1 as what the evaluator reads."""
+    """Images [N, 3, H, W] in 0..1 as Pillow images, which the evaluator takes."""
     arrays = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]
 
 
 def main() -> None:
-    """Reads the command line, generates, judges and prints a table."""
+    """Reads the command line, generates pictures, evaluates them and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--count", type=int, default=64, help="prompts, a multiple of 16")
@@ -79,9 +79,11 @@ def main() -> None:
     parser.add_argument("--prior-guidance", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--held-out", action="store_true", help="only combinations that training never saw")
+    parser.add_argument("--held-out", action="store_true", help="only combinations that were not in the training set")
     parser.add_argument("--evaluator", action="store_true", help="let the bundled evaluator judge")
-    parser.add_argument("--autoencoder", action="store_true", help="drawings through the autoencoder, none generated")
+    parser.add_argument(
+        "--autoencoder", action="store_true", help="measure drawings that were encoded and decoded, generate none"
+    )
     parser.add_argument("--sheet", type=Path, help="write a PNG: drawing, picture, drawing, picture, …")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -117,7 +119,7 @@ def main() -> None:
     shown |= {"single objects": np.where(single[:, None], right, np.nan), "all": right}
     for name, values in shown.items():
         print(f"{name:14}" + "".join(f"{np.nanmean(values[part]):9.1%}" for part in columns.values()))
-    print(f"{seconds / args.count:.2f} s a picture on {torch.get_num_threads()} threads")
+    print(f"{seconds / args.count:.2f} s per picture on {torch.get_num_threads()} threads")
     if args.sheet is not None:
         both = torch.stack([draw(rows), images], dim=1).flatten(0, 1)
         sheet(both, 16).save(args.sheet)

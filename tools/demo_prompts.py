@@ -1,9 +1,9 @@
-"""Writes the built-in example prompts: families as a template would expand to, and some single ones.
+"""Writes the built-in example prompts: families, each like the expansion of a template, and some single prompts.
 
     python tools/demo_prompts.py > python/hsd/demo/prompts.txt
 
-A family varies one or two attributes of a scene and keeps the rest, which is what large prompt lists look like
-and what sharing feeds on. Takes a second; the seed is fixed, so the file can be made again byte for byte.
+A family varies one or two attributes of a scene and keeps the others. Large prompt lists look like this, and sharing
+relies on it. Takes a second; the seed is fixed, so the same command writes the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from demo_model.scenes import ATTRIBUTES, Scene, sample, visible
 
 SEED = 7
 SINGLES = 21
-# The scene that a family keeps, in words, and what it varies.
+# By family: a scene in words, and the values of the attributes that vary.
 FAMILIES: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     (
         "a large yellow star in the center on a plain red background, in flat style",

@@ -1,8 +1,8 @@
-"""Writes the four prompt sets that `hsd reproduce` runs on the demo model: the paper's, in the words of its world.
+"""Writes the four prompt sets of `hsd reproduce` for the demo model: the paper's sets, in the demo model's language.
 
     python tools/demo_sets.py          # python/hsd/reproduction/prompts/*.txt, 64 prompts each
 
-The seed is fixed, so the files can be made again byte for byte.
+The seed is fixed, so the same command writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEED, SIZE = 11, 64
 
 
 def styles() -> list[str]:
-    """Style variations: a few scenes, each in many styles."""
+    """The paper's style variations: a few scenes, each in many styles."""
     bases = (
         "a large red star in the center on a blue background",
         "a large yellow heart at the bottom on a purple background",
@@ -34,18 +34,18 @@ def styles() -> list[str]:
 
 
 def objects() -> list[str]:
-    """Animals: names of one thing and no more, so that all else is open."""
+    """The paper's animals: a prompt names one object, and everything else is open."""
     return [describe(Scene("single", shape=shape, color=color)) for shape, color in product(SHAPES, COLORS[:8])]
 
 
 def scenes() -> list[str]:
-    """GenAI-Bench: whatever one may ask for, in any wording; no two have much in common, and none was trained on."""
+    """The paper's GenAI-Bench: any scene in any wording. They have little in common, and none was trained on."""
     rng = np.random.default_rng(SEED)
     return [describe(Scene.from_row(row), rng) for row in sample(rng, SIZE, split="held-out")]
 
 
 def templates() -> list[str]:
-    """Prompt templates: all fillings of one sentence with three blanks."""
+    """The paper's prompt templates: one sentence with three blanks, filled in all combinations."""
     subjects = (
         "a large red heart",
         "a large blue star",
@@ -60,7 +60,7 @@ def templates() -> list[str]:
 
 
 def main() -> None:
-    """Writes the files, after a look at what they ask for."""
+    """Checks the prompts and writes the files."""
     for make in (styles, objects, scenes, templates):
         texts = make()
         assert len(set(texts)) == len(texts) == SIZE, make.__name__

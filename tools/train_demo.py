@@ -1,20 +1,20 @@
-"""Trains the demo model that ships with HSD from nothing but the drawing program beside it.
+"""Trains the demo model that ships with HSD. All training data come from the drawing program in demo_model.
 
     python tools/train_demo.py all --work SCRATCH
 
-runs every stage with its usual budget, four and a quarter hours in all. Budgets are wall clock, on a CPU and on a GPU
-(`--device cuda`) alike: a faster machine sees more samples in the same time. Drawing stays on the CPU. Only a CPU was
-tried. Each stage can also be run alone, again (it goes on where it stood, until the budget is spent) and beside others.
-Stages and their needs:
+runs every stage with its default budget, four and a quarter hours in total. Budgets are wall-clock time, on a CPU and
+on a GPU (`--device cuda`): a faster machine uses more samples in the same time. Drawing always runs on the CPU.
+Training was only tried on a CPU. A stage can also be run by itself, at the same time as others, and again: then it
+continues from its checkpoint until the budget is used up. The stages, with the stages they need in brackets:
 
     movq      the autoencoder of drawings
     latents   draws and encodes the decoder's training set                 (movq)
-    unet      the decoder, which takes most of the time                    (latents)
+    unet      the decoder, which needs most of the time                    (latents)
     text      prompts to embeddings
     prior     the diffusion prior over embeddings                          (text)
     image     pictures to embeddings
-    decode    goes on with the autoencoder's decoding half alone           (movq; any time after it)
-    restore   makes checkpoints of the model folder, for the other stages to go on from (not part of "all")
+    decode    continues with the autoencoder's decoding half only          (movq; any time after it)
+    restore   makes checkpoints of the model folder, from which other stages can continue (not part of "all")
     export    writes the model folder from the latest checkpoints          (all)
 """
 
@@ -32,7 +32,7 @@ from demo_model.export import export, restore_all
 from demo_model.movq import make_latents, train_decode, train_movq
 from demo_model.unet import train_unet
 
-# Minutes of wall clock on two cores with bfloat16 matrix units.
+# Minutes of wall-clock time, chosen for two cores with bfloat16 matrix units.
 MINUTES = {"movq": 26.0, "decode": 34.0, "unet": 156.0, "text": 5.0, "prior": 15.0, "image": 5.0}
 TRAINERS: dict[str, Callable[[Path, float, int, torch.device], None]] = {
     "movq": train_movq,

@@ -1,9 +1,9 @@
-"""Trains the bundled evaluator, on a CPU, from nothing but spoilt drawings.
+"""Trains the bundled evaluator on a CPU. All training data are degraded drawings.
 
     python tools/train_evaluator.py --work SCRATCH
 
-goes on where it stood if it was interrupted, writes python/hsd/demo/evaluator.safetensors and measures it on
-drawings of combinations it never saw. `--minutes 0` only writes and measures again.
+continues from its checkpoint after an interruption, writes python/hsd/demo/evaluator.safetensors, and measures it on
+drawings of combinations that were not in the training set. `--minutes 0` only writes and measures again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demo_model.draw import draw, random_jitter
-from demo_model.evaluator_data import Drawings, spoil
+from demo_model.evaluator_data import Drawings, degrade
 from demo_model.scenes import ATTRIBUTES, sample
 from demo_model.training import averaged, train
 from hsd.demo.evaluator import WEIGHTS, Reader
 
 
 class Learner(nn.Module):
-    """The evaluator's network with batch norms, which make it learn faster and vanish into the weights at the end."""
+    """The evaluator's network with batch norms: it learns faster, and `fold` merges them into the weights later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ def loss_of(logits: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor
 
 @torch.no_grad()
 def fold(learner: Learner, drawings: Drawings, batches: int = 64) -> Reader:
-    """The averaged network as a plain one.
+    """The averaged network, with the batch norms merged into the convolutions.
 
-    The norms' statistics are taken anew, since averaging weights does not average those.
+    The norms' statistics are measured again, as averaging the weights does not average them.
     """
     for norm in learner.norms:
         norm.reset_running_stats()
@@ -69,14 +69,14 @@ def fold(learner: Learner, drawings: Drawings, batches: int = 64) -> Reader:
 
 
 @torch.no_grad()
-def measure(net: Reader, count: int, seed: int, *, spoilt: bool) -> np.ndarray:
-    """The share read rightly of each attribute [12], on drawings of held-out combinations."""
+def measure(net: Reader, count: int, seed: int, *, degraded: bool) -> np.ndarray:
+    """The share of each attribute [12] that is recognised correctly, on drawings of held-out combinations."""
     rng = np.random.default_rng([seed, 2])
     right, known = np.zeros(len(ATTRIBUTES)), np.zeros(len(ATTRIBUTES))
     for _ in range(0, count, 50):
         rows = sample(rng, 50, split="held-out")
         x = draw(rows, random_jitter(rng, 50))
-        parts = net((spoil(x) if spoilt else x) * 2 - 1).values()
+        parts = net((degrade(x) if degraded else x) * 2 - 1).values()
         found = torch.stack([part.argmax(dim=1) for part in parts], dim=1).numpy()
         right += ((found == rows) & (rows >= 0)).sum(axis=0)
         known += (rows >= 0).sum(axis=0)
@@ -87,7 +87,7 @@ def main() -> None:
     """Reads the command line, trains, writes and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--minutes", type=float, default=22.0, help="budget of wall clock, earlier runs included")
+    parser.add_argument("--minutes", type=float, default=22.0, help="budget of wall-clock time, including earlier runs")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--count", type=int, default=2000, help="held-out drawings to measure on")
@@ -115,11 +115,11 @@ def main() -> None:
     save_file(halves, args.out)
     net.load_state_dict(halves)  # what is measured is what was written
     torch.manual_seed(args.seed)
-    plain, spoilt = (measure(net, args.count, args.seed, spoilt=on) for on in (False, True))
-    print(f"{'attribute':14} {'drawings':>8} {'spoilt':>8}")
+    plain, degraded = (measure(net, args.count, args.seed, degraded=on) for on in (False, True))
+    print(f"{'attribute':14} {'drawings':>8} {'degraded':>8}")
     for i, name in enumerate(ATTRIBUTES):
-        print(f"{name:14} {plain[i]:8.2%} {spoilt[i]:8.2%}")
-    print(f"{'mean':14} {plain.mean():8.2%} {spoilt.mean():8.2%}")
+        print(f"{name:14} {plain[i]:8.2%} {degraded[i]:8.2%}")
+    print(f"{'mean':14} {plain.mean():8.2%} {degraded.mean():8.2%}")
     print(f"{sum(v.numel() for v in halves.values()):,} numbers, {args.out.stat().st_size:,} bytes")
 
 

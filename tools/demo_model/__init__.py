@@ -1,1 +1,1 @@
-"""The little world that the bundled demo model knows: its scenes, its language, its drawings, its networks."""
+"""How the bundled demo model is made: its scenes, their language, their drawings, its networks and training."""

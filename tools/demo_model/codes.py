@@ -1,10 +1,10 @@
-"""The embedding space: a picture's vector is the sum of one fixed code a stated attribute.
+"""The embedding space: a picture's vector is the sum of one fixed code per named attribute.
 
-A contrastive image-text model would have to discover this space from millions of pairs; we may simply design it.
-Codes of different attributes are orthogonal and those of one attribute sum to zero, so an unsaid attribute adds
-nothing *and* is the mean of everything it could have been. The mean of several prompts' embeddings, which is what
-HSD conditions a cluster on, therefore is the embedding of what the prompts have in common plus a weaker trace of
-where they differ, and the zero vector is the embedding of nothing at all: the null condition of guidance.
+A contrastive image-text model has to learn such a space from millions of pairs; here it is designed. Codes of
+different attributes are orthogonal, and the codes of one attribute sum to zero. So an attribute that a prompt leaves
+open adds zero, which is also the mean of all its values. HSD conditions a cluster on the mean of several prompts'
+embeddings: this mean is the embedding of what the prompts have in common, plus a weaker part for the attributes in
+which they differ. The zero vector is the embedding of a prompt that names nothing: the null condition of guidance.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .scenes import ATTRIBUTES
 
 DIM = 128
 SEED = 20825
-# What covers many pixels or decides the composition weighs more, as it does in the early denoising steps.
+# Attributes that cover many pixels or decide the composition have more weight, as in the early denoising steps.
 WEIGHTS = {"count": 1.0, "place": 1.2, "relation": 1.2, "size": 0.8, "second_size": 0.8, "background": 1.4}
 
 
 def make_codes() -> list[torch.Tensor]:
-    """One table [number of values, 128] an attribute, in the order of ATTRIBUTES."""
+    """One table [number of values, 128] per attribute, in the order of ATTRIBUTES."""
     rng = np.random.default_rng(SEED)
     basis = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]  # orthonormal rows and columns
     tables, used = [], 0
@@ -31,23 +31,23 @@ def make_codes() -> list[torch.Tensor]:
         used += n
         code = code - code.mean(axis=0)
         code /= np.linalg.norm(code, axis=1, keepdims=True)
-        # A full scene says about ten attributes; this makes an entry of its embedding about 1 in size.
+        # A full scene has about ten attributes; with this factor, an entry of its embedding is about 1 in size.
         tables.append(torch.tensor(code * WEIGHTS.get(name, 1.0) * (DIM / 10) ** 0.5, dtype=torch.float32))
     assert used <= DIM
     return tables
 
 
 _TABLES = make_codes()
-# A last row of zeros in every table serves index -1, unsaid.
+# The last row of every table is zero: it is the code of index -1, an open attribute.
 _PADDED = [torch.cat([table, torch.zeros(1, DIM)]) for table in _TABLES]
 
 
 def embed(rows: np.ndarray) -> torch.Tensor:
-    """Embeddings of scenes, said attributes only. rows: [..., 12] -> [..., 128]."""
+    """Embeddings of scenes; open attributes add nothing. rows: [..., 12] -> [..., 128]."""
     assert rows.shape[-1] == len(ATTRIBUTES), rows.shape
     return sum(table[torch.from_numpy(rows[..., i])] for i, table in enumerate(_PADDED))
 
 
 def read(vectors: torch.Tensor) -> np.ndarray:
-    """The nearest value of every attribute, whether said or not. vectors: [N, 128] -> [N, 12]."""
+    """The nearest value of every attribute, also of open ones. vectors: [N, 128] -> [N, 12]."""
     return np.stack([(vectors @ table.T).argmax(dim=1).numpy() for table in _TABLES], axis=1)

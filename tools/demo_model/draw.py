@@ -1,7 +1,7 @@
 """Drawing: rows of full scenes to 64x64 pictures, by signed distance functions, a whole batch at once.
 
-Distances give exact antialiasing, outlines and glows for nothing, and a few thousand pictures a second, so that
-training never sees the same picture twice.
+Signed distances make antialiasing, outlines and glows simple, and draw a few thousand pictures per second, so that
+training never uses the same picture twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _box(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> torch.Tensor:
 
 
 def _star(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # Fold the plane into one tenth of a turn; what is left of the star there is a single edge.
+    # Map the plane to one tenth of a turn by symmetry; there, the star has a single edge.
     angle = torch.atan2(x, -y)
     fold = math.pi / 5
     angle = (torch.remainder(angle + fold, 2 * fold) - fold).abs()
@@ -147,7 +147,7 @@ def draw(rows: np.ndarray, jitter: np.ndarray | None = None) -> torch.Tensor:
 
         glow = torch.exp(-(d.clamp(min=0) / 3.0)) * 0.75 * (style == STYLES.index("glowing"))
         picture = _mix(picture, color, glow * there)
-        # Light falls from the upper left: half way to white there, half way to black on the other side.
+        # Light comes from the upper left: the colour is mixed with white there, and with black on the other side.
         light = ((px + py) * 0.42).clamp(-0.6, 0.6)[:, None] * (style == STYLES.index("shaded"))[:, None]
         fill = torch.where(light < 0, color + (1 - color) * -light, color * (1 - light))
         alpha = torch.where(style == STYLES.index("outline"), _cover((d + 1.4).abs() - 1.4), _cover(d))

@@ -16,14 +16,14 @@ from .scenes import Scene, sample
 from .training import averaged, train
 from .words import make_tokenizer
 
-EMPTY_SHARE = 0.03  # prompts that are empty and mean nothing
-DROPPED_SHARE = 0.25  # prompts that the prior does not get to see
+EMPTY_SHARE = 0.03  # of the prompts are empty; their embedding is zero
+DROPPED_SHARE = 0.25  # of the prompts are replaced by the empty one for the prior
 MOST_GUIDANCE = 4.0
 POOL = 8192
 
 
 class Prompts:
-    """An endless stream of tokenized prompts and their embeddings, from a pool that is renewed after four uses."""
+    """An endless stream of tokenized prompts and their embeddings, from a pool that is replaced after four uses."""
 
     def __init__(self, seed: int, batch: int) -> None:
         self.rng, self.batch, self.left = np.random.default_rng(seed), batch, 0
@@ -31,10 +31,10 @@ class Prompts:
 
     def _renew(self) -> None:
         rows = sample(self.rng, POOL)
-        # Half of the prompts say everything that a scene has, the others leave things out.
-        unsaid = self.rng.random(rows.shape) < self.rng.random((POOL, 1)) * (self.rng.random((POOL, 1)) < 0.5)
-        unsaid[:, 0] = False
-        rows = np.where(unsaid, -1, rows)
+        # Half of the prompts name all attributes, the others leave some open.
+        left_open = self.rng.random(rows.shape) < self.rng.random((POOL, 1)) * (self.rng.random((POOL, 1)) < 0.5)
+        left_open[:, 0] = False
+        rows = np.where(left_open, -1, rows)
         texts = [describe(Scene.from_row(row), self.rng) for row in rows]
         self.targets = embed(rows)
         for i in np.flatnonzero(self.rng.random(POOL) < EMPTY_SHARE):
@@ -53,7 +53,7 @@ class Prompts:
 
 
 def train_text(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 128) -> None:
-    """Prompt to embedding, by regression; the empty prompt means nothing, which is zero."""
+    """Trains prompt to embedding, by regression; the embedding of the empty prompt is zero."""
     torch.manual_seed(seed)
     net = make_text_encoder(make_tokenizer())
     prompts = Prompts(seed, batch)
@@ -68,11 +68,11 @@ def train_text(folder: Path, minutes: float, seed: int, device: torch.device, ba
 
 
 def train_prior(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 128) -> None:
-    """Text to image embedding by diffusion, with the prompt dropped now and then for guidance.
+    """Trains text to image embedding, by diffusion. Some prompts are dropped, as guidance needs it.
 
-    Guidance pushes the early, noisy estimates past the embedding and away from the unguided guess, and a prior
-    that has never seen such inputs ends at twice the right length. So half of the inputs here are pushed like
-    that, by up to the usual guidance scale of 4, with the right embedding as their target.
+    Guidance moves the early, noisy estimates past the embedding and away from the unguided estimate. A prior that was
+    not trained on such inputs ends at twice the right length. So half of the inputs here are moved in the same way, by
+    up to the usual guidance scale of 4, with the right embedding as the target.
     """
     torch.manual_seed(seed)
     text = averaged("text", make_text_encoder(make_tokenizer()), folder).to(device)
@@ -99,12 +99,12 @@ def train_prior(folder: Path, minutes: float, seed: int, device: torch.device, b
         noisy = (a * pushed + b * torch.randn(batch, DIM)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                said = text(ids.to(device))
+                encoded = text(ids.to(device))
             out = net(
                 noisy,
                 t.to(device),
-                proj_embedding=said.text_embeds,
-                encoder_hidden_states=said.last_hidden_state,
+                proj_embedding=encoded.text_embeds,
+                encoder_hidden_states=encoded.last_hidden_state,
                 attention_mask=mask.to(device),
             ).predicted_image_embedding
         return F.mse_loss(out.float(), target.to(device))
@@ -113,7 +113,7 @@ def train_prior(folder: Path, minutes: float, seed: int, device: torch.device, b
 
 
 def train_image(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
-    """Picture to embedding, by regression; an even grey picture, which is no scene, is taught to be zero."""
+    """Trains picture to embedding, by regression; the target of an even grey picture, which is no scene, is zero."""
     torch.manual_seed(seed)
     net = make_image_encoder()
     rng = np.random.default_rng(seed)
@@ -125,7 +125,7 @@ def train_image(folder: Path, minutes: float, seed: int, device: torch.device, b
             target = embed(rows)
             grey = torch.from_numpy(rng.random(512) < 0.01)
             x[grey], target[grey] = 0, 0
-            for _ in range(2):  # every drawing is used twice, since drawing takes as long as learning
+            for _ in range(2):  # every drawing is used twice, as drawing takes as long as a training step
                 pool.extend(zip(x.split(batch), target.split(batch), strict=True))
         x, target = (part.to(device) for part in pool.pop())
         with torch.autocast(device.type, torch.bfloat16):

@@ -1,7 +1,6 @@
-"""The evaluator's training pictures: drawings, blurred and bent as an imperfect generator might draw them.
+"""The evaluator's training pictures: drawings, blurred and distorted as an imperfect generator might draw them.
 
-No generated picture is among them, nor anything that passed through a network: the evaluator has to stay
-independent of what it measures.
+None of them was generated or passed through a network: the evaluator has to be independent of what it measures.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .scenes import ATTRIBUTES, sample
 CLEAN_SHARE = 0.2
 KEPT = 8192  # drawings in memory, as bytes 100 MB
 FRESH = 32  # the drawing program is fastest in batches that fit the cache
-VIEWS = 3  # how often a drawing is used, each time spoilt in another way
+VIEWS = 3  # how often a drawing is used, each time degraded differently
 
 
 def _dct(n: int) -> torch.Tensor:
@@ -34,25 +33,25 @@ _WHOLE, _BLOCK = _dct(SIDE), _dct(8)
 
 
 def _between(n: int, low: float, high: float) -> torch.Tensor:
-    """Uniform numbers, one a picture. [n, 1, 1, 1]."""
+    """Uniform random numbers, one per picture. [n, 1, 1, 1]."""
     return low + (high - low) * torch.rand(n, 1, 1, 1)
 
 
 def _field(n: int, channels: int, waves: int) -> torch.Tensor:
-    """Random fields of about unit variance made of the lowest waves, [n, channels, 64, 64]."""
+    """Random fields of about unit variance from the lowest cosine waves, [n, channels, 64, 64]."""
     low = _WHOLE[:waves]
     return low.T @ torch.randn(n, channels, waves, waves) @ low * (SIDE / waves)
 
 
 def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur of sigma [N, 1, 1, 1] pixels, mirrored at the borders; a product among cosine waves."""
+    """Gaussian blur of sigma [N, 1, 1, 1] pixels, mirrored at the borders; computed as a product of cosine waves."""
     wave = math.pi / SIDE * torch.arange(SIDE)
     keep = torch.exp(-0.5 * (wave[:, None] ** 2 + wave**2) * sigma**2)  # [N, 1, 64, 64]
     return _WHOLE.T @ (_WHOLE @ x @ _WHOLE.T * keep) @ _WHOLE
 
 
 def _bend(x: torch.Tensor, waves: int, most: float) -> torch.Tensor:
-    """Moves every pixel by a random field: few waves make straight edges waver, many make shapes lumpy."""
+    """Moves every pixel by a random field: few waves bend straight edges, many waves make shapes irregular."""
     n = len(x)
     axis = (torch.arange(SIDE) + 0.5) * 2 / SIDE - 1
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # [64, 64, 2 (x, y)]
@@ -61,7 +60,7 @@ def _bend(x: torch.Tensor, waves: int, most: float) -> torch.Tensor:
 
 
 def _block_loss(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Rounds the cosine waves of 8x8 blocks to multiples of a step, the finer waves more coarsely, as JPEG does."""
+    """Rounds the cosine waves of 8x8 blocks to multiples of a step that grows with the frequency, as JPEG does."""
     n = len(x)
     blocks = x.view(n, 3, 8, 8, 8, 8).transpose(3, 4)  # [N, 3, block row, block column, y, x]
     waves = _BLOCK @ blocks @ _BLOCK.T
@@ -71,25 +70,25 @@ def _block_loss(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def _on_some(x: torch.Tensor, share: float, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Changes a random share of the pictures and leaves the others."""
+    """Applies a change to a random share of the pictures."""
     pick = torch.randperm(len(x))[: round(len(x) * share)]
     return x.index_copy(0, pick, change(x[pick]))
 
 
 def _melt(x: torch.Tensor) -> torch.Tensor:
-    """Blurs some regions strongly and others not at all, as where a generator was undecided."""
+    """Blurs some regions strongly and others not at all, as a generator does where it is undecided."""
     where = torch.sigmoid(3 * _field(len(x), 1, 8) - 1)
     return torch.lerp(x, _blur(x, _between(len(x), 1.0, 2.5)), where)
 
 
 def _tint(x: torch.Tensor) -> torch.Tensor:
-    """Changes the colours, all over and in spots."""
+    """Changes the colours of the whole picture and of some regions."""
     n = len(x)
     x = x * (1 + 0.06 * torch.randn(n, 3, 1, 1)) + 0.03 * torch.randn(n, 3, 1, 1)
     return x + _field(n, 3, 16) * _between(n, 0.0, 0.07)
 
 
-def _spoil_all(x: torch.Tensor) -> torch.Tensor:
+def _degrade_all(x: torch.Tensor) -> torch.Tensor:
     x = _on_some(x, 0.3, lambda y: _bend(y, 6, 0.8))
     x = _on_some(x, 0.6, lambda y: _bend(y, 20, 1.3))
     x = _on_some(x, 0.3, _melt)
@@ -100,18 +99,18 @@ def _spoil_all(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(0, 1)
 
 
-def spoil(x: torch.Tensor) -> torch.Tensor:
+def degrade(x: torch.Tensor) -> torch.Tensor:
     """Drawings [N, 3, 64, 64] in 0..1 to imperfect ones: bent, melted, blurred, blocky, tinted, noisy.
 
-    A fifth stay as they are. Each kind of harm strikes some of the others, in random strength, and is meant to
-    leave all attributes plain to a person.
+    A fifth are not changed. Each kind of change is applied to some of the others, with random strength. A person
+    should still recognise all attributes.
     """
     assert x.shape[1:] == (3, SIDE, SIDE), x.shape
-    return _on_some(x, 1 - CLEAN_SHARE, _spoil_all)
+    return _on_some(x, 1 - CLEAN_SHARE, _degrade_all)
 
 
 class Drawings:
-    """A stock of drawings of training scenes, of which the oldest are replaced as they are used up."""
+    """A buffer of drawings of training scenes; the oldest are replaced after `VIEWS` uses on average."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -130,10 +129,10 @@ class Drawings:
         self.next = (self.next + FRESH) % KEPT
 
     def batch(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scenes [n, 12] and their spoilt pictures [n, 3, 64, 64] in 0..1."""
+        """Scenes [n, 12] and their degraded pictures [n, 3, 64, 64] in 0..1."""
         self.used += n
         while self.used >= FRESH * VIEWS:
             self._renew()
             self.used -= FRESH * VIEWS
         pick = torch.from_numpy(self.rng.integers(0, KEPT, n))
-        return self.rows[pick], spoil(self.pictures[pick].float() / 255)
+        return self.rows[pick], degrade(self.pictures[pick].float() / 255)

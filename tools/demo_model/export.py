@@ -20,9 +20,9 @@ LIMIT = 16 * 2**20
 
 @torch.no_grad()
 def silence_grey(encoder: torch.nn.Module) -> None:
-    """Makes the pipeline's null image map to exactly zero, which the decoder was trained on as null condition.
+    """Makes the embedding of the pipeline's null image exactly zero, the decoder's null condition in training.
 
-    The encoder has learned it to within a little; taking that one direction out of the projection does the rest.
+    The trained encoder gives nearly zero. Removing that one direction from the projection makes it exact.
     """
     side = encoder.config.image_size
     pooled = encoder.vision_model(torch.zeros(1, 3, side, side)).pooler_output[0]
@@ -31,7 +31,7 @@ def silence_grey(encoder: torch.nn.Module) -> None:
 
 
 def write_legacy_vocabulary(folder: Path) -> None:
-    """Adds the two files from which transformers 4 builds this tokenizer; version 5 writes only tokenizer.json."""
+    """Adds the two files that transformers 4 needs for this tokenizer; version 5 writes only tokenizer.json."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
@@ -42,7 +42,7 @@ def build(work: Path, seed: int) -> KandinskyV22CombinedPipeline:
     """The pipeline with every stage's averaged weights."""
     tokenizer = make_tokenizer()
     unet = averaged("unet", make_unet(), work)
-    with torch.no_grad():  # the variance half is never read; zeros pack well
+    with torch.no_grad():  # the variance half is not used; zeros compress well
         unet.conv_out.weight[4:] = 0
         unet.conv_out.bias[4:] = 0
     image_encoder = averaged("image", make_image_encoder(), work)
@@ -61,7 +61,7 @@ def build(work: Path, seed: int) -> KandinskyV22CombinedPipeline:
 
 
 def restore_all(folder: Path, work: Path) -> None:
-    """Makes checkpoints of an exported model, from which every stage goes on; those already there are kept."""
+    """Makes checkpoints of an exported model, from which every stage can continue; existing checkpoints are kept."""
     pipe = KandinskyV22CombinedPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     parts = {
         "movq": pipe.movq,
@@ -83,7 +83,7 @@ def export(work: Path, folder: Path, seed: int) -> None:
     pipe.save_pretrained(fresh)
     write_legacy_vocabulary(fresh / "prior_tokenizer")
     index = fresh / "model_index.json"
-    # Without torchvision the processor's class is a stand-in that other installations do not have.
+    # Without torchvision, the name of the processor's class is one that other installations do not have.
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     if size > LIMIT:

@@ -1,6 +1,6 @@
-"""A judge that learned nothing: it asks which drawing a picture is nearest to when one attribute changes.
+"""A judge without training: it finds the drawing that is nearest to a picture when one attribute varies.
 
-It knows only the drawing program, so it is independent of every network here.
+It uses only the drawing program, so it is independent of every network here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from .draw import draw
 from .scenes import ATTRIBUTES, COLUMN
 
-# Shifts in pixels that are tried when a picture is compared with a drawing.
+# The shifts in pixels that are tried when a picture is compared with a drawing.
 _SHIFTS = [(dx, dy) for dx in (-1.0, 0.0, 1.0) for dy in (-1.0, 0.0, 1.0)]
 
 
@@ -32,9 +32,9 @@ def _fit(image: torch.Tensor, row: np.ndarray) -> np.ndarray:
 
 
 def recognise(image: torch.Tensor, row: np.ndarray) -> dict[str, str]:
-    """For every attribute of the full scene `row`: its value in the nearest of the drawings that differ in it alone.
+    """By attribute of the full scene `row`: its value in the nearest of the drawings that differ only in it.
 
-    Colours that would hide an object are no candidates.
+    Colours that would hide an object are not candidates.
     """
     jitter = _fit(image, row)
     seen = {}
@@ -53,7 +53,7 @@ def recognise(image: torch.Tensor, row: np.ndarray) -> dict[str, str]:
 
 
 def marks(images: torch.Tensor, rows: np.ndarray) -> np.ndarray:
-    """1 where an attribute is recognised as asked, 0 where not, NaN where the scene has none.
+    """1 where the recognised value is that of the scene, 0 where not, NaN where the scene has no value.
 
     images: [N, 3, H, W] in 0..1; rows: [N, 12]; returns [N, 12].
     """

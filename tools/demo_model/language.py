@@ -22,7 +22,7 @@ SYNONYMS = {
     "purple": ("violet",),
 }
 _CANONICAL = {other: word for word, others in SYNONYMS.items() for other in others}
-# Each relation: how it is said, and whether the objects are named in canonical order.
+# By relation, and whether the objects are named in canonical order: the phrases.
 _RELATIONS = {
     ("left of", True): ("left of", "to the left of"),
     ("left of", False): ("right of", "to the right of"),
@@ -30,7 +30,7 @@ _RELATIONS = {
     ("above", False): ("below", "under"),
     (None, True): ("and",),
 }
-_SAID = {phrase: key for key, phrases in _RELATIONS.items() for phrase in phrases}
+_RELATION_OF = {phrase: key for key, phrases in _RELATIONS.items() for phrase in phrases}
 _PLACES = {
     "top left corner": ("in the top left corner", "at the top left"),
     "top": ("at the top",),
@@ -59,7 +59,7 @@ _OBJECT = rf"an? (?:({_any(SIZES)}) )?(?:({_any(COLORS)}) )?({_any(SHAPES)}|shap
 _PROMPT = re.compile(
     rf"(?:an? ({_any(STYLES)}) (?:drawing|picture) of )?"
     rf"{_OBJECT}"
-    rf"(?: ({_longest_first(_SAID)}) {_OBJECT})?"
+    rf"(?: ({_longest_first(_RELATION_OF)}) {_OBJECT})?"
     rf"(?: ({_longest_first(_PLACE_OF)}))?"
     rf"(?: on an? (?:({_any(PATTERNS)}) )?(?:({_any(COLORS)}) )?background)?"
     rf"(?:, in ({_any(STYLES)}) style)?"
@@ -75,7 +75,7 @@ def parse(prompt: str) -> Scene:
         _CANONICAL.get(word, word) for word in found.groups()
     )
     if before is not None and after is not None:
-        raise ValueError(f"the style is said twice: {prompt!r}")
+        raise ValueError(f"the style is named twice: {prompt!r}")
     common = {"background": ground, "pattern": pattern, "style": before or after}
     first = (None if shape == "shape" else shape, color, size)
     if relation is None:
@@ -83,7 +83,7 @@ def parse(prompt: str) -> Scene:
     if place is not None:
         raise ValueError(f"a place is only for scenes of one object: {prompt!r}")
     second = (None if shape2 == "shape" else shape2, color2, size2)
-    name, in_order = _SAID[relation]
+    name, in_order = _RELATION_OF[relation]
     if not in_order:
         first, second = second, first
     return Scene("pair", None, name, *first, *second, **common)
@@ -94,13 +94,13 @@ def _article(phrase: str) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """A prompt for the scene: the plainest wording, or with `rng` any of the paraphrases."""
+    """A prompt for the scene: the default wording, or with `rng` a random paraphrase."""
 
     def pick(options: tuple[str, ...]) -> str:
         return options[0] if rng is None else options[int(rng.integers(len(options)))]
 
     def word(value: str) -> str:
-        # The plain word is as frequent as all of its synonyms together.
+        # The word itself is as frequent as all of its synonyms together.
         others = SYNONYMS.get(value, ())
         return pick((value,) * max(1, len(others)) + others)
 

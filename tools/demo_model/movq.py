@@ -1,4 +1,4 @@
-"""Training the autoencoder, and giving its latents unit variance afterwards."""
+"""Training the autoencoder, and scaling its latents to unit variance afterwards."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _loss(net: VQModel, x: torch.Tensor, z: torch.Tensor, noise: float) -> torch.Tensor:
-    """How far the decoding of noisy latents is from the picture, in values and in differences of neighbours."""
-    # Latents that bear noise decode well when the denoiser is a little wrong.
+    """Error of the picture that is decoded from noisy latents, in values and in differences of neighbours."""
+    # With this noise in training, latents still decode well when the denoiser makes small errors.
     noisy = z + noise * z.detach().float().std() * torch.randn_like(z)
     y = net.decode(noisy, force_not_quantize=True).sample.float()
     edges = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y), strict=True))
@@ -45,7 +45,7 @@ def _loss(net: VQModel, x: torch.Tensor, z: torch.Tensor, noise: float) -> torch
 
 
 def _crops(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:
-    """Four crops of each picture in random order, shifted so that the pictures' borders fall everywhere."""
+    """Four crops of each picture in random order, shifted so that borders appear at every position."""
     shift = rng.integers(-16, 17, 2)
     corners = [np.clip(np.array(corner) * CROP + shift, 0, SIDE - CROP) for corner in np.ndindex(2, 2)]
     crops = torch.cat([x[:, :, i : i + CROP, j : j + CROP] for i, j in corners])
@@ -53,7 +53,7 @@ def _crops(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:
 
 
 def train_movq(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
-    """Learns to reproduce crops of drawings: crops rather than whole pictures make more steps a minute."""
+    """Trains to reproduce crops of drawings: with crops, there are more steps per minute than with whole pictures."""
     torch.manual_seed(seed)
     SpatialNorm.forward = _fast_spatial_norm
     net, rng = make_movq(), np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def train_movq(folder: Path, minutes: float, seed: int, device: torch.device, ba
 
 
 def train_decode(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 16) -> None:
-    """Goes on with the decoding half alone, on whole pictures, while the denoiser learns the fixed latents."""
+    """Continues with the decoding half only, on whole pictures; the latents are fixed, as the denoiser learns them."""
     torch.manual_seed(seed)
     SpatialNorm.forward = _fast_spatial_norm
     net, rng = averaged("movq", make_movq(), folder), np.random.default_rng([seed, 1])
@@ -95,8 +95,8 @@ def train_decode(folder: Path, minutes: float, seed: int, device: torch.device, 
 def normalise(net: VQModel, rng: np.random.Generator) -> VQModel:
     """Folds the latents' mean and deviation into the 1x1 convolutions around them, exactly.
 
-    Kandinsky 2.2 has no scaling factor: the denoiser meets the latents as they are, so they must be about unit
-    normal. Decoding reads a latent in the post-quant convolution and in every spatial norm.
+    Kandinsky 2.2 has no scaling factor: the denoiser works on the latents as they are, so they must be about unit
+    normal. The decoder uses a latent in the post-quant convolution and in every spatial norm.
     """
     z = net.encode(pictures(rng, 512)[1]).latents.float()
     mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
@@ -114,7 +114,7 @@ def normalise(net: VQModel, rng: np.random.Generator) -> VQModel:
 
 
 def load_movq(folder: Path, seed: int) -> VQModel:
-    """The trained, normalised autoencoder, with the longer trained decoding half if there is one.
+    """The trained, normalised autoencoder, with the decoding half of the stage `decode` if there is one.
 
     The encoding half is the same in both, so both give the same latents.
     """
@@ -123,7 +123,7 @@ def load_movq(folder: Path, seed: int) -> VQModel:
 
 
 def make_latents(folder: Path, shards: int, seed: int, per_shard: int = 4096) -> None:
-    """Draws and encodes the decoder's training set in shards; those already there are kept."""
+    """Draws and encodes the decoder's training set in shards; existing shards are kept."""
     net = load_movq(folder, seed).to(memory_format=torch.channels_last)
     for i in range(shards):
         path = folder / f"latents-{i:03}.pt"

@@ -20,13 +20,13 @@ LATENT_SIDE = SIDE // 4
 
 
 def make_movq() -> VQModel:
-    """Pictures [3, 64, 64] to and from latents [4, 16, 16]; no attention, so it is cheap at every size."""
+    """Pictures [3, 64, 64] to and from latents [4, 16, 16]; without attention, so it is fast at every size."""
     return VQModel(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
         vq_embed_dim=4,
-        num_vq_embeddings=16,  # the class wants a codebook; the pipeline decodes without it
+        num_vq_embeddings=16,  # the class requires a codebook; the pipeline decodes without it
         block_out_channels=(32, 32, 64),
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -60,9 +60,9 @@ def make_unet() -> UNet2DConditionModel:
 def make_decoder_scheduler() -> DDPMScheduler:
     """Velocity prediction on a schedule that ends in pure noise, sampled with fresh noise at every step.
 
-    With the released model's schedule a flat background shines through the noise of the first step, which a
-    sampler that starts from pure noise never shows; a schedule rescaled to zero signal has no such gap. The noise
-    lets late steps mend what early ones laid down, which matters where those ran on the mean of several prompts.
+    With the released model's schedule, the first step of training still contains some signal, for example a flat
+    background; a sampler starts from pure noise without it. A schedule rescaled to zero signal has no such difference.
+    Fresh noise lets late steps correct errors of early ones, which matters if those ran on the mean of several prompts.
     """
     return DDPMScheduler(
         variance_type="fixed_small",
@@ -108,7 +108,7 @@ def make_prior() -> PriorTransformer:
 
 
 def make_prior_scheduler() -> UnCLIPScheduler:
-    """As in the released model; the clipping only guards against runaway guidance."""
+    """As in the released model; the clipping only limits extreme values from guidance."""
     return UnCLIPScheduler(
         num_train_timesteps=1000,
         variance_type="fixed_small_log",
@@ -119,7 +119,7 @@ def make_prior_scheduler() -> UnCLIPScheduler:
 
 
 def make_image_encoder() -> CLIPVisionModelWithProjection:
-    """Picture to embedding. The pipeline needs it for the null condition; it is also the model's own critic."""
+    """Picture to embedding. The pipeline needs it for the null condition."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=96,

@@ -1,7 +1,7 @@
-"""Scenes: what a prompt can say, as a dataclass for people and as rows of small integers for batches.
+"""Scenes: what a prompt can describe, as a dataclass, and as rows of small integers for batches.
 
-A scene has one or two objects, a layout, a background and a style. An attribute that is left unsaid is `None`
-(-1 in a row); a drawing fills it at random. Pairs are kept in canonical order (the first object is the left or
+A scene has one or two objects, a layout, a background and a style. An attribute that is left open is `None`
+(-1 in a row); a drawing chooses it at random. Pairs are kept in canonical order (the first object is the left or
 the upper one), so that "a star left of a ring" and "a ring right of a star" are one scene.
 """
 
@@ -29,7 +29,7 @@ HELD_OUT_SHARE = 10  # one full scene in ten is never trained on
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt says; `None` is unsaid. `second_*` only for pairs, `place` only for singles."""
+    """What a prompt describes; `None` is open. `second_*` only for pairs, `place` only for singles."""
 
     count: str = "single"
     place: str | None = None
@@ -55,7 +55,7 @@ class Scene:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no meaning in a {self.count} scene")
 
     def row(self) -> np.ndarray:
-        """The scene as integers, in the order of ATTRIBUTES; -1 is unsaid."""
+        """The scene as integers, in the order of ATTRIBUTES; -1 is open."""
         values = ((ATTRIBUTES[f.name], getattr(self, f.name)) for f in fields(self))
         return np.array([-1 if v is None else names.index(v) for names, v in values], dtype=np.int64)
 
@@ -108,7 +108,7 @@ def visible(rows: np.ndarray) -> np.ndarray:
 
 
 def held_out(rows: np.ndarray) -> np.ndarray:
-    """The fixed tenth of all full scenes that training never sees, by a hash of the combination. [N, 12] -> [N]."""
+    """The fixed tenth of all full scenes that training never uses, by a hash of the combination. [N, 12] -> [N]."""
     key = np.zeros(len(rows), dtype=np.uint64)
     # Size and place are left out of the hash: a held-out combination is held out in every size and place.
     for name in ATTRIBUTES:
@@ -129,7 +129,7 @@ def sample(rng: np.random.Generator, n: int, *, fixed: np.ndarray | None = None,
     todo = np.arange(n)
     for _ in range(200):  # rejection: visible scenes of the wanted split
         fresh = np.floor(rng.random((len(todo), len(ATTRIBUTES))) * N_VALUES).astype(np.int64)
-        # Pairs hold more to learn than singles, so they are two thirds of the scenes.
+        # Pairs are harder to learn than singles, so they are two thirds of the scenes.
         fresh[:, 0] = rng.random(len(todo)) < 0.67
         if fixed is not None:
             fresh = np.where(fixed[todo] >= 0, fixed[todo], fresh)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-RESTORED_PEAK = 0.6  # of the usual learning rate, for what is trained already
+RESTORED_PEAK = 0.6  # of the usual peak learning rate, for networks that are already trained
 
 
 class Averaged:
-    """An exponential moving average of a network's weights, with a short memory while training is young."""
+    """An exponential moving average of a network's weights; the first steps use a smaller decay."""
 
     def __init__(self, net: nn.Module, decay: float = 0.998) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
@@ -32,10 +32,10 @@ class Averaged:
 
 
 class Threads:
-    """Gives torch all its threads on an idle machine and one on a busy one.
+    """Lets torch use all threads on an idle machine, and one thread on a busy machine.
 
-    Threads wait for each other at every layer. Where one of them must share its core with somebody else, two
-    were measured to be up to forty times slower than one; on an idle machine they are nearly twice as fast.
+    Threads wait for each other at every layer. If another process uses the core of one of them, two threads were
+    measured to be up to forty times slower than one; on an idle machine they are nearly twice as fast.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Threads:
         torch.set_num_threads(1)
 
     def tick(self) -> None:
-        """Looks at the load of the last minute; is called before every step."""
+        """Checks the load of the last minute; called before every step."""
         if self.most == 1:
             return
         others = os.getloadavg()[0] - torch.get_num_threads()
@@ -73,10 +73,10 @@ def train(
 ) -> nn.Module:
     """Trains `net` on `loss_of(step)` for `minutes` of wall clock and returns the averaged network.
 
-    The budget counts earlier runs of the same stage, so an interrupted stage goes on where it stood, and a
-    larger `--minutes` prolongs a finished one. The learning rate follows the clock and falls to nearly nothing
+    The budget includes earlier runs of the same stage, so an interrupted stage continues from its checkpoint, and a
+    larger `--minutes` extends a finished one. The learning rate follows the clock and falls to nearly nothing
     at the end of the budget, however fast the machine is. A stage that starts from a trained network (see
-    `restore`) has a lower peak, since it has more to lose.
+    `restore`) has a lower peak, as large steps would destroy what it has learned.
     """
     path = folder / f"{name}.pt"
     net.to(device)
@@ -90,7 +90,7 @@ def train(
         step, spent, restored = state["step"], state["spent"], state["restored"]
         if state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
-        print(f"{name}: goes on at step {step}, {spent / 60:.1f} minutes spent", flush=True)
+        print(f"{name}: continues at step {step}, {spent / 60:.1f} minutes spent", flush=True)
     if restored:
         peak *= RESTORED_PEAK
 
@@ -100,8 +100,8 @@ def train(
 
     net.train()
     threads = Threads()
-    start = said = saved = time.monotonic()
-    smooth, said_step = None, step
+    start = reported = saved = time.monotonic()
+    smooth, reported_step = None, step
     while (now := spent + time.monotonic() - start) < minutes * 60:
         lr = peak * rate(now / (minutes * 60))
         for group in optimizer.param_groups:
@@ -120,11 +120,11 @@ def train(
         if not math.isfinite(value):
             raise RuntimeError(f"{name}: the loss is {value} at step {step}; resume from the last checkpoint")
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
-        if time.monotonic() - said > 15:
-            speed = (step - said_step) * batch / (time.monotonic() - said)
+        if time.monotonic() - reported > 15:
+            speed = (step - reported_step) * batch / (time.monotonic() - reported)
             report = f"{name}: {now / 60:5.1f} min  step {step}  loss {smooth:.5f}  lr {lr:.1e}"
             print(f"{report}  {speed:.0f}/s, {torch.get_num_threads()} threads", flush=True)
-            said, said_step = time.monotonic(), step
+            reported, reported_step = time.monotonic(), step
         if time.monotonic() - saved > save_every:
             save()
             saved = time.monotonic()
@@ -134,7 +134,7 @@ def train(
 
 
 def restore(name: str, net: nn.Module, folder: Path) -> None:
-    """Makes a checkpoint of a trained network, for its stage to go on from; a checkpoint that is there is kept."""
+    """Makes a checkpoint of a trained network, from which its stage can continue; an existing checkpoint is kept."""
     path = folder / f"{name}.pt"
     if not path.exists():
         weights = net.float().state_dict()

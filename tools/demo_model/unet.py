@@ -17,42 +17,42 @@ from .training import train
 NULL_SHARE, MIXED_SHARE, PARTIAL_SHARE = 0.1, 0.25, 0.2
 MOST_RELATIVES = 8
 NOISE = 0.15
-SINGLE_SHARE = 0.5  # of what is learned, whatever the share of single objects among the drawings
-# Layout and ground are decided while there is little but noise and are soon right, the shapes' outlines later, where
-# half of the samples are therefore taken from.
+SINGLE_SHARE = 0.5  # of the samples have a single object, independent of their share among the drawings
+# Layout and background are decided at high noise and are learned early. The outlines of the shapes are decided later,
+# so half of the samples are from these timesteps.
 OUTLINES, OUTLINES_SHARE = (50, 600), 0.5
 
 
 def conditions(rng: np.random.Generator, rows: np.ndarray) -> torch.Tensor:
-    """Embeddings under which the full scenes `rows` are fair pictures. rows: [N, 12] -> [N, 128].
+    """Embeddings that the full scenes `rows` can be pictures of. rows: [N, 12] -> [N, 128].
 
-    Most say everything. Some leave attributes unsaid. Some are means over related scenes of which the picture
-    is one, which is what a cluster's condition is. Some are zero, the null condition of guidance.
+    Most name all attributes. Some leave attributes open. Some are means over related scenes, one of which is the
+    picture's: a cluster has such a condition. Some are zero, the null condition of guidance.
     """
     n, width = rows.shape
     kind = rng.random(n)
-    unsaid = rng.random((n, width)) < rng.random((n, 1))
+    left_open = rng.random((n, width)) < rng.random((n, 1))
     partial = (kind < PARTIAL_SHARE)[:, None]
-    e = embed(np.where(partial & unsaid, -1, rows))
+    e = embed(np.where(partial & left_open, -1, rows))
 
     mixed = np.flatnonzero((kind >= PARTIAL_SHARE) & (kind < PARTIAL_SHARE + MIXED_SHARE))
     m = len(mixed)
     others = np.floor(rng.random((m, MOST_RELATIVES, width)) * N_VALUES).astype(np.int64)
-    related = np.where(unsaid[mixed][:, None], others, rows[mixed][:, None])
+    related = np.where(left_open[mixed][:, None], others, rows[mixed][:, None])
     related[:, 0] = rows[mixed]
     related = clean(related.reshape(-1, width)).reshape(m, MOST_RELATIVES, width)
     weight = np.arange(MOST_RELATIVES) < rng.integers(2, MOST_RELATIVES + 1, (m, 1))
     weight = torch.from_numpy(weight / weight.sum(axis=1, keepdims=True)).float()  # [m, 8]
     e[mixed] = torch.einsum("mk,mkd->md", weight, embed(related))
 
-    # The prior is not exact, and the decoder should not mind.
+    # The prior is not exact, and the decoder should tolerate its errors.
     e += NOISE * torch.from_numpy(rng.random((n, 1))).float() * torch.randn(n, DIM)
     e[torch.from_numpy(kind > 1 - NULL_SHARE)] = 0
     return e
 
 
 class Latents:
-    """The cached training set; shards that are written while training runs are taken up as they appear."""
+    """The cached training set; shards that are written during training are added when they appear."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts, self.paths = folder, [], set()
@@ -61,7 +61,7 @@ class Latents:
             raise FileNotFoundError(f"{folder}: no latents; run the stage 'latents' first")
 
     def refresh(self) -> None:
-        """Reads what is new."""
+        """Reads new shards."""
         fresh = sorted(set(self.folder.glob("latents-*.pt")) - self.paths)
         if fresh:
             self.paths.update(fresh)
@@ -80,7 +80,7 @@ class Latents:
 
 
 def timesteps(rng: np.random.Generator, n: int, end: int) -> torch.Tensor:
-    """Timesteps [n] in 0..end-1: uniform, but with half of them where outlines are decided."""
+    """Timesteps [n] in 0..end-1: uniform, but half of them where outlines are decided."""
     low, high = np.where(rng.random((n, 1)) < OUTLINES_SHARE, OUTLINES, (0, end)).T
     return torch.from_numpy((low + rng.random(n) * (high - low)).astype(np.int64))
 
@@ -95,7 +95,7 @@ def train_unet(folder: Path, minutes: float, seed: int, device: torch.device, ba
     signal = make_decoder_scheduler().alphas_cumprod  # [1000]
 
     def loss_of(step: int) -> torch.Tensor:
-        # Every step has its own numbers, so a resumed run sees what an uninterrupted one would have seen.
+        # Every step has its own random numbers, so a resumed run uses the same as an uninterrupted one.
         rng = np.random.default_rng([seed, step])
         torch.manual_seed(1_000_003 * seed + step)
         if step % 200 == 0:

@@ -1,6 +1,6 @@
 """The tokenizer: a real CLIP byte-pair tokenizer in which every word of the scene language is one token.
 
-All other text falls back to bytes, so any prompt can be tokenized, though the model only understands its own.
+All other text is split into bytes, so any prompt can be tokenized, but the model only understands its own language.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of the demo model; the end token has the highest id, as CLIP's pooling wants."""
+    """The tokenizer of the demo model; the end token has the highest id, as CLIP's pooling requires."""
     letters = sorted(ByteLevel.alphabet())
     merges = merges_for(WORDS)
     tokens = letters + [letter + END for letter in letters] + [a + b for a, b in merges]

@@ -12,10 +12,10 @@ FOLDER = Path(__file__).parent / "model"
 """What ``KandinskyV22CombinedPipeline.from_pretrained`` reads."""
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
-"""The built-in example prompts, one a line."""
+"""The built-in example prompts, one per line."""
 
 SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 2.0, "prior_guidance_scale": 1.0}
-"""The settings under which the model draws best, as :func:`hsd.load` takes them."""
+"""The settings with which the model draws best, as :func:`hsd.load` takes them."""
 
 TAU = 0.3
-"""The default threshold for this model: its embeddings keep every attribute apart, so it stands less sharing."""
+"""The default threshold. This model's embeddings encode every attribute separately, so it tolerates less sharing."""

@@ -1,7 +1,7 @@
-"""Reads off a picture what it shows: a small network for the demo model's pictures, and a parser for its prompts.
+"""Recognises what a picture shows: a small network for the demo model's pictures, and a parser for its prompts.
 
-The network learned from drawings alone and never saw a generated picture, so it can be asked how well a generator
-does. See "The evaluator" in ``docs/demo-model.md``.
+The network was trained on drawings only and never saw a generated picture, so it can measure how good a generator is.
+See "The evaluator" in ``docs/demo-model.md``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"
 _SIZES = ("small", "medium", "large")
 _PATTERNS = ("plain", "dotted", "striped", "checkered")
 _STYLES = ("flat", "outline", "shaded", "glowing")
-# Each place and how it can be said. Pairs are in canonical order: the first object is the left or the upper one.
+# Each place and its phrases. Pairs are in canonical order: the first object is the left or the upper one.
 _PLACES = {
     "top left corner": ("in the top left corner", "at the top left"),
     "top": ("at the top",),
@@ -39,7 +39,7 @@ _PLACES = {
     "bottom": ("at the bottom",),
     "bottom right corner": ("in the bottom right corner", "at the bottom right"),
 }
-# What stands between two objects: the canonical relation, and whether the second object is named first.
+# Words between two objects: their canonical relation, and whether the second object is named first.
 _BETWEEN: dict[str, tuple[str | None, bool]] = {
     "left of": ("left of", False),
     "to the left of": ("left of", False),
@@ -75,7 +75,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pattern": _PATTERNS,
     "style": _STYLES,
 }
-"""What is read off a picture, and its values, in the order of the columns of :meth:`DemoEvaluator.marks`."""
+"""The attributes that are recognised, and their values, in the order of the columns of :meth:`DemoEvaluator.marks`."""
 
 _PAIR_ONLY = ("relation", "second_shape", "second_color", "second_size")
 _OF_OBJECT = ("shape", "color", "size")
@@ -87,29 +87,29 @@ def _one_of(values: Iterable[str], name: str) -> str:
     """A named group that matches any of the values or their synonyms."""
     every = {*values}
     every |= {other for other, word in _SYNONYMS.items() if word in every}
-    # The longest first, so that "at the top left" is not taken for "at the top".
+    # The longest first, so that "at the top left" does not match as "at the top".
     return f"(?P<{name}>{'|'.join(sorted(every, key=lambda word: (-len(word), word)))})"
 
 
 def _thing(prefix: str) -> str:
-    """An object; its groups are named after the attributes."""
+    """The pattern of an object; its groups are named after the attributes."""
     size, color = _one_of(_SIZES, prefix + "size"), _one_of(_COLORS, prefix + "color")
     return rf"an? (?:{size} )?(?:{color} )?{_one_of((*_SHAPES, 'shape'), prefix + 'shape')}"
 
 
 _PROMPT = re.compile(
     rf"(?:an? {_one_of(_STYLES, 'style')} (?:drawing|picture) of )?{_thing('')}"
-    rf"(?: {_one_of((p for said in _PLACES.values() for p in said), 'place')}"
+    rf"(?: {_one_of((phrase for phrases in _PLACES.values() for phrase in phrases), 'place')}"
     rf"| {_one_of(_BETWEEN, 'between')} {_thing('second_')})?"
     rf"(?: on an? (?:{_one_of(_PATTERNS, 'pattern')} )?(?:{_one_of(_COLORS, 'background')} )?background)?"
     rf"(?:, in {_one_of(_STYLES, 'late_style')} style)?"
 )
 
 
-def said(prompt: str) -> dict[str, str] | None:
+def named_attributes(prompt: str) -> dict[str, str] | None:
     """The attributes that a prompt of the demo's language names, in canonical order; None outside the language.
 
-    The count is always named: one object or two. "a star right of a ring" says the same as "a ring left of a star".
+    The count is always included: one object or two. "a star right of a ring" gives the same as "a ring left of a star".
     """
     found = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
     if found is None or (found["style"] and found["late_style"]):
@@ -127,14 +127,14 @@ def said(prompt: str) -> dict[str, str] | None:
             words["relation"] = relation
         if swapped:
             words = {_SWAPPED.get(name, name): word for name, word in words.items()}
-    # "a shape" names no shape.
+    # The word "shape" in "a red shape" names no shape.
     return {name: words[name] for name in ATTRIBUTES if words.get(name, "shape") != "shape"}
 
 
 class Reader(nn.Module):
-    """Five convolutions and three soft looks at the picture: at the first object, at the second, and at the ground.
+    """Five convolutions and three attention maps: for the first object, the second object and the background.
 
-    Both objects are read by the same layers, so that what is learned of one is known of the other.
+    Both objects are read by the same layers, so that the layers learn from both.
     """
 
     OBJECT, GROUND = 96, 32
@@ -153,7 +153,7 @@ class Reader(nn.Module):
             )
         )
         self.look = nn.Conv2d(64, 3, 1)
-        # Where each look tends to go; this is what tells the first object (left, upper) from the second.
+        # The learned prior of each attention map; it distinguishes the first object (left, upper) from the second.
         self.prefer = nn.Parameter(torch.zeros(3, 64))
         self.object = nn.Linear(64 + 2, self.OBJECT)
         self.ground = nn.Linear(64 + 2, self.GROUND)
@@ -168,7 +168,7 @@ class Reader(nn.Module):
         return self.pool(x)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """The last convolution's output [N, 64, 8, 8] to features [N, WIDTH]: what each look sees, and where."""
+        """The last convolution's output [N, 64, 8, 8] to features [N, WIDTH]: attention means, with mean positions."""
         where = torch.softmax((self.look(x).flatten(2) + self.prefer).float(), dim=-1)  # [N, 3, 64 spots]
         what = where @ x.flatten(2).transpose(1, 2).float()  # [N, 3, 64 channels]
         axis = torch.linspace(-1, 1, 8, dtype=torch.float32, device=x.device)
@@ -196,10 +196,9 @@ def _split(logits: torch.Tensor, names: Sequence[str], prefix: str = "") -> dict
 
 
 class DemoEvaluator:
-    """Says what a picture of the demo's kind shows and whether it is what the prompt asked for.
+    """Recognises what a picture of the demo model shows, and whether it is what the prompt describes.
 
-    The network is read from the package when it is first needed. A picture's results are the same, to the last
-    bit, whatever is in the batch with it.
+    The network is loaded when it is first needed. A picture's results are bit for bit the same in every batch.
     """
 
     name = "demo"
@@ -215,7 +214,7 @@ class DemoEvaluator:
     @cached_property
     def network(self) -> Reader:
         """The network, in single precision."""
-        # On the meta device nothing is initialised, so torch's random numbers stay where they were.
+        # On the meta device nothing is initialised, so torch's random state does not change.
         with torch.device("meta"):
             net = Reader()
         weights = {name: value.float() for name, value in load(WEIGHTS.read_bytes()).items()}
@@ -236,20 +235,20 @@ class DemoEvaluator:
     def marks(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """1 where a picture shows what its prompt names, 0 where not, nan where the prompt names nothing. [N, 12].
 
-        The second object of a pair counts as not shown where the picture is read as a single, and so does the
-        place of a single that is read as a pair.
+        If the picture of a pair is recognised as a single object, all that the prompt names of the second object counts
+        as not shown. If the picture of a single object is recognised as a pair, its place counts as not shown.
         """
         _same_length(images, prompts)
         out = np.full((len(images), len(ATTRIBUTES)), np.nan)
         for row, shown, prompt in zip(out, self.attributes(images), prompts, strict=True):
-            wanted = said(prompt) or {}
+            wanted = named_attributes(prompt) or {}
             for column, name in enumerate(ATTRIBUTES):
                 if name in wanted:
                     row[column] = shown.get(name) == wanted[name]
         return out
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The share of the attributes named in each prompt that its picture shows, nan outside the language. [N]."""
+        """Share of the attributes named in each prompt that its picture shows; nan outside the language. [N]."""
         marks = self.marks(images, prompts)
         known = ~np.isnan(marks)
         named = known.sum(axis=1)
@@ -257,15 +256,15 @@ class DemoEvaluator:
         return np.divide(right, named, out=np.full(len(marks), np.nan), where=named > 0)
 
     def log_likelihood(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The mean log-probability of the attributes named in each prompt, nan outside the language. [N].
+        """Mean log-probability of the attributes named in each prompt; nan outside the language. [N].
 
-        A graded companion of `score`: 0 is certainty that the picture shows all of it.
+        A continuous alternative to `score`: 0 means certainty that the picture shows all of them.
         """
         _same_length(images, prompts)
         logs = {name: part.double().log_softmax(dim=1) for name, part in self._read(images)[1].items()}
         out = np.full(len(images), np.nan)
         for i, prompt in enumerate(prompts):
-            wanted = said(prompt)
+            wanted = named_attributes(prompt)
             if wanted is not None:
                 out[i] = np.mean([float(logs[name][i, ATTRIBUTES[name].index(v)]) for name, v in wanted.items()])
         return out
@@ -277,8 +276,8 @@ class DemoEvaluator:
     def _read(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Features [N, WIDTH] of the pictures, and logits [N, values] by attribute, on the CPU."""
         features, answers = [torch.zeros(0, Reader.WIDTH)], []
-        # One by one: batches of 32 are three times as fast, but in them a picture's last bits depend on its neighbours.
-        # A thousandth of a second is little next to the half second that the demo model takes to draw it.
+        # One by one: batches of 32 are three times as fast, but then the last bits depend on the other pictures.
+        # A millisecond is little compared with the half second in which the demo model generates a picture.
         for image in images:
             x = torch.from_numpy(_pixels(image)).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -290,16 +289,16 @@ class DemoEvaluator:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """A picture of any size and mode as [64, 64, 3] bytes; what is transparent is seen on white."""
+    """A picture of any size and mode as [64, 64, 3] bytes; transparent pixels are put on white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     if image.size != (SIDE, SIDE):
         image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.array(image)  # a copy: torch wants to be able to write to it
+    return np.array(image)  # a copy: torch needs a writable array
 
 
 def _same_length(images: Sequence[Image.Image], prompts: Sequence[str]) -> None:
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} pictures for {len(prompts)} prompts; there must be one prompt a picture")
+        raise ValueError(f"{len(images)} pictures for {len(prompts)} prompts; there must be one prompt per picture")

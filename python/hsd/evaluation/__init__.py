@@ -1,6 +1,6 @@
-"""Measuring folders of images: scores, win rates, diversity. See ``docs/evaluate.md``.
+"""Measures folders of images: scores, win rates, diversity. See ``docs/evaluate.md``.
 
-The package is not called ``evaluate``, so that importing one of its modules never hides the function of that name.
+The package is not called ``evaluate``: importing one of its modules would then replace the function ``hsd.evaluate``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores on disk: ``scores-<scorer>.jsonl``, a line an image, appended batch by batch: nothing is scored twice."""
+"""Scores on disk: ``scores-<scorer>.jsonl``, one line per image, appended batch by batch. Nothing is scored twice."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..work.files import make_folder, write_atomically
 from .folder import Entry
 
 _Key = tuple[str, str]
-"""Digest of the image's file, and the prompt."""
+"""The digest of the image's file, and the prompt."""
 
 
 class ScoreCache:
-    """Scores by one scorer.
+    """The stored scores of one scorer.
 
-    A score belongs to the bytes of an image, its prompt and the scorer's version. Times and names were refused as keys:
-    they change when a folder is copied, and scoring again costs far more than reading a file. One cache may serve
-    several folders.
+    A score belongs to the bytes of an image, its prompt and the scorer's version. File times and names are not part of
+    the key: they change when a folder is copied, and scoring again costs far more than reading a file. Several folders
+    can use one cache.
 
     Parameters
     ----------
     folder
-        Where the file is; made if it does not exist.
+        Where the file is; created if it does not exist.
     name, version
-        Of the scorer. Lines of other versions stay in the file and are not used.
+        Of the scorer. Lines of other versions are kept in the file, but not used.
 
     Raises
     ------
@@ -51,16 +51,16 @@ class ScoreCache:
             self._lock.release()
 
     def missing(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries that have no score yet, one of each image and prompt."""
-        wanted = {_key(entry): entry for entry in reversed(entries)}  # the first of those that are the same
+        """The entries without a score; of entries with the same image and prompt only the first."""
+        wanted = {_key(entry): entry for entry in reversed(entries)}  # the first of equal ones
         return [entry for key, entry in reversed(wanted.items()) if key not in self._scores]
 
     def scores(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
-        """(n,) scores; nan where the scorer had none to give."""
+        """(n,) scores; nan for images that the scorer gave no score."""
         return np.array([self._scores[_key(entry)] for entry in entries], dtype=np.float64)
 
     def add(self, entries: Sequence[Entry], scores: NDArray[np.float64]) -> None:
-        """Append the scores (n,) of a batch; they are on their way to the disk when this returns."""
+        """Append the scores (n,) of a batch to the file, which is written when this returns, but not synced."""
         lines = []
         for entry, score in zip(entries, scores.tolist(), strict=True):
             self._scores[_key(entry)] = score
@@ -78,8 +78,8 @@ class ScoreCache:
                 file.write("".join(lines).encode())
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}. Scores that are written are kept; make room "
-                "and run the same call again"
+                f"cannot write {self.path}: {error.strerror or error}. Scores that are written are kept: free some "
+                "disk space and run the same call again"
             ) from error
         finally:
             self._lock.release()
@@ -88,13 +88,15 @@ class ScoreCache:
         try:
             self._lock.acquire()
         except Timeout:
-            raise OutputError(f"{self.path} has been locked by another process for a minute: is one stuck?") from None
+            raise OutputError(
+                f"{self.path} has been locked by another process for a minute: check whether a process hangs"
+            ) from None
 
     def _read(self) -> dict[_Key, float]:
-        """Scores of this version. What is not a whole line, such as the last of an interrupted run, is taken out."""
+        """The scores of this version. Incomplete lines, as interrupted runs leave them, are removed from the file."""
         data = self.path.read_bytes() if self.path.exists() else b""
         scores: dict[_Key, float] = {}
-        sound = []
+        valid = []
         for line in data.split(b"\n"):
             try:
                 fields = json.loads(line)
@@ -103,11 +105,11 @@ class ScoreCache:
                 value = math.nan if score is None else float(score)
             except (ValueError, KeyError, TypeError):
                 continue
-            sound.append(line + b"\n")
+            valid.append(line + b"\n")
             if version == self._version:
                 scores[key] = value
-        if b"".join(sound) != data:
-            write_atomically(self.path, b"".join(sound))
+        if b"".join(valid) != data:
+            write_atomically(self.path, b"".join(valid))
         return scores
 
 

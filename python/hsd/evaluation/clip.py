@@ -1,4 +1,4 @@
-"""CLIPScore and PickScore: cosines of a CLIP model of transformers, by their authors' formulas."""
+"""CLIPScore and PickScore: cosines of a transformers CLIP model, by the formulas of their authors."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
+from transformers import CLIPModel, CLIPTokenizer
 
 from .scorers import ScorerError
 
+# Pillow's resizing, not torchvision's: they differ, and torchvision may or may not be installed.
+try:
+    from transformers import CLIPImageProcessorPil as _ImageProcessor
+except ImportError:
+    from transformers import CLIPImageProcessor as _ImageProcessor
+
 _TOKENS = 77
-"""What CLIP reads of a prompt; the rest is cut off, as both authors' code does."""
+"""The tokens of a prompt that CLIP reads; the rest is cut off, as in the code of both papers."""
 
 
 class _Clip:
-    """A CLIP model and its processor; float32, so that a score does not depend on where it is computed."""
+    """A CLIP model and its processor, in float32, so that a score does not depend on the device."""
 
     name = "clip"
     default = ""
     processor_of: str | None = None
-    """Where the processor is, if not with the model."""
+    """Where the default model's processor is, if it is not with the model."""
 
     def __init__(self, model: str | None = None, device: str | None = None):
         self.model_id = model or self.default
@@ -36,24 +43,15 @@ class _Clip:
 
     @cached_property
     def _model(self) -> Any:
-        from transformers import CLIPModel
-
         return self._load(CLIPModel, self.model_id, dtype=torch.float32).to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
         return self._load(CLIPTokenizer, self._processor_id)
 
     @cached_property
     def _processor(self) -> Any:
-        # Pillow's resizing, not torchvision's: they differ, and torchvision may or may not be installed.
-        try:
-            from transformers import CLIPImageProcessorPil as Processor
-        except ImportError:
-            from transformers import CLIPImageProcessor as Processor
-        return self._load(Processor, self._processor_id)
+        return self._load(_ImageProcessor, self._processor_id)
 
     @property
     def _processor_id(self) -> str:
@@ -65,7 +63,7 @@ class _Clip:
         except (OSError, ValueError) as error:
             raise ScorerError(
                 f"{self.name} cannot load {model} ({str(error).strip().splitlines()[0]}): "
-                "name a CLIP model of transformers, by its hub id or folder"
+                "name a transformers CLIP model, by its hub id or folder"
             ) from None
 
     def embed(self, images: Sequence[PIL.Image.Image]) -> NDArray[np.float64]:
@@ -88,7 +86,7 @@ class _Clip:
 
     @staticmethod
     def _unit(features: Any) -> NDArray[np.float64]:
-        # A tensor (n, D), or since transformers 5 an output that has it as the pooled one.
+        # A tensor (n, D); since transformers 5 an output object whose pooler_output is that tensor.
         rows = getattr(features, "pooler_output", features).double().cpu().numpy()
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
@@ -96,8 +94,8 @@ class _Clip:
 class ClipScore(_Clip):
     """2.5 max(cos, 0): Hessel et al., CLIPScore, EMNLP 2021, equation 1; 0 to 2.5, in practice 0.5 to 1.
 
-    The prompt is taken as it is, without the "A photo depicts" that the authors put before captions. Papers on image
-    generation often report 100 max(cos, 0) instead, which is 40 times this.
+    The prompt is used as it is, without the "A photo depicts" that the authors put before captions. Papers on image
+    generation often report 100 max(cos, 0) instead, which is 40 times this score.
     """
 
     name = "clipscore"

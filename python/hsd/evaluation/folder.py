@@ -1,4 +1,4 @@
-"""Folders of images with a ``metadata.jsonl``: read, checked before anything expensive, and paired with each other."""
+"""Folders of images with a ``metadata.jsonl``: reading, checking (before any expensive work) and pairing them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..generation.folder import METADATA
 
 
 class FolderError(Error, ValueError):
-    """A folder that cannot be evaluated, or compared with another. Names the file and the line."""
+    """A folder that cannot be evaluated, or not be compared with another. Names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image and what its line of metadata says."""
+    """One image, with the fields of its line of metadata."""
 
     path: Path
     file_name: str
@@ -32,7 +32,7 @@ class Entry:
     seed: int | None
     line: int
     digest: str
-    """Of the file's bytes: what a score belongs to."""
+    """Of the file's bytes: a score belongs to these bytes, not to the file's name."""
 
     @property
     def where(self) -> str:
@@ -42,14 +42,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's images, in an order that does not depend on that of the lines."""
+    """A folder's images, in an order that does not depend on the order of the lines."""
 
     path: Path
     entries: tuple[Entry, ...]
 
     @property
     def prompts(self) -> list[str]:
-        """One an image."""
+        """One per image."""
         return [entry.text for entry in self.entries]
 
 
@@ -92,10 +92,10 @@ def load_image(entry: Entry) -> PIL.Image.Image:
 
 
 def pair(a: Folder, b: Folder) -> list[int]:
-    """For each image of ``a`` the position in ``b`` of the one it is compared with.
+    """Return for each image of ``a`` the position in ``b`` of the image it is compared with.
 
-    By index where all images have one; else by text and seed; else by text. Images that these do not tell apart are
-    paired in order.
+    Images are matched by index if all have one, else by text and seed if all have a seed, else by text. Images that are
+    equal in these are paired in order.
 
     Raises
     ------
@@ -104,19 +104,19 @@ def pair(a: Folder, b: Folder) -> list[int]:
     """
     entries = [*a.entries, *b.entries]
     if all(entry.index is not None for entry in entries):
-        keys: Callable[[Folder], dict[Hashable, int]] = _by_index
+        positions: Callable[[Folder], dict[Hashable, int]] = _by_index
     elif all(entry.seed is not None for entry in entries):
-        keys = _by_text_and_seed
+        positions = _by_text_and_seed
     else:
-        keys = _by_text
-    ours, theirs = keys(a), keys(b)
-    # The first by its place, which is by index or by text: entries are sorted.
-    alone = [(ours[key], a, b) for key in ours if key not in theirs]
-    alone += [(theirs[key], b, a) for key in theirs if key not in ours]
-    for i, has, lacks in sorted(alone, key=lambda one: one[0])[:1]:
+        positions = _by_text
+    ours, theirs = positions(a), positions(b)
+    # Only the first unmatched image is reported; entries are sorted, so it is the lowest index or text.
+    unmatched = [(ours[key], a, b) for key in ours if key not in theirs]
+    unmatched += [(theirs[key], b, a) for key in theirs if key not in ours]
+    for i, has, lacks in sorted(unmatched, key=lambda one: one[0])[:1]:
         entry = has.entries[i]
         raise FolderError(
-            f"{a.path} and {b.path} do not have the same prompts: {lacks.path} has no image for {_name(entry)} "
+            f"{a.path} and {b.path} do not have the same prompts: {lacks.path} has no image for {_identity(entry)} "
             f"({entry.where})"
         )
     for key, i in ours.items():
@@ -129,7 +129,7 @@ def pair(a: Folder, b: Folder) -> list[int]:
     return [theirs[key] for key in ours]
 
 
-def _name(entry: Entry) -> str:
+def _identity(entry: Entry) -> str:
     index = "" if entry.index is None else f"index {entry.index}, "
     seed = "" if entry.seed is None else f", seed {entry.seed}"
     return f"{index}{entry.text!r}{seed}"
@@ -148,7 +148,7 @@ def _by_text(folder: Folder) -> dict[Hashable, int]:
 
 
 def _numbered(keys: Sequence[tuple[Any, ...]]) -> dict[Hashable, int]:
-    """Keys made unique by how often each has occurred before."""
+    """Positions by key; each key is made unique by appending how often it has occurred before."""
     seen: dict[Any, int] = {}
     out: dict[Hashable, int] = {}
     for i, key in enumerate(keys):
@@ -162,10 +162,12 @@ def _entries(folder: Path) -> Iterator[Entry]:
     try:
         data = metadata.read_bytes()
     except FileNotFoundError:
-        raise FolderError(f"{folder} has no {METADATA}: each of its lines names an image and its text") from None
+        raise FolderError(
+            f"{folder} has no {METADATA}: each line of that file has to name an image and its text"
+        ) from None
     except OSError as error:
         raise FolderError(f"cannot read {metadata}: {error.strerror or error}") from None
-    # By "\n" alone: other separators that Unicode knows may stand inside a text.
+    # Split at "\n" only: a text may contain other line separators of Unicode.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             yield _entry(folder, line, number)
@@ -176,25 +178,27 @@ def _entry(folder: Path, line: bytes, number: int) -> Entry:
     try:
         fields = json.loads(line.decode("utf-8"))
     except ValueError as error:
-        raise FolderError(f"{where} is not JSON ({error}): if a run was interrupted, run it again to the end") from None
+        raise FolderError(
+            f"{where} is not JSON ({error}): if a run was interrupted, run the same command again"
+        ) from None
     name = fields.get("file_name") if isinstance(fields, dict) else None
     if not isinstance(name, str) or not name:
         raise FolderError(f'{where} names no image: write an object such as {{"file_name": "0.png", "text": "a cat"}}')
     text = fields.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise FolderError(f'{where} has no text for {name}: what was the image to show? Write it under "text"')
-    whole = {}
+        raise FolderError(f'{where} has no text for {name}: write the prompt of the image under "text"')
+    integers = {}
     for field in ("index", "seed"):
         value = fields.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise FolderError(f"{where}: the {field} is {value!r}, which is not an integer")
-        whole[field] = value
+        integers[field] = value
     path = folder / name
-    return Entry(path, name, text, whole["index"], whole["seed"], number, _digest(path, where))
+    return Entry(path, name, text, integers["index"], integers["seed"], number, _digest(path, where))
 
 
 def _digest(path: Path, where: str) -> str:
-    """Of the file, which is also looked at: whether it is an image that is whole, as far as its format tells."""
+    """The digest of the file. Also checks that it is a complete image, as far as its format can tell."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -204,7 +208,7 @@ def _digest(path: Path, where: str) -> str:
     try:
         PIL.Image.open(BytesIO(data)).verify()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        reason = "no format that is known" if isinstance(error, PIL.UnidentifiedImageError) else error
+        reason = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise FolderError(f"{path} is not an image ({reason}): {where}") from None
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -215,5 +219,5 @@ def _no_repeats(entries: list[Entry]) -> None:
         for entry in entries:
             value = getattr(entry, field)
             if value is not None and value in seen:
-                raise FolderError(f"{entry.where}: the {field} {value!r} stands in line {seen[value].line} already")
+                raise FolderError(f"{entry.where}: the {field} {value!r} is already in line {seen[value].line}")
             seen[value] = entry

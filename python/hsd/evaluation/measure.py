@@ -1,10 +1,11 @@
-"""``hsd.evaluate``: read, score what has no score yet, and sum up."""
+"""``hsd.evaluate``: read the folders, score the images that have no score yet, and compute the statistics."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..names import check_count, check_name
+from ..names import ScorerName, check_count, check_name
+from .by_name import make_scorer
 from .cache import ScoreCache
 from .folder import Folder, load_image, pair, read_folder
 from .results import Diversity, Evaluation, Fidelity, Measured, Spread, SpreadWithin
-from .scorers import Scorer, ScorerName, check_scorer, embed_batch, make_scorer, score_batch
+from .scorers import Scorer, check_scorer, embed_batch, score_batch
 from .stats import cluster_bootstrap, mean_cosine, mean_of_known, vendi_score, win_rate
 
 Path_ = str | os.PathLike[str]
@@ -39,40 +41,41 @@ def evaluate(
 ) -> Evaluation:
     """Measure a folder of images: how well they show their prompts, how diverse they are, how often they beat others.
 
-    Scores are written to ``scores-<scorer>.jsonl`` as they come; calling again scores only what is missing.
+    Every batch of scores is appended to ``scores-<scorer>.jsonl``; calling again scores only what is missing.
 
     Parameters
     ----------
     folder
         Written by :func:`hsd.generate`, or any ``imagefolder`` data set whose ``metadata.jsonl`` has texts.
     against
-        Another folder of images for the same prompts, which ``folder`` is compared with image by image.
+        Another folder of images for the same prompts; ``folder`` is compared with it image by image.
     scorer
         ``demo``, ``clipscore``, ``pickscore``, ``vqascore``, ``hpsv2``, ``imagereward``, or an object with ``name``,
-        ``version``, ``score(images, prompts)`` and perhaps ``embed(images)``.
+        ``version``, ``score(images, prompts)`` and optionally ``embed(images)``.
     model, device, python
-        Of a scorer by name: another model of its kind, where it runs, and the interpreter of an environment that has
-        its package.
+        Only for a scorer given by name: another model for it, the device, and the Python interpreter of an environment
+        that has its package.
     batch_size
         Images scored at once.
     samples
-        Images (at least 2) whose diversity is measured, drawn at random where there are more; and at most so many
-        prompts with several images.
+        Diversity is measured on at most ``samples`` images (at least 2) of the folder, and on at most ``samples``
+        images of each of at most ``samples`` prompts that have several. They are drawn at random.
     seed
-        Of the samples and of the bootstraps.
+        Seed of the samples and of the bootstraps.
     tolerance
-        Scores that differ by no more are a tie: half precision and other batches move them a little.
+        Two scores that differ by at most ``tolerance`` are a tie. Half precision and other batches change scores a
+        little.
     cache
-        Folder for the files of scores. Default: each folder of images has its own.
+        Folder for the files of scores. Default: each folder of images holds its scores.
     progress
-        Whether to show a bar on a terminal.
+        Whether to show a progress bar on a terminal.
 
     Raises
     ------
     FolderError
-        If a folder cannot be read, or the two do not have the same prompts; before a scorer is loaded.
+        If a folder cannot be read, or the two do not have the same prompts. Raised before a scorer is loaded.
     ScorerError
-        If the scorer cannot be loaded or gives something else than scores.
+        If the scorer cannot be loaded, or does not return scores.
     OutputError
         If the scores cannot be written.
     ValueError, TypeError
@@ -80,7 +83,7 @@ def evaluate(
     """
     check_count("batch_size", batch_size)
     if check_count("samples", samples) < 2:
-        raise ValueError(f"samples is {samples}: diversity is that of at least 2 images")
+        raise ValueError(f"samples is {samples}: diversity needs at least 2 images")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed is {seed!r}: an integer of at least 0")
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -95,43 +98,42 @@ def evaluate(
     ours = read_folder(folder)
     theirs = None if against is None else read_folder(against)
     order = None if theirs is None else pair(ours, theirs)
-    if isinstance(scorer, str):
-        judge = make_scorer(scorer, model=model, device=device, python=python)
-        close: Callable[[], object] = getattr(judge, "close", lambda: None)
-    else:
-        judge, close = scorer, lambda: None
-    run = Measuring(judge, batch_size, samples, int(seed), progress)
-    try:
-        scores = run.scores(ours, ours.path if cache is None else Path(cache))
-        measured = run.measured(ours, scores, None)
+    with contextlib.ExitStack() as stack:
+        if isinstance(scorer, str):
+            scorer = make_scorer(scorer, model=model, device=device, python=python)
+            stack.callback(getattr(scorer, "close", lambda: None))
+        measurer = Measurer(scorer, batch_size, samples, int(seed), progress)
+        our_scores = measurer.scores(ours, ours.path if cache is None else Path(cache))
+        measured = measurer.measured(ours, our_scores, None)
         if theirs is None or order is None:
-            return Evaluation(judge.name, judge.version, measured, None, None)
-        others = run.scores(theirs, theirs.path if cache is None else Path(cache))
-        compared = run.measured(theirs, others, order)
-    finally:
-        close()
-    wins = win_rate(scores, others[order], ours.prompts, tolerance=tolerance, seed=run.seed)
-    return Evaluation(judge.name, judge.version, measured, compared, wins)
+            return Evaluation(scorer.name, scorer.version, measured, None, None)
+        their_scores = measurer.scores(theirs, theirs.path if cache is None else Path(cache))
+        compared = measurer.measured(theirs, their_scores, order)
+    wins = win_rate(our_scores, their_scores[order], ours.prompts, tolerance=tolerance, seed=measurer.seed)
+    return Evaluation(scorer.name, scorer.version, measured, compared, wins)
 
 
-class Measuring:
-    """What all folders that are measured alike have in common; the parameters are those of :func:`evaluate`."""
+class Measurer:
+    """Scores and embeds folders with one scorer and the same options; parameters as of :func:`evaluate`."""
 
     def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: bool) -> None:
         self.scorer, self.batch_size, self.samples, self.seed = scorer, batch_size, samples, seed
         self.progress = progress
 
-    def scores(self, folder: Folder, where: Path) -> NDArray[np.float64]:
-        """(n,) of all images, those from the file among them."""
-        cache = ScoreCache(where, self.scorer.name, self.scorer.version)
+    def scores(self, folder: Folder, cache_folder: Path) -> NDArray[np.float64]:
+        """(n,) scores of all images; those that ``cache_folder`` has are not computed again."""
+        cache = ScoreCache(cache_folder, self.scorer.name, self.scorer.version)
         missing = cache.missing(folder.entries)
-        for some in self._batches(missing, f"scoring {folder.path.name}"):
-            images = [load_image(entry) for entry in some]
-            cache.add(some, score_batch(self.scorer, images, [entry.text for entry in some]))
+        for batch in self._batches(missing, f"scoring {folder.path.name}"):
+            images = [load_image(entry) for entry in batch]
+            cache.add(batch, score_batch(self.scorer, images, [entry.text for entry in batch]))
         return cache.scores(folder.entries)
 
     def measured(self, folder: Folder, scores: NDArray[np.float64], order: list[int] | None) -> Measured:
-        """Sum up one folder; ``order`` are its images in the order of another's, so that both take the same sample."""
+        """Measure one folder.
+
+        ``order`` lists its images in the order of the folder it is compared with, so that both draw the same sample.
+        """
         prompts = [text for text, score in zip(folder.prompts, scores, strict=True) if not math.isnan(score)]
         mean, interval = mean_of_known(scores, folder.prompts, seed=self.seed)
         fidelity = Fidelity(
@@ -146,18 +148,18 @@ class Measuring:
 
     @property
     def embeds(self) -> bool:
-        """Whether the scorer can be asked for embeddings."""
+        """Whether the scorer embeds images."""
         return callable(getattr(self.scorer, "embed", None))
 
     def embeddings(self, folder: Folder, indices: Sequence[int]) -> list[NDArray[np.float64]]:
-        """(D,) of each of these images."""
+        """The embedding (D,) of each of these images."""
         rows: list[NDArray[np.float64]] = []
-        for some in self._batches(indices, f"embedding {folder.path.name}"):
-            rows.extend(embed_batch(self.scorer, [load_image(folder.entries[i]) for i in some]))
+        for batch in self._batches(indices, f"embedding {folder.path.name}"):
+            rows.extend(embed_batch(self.scorer, [load_image(folder.entries[i]) for i in batch]))
         return rows
 
     def drawn(self, rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
-        """At most ``samples`` of them, in their order."""
+        """At most ``samples`` of the items, drawn at random, in their original order."""
         if len(items) <= self.samples:
             return list(items)
         return [items[i] for i in np.sort(rng.choice(len(items), self.samples, replace=False))]
@@ -173,19 +175,18 @@ class Measuring:
         several = [images for images in by_prompt.values() if len(images) > 1]
         groups = [self.drawn(rng, images) for images in self.drawn(rng, several)]
         needed = sorted({*sample, *(i for group in groups for i in group)})
-        at = dict(zip(needed, self.embeddings(folder, needed), strict=True))
-        return Diversity(
-            _spread([at[i] for i in sample]), _within([[at[i] for i in group] for group in groups], self.seed)
-        )
+        embedding = dict(zip(needed, self.embeddings(folder, needed), strict=True))
+        within = [[embedding[i] for i in group] for group in groups]
+        return Diversity(_spread([embedding[i] for i in sample]), _within(within, self.seed))
 
     def _batches(self, items: Sequence[Any], what: str) -> Any:
         with tqdm(
             total=len(items), desc=what, unit=" images", disable=None if self.progress else True, leave=False
         ) as bar:
             for start in range(0, len(items), self.batch_size):
-                some = items[start : start + self.batch_size]
-                yield some
-                bar.update(len(some))
+                batch = items[start : start + self.batch_size]
+                yield batch
+                bar.update(len(batch))
 
 
 def _spread(rows: list[NDArray[np.float64]]) -> Spread | None:

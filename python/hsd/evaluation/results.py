@@ -1,4 +1,4 @@
-"""What an evaluation found: its numbers, and the table of them that people read."""
+"""The result of an evaluation: its numbers, and the table that is printed."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from .stats import Interval, WinRate
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How well the images show what their prompts ask for, by the scorer."""
+    """How well the images show what their prompts describe, by the scorer."""
 
     images: int
-    """With a score."""
+    """Images with a score."""
     unscored: int
-    """Images that the scorer had nothing to say about: not in the mean."""
+    """Images without a score (nan): not in the mean."""
     prompts: int
-    """Different ones among those with a score."""
+    """Different prompts of the images with a score."""
     mean: float | None
     interval: Interval | None
-    """95 %, by a bootstrap over prompts; None with fewer than two."""
+    """95 %, by a bootstrap over prompts; None with fewer than two prompts."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How unlike the images of a set are, by the scorer's embeddings."""
+    """How dissimilar the images of a set are, by the scorer's embeddings."""
 
     images: int
     mean_cosine: float
-    """Of all pairs; lower is more diverse."""
+    """Mean cosine similarity of all pairs; lower is more diverse."""
     vendi: float
     """Effective number of different images, from 1 to ``images``; higher is more diverse."""
 
 
 @dataclass(frozen=True)
 class SpreadWithin:
-    """How unlike the images of one prompt are: means over prompts."""
+    """How dissimilar the images of one prompt are: means over prompts."""
 
     prompts: int
     images_a_prompt: float
     mean_cosine: float
     interval: Interval | None
-    """95 %, of ``mean_cosine``, by a bootstrap over prompts."""
+    """95 %, for ``mean_cosine``, by a bootstrap over prompts."""
     vendi: float
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """Of a random sample of the folder, and of the images of one prompt where prompts have several."""
+    """Diversity of a random sample of the folder, and of the images of one prompt where prompts have several images."""
 
     sample: Spread | None
     within_prompts: SpreadWithin | None
@@ -57,7 +57,7 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Measured:
-    """One folder."""
+    """The measurements of one folder."""
 
     folder: str
     images: int
@@ -68,17 +68,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`hsd.evaluate` found. ``print`` it, or take :meth:`numbers`."""
+    """The result of :func:`hsd.evaluate`. ``print`` it, or use :meth:`numbers`."""
 
     scorer: str
     version: str
     measured: Measured
     against: Measured | None
     wins: WinRate | None
-    """Of ``measured`` over ``against``."""
+    """Wins of ``measured`` over ``against``."""
 
     def numbers(self) -> dict[str, Any]:
-        """Everything, for programs; what could not be computed is None."""
+        """All numbers, for programs; a number that could not be computed is None."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

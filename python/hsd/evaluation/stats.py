@@ -1,4 +1,4 @@
-"""What is computed from scores and embeddings: intervals, win rates, diversity. NumPy only."""
+"""Statistics of scores and embeddings: intervals, win rates, diversity. NumPy only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
-"""Of a bootstrap: the ends of an interval then move by about a hundredth of its width from seed to seed."""
+"""Resamples of a bootstrap. The ends of an interval then differ by about 1 % of its width from seed to seed."""
 
 _DRAWS = 10**9
-"""At most so many draws in one bootstrap, but never fewer than a thousand resamples: a million prompts take minutes."""
+"""Limit of resamples x clusters in one bootstrap, which bounds its time; there are at least 1,000 resamples anyway."""
 
 
 def cluster_bootstrap(
@@ -29,9 +29,9 @@ def cluster_bootstrap(
 ) -> list[Interval] | None:
     """Percentile intervals of means, by drawing whole clusters with replacement.
 
-    The images of one prompt resemble each other, so they are drawn together: with m alike images a prompt, a bootstrap
-    of single images would give an interval that is too narrow by up to a factor of sqrt(m). A resampled mean is the sum
-    over the drawn clusters divided by their number of values.
+    The images of one prompt resemble each other, so they are drawn together: with m similar images per prompt, a
+    bootstrap of single images would give an interval that is too narrow by up to a factor of sqrt(m). A resampled mean
+    is the sum over the drawn clusters divided by their number of values.
 
     Percentile intervals: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Drawing clusters:
     Field & Welsh, Bootstrapping clustered data, J. R. Stat. Soc. B 69 (2007), "cluster bootstrap".
@@ -41,19 +41,19 @@ def cluster_bootstrap(
     values
         (n,) or (n, c): c means over the same images are resampled together.
     clusters
-        n labels, such as the prompts.
+        n labels, for example the prompts.
 
     Returns
     -------
     list of (low, high) or None
-        One interval a column; None with fewer than two clusters, which say nothing of how clusters vary.
+        One interval per column; None with fewer than two clusters, as one cluster cannot show how clusters vary.
     """
     columns = np.asarray(values, dtype=np.float64)
     columns = columns[:, None] if columns.ndim == 1 else columns
     assert len(columns) == len(clusters), (columns.shape, len(clusters))
     if len(columns) == 0:
         return None
-    # Sorted labels: the same images in another order give the same interval.
+    # The labels are sorted, so that the same images in another order give the same interval.
     _, label = np.unique(np.array([str(c) for c in clusters]), return_inverse=True)
     count = np.bincount(label).astype(np.float64)
     n = len(count)
@@ -77,7 +77,7 @@ def cluster_bootstrap(
 def mean_of_known(
     scores: NDArray[np.float64], clusters: Sequence[object], *, seed: int = 0
 ) -> tuple[float | None, Interval | None]:
-    """Mean of the scores (n,) that are not nan, and its interval by :func:`cluster_bootstrap`; or None."""
+    """Mean of the scores (n,) that are not nan, and its interval by :func:`cluster_bootstrap`; None if all are nan."""
     known = ~np.isnan(scores)
     if not known.any():
         return None, None
@@ -87,7 +87,7 @@ def mean_of_known(
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
-    """The score interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): sound for few pairs and shares near 0 or 1.
+    """Score interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): valid for few pairs and for shares near 0 or 1.
 
     Without continuity correction, and for independent pairs. None if ``n`` is 0.
     """
@@ -110,25 +110,25 @@ class WinRate:
     pairs: int
     """Pairs of which both images have a score."""
     unscored: int
-    """Pairs that were left out because one has none."""
+    """Pairs that were left out because at least one image has no score."""
     wins: int
     ties: int
     losses: int
     tolerance: float
-    """Scores that differ by no more are a tie."""
+    """Two scores that differ by at most this are a tie."""
     win_rate: float | None
-    """wins / pairs: a tie counts as not won."""
+    """wins / pairs: a tie does not count as a win."""
     win_rate_interval: Interval | None
     interval: str
-    """Where ``win_rate_interval`` is from: ``wilson``, or ``bootstrap`` where prompts have several pairs."""
+    """The method of ``win_rate_interval``: ``wilson``, or ``bootstrap`` if prompts have several pairs."""
     win_rate_half_ties: float | None
-    """(wins + ties / 2) / pairs: 0.5 means alike."""
+    """(wins + ties / 2) / pairs: 0.5 means that A and B score equally well."""
     win_rate_half_ties_interval: Interval | None
     """Bootstrap over prompts."""
     difference: float | None
     """Mean of A's score minus B's."""
     difference_interval: Interval | None
-    """Bootstrap over prompts, of the differences of pairs."""
+    """Bootstrap over prompts, for the mean difference of pairs."""
 
 
 def win_rate(
@@ -143,22 +143,25 @@ def win_rate(
 ) -> WinRate:
     """Compare scores (n,) of A with those (n,) of B, pair by pair.
 
-    ``win_rate`` is the win percentage of Decatur et al. (arXiv 2508.21032): images whose VQAScore is above that of the
-    other method's image for the same prompt. VQAScore is a probability and hardly ever ties. Scores with few values do,
-    and identical images do, so ties are counted apart, and ``win_rate_half_ties`` gives each side half.
+    ``win_rate`` is the win percentage of Decatur et al. (arXiv 2508.21032): the share of images whose VQAScore is above
+    that of the other method's image for the same prompt. VQAScore is a probability and hardly ever ties. Scores with
+    few different values do, and so do identical images. So ties are counted separately, and ``win_rate_half_ties``
+    counts half of each tie for either side.
 
     Parameters
     ----------
     a, b
-        (n,) scores, nan where there is none; such pairs are left out.
+        (n,) scores, nan for images without a score; their pairs are left out.
     clusters
-        n labels: pairs with one label (of one prompt) are not independent.
+        n labels, for example prompts: pairs with the same label are not taken as independent.
     tolerance
-        Scores that differ by no more are a tie.
+        Two scores that differ by at most this are a tie.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) != len(clusters):
-        raise ValueError(f"scores {first.shape} and {second.shape} of {len(clusters)} pairs: they have to be as many")
+        raise ValueError(
+            f"scores {first.shape} and {second.shape} of {len(clusters)} pairs: their numbers have to be equal"
+        )
     known = ~(np.isnan(first) | np.isnan(second))
     kept = [cluster for cluster, scored in zip(clusters, known, strict=True) if scored]
     delta = (first - second)[known]
@@ -196,7 +199,7 @@ def unit_rows(embeddings: ArrayLike) -> NDArray[np.float64]:
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2:
         raise ValueError(f"embeddings of shape {rows.shape}: they have to be (n, D)")
-    with np.errstate(over="ignore"):  # what overflows is not finite, and said below
+    with np.errstate(over="ignore"):  # an overflow is not finite, and is reported below
         length = np.linalg.norm(rows, axis=1)
     for i in np.flatnonzero(~(np.isfinite(length) & (length > 0)))[:1]:
         raise ValueError(f"embedding {i} has length {length[i]}: it has no direction")
@@ -206,8 +209,8 @@ def unit_rows(embeddings: ArrayLike) -> NDArray[np.float64]:
 def mean_cosine(embeddings: ArrayLike) -> float | None:
     """Mean cosine similarity over all pairs of different rows of (n, D); lower is more diverse. None if n < 2.
 
-    The diversity measure of the supplement of Decatur et al. (arXiv 2508.21032), which takes 100 samples. Computed as
-    (||sum of unit rows||^2 - n) / (n (n - 1)), which is the same without the pairs.
+    The diversity measure of the supplement of Decatur et al. (arXiv 2508.21032), which uses 100 samples. Computed as
+    (||sum of unit rows||^2 - n) / (n (n - 1)), which gives the same mean without computing every pair.
     """
     rows = unit_rows(embeddings)
     n = len(rows)
@@ -217,8 +220,8 @@ def mean_cosine(embeddings: ArrayLike) -> float | None:
     return float((total @ total - n) / (n * (n - 1)))
 
 
-def similarity_of_each(embeddings: ArrayLike) -> NDArray[np.float64] | None:
-    """(n,) mean cosine similarity of each row of (n, D) to the others, the mean of which is :func:`mean_cosine`.
+def similarity_to_others(embeddings: ArrayLike) -> NDArray[np.float64] | None:
+    """(n,) mean cosine similarity of each row of (n, D) to all other rows. Their mean is :func:`mean_cosine`.
 
     None if n < 2.
     """
@@ -227,21 +230,21 @@ def similarity_of_each(embeddings: ArrayLike) -> NDArray[np.float64] | None:
     return None if n < 2 else (rows @ rows.sum(axis=0) - 1.0) / (n - 1)
 
 
-def pair_mean_interval(of_each: ArrayLike, confidence: float = 0.95) -> Interval:
-    """A normal interval of a mean over all pairs, from the mean (n,) that each item has with the others.
+def pair_mean_interval(of_items: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Normal interval of a mean over all pairs, from the mean (n,) that each item has over its pairs.
 
-    Pairs that have an item in common are not independent: the variance of such a mean is 4 Var(of_each) / n to first
-    order (Hoeffding, Ann. Math. Stat. 19, 1948, theorem 7.1). For two sets of the same n prompts the difference
-    of their ``of_each`` gives the paired interval of the difference. A bootstrap was refused: an item that is drawn
-    twice makes a pair with itself.
+    Pairs that have an item in common are not independent: the variance of such a mean is 4 Var(of_items) / n to first
+    order (Hoeffding, Ann. Math. Stat. 19, 1948, theorem 7.1). For two sets of the same n prompts, the difference of
+    their ``of_items`` gives the paired interval of the difference. A bootstrap would not work here: an item that is
+    drawn twice forms a pair with itself.
     """
-    values = np.asarray(of_each, dtype=np.float64)
+    values = np.asarray(of_items, dtype=np.float64)
     half = NormalDist().inv_cdf(0.5 + confidence / 2.0) * 2.0 * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
 def vendi_score(embeddings: ArrayLike) -> float | None:
-    """The effective number of different rows of (n, D), from 1 (all alike) to n (all orthogonal). None if n = 0.
+    """Effective number of different rows of (n, D), from 1 (all equal) to n (all orthogonal). None if n = 0.
 
     exp of the Shannon entropy of the eigenvalues of K / n, where K is the cosine kernel: Friedman & Dieng, The Vendi
     Score, TMLR 2023, definition 3.1.
@@ -250,8 +253,8 @@ def vendi_score(embeddings: ArrayLike) -> float | None:
     n = len(rows)
     if n == 0:
         return None
-    # K / n and the D x D matrix of second moments have the same eigenvalues above 0: take the smaller.
+    # K / n and the D x D matrix of second moments have the same nonzero eigenvalues: use the smaller matrix.
     kernel = rows @ rows.T if n <= rows.shape[1] else rows.T @ rows
     values = np.linalg.eigvalsh(kernel / n)
-    values = values[values > 0]  # 0 log 0 = 0; rounding makes some of the zeros negative
+    values = values[values > 0]  # 0 log 0 = 0; rounding makes some zeros negative
     return float(np.exp(-(values * np.log(values)).sum()))

@@ -1,7 +1,8 @@
-"""Scorers of packages that may not be installable beside HSD, run by an interpreter that has them.
+"""Scorers whose packages may not be installable together with HSD; run by an interpreter that has them.
 
-This file is run as a script there, so it imports nothing of HSD, and what it needs of other packages when it needs it.
-It reads a JSON object a line and answers with one: {"images": [path], "prompts": [text]} with {"scores": [number]}.
+That interpreter runs this file as a script, so it imports nothing of HSD, and imports other packages only in the
+functions that use them. It reads one JSON object per line, {"images": [path], "prompts": [text]}, and answers with one,
+{"scores": [number]}.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 Score = Callable[[Sequence[str], Sequence[str]], Any]
 
-# Scorer: the module, its names in a package index, and the default model.
-KNOWN = {
+# By scorer: its module, the names of its package in a package index, and its default model.
+SCORERS = {
     "vqascore": ("t2v_metrics", ("t2v-metrics",), "clip-flant5-xxl"),
     "hpsv2": ("hpsv2", ("hpsv2x", "hpsv2"), "v2.1"),
     "imagereward": ("ImageReward", ("image-reward",), "ImageReward-v1.0"),
@@ -28,10 +29,10 @@ def vqascore(model: str, device: str) -> Score:
     """P("Yes" | image, 'Does this figure show "{text}"? Please answer yes or no.'): Lin et al., ECCV 2024."""
     t2v_metrics = import_module("t2v_metrics")
 
-    # Its own default is a folder in the working directory.
+    # The package's default is a folder in the working directory.
     cache = os.environ.get("HF_HUB_CACHE") or os.path.expanduser("~/.cache/huggingface/hub")
     metric = t2v_metrics.VQAScore(model=model, device=device, cache_dir=cache)
-    # Calling the metric scores every image with every text; its model scores pairs.
+    # Calling the metric scores every image with every text; the metric's model scores pairs.
     return lambda images, prompts: metric.model.forward(list(images), list(prompts))
 
 
@@ -45,7 +46,7 @@ def hpsv2(model: str, device: str) -> Score:
     hps_version_map = import_module("hpsv2.utils").hps_version_map
     if model not in hps_version_map:
         raise ValueError(f"no HPS {model}: one of {', '.join(hps_version_map)}")
-    # hpsv2.score reads the checkpoint again at every call, and calls are for one prompt.
+    # hpsv2.score is not used: it reads the checkpoint again at every call, and every call is for one prompt.
     img_score.device = device
     img_score.initialize_model()
     network, preprocess = img_score.model_dict["model"], img_score.model_dict["preprocess_val"]
@@ -56,7 +57,7 @@ def hpsv2(model: str, device: str) -> Score:
 
     def score(images: Sequence[str], prompts: Sequence[str]) -> Any:
         pixels = torch.stack([preprocess(PIL.Image.open(path)) for path in images]).to(device)
-        with torch.autocast("cuda", enabled=device.startswith("cuda")):  # half precision, as the package has it
+        with torch.autocast("cuda", enabled=device.startswith("cuda")):  # half precision, as in the package
             out = network(pixels, tokenizer(list(prompts)).to(device))
         return (out["image_features"].float() * out["text_features"].float()).sum(dim=-1)
 
@@ -74,10 +75,10 @@ LOAD = {"vqascore": vqascore, "hpsv2": hpsv2, "imagereward": imagereward}
 
 
 def probe(name: str) -> dict[str, Any]:
-    """The version of the package, without importing it; none if it is not there."""
+    """The version of the package, without importing it; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    module, packages, _ = KNOWN[name]
+    module, packages, _ = SCORERS[name]
     if importlib.util.find_spec(module) is None:
         return {"version": None}
     for package in packages:
@@ -102,8 +103,8 @@ def serve(name: str, model: str, device: str, answer: Callable[[dict[str, Any]],
 
 
 def main() -> None:
-    """``worker.py probe NAME`` or ``worker.py serve NAME MODEL DEVICE``; an empty device is CUDA if there is any."""
-    # What the packages print must not come between the answers.
+    """``worker.py probe NAME`` or ``worker.py serve NAME MODEL DEVICE``; an empty device means CUDA if available."""
+    # Answers go to the original standard output. What the packages print goes to standard error instead.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -117,13 +118,13 @@ def main() -> None:
     try:
         name, model, device = sys.argv[2:]
         serve(name, model, device, answer)
-    except Exception as error:  # whatever it is, it has to be told on the other side
+    except Exception as error:  # whatever it is, it is reported to the other process
         answer({"error": f"{type(error).__name__}: {error}"})
         raise
 
 
 if __name__ == "__main__":
-    # The folder of a script comes first on the path, and here would hide other packages (clip is also OpenAI's).
+    # Python puts the folder of a script first on the path. Here it would hide packages: clip is also OpenAI's.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
     main()

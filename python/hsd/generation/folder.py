@@ -24,7 +24,13 @@ from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import make_folder, write_atomically
 
-_PIL_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("PNG", {}),
+    "jpg": ("JPEG", {"quality": 95}),
+    "webp": ("WEBP", {"quality": 95}),
+}
+"""By file ending: Pillow's name of the format, and what it is saved with."""
+
 METADATA, PLAN, RUN = "metadata.jsonl", PLAN_FILE, "run.json"
 
 
@@ -72,8 +78,10 @@ class ImageFolder:
         text, seed = self.plan.prompts[index], int(self.plan.seeds[index])
         entry = {"file_name": name, "text": text, "index": index, "seed": seed, **extra}
         buffer = BytesIO()
-        options: dict[str, Any] = {"quality": 95} if self.format != "png" else {"pnginfo": _png_info(entry)}
-        image.save(buffer, _PIL_FORMATS[self.format], **options)
+        name_of_format, options = _FORMATS[self.format]
+        if self.format == "png":
+            options = {**options, "pnginfo": _png_info(entry)}
+        image.save(buffer, name_of_format, **options)
         write_atomically(self.path / name, buffer.getvalue())
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
         with self._locked(), open(self.path / METADATA, "ab") as file:

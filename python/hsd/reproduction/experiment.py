@@ -1,4 +1,4 @@
-"""What an experiment is, and the pieces that several of them are made of."""
+"""What an experiment is, and the parts that several experiments use."""
 
 from __future__ import annotations
 
@@ -8,72 +8,74 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_of_each, vendi_score
-from .lab import Lab, Made, PromptSet, Way
+from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_to_others, vendi_score
+from .lab import GeneratedSet, Lab, PromptSet, Variant
 from .results import Column, Estimate, Result
 
-Wanted = list[tuple[PromptSet, Way]]
+Needed = list[tuple[PromptSet, Variant]]
+"""The images that an experiment needs."""
 
 ALL = "all"
-"""The name of the row in which the sets are taken together."""
+"""The name of the row for all sets together."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the images that it takes, and what comes of them."""
+    """A question, the images that are needed to answer it, and the report."""
 
     name: str
-    """On the command line."""
+    """As given on the command line."""
     title: str
-    asks: str
-    """What it asks, and how that is measured: Markdown."""
-    wants: Callable[[Lab], Wanted]
-    """The images, so that all of them can be counted before any is made."""
+    question: str
+    """The question, and how it is measured: Markdown."""
+    needs: Callable[[Lab], Needed]
+    """Returns the images, so that those of all experiments can be counted before any is generated."""
     report: Callable[[Lab], list[Result]]
+    """Returns the tables and figures."""
 
 
-def everywhere(lab: Lab, ways: Iterable[Way]) -> Wanted:
-    """Each way on each set."""
-    return [(prompt_set, way) for way in ways for prompt_set in lab.sets]
+def for_all_sets(lab: Lab, variants: Iterable[Variant]) -> Needed:
+    """Each variant on each set."""
+    return [(prompt_set, variant) for variant in variants for prompt_set in lab.sets]
 
 
-def by_set(lab: Lab, way: Way) -> dict[str, list[Made]]:
-    """The images made one way: of each set, and of all sets together where there are several."""
-    return grouped(everything(lab, way))
+def by_set(lab: Lab, variant: Variant) -> dict[str, list[GeneratedSet]]:
+    """The images of one variant, by set, and under ``ALL`` those of all sets if there are several."""
+    return grouped(generate_all_sets(lab, variant))
 
 
-def grouped(made: Sequence[Made]) -> dict[str, list[Made]]:
-    """By set, and all of them together where there are several."""
-    out = {one.prompt_set.name: [one] for one in made}
-    if len(made) > 1:
-        out[ALL] = list(made)
+def grouped(generated: Sequence[GeneratedSet]) -> dict[str, list[GeneratedSet]]:
+    """Generated sets by name, and under ``ALL`` all of them if there are several."""
+    out = {one.prompt_set.name: [one] for one in generated}
+    if len(generated) > 1:
+        out[ALL] = list(generated)
     return out
 
 
-def everything(lab: Lab, way: Way) -> list[Made]:
-    """The images made one way, of all sets."""
-    return [lab.made(prompt_set, way) for prompt_set in lab.sets]
+def generate_all_sets(lab: Lab, variant: Variant) -> list[GeneratedSet]:
+    """The images of one variant, for all sets."""
+    return [lab.generate(prompt_set, variant) for prompt_set in lab.sets]
 
 
-def images(made: Sequence[Made]) -> int:
-    """How many there are."""
-    return sum(len(one.prompt_set.prompts) for one in made)
+def count_images(generated: Sequence[GeneratedSet]) -> int:
+    """Number of images."""
+    return sum(len(one.prompt_set.prompts) for one in generated)
 
 
-def evaluations(made: Sequence[Made]) -> float:
-    """Of the denoiser, an image."""
-    return sum(one.plan.node_steps for one in made) / images(made)
+def evaluations(generated: Sequence[GeneratedSet]) -> float:
+    """Evaluations of the denoiser per image."""
+    return sum(one.plan.node_steps for one in generated) / count_images(generated)
 
 
-def saved(lab: Lab, made: Sequence[Made]) -> float:
-    """Share of the evaluations that standard diffusion with the study's steps takes."""
-    standard = sum(lab.plan(one.prompt_set, Way()).node_steps for one in made)
-    return 1.0 - sum(one.plan.node_steps for one in made) / standard
+def saved(lab: Lab, generated: Sequence[GeneratedSet]) -> float:
+    """Share of evaluations saved, compared with standard diffusion with the study's steps."""
+    standard = sum(lab.plan(one.prompt_set, Variant()).node_steps for one in generated)
+    return 1.0 - sum(one.plan.node_steps for one in generated) / standard
 
 
-def score(lab: Lab, made: Sequence[Made]) -> Estimate:
-    """Mean score, with a bootstrap over prompts."""
-    return Estimate(*mean_of_known(*lab.pooled(made), seed=lab.seed))
+def score(lab: Lab, generated: Sequence[GeneratedSet]) -> Estimate:
+    """Mean score; its interval is a bootstrap over prompts."""
+    return Estimate(*mean_of_known(*lab.pooled(generated), seed=lab.seed))
 
 
 def difference(wins: WinRate) -> Estimate:
@@ -82,42 +84,43 @@ def difference(wins: WinRate) -> Estimate:
 
 
 def win(wins: WinRate) -> Estimate:
-    """Share of the pairs that ours wins; a tie is not won."""
+    """Share of the pairs that our image wins; a tie does not count as a win."""
     return Estimate(wins.win_rate, wins.win_rate_interval)
 
 
 def win_half(wins: WinRate) -> Estimate:
-    """The same with ties as half: 50 % is alike."""
+    """The same with ties as half: 50 % means that both score equally well."""
     return Estimate(wins.win_rate_half_ties, wins.win_rate_half_ties_interval)
 
 
-def similarity(lab: Lab, made: Sequence[Made], against: Sequence[Made] | None = None) -> Estimate:
-    """Mean cosine of all pairs of images within a set, averaged over sets; or how much more than ``against``."""
-    of_each = [_of_each(lab, one, None if against is None else against[i]) for i, one in enumerate(made)]
-    if any(h is None for h in of_each):
+def similarity(lab: Lab, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Estimate:
+    """Mean cosine of all pairs of images within a set, averaged over sets; with ``against``, the difference to its."""
+    found = [_similarities(lab, one, None if against is None else against[i]) for i, one in enumerate(generated)]
+    rows = [row for row in found if row is not None]
+    if len(rows) < len(found):
         return Estimate(None)
-    rows = [h for h in of_each if h is not None]
     if len(rows) == 1:
         return Estimate(float(rows[0].mean()), pair_mean_interval(rows[0]))
-    # Sets are independent of each other: variances of their means add.
+    # Sets are independent of each other, so the variances of their means add.
     half = [(high - low) / 2.0 for low, high in map(pair_mean_interval, rows)]
-    mean, error = float(np.mean([h.mean() for h in rows])), float(np.sqrt(np.square(half).sum()) / len(rows))
+    mean, error = float(np.mean([row.mean() for row in rows])), float(np.sqrt(np.square(half).sum()) / len(rows))
     return Estimate(mean, (mean - error, mean + error))
 
 
-def _of_each(lab: Lab, made: Made, against: Made | None) -> np.ndarray | None:
-    embeddings = lab.embeddings(made)
-    ours = None if embeddings is None else similarity_of_each(embeddings)
+def _similarities(lab: Lab, generated: GeneratedSet, against: GeneratedSet | None) -> np.ndarray | None:
+    """(m,) mean cosine of each image to the others of its set, less that of the same prompt in ``against``."""
+    embeddings = lab.embeddings(generated)
+    ours = None if embeddings is None else similarity_to_others(embeddings)
     if ours is None or against is None:
         return ours
-    theirs = _of_each(lab, against, None)
+    theirs = _similarities(lab, against, None)
     assert theirs is not None, "two folders of the same prompts"
     return ours - theirs
 
 
-def vendi(lab: Lab, made: Sequence[Made]) -> float | None:
-    """The effective number of different images in a set, averaged over sets."""
-    values = [None if (rows := lab.embeddings(one)) is None else vendi_score(rows) for one in made]
+def vendi(lab: Lab, generated: Sequence[GeneratedSet]) -> float | None:
+    """Effective number of different images in a set, averaged over sets; None if the scorer does not embed images."""
+    values = [None if (rows := lab.embeddings(one)) is None else vendi_score(rows) for one in generated]
     return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
 
@@ -128,33 +131,33 @@ SAVED = Column("saved", "share")
 COSINE, VENDI = Column("mean cosine"), Column("Vendi score")
 
 
-class Standing(NamedTuple):
-    """How images made one way stand beside those of a base: cells for the columns of :func:`standing_columns`."""
+class Comparison(NamedTuple):
+    """A variant compared with a base: the cells of the columns of :func:`comparison_columns`."""
 
     evaluations: float
     saved: float
     score: Estimate
-    more: Estimate
+    difference: Estimate
     wins: Estimate
     cosine: Estimate
     vendi: float | None
 
 
-def standing(lab: Lab, made: Sequence[Made], base: Sequence[Made]) -> Standing:
-    """Of the base itself, too, which is compared with nothing."""
-    wins = None if list(made) == list(base) else lab.compared(made, base)
-    return Standing(
-        evaluations(made),
-        saved(lab, made),
-        score(lab, made),
+def compare(lab: Lab, generated: Sequence[GeneratedSet], base: Sequence[GeneratedSet]) -> Comparison:
+    """Compare a variant's images with a base. If they are the base itself, difference and wins are empty."""
+    wins = None if list(generated) == list(base) else lab.win_rate(generated, base)
+    return Comparison(
+        evaluations(generated),
+        saved(lab, generated),
+        score(lab, generated),
         Estimate(None) if wins is None else difference(wins),
         Estimate(None) if wins is None else win_half(wins),
-        similarity(lab, made),
-        vendi(lab, made),
+        similarity(lab, generated),
+        vendi(lab, generated),
     )
 
 
-def standing_columns(base: str) -> tuple[Column, ...]:
-    """What heads the cells of a :class:`Standing`."""
+def comparison_columns(base: str) -> tuple[Column, ...]:
+    """The columns of a :class:`Comparison`."""
     more, wins = Column(f"more than {base}", "signed"), Column(f"win % over {base}, ties as half", "share")
     return (EVALUATIONS, SAVED, Column("score"), more, wins, COSINE, VENDI)

@@ -1,4 +1,4 @@
-"""Where experiments run: prompt sets, a model and a scorer. Images are made once, however many tables they are in."""
+"""Where experiments run: prompt sets, a model and a scorer. Images that several tables use are generated once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import read_folder
-from ..evaluation.measure import Measuring
+from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import WinRate, win_rate
 from ..generation.folder import PLAN
@@ -33,40 +33,43 @@ STUDY = "study.json"
 
 
 class Skipped(Error):
-    """An experiment that this model or these prompts cannot have. Says why."""
+    """An experiment that is not possible with this model or these prompts. Says why."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts under a name: a row of the tables."""
+    """Prompts with a name, which is that of their row in the tables."""
 
     name: str
     prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the images of a set are made: what experiments change. The defaults are HSD's, at tau = 0."""
+class Variant:
+    """How the images of a set are generated: the settings that experiments vary. The defaults are HSD's, at tau = 0.
+
+    The field names are part of folder names, see :attr:`name`: after renaming one, existing studies would start again.
+    """
 
     tau: float | None = None
     budget: float | None = None
     steps: int | None = None
-    """None: as many as the study has."""
+    """``num_inference_steps``; None: the study's."""
     linkage: Linkage = "ward"
     schedule: ScheduleName | tuple[float, ...] = "linear"
     noise: Noise = "independent"
     shuffled: bool = False
-    """Prompts change places in the tree at random: as much is shared, but not by those that are alike."""
+    """Exchange the prompts in the tree at random: as many steps are shared, but not by similar prompts."""
     group: int = 0
-    """Share in groups of so many neighbours of the tree, as the schedule says; 0: as the tree and tau say."""
+    """Share in groups of this many neighbours in the tree, by ``schedule`` alone; 0: in the tree's own clusters."""
     sampler: str | None = None
     """One of :data:`hsd.reproduction.samplers.SAMPLERS`; None: the model's own."""
     prior_tau: float = 0.0
-    """How much of the prior's steps is shared, by a tree of texts; 0: none."""
+    """The tau of the prior, whose steps are shared by a tree of text embeddings; 0: nothing is shared."""
 
     @property
     def name(self) -> str:
-        """Of its folder: what differs from the defaults."""
+        """The name of its folder below ``runs``: the fields that differ from the defaults."""
         parts = ["standard"] if not self.tau and self.budget is None and not self.group else []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -78,37 +81,41 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Made:
-    """The images of one set, made one way."""
+class GeneratedSet:
+    """The images of one set, generated as one variant says."""
 
     prompt_set: PromptSet
-    way: Way
+    variant: Variant
     plan: Plan
     folder: Path
 
     @property
     def evaluations(self) -> float:
-        """Of the denoiser, an image."""
+        """Evaluations of the denoiser per image."""
         return self.plan.node_steps / len(self.prompt_set.prompts)
 
 
 class Lab:
-    """A study: everything that its experiments have in common.
+    """A study: what all of its experiments use.
 
     Parameters
     ----------
     model
         A loaded model.
     sets
-        Prompt sets, by different names.
+        Prompt sets; their names have to differ.
     out
-        Folder for images and results; a study that was interrupted goes on there.
-    measuring
-        The scorer, and how much it takes at once.
+        Folder for images and results; an interrupted study continues there.
+    measurer
+        The scorer and its options.
     tau
-        What is shared at where an experiment does not say otherwise; None: the model's own.
-    steps, seed, batch_size
-        ``num_inference_steps`` where an experiment does not say otherwise; prompt i of a set has the seed ``seed + i``.
+        The threshold at the first step, unless an experiment sets another; None: the model's default.
+    steps
+        ``num_inference_steps``, unless an experiment sets another number.
+    seed
+        Prompt i of a set has the seed ``seed + i``.
+    batch_size
+        Largest number of lanes in a call of the denoiser.
     """
 
     def __init__(
@@ -116,170 +123,172 @@ class Lab:
         model: Adapter,
         sets: Sequence[PromptSet],
         out: Path,
-        measuring: Measuring,
+        measurer: Measurer,
         *,
         tau: float | None = None,
         steps: int,
         seed: int,
         batch_size: int,
     ) -> None:
-        self.model, self.sets, self.out, self.measuring = model, tuple(sets), make_folder(out), measuring
+        self.model, self.sets, self.out, self.measurer = model, tuple(sets), make_folder(out), measurer
         self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
         self.progress: Progress | None = None
         self._encoded: dict[tuple[str, float], Conditioning] = {}
-        self._plans: dict[tuple[str, Way], Plan] = {}
-        self._made: dict[tuple[str, Way], Made] = {}
+        self._plans: dict[tuple[str, Variant], Plan] = {}
+        self._generated: dict[tuple[str, Variant], GeneratedSet] = {}
         self._scores: dict[Path, NDArray[np.float64]] = {}
         self._embeddings: dict[Path, NDArray[np.float64]] = {}
-        self._same_study()
+        self._check_study()
 
     @property
     def scorer(self) -> Scorer:
-        """What scores the images."""
-        return self.measuring.scorer
+        """The scorer of the images."""
+        return self.measurer.scorer
 
-    def adapter(self, way: Way) -> Adapter:
-        """The model as a way of making images wants it."""
+    def adapter(self, variant: Variant) -> Adapter:
+        """The model with the variant's sampler and prior."""
         adapter = self.model
-        if way.prior_tau:
+        if variant.prior_tau:
             if not hasattr(adapter, "share_prior"):
                 raise Skipped(f"{adapter.name} has no prior to share")
-            adapter = dataclasses.replace(adapter, share_prior=True, prior_tau=way.prior_tau)  # type: ignore[call-arg]
-        if way.sampler is not None:
-            adapter = adapter.with_scheduler(sampler_named(way.sampler, adapter.scheduler()))
+            adapter = dataclasses.replace(adapter, share_prior=True, prior_tau=variant.prior_tau)  # type: ignore[call-arg]
+        if variant.sampler is not None:
+            adapter = adapter.with_scheduler(sampler_named(variant.sampler, adapter.scheduler()))
         return adapter
 
-    def vectors(self, prompt_set: PromptSet, way: Way | None = None) -> NDArray[np.float32]:
-        """(n, D) what the set is clustered by, in the order of its prompts."""
-        return np.asarray(self._conditioning(prompt_set, way or Way()).vectors, dtype=np.float32)
+    def vectors(self, prompt_set: PromptSet, variant: Variant | None = None) -> NDArray[np.float32]:
+        """The (n, D) embeddings that the set is clustered by, in the order of its prompts."""
+        return np.asarray(self._conditioning(prompt_set, variant or Variant()).vectors, dtype=np.float32)
 
-    def plan(self, prompt_set: PromptSet, way: Way) -> Plan:
-        """Who shares what with whom. Encodes the set if it is not yet."""
-        key = prompt_set.name, way
+    def plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:
+        """The plan of a set. The set is encoded at the first call."""
+        key = prompt_set.name, variant
         if key not in self._plans:
-            self._plans[key] = self._plan(prompt_set, way)
+            self._plans[key] = self._plan(prompt_set, variant)
         return self._plans[key]
 
-    def prior_saved(self, prompt_set: PromptSet, way: Way) -> float:
-        """Share of the prior's evaluations that are saved. It runs when a set is encoded, and is not in the plan."""
-        prior, n = self.adapter(way).prior(), len(prompt_set.prompts)
-        if prior is None or not way.prior_tau:
+    def prior_saved(self, prompt_set: PromptSet, variant: Variant) -> float:
+        """Share of the prior's evaluations that is saved. The prior runs during encoding and is not in the plan."""
+        prior, n = self.adapter(variant).prior(), len(prompt_set.prompts)
+        if prior is None or not variant.prior_tau:
             return 0.0
         prompts, seeds = list(prompt_set.prompts), self.seed + np.arange(n)
         texts = encode([prior], np.zeros(n, np.int64), prompts, seeds)
         return plan_of(texts.vectors, prompts, seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
 
-    def made(self, prompt_set: PromptSet, way: Way) -> Made:
-        """The images, made now where they are not there yet."""
-        key = prompt_set.name, way
-        if key not in self._made:
-            self._made[key] = self._make(prompt_set, way)
-        return self._made[key]
+    def generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
+        """Generate the images of a set that are missing, and return all of them."""
+        key = prompt_set.name, variant
+        if key not in self._generated:
+            self._generated[key] = self._generate(prompt_set, variant)
+        return self._generated[key]
 
-    def _folder(self, prompt_set: PromptSet, way: Way) -> Path:
-        return self.out / "runs" / prompt_set.name / way.name
+    def _folder(self, prompt_set: PromptSet, variant: Variant) -> Path:
+        return self.out / "runs" / prompt_set.name / variant.name
 
-    def _make(self, prompt_set: PromptSet, way: Way) -> Made:
-        plan, adapter = self.plan(prompt_set, way), self.adapter(way)
-        remember(plan, adapter.encoding_key(), self._conditioning(prompt_set, way))
-        folder = self._folder(prompt_set, way)
+    def _generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
+        plan, adapter = self.plan(prompt_set, variant), self.adapter(variant)
+        remember(plan, adapter.encoding_key(), self._conditioning(prompt_set, variant))
+        folder = self._folder(prompt_set, variant)
         generate(plan, adapter, folder, batch_size=self.batch_size, progress=self.progress or False)
-        return Made(prompt_set, way, plan, folder)
+        return GeneratedSet(prompt_set, variant, plan, folder)
 
-    def missing(self, prompt_set: PromptSet, way: Way) -> tuple[int, int]:
-        """Images that :meth:`made` would make, and the evaluations that takes; as if none, where some are there."""
-        plan = self.plan(prompt_set, way)
-        folder = self._folder(prompt_set, way)
+    def missing(self, prompt_set: PromptSet, variant: Variant) -> tuple[int, int]:
+        """Images that :meth:`generate` would make, and evaluations for them; an incomplete folder counts as empty."""
+        plan = self.plan(prompt_set, variant)
+        folder = self._folder(prompt_set, variant)
         done = (folder / PLAN).is_file() and len(list(folder.glob("*.png"))) >= plan.n_prompts
         return (0, 0) if done else (plan.n_prompts, plan.node_steps)
 
-    def scores(self, made: Made) -> NDArray[np.float64]:
-        """(n,) in the order of the prompts; nan where the scorer had none to give."""
-        if made.folder not in self._scores:
-            self._scores[made.folder] = self.measuring.scores(read_folder(made.folder), made.folder)
-        return self._scores[made.folder]
+    def scores(self, generated: GeneratedSet) -> NDArray[np.float64]:
+        """(n,) scores in the order of the prompts; nan for images that the scorer gave no score."""
+        if generated.folder not in self._scores:
+            self._scores[generated.folder] = self.measurer.scores(read_folder(generated.folder), generated.folder)
+        return self._scores[generated.folder]
 
-    def embeddings(self, made: Made) -> NDArray[np.float64] | None:
-        """(m, D) of the images whose diversity is measured: the same prompts', whichever way they were made.
+    def embeddings(self, generated: GeneratedSet) -> NDArray[np.float64] | None:
+        """(m, D) embeddings of the images whose diversity is measured. They are of the same prompts for every variant.
 
         None if the scorer does not embed images.
         """
-        if not self.measuring.embeds:
+        if not self.measurer.embeds:
             return None
-        if made.folder not in self._embeddings:
-            wanted = self._sample(made)
-            self._embeddings[made.folder] = np.stack(self.measuring.embeddings(read_folder(made.folder), wanted))
-        return self._embeddings[made.folder]
+        if generated.folder not in self._embeddings:
+            folder, sample = read_folder(generated.folder), self._sample(generated)
+            self._embeddings[generated.folder] = np.stack(self.measurer.embeddings(folder, sample))
+        return self._embeddings[generated.folder]
 
-    def sampled(self, made: Made) -> int:
-        """m, the images whose diversity is measured."""
-        return len(self._sample(made))
+    def sampled(self, generated: GeneratedSet) -> int:
+        """m, the number of images whose diversity is measured."""
+        return len(self._sample(generated))
 
-    def _sample(self, made: Made) -> list[int]:
-        return self.measuring.drawn(np.random.default_rng(self.seed), range(len(made.prompt_set.prompts)))
+    def _sample(self, generated: GeneratedSet) -> list[int]:
+        return self.measurer.drawn(np.random.default_rng(self.seed), range(len(generated.prompt_set.prompts)))
 
-    def pooled(self, made: Iterable[Made]) -> tuple[NDArray[np.float64], list[str]]:
-        """Scores of several sets together, and the prompts they belong to."""
-        made = list(made)
-        prompts = [f"{one.prompt_set.name}: {prompt}" for one in made for prompt in one.prompt_set.prompts]
-        return np.concatenate([self.scores(one) for one in made]), prompts
+    def pooled(self, generated: Iterable[GeneratedSet]) -> tuple[NDArray[np.float64], list[str]]:
+        """The scores of several sets in one array, and the prompts that they belong to."""
+        generated = list(generated)
+        prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
+        return np.concatenate([self.scores(one) for one in generated]), prompts
 
-    def compared(self, made: Iterable[Made], against: Iterable[Made]) -> WinRate:
-        """Image by image, over all sets together; both sides have the same ones, in the same order."""
-        ours, prompts = self.pooled(made)
+    def win_rate(self, generated: Iterable[GeneratedSet], against: Iterable[GeneratedSet]) -> WinRate:
+        """Compare image by image, over all sets together; both sides have the same sets in the same order."""
+        ours, prompts = self.pooled(generated)
         theirs, same = self.pooled(against)
         assert prompts == same, "two sides of a comparison have different prompts"
-        return self.won(ours, theirs, prompts)
+        return self.win_rate_of_scores(ours, theirs, prompts)
 
-    def won(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], prompts: Sequence[str]) -> WinRate:
-        """Scores (n,) of two ways, pair by pair; ties as :func:`hsd.evaluate` takes them."""
+    def win_rate_of_scores(
+        self, ours: NDArray[np.float64], theirs: NDArray[np.float64], prompts: Sequence[str]
+    ) -> WinRate:
+        """Compare the scores (n,) of two variants pair by pair; ties are defined as in :func:`hsd.evaluate`."""
         return win_rate(ours, theirs, prompts, tolerance=1e-6, seed=self.seed)
 
-    def _conditioning(self, prompt_set: PromptSet, way: Way) -> Conditioning:
-        key = prompt_set.name, way.prior_tau
+    def _conditioning(self, prompt_set: PromptSet, variant: Variant) -> Conditioning:
+        key = prompt_set.name, variant.prior_tau
         if key not in self._encoded:
-            adapter = self.adapter(Way(prior_tau=way.prior_tau))
+            adapter = self.adapter(Variant(prior_tau=variant.prior_tau))
             plan = compile_plan(prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed)
             conditioning = recall(plan, adapter.encoding_key())
             assert conditioning is not None
             self._encoded[key] = conditioning
         return self._encoded[key]
 
-    def _plan(self, prompt_set: PromptSet, way: Way) -> Plan:
-        vectors = self.vectors(prompt_set, way)
-        if way.shuffled:
-            # Rows change places: the tree keeps its shape and its heights (but for ties), so as much is saved.
+    def _plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:
+        vectors = self.vectors(prompt_set, variant)
+        if variant.shuffled:
+            # Permuted rows: the tree keeps its shape and its heights (except for ties), so as much is saved.
             vectors = np.random.default_rng(self.seed).permutation(vectors)
-        tau: float | None = 0.0 if way.tau is None and way.budget is None else way.tau
-        if way.group:
-            vectors, tau = self._grouped(prompt_set, way.group), 0.5
-        adapter = self.adapter(way)
+        tau: float | None = 0.0 if variant.tau is None and variant.budget is None else variant.tau
+        if variant.group:
+            vectors, tau = self._grouped(prompt_set, variant.group), 0.5
+        adapter = self.adapter(variant)
         try:
             return compile_plan(
                 prompt_set.prompts,
                 tau,
                 model=adapter,
                 embeddings=vectors,
-                budget=way.budget,
-                steps=way.steps or self.steps,
-                linkage=way.linkage,
-                schedule=way.schedule,
+                budget=variant.budget,
+                steps=variant.steps or self.steps,
+                linkage=variant.linkage,
+                schedule=variant.schedule,
                 seeds=self.seed,
-                noise=way.noise,
+                noise=variant.noise,
             )
-        except ValueError as error:  # a few prompts and steps cannot save as much as is asked for
+        except ValueError as error:  # with few prompts or steps, the budget may be out of reach
             raise Skipped(f"{prompt_set.name}: {error}") from None
 
     def _grouped(self, prompt_set: PromptSet, size: int) -> NDArray[np.float32]:
-        """One-hot rows of the groups: distance 0 within one and 1 between two, so any tau inside (0, 1) keeps them."""
-        order = self.plan(prompt_set, Way(tau=self.tau)).tree.leaf_order
+        """One-hot rows: distance 0 within a group, 1 between groups. So every tau inside (0, 1) gives these groups."""
+        order = self.plan(prompt_set, Variant(tau=self.tau)).tree.leaf_order
         group = np.empty(len(order), dtype=np.int64)
         group[order] = np.arange(len(order)) // size
         return np.eye(int(group.max()) + 1, dtype=np.float32)[group]
 
-    def _same_study(self) -> None:
-        """A folder holds one study: images of another model or other prompts are never taken for this one's."""
+    def _check_study(self) -> None:
+        """Raise if the folder holds another study: images of another model or of other prompts must not be used."""
         study = {
             "model": self.model.name,
             "settings": json.loads(json.dumps(self.model.settings, default=repr)),
@@ -291,11 +300,11 @@ class Lab:
         }
         path = self.out / STUDY
         if path.exists():
-            there = json.loads(path.read_text())
-            differs = [name for name, value in study.items() if there.get(name) != value]
+            stored = json.loads(path.read_text())
+            differs = [name for name, value in study.items() if stored.get(name) != value]
             if differs:
                 raise Error(
-                    f"{self.out} holds another study: its {differs[0]} is {there.get(differs[0])!r}, not "
+                    f"{self.out} holds another study: its {differs[0]} is {stored.get(differs[0])!r}, not "
                     f"{study[differs[0]]!r}; choose another folder"
                 )
         write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())

@@ -13,13 +13,13 @@ from .experiment import (
     SAVED,
     SET,
     VENDI,
-    Wanted,
+    Needed,
     by_set,
+    count_images,
     difference,
     evaluations,
-    everywhere,
+    for_all_sets,
     grouped,
-    images,
     saved,
     score,
     similarity,
@@ -27,38 +27,38 @@ from .experiment import (
     win,
     win_half,
 )
-from .lab import Lab, Made, PromptSet, Skipped, Way
+from .lab import GeneratedSet, Lab, PromptSet, Skipped, Variant
 from .results import Column, Estimate, Figure, Result, Table
 
-HALF = Way(budget=0.5)
-"""What ways of sharing are compared at: all of them save half of the evaluations."""
+HALF = Variant(budget=0.5)
+"""Most variants are compared at equal compute: each saves half of the evaluations."""
 
 BUDGETS = (0.25, 0.5, 0.65)
 FEWER_STEPS = (0.5, 0.35, 0.25)
-"""Shares of the study's steps that standard diffusion takes, to be compared with sharing."""
+"""Numbers of steps of standard diffusion that are compared with sharing, as shares of the study's steps."""
 
 # -- Table 1
 
 
-def savings_wants(lab: Lab) -> Wanted:
-    """Standard diffusion, sharing at the model's tau, and standard diffusion with as few evaluations."""
-    shared = Way(tau=lab.tau)
-    equal = [(prompt_set, _as_few(lab, prompt_set, shared)) for prompt_set in lab.sets]
-    return [*everywhere(lab, [Way(), shared]), *equal]
+def savings_needs(lab: Lab) -> Needed:
+    """Standard diffusion, sharing at the model's tau, and standard diffusion with equally few evaluations."""
+    shared = Variant(tau=lab.tau)
+    equal = [(prompt_set, with_equal_compute(lab, prompt_set, shared)) for prompt_set in lab.sets]
+    return [*for_all_sets(lab, [Variant(), shared]), *equal]
 
 
 def savings(lab: Lab) -> list[Result]:
     """Table 1: evaluations saved and wins, by set."""
-    standard, shared = by_set(lab, Way()), by_set(lab, Way(tau=lab.tau))
-    few = grouped([lab.made(s, _as_few(lab, s, Way(tau=lab.tau))) for s in lab.sets])
+    standard, shared = by_set(lab, Variant()), by_set(lab, Variant(tau=lab.tau))
+    few = grouped([lab.generate(s, with_equal_compute(lab, s, Variant(tau=lab.tau))) for s in lab.sets])
     at_full, at_equal = [], []
     for name, ours in shared.items():
-        wins = lab.compared(ours, standard[name])
+        wins = lab.win_rate(ours, standard[name])
         ties = wins.ties / wins.pairs if wins.pairs else None
         scores = (score(lab, standard[name]), score(lab, ours))
         cells = (*scores, difference(wins), win(wins), ties, win_half(wins))
-        at_full.append((name, images(ours), saved(lab, ours), *cells))
-        wins = lab.compared(ours, few[name])
+        at_full.append((name, count_images(ours), saved(lab, ours), *cells))
+        wins = lab.win_rate(ours, few[name])
         scores = (score(lab, few[name]), score(lab, ours))
         each = (evaluations(ours), evaluations(few[name]))
         at_equal.append((name, *each, *scores, difference(wins), win(wins), win_half(wins)))
@@ -75,39 +75,41 @@ def savings(lab: Lab) -> list[Result]:
         Table("savings", f"Sharing at tau = {lab.tau:g} against standard diffusion", full, tuple(at_full)),
         Table(
             "savings-equal-compute",
-            "The same against standard diffusion with as few evaluations an image",
+            "The same against standard diffusion with equally few evaluations an image",
             (SET, *spent, *compared, half),
             tuple(at_equal),
         ),
     ]
 
 
-def _as_few(lab: Lab, prompt_set: PromptSet, way: Way) -> Way:
-    """Standard diffusion with the number of steps that comes nearest to what ``way`` takes an image."""
-    plan = lab.plan(prompt_set, way)
-    # A step of the scheduler may be two evaluations (Heun).
+def with_equal_compute(lab: Lab, prompt_set: PromptSet, variant: Variant) -> Variant:
+    """Standard diffusion whose number of evaluations per image is nearest to that of ``variant``."""
+    plan = lab.plan(prompt_set, variant)
+    # One of the scheduler's steps can be two evaluations (Heun), so the share is taken of evaluations.
     share = plan.node_steps / plan.standard_node_steps
     steps = max(1, round(share * lab.steps))
-    return Way() if steps == lab.steps else Way(steps=steps)
+    return Variant() if steps == lab.steps else Variant(steps=steps)
 
 
 # -- Table 2
 
 
-def random_clusters_wants(lab: Lab) -> Wanted:
-    """Half of the evaluations saved, by meaning and by chance."""
-    return everywhere(lab, [Way(), HALF, Way(budget=0.5, shuffled=True)])
+def random_clusters_needs(lab: Lab) -> Needed:
+    """Standard diffusion, and half of the evaluations saved in clusters by meaning and in random clusters."""
+    return for_all_sets(lab, [Variant(), HALF, Variant(budget=0.5, shuffled=True)])
 
 
 def random_clusters(lab: Lab) -> list[Result]:
-    """Table 2: clusters by meaning against the same clusters with prompts dealt to them at random."""
-    standard, ours = by_set(lab, Way()), by_set(lab, HALF)
-    chance = by_set(lab, Way(budget=0.5, shuffled=True))
+    """Table 2: clusters by meaning against clusters of the same sizes with randomly assigned prompts."""
+    standard, ours = by_set(lab, Variant()), by_set(lab, HALF)
+    chance = by_set(lab, Variant(budget=0.5, shuffled=True))
     rows = []
-    for name, made in ours.items():
-        wins = lab.compared(made, chance[name])
-        scores = (score(lab, standard[name]), score(lab, made), score(lab, chance[name]))
-        rows.append((name, images(made), saved(lab, made), *scores, difference(wins), win(wins), win_half(wins)))
+    for name, generated in ours.items():
+        wins = lab.win_rate(generated, chance[name])
+        scores = (score(lab, standard[name]), score(lab, generated), score(lab, chance[name]))
+        rows.append(
+            (name, count_images(generated), saved(lab, generated), *scores, difference(wins), win(wins), win_half(wins))
+        )
     columns = (
         SET,
         PROMPTS,
@@ -125,37 +127,37 @@ def random_clusters(lab: Lab) -> list[Result]:
 # -- Fig. 5
 
 
-def compute_ways(lab: Lab) -> tuple[list[Way], list[Way]]:
-    """Ours at several savings, and standard diffusion with fewer steps."""
-    ours = [Way(budget=budget) for budget in BUDGETS]
-    fewer = [Way(steps=steps) for share in FEWER_STEPS if (steps := max(1, round(share * lab.steps))) < lab.steps]
+def compute_variants(lab: Lab) -> tuple[list[Variant], list[Variant]]:
+    """Sharing at several budgets, and standard diffusion with fewer steps."""
+    ours = [Variant(budget=budget) for budget in BUDGETS]
+    fewer = [Variant(steps=steps) for share in FEWER_STEPS if (steps := max(1, round(share * lab.steps))) < lab.steps]
     return ours, list(dict.fromkeys(fewer))
 
 
-def compute_wants(lab: Lab) -> Wanted:
-    """Both, and what they start from."""
-    ours, fewer = compute_ways(lab)
-    return everywhere(lab, [Way(), *ours, *fewer])
+def compute_needs(lab: Lab) -> Needed:
+    """Both, and standard diffusion with all steps."""
+    ours, fewer = compute_variants(lab)
+    return for_all_sets(lab, [Variant(), *ours, *fewer])
 
 
 def compute(lab: Lab) -> list[Result]:
     """Fig. 5: score against evaluations an image, shared and with fewer steps."""
-    ours, fewer = compute_ways(lab)
+    ours, fewer = compute_variants(lab)
     kinds = {"shared": ours, "standard": fewer}
-    full = by_set(lab, Way())
-    made_by = {way: by_set(lab, way) for ways in kinds.values() for way in ways}
+    full = by_set(lab, Variant())
+    by_variant = {variant: by_set(lab, variant) for variants in kinds.values() for variant in variants}
     rows = []
     lines: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
     for name, start in full.items():
         begin = (evaluations(start), score(lab, start))
         rows.append((name, "standard", begin[0], 0.0, begin[1], Estimate(None), Estimate(None)))
-        for kind, ways in kinds.items():
+        for kind, variants in kinds.items():
             points = [begin]
-            for way in ways:
-                made = made_by[way][name]
-                wins = lab.compared(made, start)
-                points.append((evaluations(made), score(lab, made)))
-                cells = (evaluations(made), saved(lab, made), points[-1][1], difference(wins), win_half(wins))
+            for variant in variants:
+                generated = by_variant[variant][name]
+                wins = lab.win_rate(generated, start)
+                points.append((evaluations(generated), score(lab, generated)))
+                cells = (evaluations(generated), saved(lab, generated), points[-1][1], difference(wins), win_half(wins))
                 rows.append((name, kind, *cells))
             label = {"shared": "shared", "standard": "standard, fewer steps"}[kind]
             lines.setdefault(name, {})[label] = points
@@ -173,7 +175,7 @@ def compute(lab: Lab) -> list[Result]:
     drawn.axes[0].legend(fontsize="small")
     columns = (
         SET,
-        Column("way", "text"),
+        Column("variant", "text"),
         EVALUATIONS,
         SAVED,
         Column("score"),
@@ -187,24 +189,28 @@ def compute(lab: Lab) -> list[Result]:
 # -- the supplement's tables
 
 
-def diversity_wants(lab: Lab) -> Wanted:
-    """As for Table 1 and Fig. 5: nothing of its own."""
-    if not lab.measuring.embeds:
+def diversity_needs(lab: Lab) -> Needed:
+    """The images of Table 1 and Fig. 5; no others."""
+    if not lab.measurer.embeds:
         raise Skipped(f"{lab.scorer.name} does not embed images")
-    return everywhere(lab, [Way(), Way(tau=lab.tau), HALF])
+    return for_all_sets(lab, [Variant(), Variant(tau=lab.tau), HALF])
 
 
 def diversity(lab: Lab) -> list[Result]:
     """Mean pairwise similarity and Vendi score of up to 100 images of a set."""
-    standard = by_set(lab, Way())
+    standard = by_set(lab, Variant())
     rows = []
-    for label, way in {"standard": Way(), f"shared, tau {lab.tau:g}": Way(tau=lab.tau), "shared, half": HALF}.items():
-        for name, made in by_set(lab, way).items():
-            more = Estimate(None) if way == Way() else similarity(lab, made, standard[name])
-            cells = (similarity(lab, made), more, vendi(lab, made))
-            rows.append((label, name, sum(lab.sampled(one) for one in made), saved(lab, made), *cells))
+    for label, variant in {
+        "standard": Variant(),
+        f"shared, tau {lab.tau:g}": Variant(tau=lab.tau),
+        "shared, half": HALF,
+    }.items():
+        for name, generated in by_set(lab, variant).items():
+            more = Estimate(None) if variant == Variant() else similarity(lab, generated, standard[name])
+            cells = (similarity(lab, generated), more, vendi(lab, generated))
+            rows.append((label, name, sum(lab.sampled(one) for one in generated), saved(lab, generated), *cells))
     columns = (
-        Column("way", "text"),
+        Column("variant", "text"),
         SET,
         Column("images", "count"),
         SAVED,
@@ -216,28 +222,28 @@ def diversity(lab: Lab) -> list[Result]:
     return [Table("diversity", title, columns, tuple(rows))]
 
 
-def families_wants(lab: Lab) -> Wanted:
-    """Of Table 1."""
-    return everywhere(lab, [Way(), Way(tau=lab.tau)])
+def families_needs(lab: Lab) -> Needed:
+    """The images of Table 1."""
+    return for_all_sets(lab, [Variant(), Variant(tau=lab.tau)])
 
 
 def families(lab: Lab) -> list[Result]:
     """By family of prompts: those that share the first step at the model's tau."""
     rows = []
     for prompt_set in lab.sets:
-        made = lab.made(prompt_set, Way(tau=lab.tau))
-        ours, theirs = lab.scores(made), lab.scores(lab.made(prompt_set, Way()))
-        family = made.plan.active(0)
+        generated = lab.generate(prompt_set, Variant(tau=lab.tau))
+        ours, theirs = lab.scores(generated), lab.scores(lab.generate(prompt_set, Variant()))
+        family = generated.plan.active(0)
         order = sorted(np.unique(family), key=lambda f: (-int((family == f).sum()), int(f)))
-        small = [f for f in order if (family == f).sum() == 1]
+        singles = [f for f in order if (family == f).sum() == 1]
         for f in order:
             members = np.flatnonzero(family == f)
             if len(members) > 1:
-                rows.append(_family_row(lab, made, members, prompt_set.prompts[members[0]], ours, theirs))
-        if small:
-            members = np.flatnonzero(np.isin(family, small))
+                rows.append(_family_row(lab, generated, members, prompt_set.prompts[members[0]], ours, theirs))
+        if singles:
+            members = np.flatnonzero(np.isin(family, singles))
             label = f"({len(members)} that share with none)"
-            rows.append(_family_row(lab, made, members, label, ours, theirs))
+            rows.append(_family_row(lab, generated, members, label, ours, theirs))
     columns = (
         SET,
         Column("family of", "text"),
@@ -256,10 +262,10 @@ def families(lab: Lab) -> list[Result]:
 
 
 def _family_row(
-    lab: Lab, made: Made, members: np.ndarray, label: str, ours: np.ndarray, theirs: np.ndarray
+    lab: Lab, generated: GeneratedSet, members: np.ndarray, label: str, ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[str | float | int | Estimate | None, ...]:
-    prompts = [made.prompt_set.prompts[i] for i in members]
-    wins = lab.won(ours[members], theirs[members], prompts)
+    prompts = [generated.prompt_set.prompts[i] for i in members]
+    wins = lab.win_rate_of_scores(ours[members], theirs[members], prompts)
     means = [mean_of_known(scores[members], prompts)[0] for scores in (theirs, ours)]
-    share, counts = made.plan.prune(members).savings, (wins.wins, wins.ties, wins.losses)
-    return (made.prompt_set.name, label, len(members), share, *means, wins.difference, *counts)
+    share, counts = generated.plan.prune(members).savings, (wins.wins, wins.ties, wins.losses)
+    return (generated.prompt_set.name, label, len(members), share, *means, wins.difference, *counts)

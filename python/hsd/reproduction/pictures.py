@@ -1,4 +1,4 @@
-"""The paper's figures that are made of images (Decatur et al., arXiv 2508.21032): Figs. 2, 4 and 10."""
+"""The paper's figures that show images (Decatur et al., arXiv 2508.21032): Figs. 2, 4 and 10."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ..planning.clustering import build_tree
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from . import plots
-from .experiment import EVALUATIONS, SAVED, Wanted
-from .lab import Lab, Made, PromptSet, Skipped, Way
+from .experiment import EVALUATIONS, SAVED, Needed
+from .lab import GeneratedSet, Lab, PromptSet, Skipped, Variant
 from .results import Cell, Column, Estimate, Figure, Result, Table
-from .trees import above, in_order, joins_one, lowest, splits_at
+from .trees import in_order, joins_one, lowest_clusters, splits_at, tau_above_root
 from .watching import Trace, watch
 
 CHAIN = ("animal", "dog", "curly hair dog", "Portuguese water dog")
-"""The paper's, from the general to the special."""
+"""The prompts of the paper's Fig. 4, from the general to the special."""
 
 DEMO_CHAIN = ("a shape", "a star", "a red star", "a large red star")
-"""Its like in the demo model's language. Not any such prompts will do: "a large red star in the center", added, is less
-like "a large red star" than "a red star" is, so the two most special are not the first to merge."""
+"""The same in the demo model's language. Not every such list gives a chain: if "a large red star in the center" is
+added, "a large red star" is more similar to "a red star" than to it, and the two most special are not merged first."""
 
 RELATED = 4
-"""Prompts that make a family; the lowest node of a tree with so many leaves has at most half as many more."""
+"""Least number of prompts of a family. A lowest node with this many leaves has at most 2 * RELATED - 2."""
 
 FAMILIES = 6
-"""So many at most are compared with each other: 24 prompts."""
+"""Largest number of families that are compared with each other: 24 prompts."""
 
 COLUMNS = 8
-"""Steps that are shown."""
+"""Number of steps that are shown."""
 
 _THUMBNAIL = 96
 _SHARED = "tab:orange"
@@ -49,24 +49,24 @@ _SHARED = "tab:orange"
 # -- Fig. 4
 
 
-def chain_wants(lab: Lab) -> Wanted:
-    """The chain, standard and with the first step shared by all."""
+def chain_needs(lab: Lab) -> Needed:
+    """The chain, standard and with the first step shared by all of its prompts."""
     prompt_set = chain_set(lab)
-    return [(prompt_set, Way()), (prompt_set, Way(tau=above(lab.plan(prompt_set, Way()).tree)))]
+    return [(prompt_set, Variant()), (prompt_set, Variant(tau=tau_above_root(lab.plan(prompt_set, Variant()).tree)))]
 
 
 def chain(lab: Lab) -> list[Result]:
-    """Fig. 4: a tree that leans to the right, and images that fork off it one by one."""
-    standard, shared = (lab.made(*one) for one in chain_wants(lab))
+    """Fig. 4: a tree that leans to the right, and images that separate one by one."""
+    standard, shared = (lab.generate(*one) for one in chain_needs(lab))
     plan, tree = shared.plan, shared.plan.tree
     joins = joins_one(tree)
     leaning = bool(joins.all())
     caption = (
         f"{len(plan.prompts)} prompts from the general to the special, clustered by {lab.model.name}'s own embeddings: "
         f"{'a right-leaning chain' if leaning else 'not a chain'} ({joins.sum()} of {len(joins)} merges join a single "
-        "prompt to all that was merged before). Above the tree, with the height of each merge and the step at which it "
-        f"splits again (tau {plan.tau:g}: all share the first step); below it the standard images, and the shared ones "
-        "with the step from which each is alone."
+        "prompt to all that was merged before). Top: the tree, with the height of each merge and the step at which it "
+        f"splits again (tau {plan.tau:g}: all share the first step). Below: the standard images, and the shared images "
+        "with the step from which each is alone, that is, shares no lane."
     )
     return [
         Figure("chain", caption, _png(_chain_figure(standard, shared))),
@@ -107,7 +107,7 @@ def chain_set(lab: Lab) -> PromptSet:
 
 
 def _merges(plan: Plan, joins: NDArray[np.bool_]) -> Table:
-    """Who is merged with whom, in the order of the tree."""
+    """The merges, in the order of the tree."""
     tree = plan.tree
     names = [f'"{prompt}"' for prompt in plan.prompts]
     rows: list[tuple[Cell, ...]] = []
@@ -126,28 +126,28 @@ def _merges(plan: Plan, joins: NDArray[np.bool_]) -> Table:
     return Table("chain-merges", "Merges of the chain, lowest first", columns, tuple(rows))
 
 
-def _chain_figure(standard: Made, shared: Made) -> Any:
+def _chain_figure(standard: GeneratedSet, shared: GeneratedSet) -> Any:
     plan = shared.plan
-    order, alone, n = plan.tree.leaf_order, alone_from(plan), plan.n_prompts
-    made = plots.figure(1.3 * n + 0.4, 5.2)
-    grid = made.add_gridspec(3, n, height_ratios=(1.5, 1.3, 1.3))
-    _dendrogram(made.add_subplot(grid[0, :]), plan)
+    order, single_from, n = plan.tree.leaf_order, alone_from(plan), plan.n_prompts
+    figure = plots.figure(1.3 * n + 0.4, 5.2)
+    grid = figure.add_gridspec(3, n, height_ratios=(1.5, 1.3, 1.3))
+    _dendrogram(figure.add_subplot(grid[0, :]), plan)
     for row, one in enumerate((standard, shared), start=1):
         pictures = [load_image(entry) for entry in read_folder(one.folder).entries]
         for column, prompt in enumerate(order):
-            axes = made.add_subplot(grid[row, column])
+            axes = figure.add_subplot(grid[row, column])
             _show(axes, pictures[prompt])
             if row == 1:
                 axes.set_title(_wrapped(plan.prompts[prompt], 18), fontsize=8)
             else:
-                axes.set_xlabel(f"alone from step {alone[prompt]}", fontsize=8)
+                axes.set_xlabel(f"alone from step {single_from[prompt]}", fontsize=8)
             if column == 0:
                 axes.set_ylabel("standard" if row == 1 else "shared", fontsize=9)
-    return made
+    return figure
 
 
 def _dendrogram(axes: Any, plan: Plan) -> None:
-    """The tree as brackets, its leaves at 0, 1, ... in their order."""
+    """Draw the tree as brackets; its leaves are at x = 0, 1, ... in leaf order."""
     tree, n = plan.tree, plan.n_prompts
     x, y = np.zeros(2 * n - 1), np.zeros(2 * n - 1)
     x[tree.leaf_order] = np.arange(n)
@@ -155,7 +155,7 @@ def _dendrogram(axes: Any, plan: Plan) -> None:
         x[n + j], y[n + j] = (x[a] + x[b]) / 2, height
         axes.plot([x[a], x[a], x[b], x[b]], [y[a], height, height, y[b]], color="0.3", linewidth=1.2)
         text = f"{height:.2f}, splits at step {splits_at(plan, height)}"
-        # On white, over the line that comes down to the merge.
+        # White background, as the text covers the line from the merge to its parent.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         at = {"textcoords": "offset points", "ha": "center", "zorder": 3}
         axes.annotate(text, (x[n + j], height), (0, 3), fontsize=7, bbox=box, **at)
@@ -171,16 +171,16 @@ def _dendrogram(axes: Any, plan: Plan) -> None:
 # -- Fig. 10
 
 
-def mean_embedding_wants(lab: Lab) -> Wanted:
-    """Nothing: it makes its own few images, from equal seeds."""
+def mean_embedding_needs(lab: Lab) -> Needed:
+    """None: :func:`mean_embedding` generates its few images itself, from equal seeds."""
     return []
 
 
 def mean_embedding(lab: Lab) -> list[Result]:
-    """Fig. 10: what the model makes of the mean of some prompts' embeddings, beside what it makes of each."""
+    """Fig. 10: the image of the mean of some prompts' embeddings, and the images of these prompts."""
     n_steps = lab.model.sampler(lab.steps).n_steps
     if n_steps < 2:
-        raise Skipped("a mean needs a step before the last, which every prompt has to itself")
+        raise Skipped("a mean needs a step before the last, which is never shared")
     rows: list[tuple[str, list[str], list[PIL.Image.Image]]] = []
     for prompt_set in lab.sets[:4]:
         for members in families(lab, prompt_set)[:1]:
@@ -189,11 +189,11 @@ def mean_embedding(lab: Lab) -> list[Result]:
     if not rows:
         raise Skipped(_no_family(lab))
     width = max(len(pictures) for *_, pictures in rows)
-    made = plots.figure(1.25 * width, 1.75 * len(rows))
-    grid = made.add_gridspec(len(rows), width)
+    figure = plots.figure(1.25 * width, 1.75 * len(rows))
+    grid = figure.add_gridspec(len(rows), width)
     for row, (name, labels, pictures) in enumerate(rows):
         for column, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
-            axes = made.add_subplot(grid[row, column])
+            axes = figure.add_subplot(grid[row, column])
             _show(axes, picture, _SHARED if column == 0 else None)
             axes.set_title(_wrapped(label, 24), fontsize=6, weight="bold" if column == 0 else "normal")
             if column == 0:
@@ -203,18 +203,18 @@ def mean_embedding(lab: Lab) -> list[Result]:
         "noise at every step. Of each set the lowest cluster of at least four prompts. A plan's last step belongs to "
         f"single prompts, so the mean's image has {n_steps - 1} steps on the mean and its last on the member beside it."
     )
-    return [Figure("mean-embedding", caption, _png(made))]
+    return [Figure("mean-embedding", caption, _png(figure))]
 
 
 def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
-    """The image of the mean of their embeddings, then one of each; all of the same noise.
+    """The image of the mean of the prompts' embeddings, then the image of each prompt; all from the same noise.
 
-    Equal seeds give equal noise at every step and not only at the first, in models too whose generator runs through a
-    prior before.
+    All have the same seed. So the noise is equal at every step and not only at the first, also in models where a prior
+    draws from the generator before.
     """
     adapter, seeds = lab.model, [lab.seed] * len(prompts)
     members = compile_plan(prompts, 0.0, model=adapter, steps=lab.steps, seeds=seeds)
-    # Equal embeddings are at distance 0, below any threshold but the last.
+    # Equal embeddings are at distance 0, which is below every threshold except the last.
     mean = compile_plan(
         prompts,
         0.5,
@@ -233,8 +233,8 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
 
 
 def families(lab: Lab, prompt_set: PromptSet) -> list[list[int]]:
-    """Disjoint clusters of related prompts, the closest first: the lowest nodes that have four leaves or more."""
-    return lowest(lab.plan(prompt_set, Way()).tree, RELATED)
+    """Disjoint clusters of related prompts, the closest first: the lowest nodes with at least four leaves."""
+    return lowest_clusters(lab.plan(prompt_set, Variant()).tree, RELATED)
 
 
 def _no_family(lab: Lab) -> str:
@@ -244,14 +244,14 @@ def _no_family(lab: Lab) -> str:
 # -- Fig. 2
 
 
-def latents_wants(lab: Lab) -> Wanted:
-    """Nothing: it makes its own few images, and watches."""
+def latents_needs(lab: Lab) -> Needed:
+    """None: :func:`latents` generates its few images itself, to observe the steps."""
     return []
 
 
 def latents(lab: Lab) -> list[Result]:
-    """Fig. 2: what related prompts look like step by step, and how alike they and others are."""
-    related = _apart(lab)
+    """Fig. 2: what related prompts look like step by step, and how dissimilar related and unrelated prompts are."""
+    related = disjoint_families(lab)
     if not related:
         raise Skipped(_no_family(lab))
     prompts = [prompt for family in related for prompt in family]
@@ -261,8 +261,8 @@ def latents(lab: Lab) -> list[Result]:
     conditioning = recall(plan, lab.model.encoding_key())
     assert conditioning is not None
     few, vectors = prompts[:RELATED], conditioning.vectors[:RELATED]
-    # The threshold falls in a line, so at twice the root's height all share the first half of the steps.
-    tau = above(build_tree(vectors), 2.0)
+    # The threshold falls linearly, so with a tau of twice the root's height all share the first half of the steps.
+    tau = tau_above_root(build_tree(vectors), 2.0)
     sharing = compile_plan(few, tau, embeddings=vectors, **options)
     shared = watch(sharing, lab.model, batch_size=lab.batch_size)
 
@@ -270,20 +270,18 @@ def latents(lab: Lab) -> list[Result]:
     # rows[k][i]: the picture of prompt i at the step of column k.
     rows, predicted = _pictures(standard, steps)
     below, _ = _pictures(shared, steps)
-    shown = (
-        "the image that the step predicts" if predicted else "the latent itself, decoded (this scheduler predicts none)"
-    )
+    shown = "the image that the step predicts" if predicted else "the decoded latent (this scheduler predicts no image)"
     sheet = (
         f"Step by step, {shown}: {len(few)} related prompts, standard above, shared below (tau {tau:g}: all share the "
-        f"first half; {sharing.savings:.0%} of the evaluations saved). What is framed is a latent that several prompts "
+        f"first half; {sharing.savings:.0%} of the evaluations saved). A frame marks a latent that several prompts "
         "share. All start from the same noise."
     )
-    alike, table = _alike(lab, steps, rows, len(related), shown)
-    return [Figure("latents", sheet, _png(_sheet(few, steps, rows, below, shared))), alike, table]
+    curve, table = _dissimilarity(lab, steps, rows, len(related), shown)
+    return [Figure("latents", sheet, _png(_sheet(few, steps, rows, below, shared))), curve, table]
 
 
-def _apart(lab: Lab) -> list[list[str]]:
-    """Families of ``RELATED`` prompts, no prompt in two: each set's closest first, set by set in turn."""
+def disjoint_families(lab: Lab) -> list[list[str]]:
+    """At most ``FAMILIES`` families of ``RELATED`` prompts, no prompt in two; the closest family of each set first."""
     out: list[list[str]] = []
     taken: set[str] = set()
     each = [[[s.prompts[i] for i in members] for members in families(lab, s)] for s in lab.sets]
@@ -296,7 +294,7 @@ def _apart(lab: Lab) -> list[list[str]]:
 
 
 def _pictures(trace: Trace, steps: Sequence[int]) -> tuple[list[list[PIL.Image.Image]], bool]:
-    """At each of these steps each prompt's picture, and whether it is a prediction."""
+    """The picture of each prompt at each of these steps, and whether all of them are predictions."""
     out, flags = [], []
     for k, (found, predicted) in enumerate(trace.predictions()):
         if k in steps:
@@ -305,27 +303,27 @@ def _pictures(trace: Trace, steps: Sequence[int]) -> tuple[list[list[PIL.Image.I
     return out, all(flags)
 
 
-def _alike(
+def _dissimilarity(
     lab: Lab, steps: Sequence[int], pictures: Sequence[Sequence[PIL.Image.Image]], n: int, shown: str
 ) -> tuple[Figure, Table]:
-    """How unlike the pictures of two prompts are by step: of one family, and of two."""
+    """How dissimilar the pictures of two prompts of one family, and of two families, are at each step."""
     family = np.repeat(np.arange(n), RELATED)
     pairs = list(itertools.combinations(range(len(family)), 2))
-    # Pairs that have a family in common are not independent, so they are drawn together.
+    # Pairs of the same families are not independent, so the bootstrap draws them together.
     groups = [tuple(sorted({int(family[i]), int(family[j])})) for i, j in pairs]
     curves: dict[str, list[tuple[float, Estimate]]] = {"related": [], "unrelated": []}
     for k, row in zip(steps, pictures, strict=True):
-        unlike = differences(row)
+        distance = differences(row)
         for label, curve in curves.items():
             chosen = [at for at, group in enumerate(groups) if (len(group) == 1) == (label == "related")]
             if not chosen:
                 continue
-            values = np.array([unlike[pairs[at]] for at in chosen])
+            values = np.array([distance[pairs[at]] for at in chosen])
             interval = cluster_bootstrap(values, [groups[at] for at in chosen], seed=lab.seed)
             curve.append((float(k), Estimate(float(values.mean()), None if interval is None else interval[0])))
     curves = {label: curve for label, curve in curves.items() if curve}
-    made = plots.figure(5.5, 3.4)
-    axes = made.add_subplot()
+    figure = plots.figure(5.5, 3.4)
+    axes = figure.add_subplot()
     for index, (label, curve) in enumerate(curves.items()):
         plots.line(axes, f"{label} prompts", curve, index)
     axes.set_xlabel("step")
@@ -334,18 +332,18 @@ def _alike(
     axes.grid(alpha=0.3)
     axes.legend()
     caption = (
-        "How unlike two prompts are by step, standard, from the same first noise: mean absolute difference of all "
-        f"pixels of {shown}. Related: pairs of one cluster, of which there are {n} of {RELATED} prompts each"
-        + ("." if n == 1 else "; unrelated: of two. Intervals: bootstrap over clusters, or pairs of clusters.")
+        "How dissimilar two prompts are at each step, standard, from the same first noise: mean absolute difference of "
+        f"all pixels of {shown}. Related: pairs from one cluster ({n} of {RELATED} prompts each)"
+        + ("." if n == 1 else "; unrelated: from two. Intervals: bootstrap over clusters, or pairs of clusters.")
     )
     columns = (Column("step", "count"), *(Column(label) for label in curves))
     cells = zip(steps, *([y for _, y in curve] for curve in curves.values()), strict=True)
     table = Table("latents-alike", "Mean difference between pictures of two prompts, by step", columns, tuple(cells))
-    return Figure("latents-alike", caption, plots.png(made)), table
+    return Figure("latents-alike", caption, plots.png(figure)), table
 
 
 def differences(pictures: Sequence[PIL.Image.Image]) -> NDArray[np.float64]:
-    """(n, n) mean absolute difference of pixels between pictures of one size, 0 to 1."""
+    """(n, n) mean absolute difference of pixels between n pictures of equal size, 0 to 1."""
     pixels = np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
     return np.stack([np.abs(pixels - one).mean(axis=(1, 2, 3)) for one in pixels]) / 255.0
 
@@ -358,8 +356,8 @@ def _sheet(
     trace: Trace,
 ) -> Any:
     together, n = trace.shared(), len(prompts)
-    made = plots.figure(1.6 + 0.8 * len(steps), 0.4 + 1.7 * n)
-    axes = made.subplots(2 * n, len(steps), squeeze=False)
+    figure = plots.figure(1.6 + 0.8 * len(steps), 0.4 + 1.7 * n)
+    axes = figure.subplots(2 * n, len(steps), squeeze=False)
     for row, column in itertools.product(range(2 * n), range(len(steps))):
         at, i = axes[row, column], row % n
         below = row >= n
@@ -370,11 +368,11 @@ def _sheet(
             at.set_title(f"{heading}step {steps[column]}", fontsize=7)
         if column == 0:
             at.set_ylabel(_wrapped(prompts[i], 24), fontsize=6.5, rotation=0, ha="right", va="center")
-    return made
+    return figure
 
 
 def _show(axes: Any, picture: PIL.Image.Image, frame: str | None = None) -> None:
-    """A picture without axes; large ones as thumbnails."""
+    """Show a picture without axes, large ones as thumbnails; ``frame`` is the colour of a frame around it."""
     picture = picture.copy()
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     axes.imshow(picture, interpolation="nearest", cmap="gray")
@@ -386,10 +384,10 @@ def _show(axes: Any, picture: PIL.Image.Image, frame: str | None = None) -> None
         spine.set_linewidth(2.5)
 
 
-def _png(made: Any) -> bytes:
-    """With a palette, which makes a sheet of images a quarter as large."""
+def _png(figure: Any) -> bytes:
+    """The PNG with a palette of 256 colours: a sheet of images is then a quarter as large."""
     out = io.BytesIO()
-    with PIL.Image.open(io.BytesIO(plots.png(made))) as image:
+    with PIL.Image.open(io.BytesIO(plots.png(figure))) as image:
         palette = image.convert("RGB").quantize(256, kmeans=1, dither=PIL.Image.Dither.NONE)
     palette.save(out, "png", optimize=True)
     return out.getvalue()

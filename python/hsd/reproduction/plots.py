@@ -13,32 +13,32 @@ MARKERS = "osD^v*XP"
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches.
+    """An empty figure; width and height in inches.
 
     Raises
     ------
     Error
-        Without matplotlib.
+        If matplotlib is missing.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Error(f'plots need matplotlib ({error}): pip install "hsd[reproduce]"') from None
-    made = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    drawing = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(drawing)
+    return drawing
 
 
-def png(made: Any) -> bytes:
-    """The file of a figure; the same figure gives the same bytes."""
+def png(drawing: Any) -> bytes:
+    """The PNG file of a figure; the same figure gives the same bytes."""
     out = io.BytesIO()
-    made.savefig(out, format="png", metadata={"Software": None})
+    drawing.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
 def line(axes: Any, label: str, points: Sequence[tuple[float, Estimate]], index: int = 0, dashed: bool = False) -> None:
-    """Estimates against numbers, in order, with their intervals as bars."""
+    """Draw estimates against numbers as a line, with the intervals as error bars."""
     known = sorted((x, e.value, e.interval or (e.value, e.value)) for x, e in points if e.value is not None)
     x, y = [at for at, _, _ in known], [value for _, value, _ in known]
     below, above = [value - low for _, value, (low, _) in known], [high - value for _, value, (_, high) in known]
@@ -50,7 +50,7 @@ def line(axes: Any, label: str, points: Sequence[tuple[float, Estimate]], index:
 
 
 def bars(axes: Any, values: Mapping[str, Estimate], baseline: float | None = None) -> None:
-    """One estimate a name, as points with intervals, from the top down; a line at what is no difference."""
+    """Draw one estimate per name, from the top down, as points with intervals; a vertical line at ``baseline``."""
     names = list(values)
     for row, (name, estimate) in enumerate(values.items()):
         if estimate.value is None:

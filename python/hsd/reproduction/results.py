@@ -1,4 +1,4 @@
-"""Tables and figures: what experiments give, as Markdown, CSV and PNG."""
+"""Tables and figures, the results of experiments, as Markdown, CSV and PNG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is headed and written: ``share`` as per cent, ``signed`` with its sign."""
+    """The title and number format of a column: ``share`` in per cent, ``signed`` with its sign."""
 
     title: str
     kind: Kind = "number"
@@ -32,23 +32,23 @@ Cell = str | int | float | Estimate | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under their columns."""
+    """Rows of cells, and their columns."""
 
     name: str
-    """Of its file, without suffix."""
+    """The name of its file, without suffix."""
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def markdown(self) -> str:
-        """For people: numbers rounded, intervals in brackets."""
+        """For people: numbers are rounded, intervals are in brackets."""
         titles = [column.title for column in self.columns]
         rules = ["---" if column.kind == "text" else "---:" for column in self.columns]
         body = [[_text(c, column.kind) for c, column in zip(row, self.columns, strict=True)] for row in self.rows]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rules, *body])
 
     def csv(self) -> str:
-        """For programs: numbers as they are; an estimate takes three columns, its ends in ``... low``, ``... high``."""
+        """For programs: numbers are exact; estimates have three columns, two for the ends ``... low``, ``... high``."""
         estimated = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -70,10 +70,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture and what it shows."""
+    """A plot or a sheet of images, and its caption."""
 
     name: str
-    """Of its file, without suffix."""
+    """The name of its file, without suffix."""
     caption: str
     png: bytes
 

@@ -1,4 +1,4 @@
-"""Deterministic and stochastic samplers that solve the same equation, made of a model's own scheduler."""
+"""Deterministic and stochastic samplers of the same equation, made from a model's own scheduler."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SAMPLERS = get_args(SamplerName)
 
 
 class NoSuchSampler(Error, ValueError):
-    """A scheduler that has no counterpart of the kind that was asked for."""
+    """A scheduler that has no counterpart of the requested kind."""
 
 
 def sampler_named(name: str, scheduler: Any) -> Any:
-    """The model's noise schedule, stepped with fresh noise at every step or with none.
+    """A sampler with the model's noise schedule, with fresh noise at every step or without.
 
     DDPM (Ho et al. 2020) and DDIM with eta = 0 (Song et al. 2021) for schedules of betas; the Euler steps of a flow,
     with and without noise, for flow matching.
@@ -25,7 +25,7 @@ def sampler_named(name: str, scheduler: Any) -> Any:
     Raises
     ------
     NoSuchSampler
-        If the scheduler is of another kind.
+        If the scheduler has no such counterpart.
     """
     if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
         return type(scheduler).from_config(scheduler.config, stochastic_sampling=name == "stochastic")
@@ -39,5 +39,5 @@ def sampler_named(name: str, scheduler: Any) -> Any:
 
 
 def describe(scheduler: Any) -> str:
-    """Its class, as tables name it."""
+    """The name of its class, as it is in tables."""
     return type(scheduler).__name__.removesuffix("Scheduler")

@@ -1,4 +1,4 @@
-"""``hsd.reproduce``: count, make what is missing, measure, and write tables and figures."""
+"""``hsd.reproduce``: count images, generate what is missing, measure, and write tables and figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .. import __version__
+from .._core import __version__
 from ..errors import PromptError
-from ..evaluation.measure import Measuring
-from ..evaluation.scorers import Scorer, check_scorer, make_scorer
+from ..evaluation.by_name import make_scorer
+from ..evaluation.measure import Measurer
+from ..evaluation.scorers import Scorer, check_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
 from ..planning.prompts import read_prompts
@@ -25,29 +26,29 @@ from ..work.files import write_atomically
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
-from .lab import Lab, PromptSet, Skipped, Way
+from .lab import Lab, PromptSet, Skipped, Variant
 from .results import Figure, Result, Table
 
 PROMPTS = Path(__file__).parent / "prompts"
-"""The four sets for the demo model."""
+"""The folder of the demo model's four prompt sets."""
 
 RESULTS = "results.md"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What :func:`reproduce` found."""
+    """The results of :func:`reproduce`."""
 
     out: Path
     results: dict[str, list[Result]]
     """Tables and figures by experiment."""
     skipped: dict[str, str]
-    """Why an experiment could not be had."""
+    """By experiment that could not be run: the reason."""
     seconds: float
 
     @property
     def report(self) -> Path:
-        """The Markdown file with all of it."""
+        """The Markdown file with all tables and figures."""
         return self.out / RESULTS
 
 
@@ -70,65 +71,68 @@ def reproduce(
     say: Callable[[str], object] = lambda text: None,
     **settings: Any,
 ) -> Study:
-    """Run the paper's experiments, and those it leaves open, on a model and sets of prompts.
+    """Run the paper's experiments, and others on questions it leaves open, on a model and sets of prompts.
 
     Writes ``results.md``, ``tables/*.csv``, ``tables/*.md`` and ``figures/*.png`` to ``out``, and all images to
-    ``out/runs``. Images and scores are made once: calling again goes on after an interruption.
+    ``out/runs``. Images and scores are stored: calling again continues after an interruption.
 
     Parameters
     ----------
     model
-        A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
+        A loaded model, or anything that :func:`hsd.load` takes; ``settings`` are passed to it.
     prompts
-        A folder of prompt files (``.txt``, a prompt a line, or ``.jsonl``); each is a set, named after its file.
+        A folder of prompt files (``.txt``, one prompt per line, or ``.jsonl``); each is a set, named after its file.
         Default: the demo model's four sets.
     only
         Names of experiments; default: all.
     scorer, scorer_model, python
         As of :func:`hsd.evaluate`. Default: ``demo`` for the demo model, ``clipscore`` for others.
     limit
-        The first so many prompts of each set.
+        Use only this many prompts of each set, the first ones. Default: all.
     tau
-        Of Table 1, diversity and families. Default: the model's own. Other experiments share at equal compute.
+        The threshold for Table 1, diversity and families. Default: the model's own. Other experiments share at equal
+        compute.
     steps
         ``num_inference_steps`` of standard diffusion.
     seed
-        Prompt i of a set gets the seed ``seed + i``, in all ways of making images.
+        Prompt i of a set gets the seed ``seed + i`` in every variant.
     batch_size
-        Lanes a call.
+        Largest number of lanes in a call of the denoiser, and images scored at once.
     samples
-        Images of a set whose diversity is measured, at most.
+        Largest number of images of a set whose diversity is measured.
     say
-        Called with what is being done.
+        Called with a line of text when a new part of the work begins.
 
     Raises
     ------
     Error
-        If matplotlib is missing, the folder has no prompts, or ``out`` holds another study; before any expensive work.
+        If matplotlib is missing, the folder has no prompts, or ``out`` holds another study. Raised before expensive
+        work.
     """
     started = time.perf_counter()
     chosen = _chosen(only)
-    plots.figure(1, 1)  # matplotlib is missed now
+    plots.figure(1, 1)  # fails here if matplotlib is missing
     check_count("batch_size", batch_size)
     tau = None if tau is None else check_tau(tau)
     sets = read_sets(PROMPTS if prompts is None else prompts, None if limit is None else check_count("limit", limit))
     adapter = load(model, **settings)
     if scorer is None:
         scorer = "demo" if adapter.name == "demo" else "clipscore"
-    judge = make_scorer(scorer, model=scorer_model, python=python) if isinstance(scorer, str) else check_scorer(scorer)
-    measuring = Measuring(judge, batch_size, samples, seed, progress)
+    if isinstance(scorer, str):
+        scorer = make_scorer(scorer, model=scorer_model, python=python)
+    measurer = Measurer(check_scorer(scorer), batch_size, samples, seed, progress)
     lab = Lab(
         adapter,
         sets,
         Path(out),
-        measuring,
+        measurer,
         tau=tau,
         steps=check_count("steps", steps),
         seed=seed,
         batch_size=batch_size,
     )
     try:
-        skipped = _make(lab, chosen, progress, say)
+        skipped = _generate_all(lab, chosen, progress, say)
         results: dict[str, list[Result]] = {}
         sections: list[str] = []
         for experiment in chosen:
@@ -142,19 +146,19 @@ def reproduce(
             sections.append(_section(lab.out, experiment, found, why))
             _write(lab, sections, time.perf_counter() - started)
     finally:
-        getattr(judge, "close", lambda: None)()
+        getattr(scorer, "close", lambda: None)()
     seconds = time.perf_counter() - started
     _write(lab, sections, seconds)
     return Study(lab.out, results, skipped, seconds)
 
 
 def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[PromptSet]:
-    """The prompt files of a folder, by name.
+    """Read the prompt files of a folder, sorted by name.
 
     Raises
     ------
     PromptError
-        If there is no such folder, no file of prompts in it, or a prompt has settings or a seed of its own.
+        If there is no such folder, it has no file of prompts, or a prompt sets settings or a seed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -170,7 +174,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
         for i, (own, given) in enumerate(zip(read.settings, read.seeds, strict=True)):
             if own or given is not None:
                 what = "settings" if own else "a seed"
-                raise PromptError(f"{path}: prompt {i} has {what} of its own, which experiments do not take")
+                raise PromptError(f"{path}: prompt {i} has {what}: in experiments, prompts have no settings or seeds")
         sets[path.stem] = PromptSet(path.stem, tuple(read.prompts[:limit]))
     return list(sets.values())
 
@@ -180,43 +184,45 @@ def _chosen(only: Iterable[str] | None) -> list[Experiment]:
     return [experiment for experiment in EXPERIMENTS if experiment.name in names]
 
 
-def _make(lab: Lab, chosen: Sequence[Experiment], progress: bool, say: Callable[[str], object]) -> dict[str, str]:
-    """All images that the experiments want, after saying how many; what cannot be had, and why."""
+def _generate_all(
+    lab: Lab, chosen: Sequence[Experiment], progress: bool, say: Callable[[str], object]
+) -> dict[str, str]:
+    """Report how many images the experiments need, and generate them; returns why experiments are skipped."""
     skipped: dict[str, str] = {}
-    wanted: dict[tuple[PromptSet, Way], None] = {}
+    needed: dict[tuple[PromptSet, Variant], None] = {}  # a dict and not a set: it keeps the order
     say("encoding and planning")
     for experiment in chosen:
         try:
-            needed = experiment.wants(lab)
-            for one in needed:
-                lab.plan(*one)  # what cannot be planned is known before the first image
+            for_experiment = experiment.needs(lab)
+            for prompt_set, variant in for_experiment:
+                lab.plan(prompt_set, variant)  # so a plan that fails does so before the first image
         except Skipped as error:
             skipped[experiment.name] = str(error)
         else:
-            wanted.update(dict.fromkeys(needed))
-    costs = [lab.missing(*one) for one in wanted]
+            needed.update(dict.fromkeys(for_experiment))
+    costs = [lab.missing(prompt_set, variant) for prompt_set, variant in needed]
     images, node_steps = sum(n for n, _ in costs), sum(c for _, c in costs)
     speed = recall(lab.model)
     estimate = "" if speed is None or not images else f", about {duration(speed * node_steps)} of denoising"
     say(f"{images:,} images to make, {node_steps:,} evaluations of the denoiser{estimate}")
     with tqdm(total=node_steps, unit=" node-steps", disable=None if progress else True, smoothing=0.02) as bar:
         lab.progress = lambda steps, _: bar.update(steps)
-        for prompt_set, way in wanted:
-            bar.set_postfix_str(f"{prompt_set.name}, {way.name}")
-            lab.made(prompt_set, way)
+        for prompt_set, variant in needed:
+            bar.set_postfix_str(f"{prompt_set.name}, {variant.name}")
+            lab.generate(prompt_set, variant)
         lab.progress = None
     return skipped
 
 
 def _section(out: Path, experiment: Experiment, results: Sequence[Result], skipped: str | None) -> str:
-    """Markdown of one experiment; its tables and figures are written to their files."""
+    """The Markdown of one experiment. Also writes the files of its tables and figures."""
     why = [] if skipped is None else [f"Skipped: {skipped}."]
     written = [_written(out, result) for result in results]
-    return "\n\n".join([f"## {experiment.title}", experiment.asks, *why, *written])
+    return "\n\n".join([f"## {experiment.title}", experiment.question, *why, *written])
 
 
 def _write(lab: Lab, sections: Sequence[str], seconds: float) -> None:
-    """All sections that are there so far."""
+    """Write the report with the sections so far."""
     text = "\n\n".join(["# Results", _setup(lab, seconds), *sections])
     write_atomically(lab.out / RESULTS, (text + "\n").encode())
 
@@ -241,9 +247,9 @@ def _setup(lab: Lab, seconds: float) -> str:
     device, dtype = lab.model.device.type, str(lab.model.dtype).removeprefix("torch.")
     return (
         f"Model {lab.model.name} ({settings}), {scheduler}, {lab.steps} steps, on {device} in {dtype}; sets: {sets}; "
-        f"prompt i of a set has the seed {lab.seed} + i in every way of making images. Scores by {lab.scorer.name} "
+        f"prompt i of a set has the seed {lab.seed} + i in every variant. Scores by {lab.scorer.name} "
         f"({lab.scorer.version}). Brackets are 95 % intervals: bootstraps over prompts (of mean scores, differences, "
-        "wins with ties as half), Wilson's (wins), normal ones of a mean over pairs (mean cosine). They say how far "
-        "numbers would move with other prompts like these, not with other seeds. "
+        "wins with ties as half), Wilson's (wins), normal ones of a mean over pairs (mean cosine). They show how much "
+        "the numbers would vary with other prompts like these, not with other seeds. "
         f"HSD {__version__}, {duration(seconds)} in all."
     )

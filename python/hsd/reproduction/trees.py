@@ -1,4 +1,4 @@
-"""What the figures ask a tree of prompts, or its plan."""
+"""Properties of a tree of prompts, or of its plan, that the figures show."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from .._core import Tree
 from ..planning.plan import Plan
 
 
-def above(tree: Tree, factor: float = 1.05) -> float:
-    """A tau above the root, rounded. By default a little: then all prompts share the first step, and soon not all."""
+def tau_above_root(tree: Tree, factor: float = 1.05) -> float:
+    """``factor`` times the root's height, to 3 digits: a tau above the root lets all prompts share the first step."""
     return float(f"{factor * float(tree.heights.max(initial=0.0)):.3g}") or 1.0
 
 
 def joins_one(tree: Tree) -> NDArray[np.bool_]:
-    """(N - 1,) whether each merge joins a single prompt to all that was merged before. All do: the tree is a chain."""
+    """(N - 1,) whether each merge joins a single prompt to all prompts merged before. The tree is a chain if all do."""
     n, merges, j = tree.n_leaves, np.sort(tree.merges, axis=1), np.arange(tree.n_leaves - 1)
-    return (merges[:, 0] < n) & ((merges[:, 1] == n + j - 1) | (j == 0))  # merge j makes node n + j
+    return (merges[:, 0] < n) & ((merges[:, 1] == n + j - 1) | (j == 0))  # merge j creates node n + j
 
 
 def in_order(tree: Tree) -> bool:
-    """Whether a chain begins with its last two prompts and takes one after the other up to the first."""
+    """Whether a chain merges the last two prompts first, and then the others in order up to the first prompt."""
     n = tree.n_leaves
     return bool((np.sort(tree.merges, axis=1)[:, 0] == np.arange(n - 2, -1, -1)).all())
 
 
-def lowest(tree: Tree, size: int) -> list[list[int]]:
-    """The leaves of the nodes that have ``size`` leaves or more, and no such node below them; by height."""
+def lowest_clusters(tree: Tree, size: int) -> list[list[int]]:
+    """The leaves of the nodes that have at least ``size`` leaves, but whose children have fewer; by height."""
     n = tree.n_leaves
-    small = {i: [i] for i in range(n)}  # leaves of the nodes that have fewer
+    small = {i: [i] for i in range(n)}  # the leaves of the nodes that have fewer than ``size``
     found: list[tuple[float, list[int]]] = []
     for j, ((a, b), height) in enumerate(zip(tree.merges.tolist(), tree.heights.tolist(), strict=True)):
         children = [small.pop(child, None) for child in (a, b)]
-        if None in children or not np.isfinite(height):  # repeats of a prompt are joined at infinity
+        if None in children or not np.isfinite(height):  # equal prompts are merged at an infinite height
             continue
         leaves = sorted(itertools.chain.from_iterable(c for c in children if c is not None))
         if len(leaves) < size:
@@ -46,5 +46,5 @@ def lowest(tree: Tree, size: int) -> list[list[int]]:
 
 
 def splits_at(plan: Plan, height: float) -> int:
-    """The first step at which a node of this height is no longer one cluster."""
+    """The first step at which a node of this height is split."""
     return int(np.argmax(plan.phi <= height))

@@ -141,8 +141,8 @@ fn a_wrong_name_is_answered_with_the_right_ones() {
         Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\"".to_owned())
     );
     assert_eq!(
-        "single".parse::<Linkage>().map_err(message),
-        Err("unknown linkage \"single\"; choose one of \"ward\", \"centroid\", \"average\", \"complete\"".to_owned())
+        "no-such".parse::<Linkage>().map_err(message),
+        Err("unknown linkage \"no-such\"; choose one of \"ward\", \"centroid\", \"average\", \"complete\"".to_owned())
     );
     assert_eq!(
         "".parse::<Order>().map_err(message),

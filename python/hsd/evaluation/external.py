@@ -1,4 +1,4 @@
-"""Scorers in another process, and perhaps another Python: most of their packages ask for libraries older than HSD's."""
+"""Scorers that run in another process, if needed with another Python: most need older libraries than HSD does."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from .scorers import ScorerError
-from .worker import KNOWN
+from .worker import SCORERS
 
 _WORKER = Path(__file__).with_name("worker.py")
 
-_OWN = (
-    "It asks for older libraries than HSD does, so give it an environment of its own (python -m venv ENV; ENV/bin/{}) "
+_OWN_ENVIRONMENT = (
+    "It needs older libraries than HSD does, so install it in a separate environment (python -m venv ENV; ENV/bin/{}) "
     'and name its interpreter: --python ENV/bin/python on the command line, python="ENV/bin/python" in Python'
 )
 _INSTALL = {
-    "vqascore": _OWN.format("pip install t2v-metrics, and what its README asks for"),
+    "vqascore": _OWN_ENVIRONMENT.format("pip install t2v-metrics, and what its README requires"),
     "hpsv2": 'pip install "hsd[hpsv2]"',
-    # The last release names no upper bounds; it can be imported with these.
-    "imagereward": _OWN.format(
+    # The last release sets no upper bounds for its dependencies; it can be imported with these versions.
+    "imagereward": _OWN_ENVIRONMENT.format(
         'pip install image-reward openai-clip "transformers<4.50" "diffusers<0.33" "datasets<4" "setuptools<81"'
     ),
 }
 
 
-class Elsewhere:
-    """A scorer of ``worker.py``, run by another interpreter; started when the first image is scored.
+class ExternalScorer:
+    """A scorer of ``worker.py``, run by another interpreter. The process starts when the first image is scored.
 
     Raises
     ------
     ScorerError
-        If that interpreter cannot be run or does not have the scorer's package. Says what to install.
+        If that interpreter cannot be run, or lacks the scorer's package. Says what to install.
     """
 
     def __init__(
         self, name: str, *, model: str | None = None, device: str | None = None, python: str | None = None
     ) -> None:
-        _, packages, default = KNOWN[name]
+        _, packages, default = SCORERS[name]
         self.name = name
         self._python = python or sys.executable
         self._arguments = (model or default, device or "")
@@ -59,7 +59,7 @@ class Elsewhere:
         except OSError as error:
             raise ScorerError(f"cannot run {self._python} for {name}: {error.strerror or error}") from None
         except ValueError:
-            raise ScorerError(f"{self._python} is no Python that can run {name}: {_last(found.stderr)}") from None
+            raise ScorerError(f"{self._python} is no Python that can run {name}: {_last_line(found.stderr)}") from None
         if package is None:
             raise ScorerError(
                 f"{name} needs the package {packages[0]}, which {self._python} does not have. {_INSTALL[name]}"
@@ -74,14 +74,14 @@ class Elsewhere:
             paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
             for image, path in zip(images, paths, strict=True):
                 image.save(path, compress_level=1)
-            return np.array(self._ask({"images": paths, "prompts": list(prompts)})["scores"], dtype=np.float64)
+            return np.array(self._request({"images": paths, "prompts": list(prompts)})["scores"], dtype=np.float64)
 
     def close(self) -> None:
-        """End the other process; it also ends by itself when this one does."""
+        """End the other process. It also ends by itself when this process does."""
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(OSError):  # it may be gone
+        with contextlib.suppress(OSError):  # it may have ended already
             process.stdin.close()  # type: ignore[union-attr]
         try:
             process.wait(10)
@@ -94,15 +94,15 @@ class Elsewhere:
         self._process = subprocess.Popen(
             [self._python, str(_WORKER), "serve", self.name, *self._arguments],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # standard error is ours: downloads are long, and tracebacks are worth reading
+            stdout=subprocess.PIPE,  # standard error is inherited: it shows the progress of downloads, and tracebacks
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # an interrupt is for this process, which then closes the other's input
+            start_new_session=True,  # Ctrl-C interrupts only this process, which then closes the other's input
         )
-        self._ask(None)
+        self._request(None)  # the worker reports when the model is loaded
 
-    def _ask(self, request: dict[str, Any] | None) -> dict[str, Any]:
-        """Send a request, if there is one, and wait for the answer."""
+    def _request(self, request: dict[str, Any] | None) -> dict[str, Any]:
+        """Send a request, if one is given, and wait for an answer."""
         process = self._process
         assert process is not None
         try:
@@ -118,6 +118,6 @@ class Elsewhere:
         return answer
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else "none"
