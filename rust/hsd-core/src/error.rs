@@ -58,14 +58,6 @@ pub enum Error {
         /// How much.
         gigabytes: f64,
     },
-    /// Threads that the system does not start.
-    #[error("{threads} threads cannot be started: {why}; lower the number of threads")]
-    NoThreads {
-        /// How many.
-        threads: usize,
-        /// What the system says.
-        why: String,
-    },
     /// Two arrays that belong together differ in length.
     #[error("{what} has length {found}, but {expected} is needed")]
     Length {

@@ -22,7 +22,7 @@ use super::linkage::{Linkage, Point, Representation, POINTS};
 use super::matrix::Storage;
 use crate::error::{reserve, Result};
 use crate::tree::Tree;
-use crate::work::parallel::{runs, Task, Workers};
+use crate::work::parallel::{runs, share, Task};
 use crate::work::progress::Progress;
 
 /// The share of the clusters that a level leaves, unless one matrix holds more. The fewer merges a level makes, the
@@ -54,7 +54,7 @@ pub fn build(
     embeddings: &Embeddings<'_>,
     linkage: Linkage,
     sizes: Sizes,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
     let n = embeddings.len();
@@ -66,13 +66,13 @@ pub fn build(
         // The time of a level is about proportional to its clusters.
         let done = |left: usize| 0.9 * (1.0 - left as f64 / n as f64);
         progress.part(done(count), done(left), |progress| {
-            partial.level(sizes.cell, count - left, level, workers, progress)
+            partial.level(sizes.cell, count - left, level, threads, progress)
         })?;
         level += 1;
     }
     progress.part(0.9, 1.0, |progress| {
         let all: Vec<usize> = (0..partial.roots.len()).collect();
-        let joins = partial.cluster(&all, workers, progress)?;
+        let joins = partial.cluster(&all, threads, progress)?;
         partial.join(&[(all, joins)], f64::INFINITY);
         Ok(())
     })?;
@@ -120,19 +120,19 @@ impl<'a> PartialTree<'a> {
         cell: usize,
         count: usize,
         seed: u64,
-        workers: &Workers,
+        threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<()> {
         let total = self.roots.len() as f64;
         let means = Means { partial: self };
-        let cells = progress.part(0.0, 0.2, |progress| partition(&means, cell, seed, workers, progress))?;
+        let cells = progress.part(0.0, 0.2, |progress| partition(&means, cell, seed, threads, progress))?;
         let mut clustered = Vec::with_capacity(cells.len());
         let mut done = 0;
         for cell in cells {
             let begin = 0.2 + 0.8 * done as f64 / total;
             done += cell.len();
             let end = 0.2 + 0.8 * done as f64 / total;
-            let joins = progress.part(begin, end, |progress| self.cluster(&cell, workers, progress))?;
+            let joins = progress.part(begin, end, |progress| self.cluster(&cell, threads, progress))?;
             clustered.push((cell, joins));
         }
         let mut heights: Vec<f64> = clustered.iter().flat_map(|(cell, joins)| heights(cell.len(), joins)).collect();
@@ -144,14 +144,14 @@ impl<'a> PartialTree<'a> {
     }
 
     /// Clusters some roots by one matrix: exactly, as far as their points represent them.
-    fn cluster(&self, roots: &[usize], workers: &Workers, progress: &mut Progress<'_>) -> Result<Vec<Join>> {
+    fn cluster(&self, roots: &[usize], threads: usize, progress: &mut Progress<'_>) -> Result<Vec<Join>> {
         let nodes: Vec<u32> = roots.iter().map(|&root| self.roots[root]).collect();
         let n = self.embeddings.len();
         if nodes.iter().all(|&node| (node as usize) < n) {
             let points = Subset { points: self.embeddings, members: &nodes };
             let lengths: Vec<f64> = nodes.iter().map(|&node| self.embeddings.lengths()[node as usize]).collect();
             let clusters = Clusters::singles(&points, &lengths);
-            return agglomerate(&clusters, self.linkage, Storage::Whole, workers, progress);
+            return agglomerate(&clusters, self.linkage, Storage::Whole, threads, progress);
         }
         let representation = self.linkage.definition().representation;
         let mut starts = vec![0];
@@ -164,7 +164,7 @@ impl<'a> PartialTree<'a> {
             }
             starts.push(parts.len());
         }
-        let points = progress.part(0.0, 0.1, |progress| Rows::new(self, &parts, workers, progress))?;
+        let points = progress.part(0.0, 0.1, |progress| Rows::new(self, &parts, threads, progress))?;
         let (starts, lengths) = match representation {
             Representation::One(_) => (None, points.lengths.clone()),
             // The length of a whole cluster's sum is not known. No linkage with several points needs it.
@@ -172,7 +172,7 @@ impl<'a> PartialTree<'a> {
         };
         let sizes = nodes.iter().map(|&node| self.sizes[node as usize].into()).collect();
         let clusters = Clusters { points: &points, starts, shares, sizes, lengths };
-        progress.part(0.1, 1.0, |progress| agglomerate(&clusters, self.linkage, Storage::Whole, workers, progress))
+        progress.part(0.1, 1.0, |progress| agglomerate(&clusters, self.linkage, Storage::Whole, threads, progress))
     }
 
     /// At most `most` nodes that make up `node`: the highest merges undone.
@@ -371,12 +371,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(
-        partial: &'a PartialTree<'_>,
-        nodes: &[u32],
-        workers: &Workers,
-        progress: &mut Progress<'_>,
-    ) -> Result<Self> {
+    fn new(partial: &'a PartialTree<'_>, nodes: &[u32], threads: usize, progress: &mut Progress<'_>) -> Result<Self> {
         let columns = partial.embeddings.columns();
         let mut rows = reserve("the points that represent clusters", nodes.len() * columns)?;
         rows.resize(nodes.len() * columns, 0.0f32);
@@ -390,7 +385,7 @@ impl<'a> Rows<'a> {
                 to.iter_mut().zip(&*point).for_each(|(to, &x)| *to = x as f32);
             }
         };
-        workers.share(tasks.collect(), progress, || (vec![0.0; columns], vec![0.0; columns]), work)?;
+        share(threads, tasks.collect(), progress, || (vec![0.0; columns], vec![0.0; columns]), work)?;
         let (spreads, lengths) = measures.into_iter().map(|Measures { length, spread }| (spread, length)).unzip();
         Ok(Rows { rows, columns, centre: partial.embeddings.centre(), spreads, lengths })
     }

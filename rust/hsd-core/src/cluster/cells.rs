@@ -2,7 +2,7 @@
 
 use super::distance::Points;
 use crate::error::Result;
-use crate::work::parallel::{runs, Task, Workers};
+use crate::work::parallel::{runs, share, Task};
 use crate::work::progress::Progress;
 
 /// At most this many points decide where a cut is.
@@ -23,7 +23,7 @@ pub fn partition(
     points: &dyn Points,
     most: usize,
     seed: u64,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Vec<usize>>> {
     let mut cells = Vec::new();
@@ -41,7 +41,7 @@ pub fn partition(
         let at = |done: usize| (done as f64 / total as f64).min(1.0);
         let (begin, end) = (at(projected), at(projected + cell.len()));
         projected += cell.len();
-        let along = progress.part(begin, end, |progress| cut.project(points, &cell, workers, progress))?;
+        let along = progress.part(begin, end, |progress| cut.project(points, &cell, threads, progress))?;
         let (low, high) = cut.sides(cell, &along);
         open.push(high);
         open.push(low);
@@ -98,7 +98,7 @@ impl Cut {
         &self,
         points: &dyn Points,
         cell: &[usize],
-        workers: &Workers,
+        threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<f64>> {
         let mut along = vec![0.0; cell.len()];
@@ -110,7 +110,7 @@ impl Cut {
                 *out = dot(&self.direction, row);
             }
         };
-        workers.share(tasks, progress, || vec![0.0; points.columns()], work)?;
+        share(threads, tasks, progress, || vec![0.0; points.columns()], work)?;
         Ok(along)
     }
 

@@ -13,7 +13,6 @@ use super::clusters::Clusters;
 use super::join::Join;
 use super::matrix::{is_sparse, least, Matrix};
 use crate::error::Result;
-use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 /// Length of `s_a + s_b`.
@@ -30,7 +29,7 @@ fn joined_length(a: f64, b: f64, distance: f64) -> f64 {
 pub fn agglomerate(
     mut distances: Matrix,
     clusters: &Clusters<'_>,
-    _workers: &Workers,
+    _threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
     let n = distances.len();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::distance::{Block, Points, Tile, BLOCK};
 use crate::error::Result;
-use crate::work::parallel::{Task, Workers};
+use crate::work::parallel::{share, Task};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
@@ -59,7 +59,7 @@ impl<'a> Clusters<'a> {
 
     /// For [`Entries::Spread`], the mean squared distance between two members of a cluster, for each cluster; empty for
     /// other entries.
-    pub fn spreads(&self, entries: Entries, workers: &Workers, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
+    pub fn spreads(&self, entries: Entries, threads: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
         match entries {
             Entries::Spread => {}
             Entries::Plain | Entries::Squared | Entries::Farthest => return Ok(Vec::new()),
@@ -86,7 +86,7 @@ impl<'a> Clusters<'a> {
                 }
             }
         };
-        workers.share(tasks, progress, Default::default, work)?;
+        share(threads, tasks, progress, Default::default, work)?;
         Ok(spreads)
     }
 }

@@ -7,7 +7,7 @@ use ndarray::ArrayView2;
 
 use super::distance::Points;
 use crate::error::{index_count, Error, Result};
-use crate::work::parallel::{runs, Task, Workers};
+use crate::work::parallel::{runs, share, Task};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
@@ -98,7 +98,7 @@ impl<'a> Embeddings<'a> {
         let mut measures = vec![(0.0, 0.0); rows];
         let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         let tasks = runs(rows, BAND).zip(measures.chunks_mut(BAND));
-        let tasks: Vec<_> = tasks.map(|(range, out)| Task { cost: range.len(), item: (range, out) }).collect();
+        let tasks = tasks.map(|(range, out)| Task { cost: range.len(), item: (range, out) }).collect();
         let check = |entries: &mut Vec<f64>, (range, out): (Range<usize>, &mut [(f64, f64)]), _: &_| {
             for (row, measure) in range.zip(out) {
                 source.read(row, entries);
@@ -114,7 +114,7 @@ impl<'a> Embeddings<'a> {
                 }
             }
         };
-        Workers::new(threads, tasks.len())?.share(tasks, progress, || vec![0.0; columns], check)?;
+        share(threads, tasks, progress, || vec![0.0; columns], check)?;
         if let Some((_, error)) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }

@@ -8,7 +8,6 @@ use super::linkage::{Joining, Linkage, Representation};
 use super::matrix::{Matrix, Storage};
 use crate::error::Result;
 use crate::tree::Tree;
-use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 /// Clusters the embeddings by the linkage itself.
@@ -16,11 +15,11 @@ pub fn build(
     embeddings: &Embeddings<'_>,
     linkage: Linkage,
     storage: Storage,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
     let clusters = Clusters::singles(embeddings, embeddings.lengths());
-    let mut joins = agglomerate(&clusters, linkage, storage, workers, progress)?;
+    let mut joins = agglomerate(&clusters, linkage, storage, threads, progress)?;
     match linkage.definition().joining {
         // Pairs are found out of order. No join is nearer than those below it, so sorting keeps children before
         // parents.
@@ -36,7 +35,7 @@ pub fn agglomerate(
     clusters: &Clusters<'_>,
     linkage: Linkage,
     storage: Storage,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
     let definition = linkage.definition();
@@ -44,9 +43,9 @@ pub fn agglomerate(
         (Some(_), Representation::Several(_, entries)) => entries,
         (None, _) | (Some(_), Representation::One(_)) => definition.entries,
     };
-    let distances = progress.part(0.0, 0.6, |progress| Matrix::new(clusters, entries, storage, workers, progress))?;
+    let distances = progress.part(0.0, 0.6, |progress| Matrix::new(clusters, entries, storage, threads, progress))?;
     let (Joining::Reducible(join_all) | Joining::NearestFirst(join_all)) = definition.joining;
-    let mut joins = progress.part(0.6, 1.0, |progress| join_all(distances, clusters, workers, progress))?;
+    let mut joins = progress.part(0.6, 1.0, |progress| join_all(distances, clusters, threads, progress))?;
     if entries.are_squares() {
         joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
     }

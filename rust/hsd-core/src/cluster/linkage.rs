@@ -8,7 +8,6 @@ use super::reducible;
 use super::update::{Average, Complete, Ward};
 use crate::choice::named_choice;
 use crate::error::Result;
-use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 named_choice! {
@@ -49,8 +48,8 @@ pub(super) struct Definition {
     pub representation: Representation,
 }
 
-/// Joins the clusters of a matrix until one is left. Children come before parents.
-type Agglomerate = fn(Matrix, &Clusters<'_>, &Workers, &mut Progress<'_>) -> Result<Vec<Join>>;
+/// Joins the clusters of a matrix until one is left, with a number of threads. Children come before parents.
+type Agglomerate = fn(Matrix, &Clusters<'_>, usize, &mut Progress<'_>) -> Result<Vec<Join>>;
 
 /// How clusters are joined.
 #[derive(Clone, Copy)]

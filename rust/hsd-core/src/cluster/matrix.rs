@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::clusters::{Clusters, Entries};
 use super::distance::{Block, Tile, BLOCK};
 use crate::error::{reserve, Result};
-use crate::work::parallel::{runs, Stop, Task, Workers};
+use crate::work::parallel::{runs, share, Stop, Task};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
@@ -57,7 +57,7 @@ impl Matrix {
         clusters: &Clusters<'_>,
         entries: Entries,
         storage: Storage,
-        workers: &Workers,
+        threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let n = clusters.len();
@@ -70,9 +70,9 @@ impl Matrix {
             let length = if storage == Storage::Whole { n } else { i };
             rows.push(reserve(what, length)?);
         }
-        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, storage, workers, progress))?;
+        progress.part(0.0, 0.9, |progress| fill(&mut rows, clusters, entries, storage, threads, progress))?;
         if storage == Storage::Whole {
-            progress.part(0.9, 1.0, |progress| mirror(&mut rows, workers, progress))?;
+            progress.part(0.9, 1.0, |progress| mirror(&mut rows, threads, progress))?;
         }
         Ok(Matrix::from_rows(rows))
     }
@@ -237,7 +237,7 @@ fn fill(
     clusters: &Clusters<'_>,
     entries: Entries,
     storage: Storage,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
     let n = rows.len();
@@ -251,7 +251,7 @@ fn fill(
         tasks.push(Task { cost: band.len() * band.end, item: (band, head) });
         rest = tail;
     }
-    let spreads = clusters.spreads(entries, workers, progress)?;
+    let spreads = clusters.spreads(entries, threads, progress)?;
     let work = |(ours, theirs, tile): &mut (Block, Block, Tile), (band, rows): Band<'_>, stop: &Stop| {
         for (i, row) in band.clone().zip(rows.iter_mut()) {
             row.resize(if storage == Storage::Whole { n } else { i }, f32::INFINITY);
@@ -263,11 +263,11 @@ fn fill(
             entries.write(clusters, &spreads, band.clone(), block.clone(), tile, rows);
         }
     };
-    workers.share(tasks, progress, Default::default, work)
+    share(threads, tasks, progress, Default::default, work)
 }
 
 /// Copies the lower part of all rows to the upper.
-fn mirror(rows: &mut [Vec<f32>], workers: &Workers, progress: &mut Progress<'_>) -> Result<()> {
+fn mirror(rows: &mut [Vec<f32>], threads: usize, progress: &mut Progress<'_>) -> Result<()> {
     let n = rows.len();
     let (lower, mut upper): (Vec<&[f32]>, Vec<&mut [f32]>) = rows
         .iter_mut()
@@ -293,5 +293,5 @@ fn mirror(rows: &mut [Vec<f32>], workers: &Workers, progress: &mut Progress<'_>)
             }
         }
     };
-    workers.share(tasks, progress, || (), work)
+    share(threads, tasks, progress, || (), work)
 }

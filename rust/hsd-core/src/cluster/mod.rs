@@ -24,7 +24,6 @@ use self::linkage::Linkage;
 use self::matrix::{Matrix, Storage};
 use crate::error::{Error, Result};
 use crate::tree::Tree;
-use crate::work::parallel::Workers;
 use crate::work::progress::Progress;
 
 /// Whether the tree is to be exact.
@@ -55,9 +54,6 @@ pub const MOST_EXACT: usize = 100_000;
 const CELL: usize = 16_384;
 const LAST: usize = 30_000;
 
-/// The fewest rows that a thread takes at a time: more threads would have nothing to do.
-const LEAST_BAND: usize = 64;
-
 /// Clusters the embeddings by cosine distance.
 pub fn build_tree(
     embeddings: &Embeddings<'_>,
@@ -79,13 +75,12 @@ pub fn build_tree(
         Method::Auto => n <= MOST_EXACT && fits(storage),
         Method::Approximate => false,
     };
-    let workers = Workers::new(threads, n.div_ceil(LEAST_BAND))?;
     if is_exact {
-        return exact::build(embeddings, linkage, storage, &workers, progress);
+        return exact::build(embeddings, linkage, storage, threads, progress);
     }
     let fitting = approximate::most_clusters(memory, embeddings.columns());
     let sizes = Sizes { cell: fitting.clamp(2, CELL), last: fitting.clamp(2, LAST) };
-    approximate::build(embeddings, linkage, sizes, &workers, progress)
+    approximate::build(embeddings, linkage, sizes, threads, progress)
 }
 
 #[cfg(test)]

@@ -16,14 +16,14 @@ use super::join::Join;
 use super::matrix::{least, Matrix};
 use super::update::Update;
 use crate::error::Result;
-use crate::work::parallel::{Stop, Task, Workers};
+use crate::work::parallel::{share, Stop, Task};
 use crate::work::progress::Progress;
 use crate::work::simd::widest;
 
 /// A round has to join at least one cluster in this many; otherwise the chain is faster.
 const LEAST_SHARE: usize = 32;
 
-/// With this many clusters or fewer, sharing a round among threads costs more than it saves.
+/// With this many clusters or fewer, starting threads costs more than they save.
 const SMALL: usize = 256;
 
 /// Rows that a thread rewrites at a time.
@@ -76,7 +76,7 @@ pub fn agglomerate(
     distances: Matrix,
     sizes: &[f64],
     update: impl Update,
-    workers: &Workers,
+    threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Rounds> {
     let n = distances.len();
@@ -91,14 +91,14 @@ pub fn agglomerate(
     let find = |(): &mut (), lines: &mut [Line], _: &Stop| {
         lines.iter_mut().for_each(|line| line.nearest = nearest(&line.row));
     };
-    progress.part(0.0, 0.0, |progress| workers.share(tasks, progress, || (), find))?;
+    progress.part(0.0, 0.0, |progress| share(threads, tasks, progress, || (), find))?;
     while lines.len() > SMALL {
         let columns = Columns::of(&lines, &rounds.sizes);
         if columns.pairs.len() * LEAST_SHARE < lines.len() {
             break;
         }
         let (begin, end) = (done(lines.len(), n), done(columns.first.len(), n));
-        let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, workers, progress);
+        let round = |progress: &mut Progress<'_>| rounds.round(lines, &columns, update, threads, progress);
         lines = progress.part(begin, end, round)?;
     }
     rounds.distances = Matrix::from_rows(lines.into_iter().map(|line| line.row).collect());
@@ -137,7 +137,7 @@ impl Rounds {
         mut lines: Vec<Line>,
         columns: &Columns,
         update: impl Update,
-        workers: &Workers,
+        threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Line>> {
         let old_sizes = std::mem::take(&mut self.sizes);
@@ -163,7 +163,7 @@ impl Rounds {
                 line.nearest = nearest(&line.row);
             }
         };
-        workers.share(tasks.collect(), progress, Scratch::default, work)?;
+        share(threads, tasks.collect(), progress, Scratch::default, work)?;
         Ok(new.into_iter().map(|(line, _)| line).collect())
     }
 }
