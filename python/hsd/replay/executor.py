@@ -210,7 +210,9 @@ class Executor:
             self._step(self._table[:, :size], None if self._noise is None else self._noise[:size])
 
     def _step(self, table: Tensor, noise: Tensor | None) -> None:
-        """Gather, evaluate, update, scatter. Every lane reads its source before any lane writes its target.
+        """One step of each lane: gather, evaluate, update, scatter (Eq. 8 and Algorithm 1 of arXiv 2508.21032).
+
+        Every lane reads its source before any lane writes its target.
 
         ``table`` (3, B) int64: step, source and target; ``noise`` (B, Z, *latent) float32.
         """

@@ -2,8 +2,8 @@
 //! thresholds is a [`Plan`], and a plan is lowered to a [`Program`], a table of batched calls that an executor replays.
 //!
 //! It implements *Reusing Computation in Text-to-Image Diffusion for Efficient Generation of Image Sets* (arXiv
-//! 2508.21032). Where its equations are: Eqs. 3-5, the distance of clusters, in `cluster/centroid.rs`; Eq. 7, the
-//! thresholds, in `plan/schedule.rs`; which clusters Algorithm 1 runs at which steps, in `plan/mod.rs`.
+//! 2508.21032). Where its equations are: Eqs. 3-5, the distance of clusters, in `cluster/centroid.rs`; Eq. 6, the clusters
+//! that Algorithm 1 runs at each step, in `plan/mod.rs` (`cut`); Eq. 7, the thresholds, in `plan/schedule.rs`.
 //!
 //! The same input gives the same bytes with any number of threads: ties are broken by lowest index, and no hash order
 //! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently.)

@@ -133,10 +133,11 @@ impl Plan {
     }
 }
 
-/// The segments of a tree under thresholds.
+/// The segments of a tree under thresholds: which clusters are active at which steps (Eq. 6 of arXiv 2508.21032, with
+/// heights in place of scores).
 ///
 /// A node is active from the first step at which its parent is split to the first at which it is split itself, so
-/// two binary searches a node replace a walk over nodes and steps.
+/// two binary searches for each node replace a walk over nodes and steps.
 fn cut(tree: &Tree, phi: &[f64]) -> Vec<Segment> {
     let first_split = |height: f64| phi.partition_point(|&threshold| threshold > height) as u32;
     let mut segments = Vec::new();
