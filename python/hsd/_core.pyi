@@ -10,6 +10,21 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "LINKAGES",
+    "ORDERS",
+    "SCHEDULES",
+    "Chunks",
+    "Plan",
+    "Program",
+    "Tree",
+    "__version__",
+    "build_info",
+    "check_embeddings",
+    "check_thresholds",
+    "schedule_shape",
+]
+
 LINKAGES: tuple[str, ...]
 """Names that :meth:`Tree.build` takes."""
 

@@ -3,8 +3,9 @@
 //! The threads are started for each piece of work. A rayon pool for the whole clustering was tried, with the same loop
 //! and a crossbeam channel, and not taken. On two cores that other processes were using as well, an exact ward tree of
 //! 10,000 rows of 256 took 1.01, 1.34, 1.51 and 1.07 times as long (medians of 5, 15, 12 and 8 interleaved pairs; two
-//! threads), in the same processor time. Centroid took 1.00 to 1.03 times, 4,000 rows 0.97 times as long. The pool was
-//! faster on small sets only, where a tree takes about a millisecond (300 rows: 0.7 times as long).
+//! threads), in the same processor time; with the cores nearly free, 0.98 times as long (9 pairs). Centroid took 1.00
+//! to 1.03 times, 4,000 rows 0.97 times as long. The pool was faster on small sets only, where a tree takes about a
+//! millisecond (300 rows: 0.7 times as long).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
