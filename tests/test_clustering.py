@@ -23,8 +23,8 @@ from hsd.planning.encoders import default_encoder
 from hsd.work import memory
 from hsd.work.memory import memory_budget
 
-REDUCIBLE = ["ward", "average", "complete"]
-LINKAGES = [*REDUCIBLE, "centroid"]
+LINKAGES = _core.LINKAGES
+REDUCIBLE = [name for name in LINKAGES if name != "centroid"]  # its scores may fall on the way up
 
 
 def unique_prompts(n):

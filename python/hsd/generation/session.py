@@ -36,7 +36,7 @@ from .folder import ImageFolder
 from .passes import passes_of, plans_of
 from .writers import Writers
 
-Progress = Callable[[int, int], object]
+CallReport = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
 
 
@@ -86,7 +86,7 @@ def stream(
     compile: bool = False,
     cuda_graphs: bool = True,
     channels_last: bool = False,
-    progress: Progress | None = None,
+    progress: CallReport | None = None,
     **settings: Any,
 ) -> Iterator[Image]:
     """Generate the images of ``plan`` and yield each as soon as it is decoded.
@@ -145,7 +145,7 @@ def generate(
     cuda_graphs: bool = True,
     channels_last: bool = False,
     image_format: ImageFormat = "png",
-    progress: bool | Progress = True,
+    progress: bool | CallReport = True,
     **settings: Any,
 ) -> Run:
     """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
@@ -175,7 +175,7 @@ def generate(
     bar = None
     if progress is True:
         bar = _Bar(part, len(todo))
-    report: Progress | None = bar or (progress if callable(progress) else None)
+    report: CallReport | None = bar or (progress if callable(progress) else None)
     images = 0
     try:
         if part is not None:
@@ -233,7 +233,7 @@ class Session:
         # A bad batch size, order or max_slots is found here, before anything is encoded.
         plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed)
 
-    def images(self, plan: Plan, progress: Progress | None) -> Iterator[Image]:
+    def images(self, plan: Plan, progress: CallReport | None) -> Iterator[Image]:
         """Encode, then one pass after the other; there are several only if sizes or other such settings differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
         try:
@@ -242,7 +242,7 @@ class Session:
         finally:
             self.adapter.free()
 
-    def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: Progress | None) -> Iterator[Image]:
+    def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: CallReport | None) -> Iterator[Image]:
         """Lower the plan, replay the program and decode what it finishes."""
         variant, sampler, options = self.variants[v], self.samplers[v], self.options
         if options.channels_last:

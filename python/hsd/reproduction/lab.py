@@ -19,7 +19,7 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import WinRate, win_rate
 from ..generation.folder import PLAN
-from ..generation.session import Progress, generate
+from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import encode, recall, remember
 from ..names import Linkage, Noise, ScheduleName
@@ -133,7 +133,7 @@ class Lab:
         self.model, self.sets, self.out, self.measurer = model, tuple(sets), make_folder(out), measurer
         self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
-        self.progress: Progress | None = None
+        self.progress: CallReport | None = None
         self._encoded: dict[tuple[str, float], Conditioning] = {}
         self._plans: dict[tuple[str, Variant], Plan] = {}
         self._generated: dict[tuple[str, Variant], GeneratedSet] = {}

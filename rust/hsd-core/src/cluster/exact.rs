@@ -20,11 +20,10 @@ pub fn build(
 ) -> Result<Tree> {
     let clusters = Clusters::singles(embeddings, embeddings.lengths());
     let mut joins = agglomerate(&clusters, linkage, storage, threads, progress)?;
-    match linkage.definition().joining {
+    if linkage.is_reducible() {
         // Pairs are found out of order. No join is nearer than those below it, so sorting keeps children before
         // parents.
-        Joining::Reducible(_) => joins.sort_by(|x, y| x.distance.total_cmp(&y.distance)),
-        Joining::NearestFirst(_) => {}
+        joins.sort_by(|x, y| x.distance.total_cmp(&y.distance));
     }
     progress.finish()?;
     tree_of(embeddings.len(), &joins, linkage.name())

@@ -84,6 +84,14 @@ pub(super) enum Point {
 }
 
 impl Linkage {
+    /// Whether joining two clusters never brings them nearer to a third, so that scores do not fall on the way up.
+    pub fn is_reducible(self) -> bool {
+        match self.definition().joining {
+            Joining::Reducible(_) => true,
+            Joining::NearestFirst(_) => false,
+        }
+    }
+
     /// What the linkage is.
     pub(super) fn definition(self) -> Definition {
         match self {
