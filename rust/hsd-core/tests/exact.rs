@@ -293,6 +293,6 @@ fn memory_decides_what_is_exact() {
 #[test]
 fn unknown_linkages_are_named() {
     let error = "no-such-linkage".parse::<Linkage>().unwrap_err();
-    assert!(error.to_string().contains("\"single\""));
+    assert!(error.to_string().contains("\"no-such-linkage\""));
     assert!(Linkage::ALL.iter().all(|linkage| linkage.name().parse() == Ok(*linkage)));
 }
