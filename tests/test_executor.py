@@ -65,7 +65,7 @@ def test_not_even_one_latent_fits(plan, model, small_memory):
     small_memory(0)
     with (
         pytest.warns(UserWarning, match="continuing with [12]"),
-        pytest.raises(hsd.OutOfMemory, match="one of the latents alone does not fit"),
+        pytest.raises(hsd.OutOfMemory, match="a single one of the latents does not fit"),
     ):
         finished_by(executor_of(plan, model, batch_size=4))
 
