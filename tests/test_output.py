@@ -117,7 +117,7 @@ def test_refuses_another_plan_and_another_model(plan, model, made):
     other = hsd.compile(plan.prompts, 0.1, model=model, steps=6, seeds=100)
     with pytest.raises(hsd.PlanMismatch, match="another plan"):
         hsd.generate(other, model, folder, progress=False)
-    with pytest.raises(hsd.PlanMismatch, match=r"guidance_scale: 3.0 then, 8.0 now"):
+    with pytest.raises(hsd.PlanMismatch, match=r"guidance_scale: 3.0 before, 8.0 now"):
         hsd.generate(plan, model, folder, progress=False, guidance_scale=8.0)
     reseeded = hsd.compile(plan.prompts, 0.9, model=model, steps=6, seeds=101)
     with pytest.raises(hsd.PlanMismatch, match="another plan"):
