@@ -56,7 +56,7 @@ def test_generate_then_continue(prompts, tmp_path):
     second = RUN.invoke(cli.app, command)
     assert second.exit_code == 0, second.output
     assert "1 images in" in second.output
-    assert "(5 were there already)" in second.output
+    assert "(5 existed already)" in second.output
     assert "clusters by step" in first.output
     assert "clusters by step" not in second.output  # the plan in the folder is taken up again
     other = RUN.invoke(cli.app, [*command, "--tau", "0.1"])
@@ -183,7 +183,7 @@ def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
     second = RUN.invoke(cli.app, command)
     assert second.exit_code == 0, second.output
     assert "4 images in" in second.output
-    assert "(2 were there already)" in second.output
+    assert "(2 existed already)" in second.output
 
 
 def test_a_file_with_seeds_and_settings(tmp_path):
@@ -220,7 +220,7 @@ def test_bad_settings_on_the_command_line(prompts, tmp_path, argument, says):
 def test_check():
     run = RUN.invoke(cli.app, ["check", "demo", "--set", "prior_steps=2"])
     assert run.exit_code == 0, run.output
-    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are as they should be.")
+    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are correct.")
 
 
 def test_planning_without_a_model_does_not_import_torch(prompts):
