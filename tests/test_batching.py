@@ -140,8 +140,8 @@ def test_candidates_are_what_was_measured_and_the_sizes_between():
 @pytest.mark.parametrize(
     ("lanes", "seconds", "says"),
     [
-        ((), (), "needs as many of each, 1 or more"),
-        ((1, 2), (1.0,), "needs as many of each"),
+        ((), (), "needs the same number of each, 1 or more"),
+        ((1, 2), (1.0,), "needs the same number of each"),
         ((2, 1), (1.0, 1.0), r"\(2, 1\): they have to ascend"),
         ((0, 1), (1.0, 1.0), r"\(0, 1\): they have to ascend"),
         ((1,), (0.0,), "finite and above 0"),
@@ -177,7 +177,7 @@ def test_what_is_measured_is_what_a_call_takes_once_it_is_warm():
     assert curve.lanes == (1, 2, 4, 8, 16, 32, 64)
     assert curve.seconds_per_call == pytest.approx([0.01 + 0.002 * n for n in curve.lanes])
     assert curve.bytes_per_call is None
-    assert curve.ended == "64 lanes were the most to try"
+    assert curve.ended == "64 lanes are the largest number to try"
     assert fake.entered == 0
 
 
@@ -209,7 +209,9 @@ def test_short_calls_are_timed_in_blocks():
 def test_doubling_goes_on_as_long_as_a_lane_takes_less(seconds, lanes):
     curve = run(Fake(seconds), seconds=1e9)
     assert curve.lanes == lanes
-    assert curve.ended == ("the time per lane no longer falls" if lanes[-1] < 256 else "256 lanes were the most to try")
+    assert curve.ended == (
+        "the time per lane no longer falls" if lanes[-1] < 256 else "256 lanes are the largest number to try"
+    )
 
 
 def test_the_time_is_bounded():
@@ -217,7 +219,7 @@ def test_the_time_is_bounded():
     curve = run(fake, seconds=20.0)
     assert fake.now <= 20.0
     assert 2 <= len(curve.lanes) < 8
-    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than the time there is"
+    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than the time left"
     slow = Fake(lambda n: 100.0)
     assert run(slow, seconds=1.0).lanes == (1,)
     assert len(slow.calls) == 2  # the least: one to warm up, and one
@@ -529,7 +531,7 @@ def test_auto_and_the_switches_on_the_command_line(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     assert json.loads((tmp_path / "a" / "run.json").read_text())["runs"][-1]["batch_size"] in (1, 2, 3)
     bad = CliRunner().invoke(cli.app, [*common, str(tmp_path / "b"), "--batch-size", "many"])
-    assert "--batch-size is 'many': an integer, or auto" in str(bad.exception)
+    assert "--batch-size is 'many': it has to be an integer or auto" in str(bad.exception)
     assert not (tmp_path / "b").exists()
     given = {}
 

@@ -75,7 +75,7 @@ def test_the_table_has_all_rows(report):
     assert f"torch {torch.__version__}" in text
     assert "6 prompts; 4 evaluations per image" in text
     assert re.findall(r"^(\w.*?)(?:,|$)", text.split("\n\n", 1)[1], re.M) == [
-        "denoiser alone",
+        "denoiser by itself",
         f"with {report.alone.batch_size} lanes",
         "plan",
         "executor",
@@ -284,7 +284,7 @@ def test_the_table_of_a_gpu(report):
     memory = dataclasses.replace(report.end_to_end, peak_bytes=5 << 30, diffusers_peak_bytes=3 << 30)
     made_up: Report = dataclasses.replace(report, alone=alone, end_to_end=memory)
     lines = str(made_up).splitlines()
-    table = lines[lines.index("denoiser alone, ms per lane") + 1 :]
+    table = lines[lines.index("denoiser by itself, ms per lane") + 1 :]
     assert table[:4] == [
         "   lanes         eager   CUDA graphs  MiB per call",
         "       1        20.000        10.000             1",
