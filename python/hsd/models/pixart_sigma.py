@@ -71,7 +71,7 @@ class PixArtSigma(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """T5's dtype: the pipeline makes its latents in it."""
+        """T5's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
@@ -106,7 +106,7 @@ class PixArtSigma(Adapter):
         return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w), with ``use_resolution_binning`` of the bin."""
+        """(C, h, w); with ``use_resolution_binning`` those of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
             bins = _BINS[self.pipe.transformer.config.sample_size]
