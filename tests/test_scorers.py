@@ -208,5 +208,5 @@ def test_failures_in_another_python(tmp_path, stubs, capfd):
     not_python = tmp_path / "python"
     not_python.write_text("#!/bin/sh\necho no >&2\n")
     not_python.chmod(0o755)
-    with pytest.raises(ScorerError, match="no Python that can run vqascore: no"):
+    with pytest.raises(ScorerError, match="not a Python that can run vqascore: no"):
         ExternalScorer("vqascore", python=str(not_python))
