@@ -344,7 +344,7 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": False}
     first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
-    assert any("images to make" in text and not text.startswith("0 ") for text in messages)
+    assert any("images to generate" in text and not text.startswith("0 ") for text in messages)
     text = first.report.read_text()
     assert "sets: more (5), shapes (5)" in text
     assert "## Diversity" in text
@@ -354,7 +354,7 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
         path.touch()
     messages.clear()
     again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
-    assert any(text.startswith("0 images to make, 0 evaluations") for text in messages)
+    assert any(text.startswith("0 images to generate, 0 evaluations") for text in messages)
     assert again.results == first.results
 
 

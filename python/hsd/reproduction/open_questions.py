@@ -122,7 +122,7 @@ PRIOR_TAUS = (1.0, 10.0)
 
 
 def prior_variants(lab: Lab) -> dict[str, Variant]:
-    """The prior is shared not at all, or at one of two taus; the decoder saves half of its evaluations in all."""
+    """The prior shares nothing, or at one of two taus; the decoder always saves half of its evaluations."""
     taus = [factor * lab.tau for factor in PRIOR_TAUS]
     return {"prior alone": HALF, **{f"prior tau {tau:g}": Variant(budget=0.5, prior_tau=tau) for tau in taus}}
 
