@@ -1,4 +1,4 @@
-"""``hsd bench`` on the bundled model: what it counts, what it compares, and that it leaves the model as it was."""
+"""``hsd bench`` on the bundled model: what it counts, what it compares, and that it does not change the model."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_on_the_command_line(tmp_path):
 
 
 def test_as_much_as_the_time_is_enough_for(demo):
-    """In no time at all: four prompts are encoded, one image is made, and one is made by the pipeline."""
+    """With almost no time: four prompts are encoded, one image is generated, and one by the pipeline."""
     report = bench.bench(demo, PROMPTS, tau=0.3, steps=STEPS, seconds=1e-3)
     assert (report.plan.prompts, report.plan.prompts_given) == (4, 6)
     assert "4 prompts of 6, evenly spaced" in str(report)
@@ -214,7 +214,7 @@ def test_a_compiler_that_fails_costs_one_row(demo, monkeypatch):
 
 
 def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
-    """The compiler itself is left out; the executor runs with what the denoiser was measured to be best with."""
+    """The compiler itself is left out; the executor runs with the setting with which the denoiser was fastest."""
     used = []
     measured = bench._Bench._measure
 
@@ -274,7 +274,7 @@ def test_a_layout_is_tried_only_where_it_changes_something(demo):
 
 
 def test_the_table_of_a_gpu(report):
-    """Made up: two curves of different lengths, memory, and both peaks."""
+    """Artificial numbers: two curves of different lengths, memory, and both peaks."""
     curves = {
         "eager": Curve((1, 2, 4), (0.02, 0.022, 0.03), (1 << 20, 2 << 20, 4 << 20), "enough"),
         "CUDA graphs": Curve((1, 2), (0.01, 0.015), (1 << 20, 2 << 20), "4 lanes failed: out of memory"),

@@ -156,7 +156,7 @@ def test_save_and_load_keep_everything(tmp_path):
         assert again.fingerprint == plan.fingerprint
     from safetensors import safe_open
 
-    with safe_open(tmp_path / "p.safetensors", "np") as file:  # anyone's reader opens it
+    with safe_open(tmp_path / "p.safetensors", "np") as file:  # any reader of safetensors opens it
         assert "segments" in file.keys()  # noqa: SIM118
     other = hsd.compile(prompts, 0.7, seeds=[9, 8, 2**62, 7], linkage="average", noise="shared")
     assert other.fingerprint != plan.fingerprint

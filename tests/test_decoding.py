@@ -14,7 +14,7 @@ from hsd.replay.executor import Finished
 
 
 class Fake:
-    """An adapter that draws each latent's number, and notes the batches."""
+    """An adapter that draws each latent's number, and records the batches."""
 
     offloads = False
     device = torch.device("cpu")
@@ -33,7 +33,7 @@ class Fake:
         if self.fails_at in numbers:
             raise ValueError(f"cannot draw {self.fails_at}")
         self.batches.append(numbers)
-        assert draws == [draw_of(n) for n in numbers]  # each from its own generator, as far as it was
+        assert draws == [draw_of(n) for n in numbers]  # each from its own generator, in its state
         return [PIL.Image.new("L", (1, 1), number) for number in numbers]
 
 
@@ -67,7 +67,7 @@ def test_every_latent_once_and_in_order(threaded):
 
 
 def test_batches_do_not_depend_on_time():
-    """Beside the denoiser or not, fast or slow, the same latents are decoded together."""
+    """In a thread or not, fast or slow, the same latents are decoded together."""
     kinds = []
     for threaded in (False, True):
         fake = Fake()
@@ -106,7 +106,7 @@ def test_a_slow_decoder_slows_the_run_down():
                 gate.set()  # one is being decoded and two wait
         images += decoder.rest()
     assert numbers_of(images) == list(range(200))
-    assert max(undecoded) == 3  # the fourth waits to be handed over
+    assert max(undecoded) == 3  # the fourth waits to be queued
 
 
 @pytest.mark.parametrize("threaded", [False, True])

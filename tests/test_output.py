@@ -1,4 +1,4 @@
-"""The folder: a data set that others can open, whole files only, resumable, and one plan's alone."""
+"""The folder: a data set that others can open, complete files only, resumable, for one plan only."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_resumes_with_what_is_missing(plan, model, made, tmp_path):
     with pytest.raises(Interrupt):
         hsd.generate(plan, model, folder, batch_size=2, progress=stop_after_two)
     first = metadata(folder)
-    assert 2 <= len(first) < plan.n_prompts  # what was decoded before the interruption is there
+    assert 2 <= len(first) < plan.n_prompts  # images decoded before the interruption exist
     run = hsd.generate(plan, model, folder, batch_size=3, order="breadth", progress=False)
     assert run.existing == len(first)
     assert run.images == plan.n_prompts - len(first)

@@ -154,7 +154,7 @@ STUBS = {
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Packages with the interface that is used of the real ones, written from the source of their releases."""
+    """Packages with the used part of the real ones' interface, written from the source of their releases."""
     for name, source in STUBS.items():
         path = tmp_path / "stubs" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ class StableDiffusionXL(Family):
     oblong = (64, 48)
     guided = {"guidance_scale": 4.0}
     unguided = {"guidance_scale": 1.0}
-    lane_tolerance = 1e-4  # 7e-14 in float64: the way the sizes enter makes large activations
+    lane_tolerance = 1e-4  # 7e-14 in float64: the sizes cause large activations
 
     def build(self):
         return tiny.sdxl()
