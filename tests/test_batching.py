@@ -154,7 +154,7 @@ def test_no_curve_of_nonsense(lanes, seconds, says):
 
 
 def test_no_call_of_no_lanes():
-    with pytest.raises(ValueError, match="a call of 0 lanes"):
+    with pytest.raises(ValueError, match="the number of lanes is 0"):
         affine(1, 1).seconds(0)
 
 

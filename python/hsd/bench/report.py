@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What is switched on, or ``eager``."""
+        """Names of the switches that are on, or ``eager``."""
         names = {"CUDA graphs": self.cuda_graphs, "channels-last": self.channels_last, "compile": self.compile}
         return " + ".join(name for name, on in names.items() if on) or "eager"
 
@@ -55,11 +55,11 @@ class Alone:
     """The denoiser by itself."""
 
     curves: dict[str, Curve]
-    """By setting: seconds at each measured size."""
+    """Seconds at each measured size, by setting."""
     batch_size: int
     """The size with which the plan takes the least time."""
     seconds_per_lane: dict[str, float]
-    """By setting, at that batch size."""
+    """Seconds per lane at that batch size, by setting."""
     failed: dict[str, str]
     """Settings that did not run, and the reason."""
     best: str
@@ -112,7 +112,7 @@ class Executed:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """From prompts to decoded images: by HSD, and by the pipeline's own call."""
+    """Time from prompts to decoded images, by HSD and by the pipeline's own call."""
 
     prompts: int
     savings: float

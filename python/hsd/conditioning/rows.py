@@ -171,7 +171,7 @@ class Conditioning:
         return out
 
     def split(self, prompts: NDArray[np.int64]) -> tuple[dict[str, Tensor], Conditioning]:
-        """What all ``prompts`` (n,) have in common, one row (1, ...) by name, and the conditioning that differs.
+        """Conditioning that all ``prompts`` (n,) have in common, one row (1, ...) by name, and the rest that differs.
 
         Fields that only other prompts have are in neither.
         """

@@ -29,7 +29,7 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 95}),
     "webp": ("WEBP", {"quality": 95}),
 }
-"""By file ending: Pillow's name of the format, and options for saving."""
+"""Pillow's name of the format, and options for saving, by file ending."""
 
 METADATA, PLAN, RUN = "metadata.jsonl", PLAN_FILE, "run.json"
 

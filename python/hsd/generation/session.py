@@ -52,7 +52,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`generate` did."""
+    """The results of :func:`generate`."""
 
     out: Path
     images: int

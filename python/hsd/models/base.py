@@ -37,7 +37,7 @@ class Adapter(Denoiser):
     """The tau that suits the scale of the model's embeddings, used where none is given."""
 
     other_scheduler: Any = field(default=None, kw_only=True, repr=False)
-    """What :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
+    """The scheduler that :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
@@ -160,7 +160,7 @@ class Adapter(Denoiser):
 
 
 def _lora_state(module: nn.Module) -> Hashable:
-    """What PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
+    """State that PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
     layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
     names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
     return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)

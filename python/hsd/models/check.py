@@ -30,9 +30,9 @@ class BrokenAdapter(Error, ValueError):
 def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **settings: Any) -> None:
     """Run a model on a few prompts, and raise if it lacks a property that the executor relies on.
 
-    It costs about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
+    It takes about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
     batch with others; each lane in a call by itself and in a call with lanes at other steps; a call and the same call
-    made again after others.
+    repeated after others.
 
     Parameters
     ----------

@@ -27,14 +27,14 @@ _BINS = {
     128: ASPECT_RATIO_1024_BIN,
     256: ASPECT_RATIO_2048_BIN,
 }
-"""By a model's ``sample_size``: the image sizes that it was trained with, by aspect ratio."""
+"""The image sizes that a model was trained with, by its ``sample_size`` and the aspect ratio."""
 
 
 @dataclass(eq=False)
 class PixArtSigma(Adapter):
     """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
 
-    With ``use_resolution_binning``, the default as in diffusers, an image is made at the trained size (bin) of the
+    With ``use_resolution_binning``, the default as in diffusers, an image is generated at the trained size (bin) of the
     nearest aspect ratio, then scaled and cropped to ``height`` and ``width``.
     """
 

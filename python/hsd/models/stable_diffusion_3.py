@@ -97,7 +97,7 @@ class StableDiffusion3(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """With the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
+        """Uses the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
         config, shift = scheduler.config, {}
         if self.mu is not None:
             shift["mu"] = self.mu

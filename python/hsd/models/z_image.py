@@ -52,7 +52,7 @@ class ZImage(Adapter):
 
     @property
     def guided(self) -> bool:
-        """With a scale above 0, as in the pipeline."""
+        """Whether the scale is above 0, as in the pipeline."""
         return self.guidance_scale > 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""The plan: which cluster of prompts runs at which steps. Independent of hardware; made by :func:`hsd.compile`."""
+"""The plan: which cluster of prompts runs at which steps. Independent of hardware; :func:`hsd.compile` returns it."""
 
 from __future__ import annotations
 

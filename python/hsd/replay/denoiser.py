@@ -53,7 +53,7 @@ class Encoded:
 
 
 class Denoiser(ABC):
-    """What the executor runs: a network that denoises, and the encoder of its conditioning."""
+    """Base of all that the executor runs: a network that denoises, and the encoder of its conditioning."""
 
     mixed_timesteps: ClassVar[bool] = True
     """Whether the lanes of one call may be at different timesteps. If not, all lanes of a call are at one step."""

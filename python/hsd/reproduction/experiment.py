@@ -24,7 +24,7 @@ class Experiment:
     """A question, the images that are needed to answer it, and the report."""
 
     name: str
-    """As given on the command line."""
+    """Its name on the command line."""
     title: str
     question: str
     """The question, and how it is measured: Markdown."""

@@ -166,7 +166,7 @@ def _sampler(lab: Lab, name: SamplerName) -> SamplerName | None:
 
 
 def sampler_variants(lab: Lab) -> dict[str, dict[str, Variant]]:
-    """By sampler: standard diffusion, and sharing at two budgets."""
+    """Variants by sampler: standard diffusion, and sharing at two budgets."""
     own = lab.model.scheduler()
     out = {}
     for name in SAMPLERS:
@@ -215,7 +215,7 @@ def trunk_set(lab: Lab) -> PromptSet:
 
 
 def trunk_variants(lab: Lab) -> dict[int, dict[float, Variant]]:
-    """By size of the group and share of the steps that the group shares."""
+    """Variants by size of the group and share of the steps that the group shares."""
     n, k = len(trunk_set(lab).prompts), trunk_steps(lab)
     sizes = [size for size in GROUPS if size <= n]
     if not sizes:

@@ -281,7 +281,7 @@ def latents(lab: Lab) -> list[Result]:
 
 
 def disjoint_families(lab: Lab) -> list[list[str]]:
-    """At most ``FAMILIES`` families of ``RELATED`` prompts, no prompt in two; the closest family of each set first."""
+    """At most ``FAMILIES`` disjoint families of ``RELATED`` prompts; the closest family of each set first."""
     out: list[list[str]] = []
     taken: set[str] = set()
     each = [[[s.prompts[i] for i in members] for members in families(lab, s)] for s in lab.sets]

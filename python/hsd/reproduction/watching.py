@@ -47,7 +47,7 @@ class Trace:
         return (self.lane[:, :, None] == self.lane[:, None, :]).sum(axis=2) > 1
 
     def predictions(self) -> Iterator[tuple[Tensor, bool]]:
-        """At each step, for each prompt (N, *latent): the x0 that the step predicts.
+        """The x0 that each step predicts for each prompt, (N, *latent).
 
         Some schedulers return their prediction; flow matching predicts latent - sigma * output. For others the latent
         itself is returned. The flag is True for a prediction.

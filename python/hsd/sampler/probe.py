@@ -179,7 +179,7 @@ class _Probe:
         if bool(outputs[:, self.n_used :].any()):
             # A linear step leaves entries of unused symbols at 0.
             self._refuse("it adds a constant, or a function of the latent that is not linear")
-        # Symbols were made in this order: state, model output, then draws and nodes in the scheduler's order.
+        # Symbols were created in this order: state, model output, then draws and nodes in the scheduler's order.
         order = [*range(n_state + 1), *self.draws, *(symbol for symbol, _ in self.nodes)]
         nodes = [Node(node.kind, node.coefficients[order], node.low, node.high) for _, node in self.nodes]
         return StepMap(n_state, len(self.draws), scaled[:n_state], outputs[:, order], nodes, self.log_variance)

@@ -52,7 +52,7 @@ class Curve:
     lanes: tuple[int, ...]
     """Measured lane counts, ascending."""
     seconds_per_call: tuple[float, ...]
-    """As measured, one for each lane count."""
+    """Measured seconds, one value per lane count."""
     bytes_per_call: tuple[int, ...] | None = None
     """Device memory of a call, without weights and slots, on CUDA."""
     ended: str = ""
@@ -77,7 +77,7 @@ class Curve:
         Below the first measured point it is constant.
         """
         if not lanes > 0:
-            raise ValueError(f"a call of {lanes} lanes takes no time: lanes have to be above 0")
+            raise ValueError(f"the number of lanes is {lanes}: it has to be above 0")
         rising = np.minimum.accumulate(self.seconds_per_call[::-1])[::-1]
         if lanes > self.lanes[-1]:
             return float(rising[-1]) * lanes / self.lanes[-1]

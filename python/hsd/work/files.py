@@ -35,7 +35,7 @@ def _umask() -> int:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if it does not exist; ``OutputError`` if it cannot be made or written to."""
+    """The folder, created if it does not exist; ``OutputError`` if it cannot be created or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
