@@ -3,11 +3,11 @@
     python benches/conditioning.py [--prompts 10000] [--models flux sd3 sdxl ...] [--memory-gib 1] [--json FILE]
 
 Needs `pip install .[bench]`. The prompts are expanded from templates and planned at tau = 1; the rows have the shape
-and dtype of the model's own, and are made up here, so that what is measured is not a text encoder. The means are
-asked for as the executor asks for them, in the order of a depth-first program of 16 lanes, and every one is checked.
-Beside it, `whole` keeps all rows in memory and averages them there, as far as --whole-gib allows. Memory is the peak
-of the resident set above what it was before (Linux); pages of the temporary file that the system caches are not the
-process's, and go when others need room. Each case is a process of its own.
+and dtype of the model's, but artificial values, so that no text encoder is measured. The means are computed as in the
+executor, in the order of a depth-first program of 16 lanes, and every mean is checked. For comparison, `whole` keeps
+all rows in memory and averages them there, if they fit into --whole-gib. Memory is the peak of the resident set above
+what it was before (Linux); pages of the temporary file that the system caches are not counted, and are freed when
+other processes need memory. Each case runs in a separate process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hsd.conditioning.rows import Conditioning
 from hsd.models import Batch, Encoded
 from hsd.models.encode import encode
 
-TOKENS_A_WORD = 1.4
+TOKENS_PER_WORD = 1.4
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Model:
     masked: bool = False
 
 
-# Of the released models, in bfloat16.
+# Shapes of the released models, in bfloat16.
 MODELS = {
     "flux": Model((512, 4096), 768),
     "sd3": Model((77 + 256, 4096), 2048),
@@ -58,7 +58,7 @@ MODELS = {
 
 
 class Encoder:
-    """What `encode` needs of a model: rows of the right size, each filled with a number of its own."""
+    """The part of a model that `encode` uses: rows of the right size, filled with one number per prompt."""
 
     encode_batch = 16
     encodes_seeds = False
@@ -71,7 +71,7 @@ class Encoder:
         rows: dict[str, Any] = {}
         if self.model.tokens is not None:
             length, width = self.model.tokens
-            lengths = [int(TOKENS_A_WORD * len(prompt.split())) for prompt in batch.prompts]
+            lengths = [int(TOKENS_PER_WORD * len(prompt.split())) for prompt in batch.prompts]
             rows["tokens"] = [
                 torch.full((min(own, length) if self.model.masked else length, width), value, dtype=torch.bfloat16)
                 for own, value in zip(lengths, values, strict=True)
@@ -90,8 +90,8 @@ def hash_of(prompt: str) -> int:
     return sum(prompt.encode())
 
 
-def ask_for_means(plan: hsd.Plan, conditioning: Conditioning, values: np.ndarray) -> tuple[int, int]:
-    """The mean of every segment in the order of a run; the number of means and of rows read."""
+def compute_means(plan: hsd.Plan, conditioning: Conditioning, values: np.ndarray) -> tuple[int, int]:
+    """Compute the mean of every segment in the order of a run; return the number of means and of rows read."""
     segments, leaves = plan.segments, plan.tree.leaf_order
     means = rows = 0
     name = next(iter(conditioning.fields))
@@ -115,11 +115,11 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     values = np.array([1.0 + hash_of(prompt) % 64 for prompt in prompts])
     before, how = resident(), reset_peak()
     start = time.perf_counter()
-    alike = np.zeros(len(prompts), dtype=np.int64)
-    conditioning = encode([Encoder(MODELS[case["model"]])], alike, prompts, plan.seeds, memory=case["memory"])  # type: ignore[list-item]
+    variant = np.zeros(len(prompts), dtype=np.int64)
+    conditioning = encode([Encoder(MODELS[case["model"]])], variant, prompts, plan.seeds, memory=case["memory"])  # type: ignore[list-item]
     put = time.perf_counter() - start
     start = time.perf_counter()
-    means, rows = ask_for_means(plan, conditioning, values)
+    means, rows = compute_means(plan, conditioning, values)
     return {
         **case,
         "bytes": sum(field.rows.nbytes for field in conditioning.fields.values()),
@@ -133,7 +133,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
+def in_new_process(case: dict[str, Any]) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(run, case).result()
 
@@ -155,7 +155,7 @@ def main() -> None:
             if kind == "whole" and results[-1]["bytes"] > args.whole_gib * 2**30:
                 print(f"  whole         would take {results[-1]['bytes'] / 2**30:.1f} GiB")
                 continue
-            result = in_a_process({"model": name, "kind": kind, "prompts": args.prompts, "memory": memory})
+            result = in_new_process({"model": name, "kind": kind, "prompts": args.prompts, "memory": memory})
             results.append(result)
             sizes = "".join(f"{result[key] / 2**30:>6.2f} GiB" for key in ("bytes", "on_disk", "peak"))
             label = name if kind == "limited" else "  whole"

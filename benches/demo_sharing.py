@@ -2,8 +2,8 @@
 
     python benches/demo_sharing.py [--tau 0 0.1 0.2 0.3 0.5] [--threads 1]
 
-The judge is tools/demo_model/judge.py, which learned nothing: it asks which drawing a picture is nearest to. tau = 0
-is the baseline, standard diffusion; all settings draw from the same seeds.
+The judge is tools/demo_model/judge.py, which is not trained: it finds the drawing nearest to a picture. tau = 0 is
+the baseline, standard diffusion; all settings draw from the same seeds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Wall time of a prompt set: diffusers' own pipeline, HSD without sharing, HSD with it. One run, side by side.
+"""Wall time of a prompt set: diffusers' own pipeline, HSD without sharing and HSD with it, all in one run.
 
     python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--json FILE]
 
-Uses the bundled model on the CPU, or on CUDA with --device cuda. The networks' own time is measured inside each run,
-so what pipeline and executor add shows as what is left. Each side makes all images, decoded; nothing is written.
+Uses the bundled model on the CPU, or on CUDA with --device cuda. The networks' time is measured within each run; the
+rest is what pipeline and executor add. Each side generates and decodes all images; no files are written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hsd.planning.prompts import read_prompts
 
 
 class Clock:
-    """Seconds spent inside some methods, and the rows that the first one saw."""
+    """Seconds spent inside some methods, and the batch entries that the denoiser evaluated."""
 
     def __init__(self, parts):
         self.seconds = dict.fromkeys(parts, 0.0)

@@ -1,10 +1,10 @@
-"""What the executor adds to the denoiser on a CPU: the same calls through it, and the denoiser alone. One run.
+"""The executor's overhead on a CPU: the same calls through the executor, and by the denoiser alone. One run.
 
     python benches/overhead.py [--prompts 64] [--steps 20] [--batch-size 16] [--tau 0.3] [--rounds 5] [--json FILE]
 
-The bundled model. `alone` calls `denoise` as often, with as many lanes a call, on inputs that lie ready: no plan, no
+The bundled model. `alone` calls `denoise` equally often, with the same lanes per call, on prepared inputs: no plan, no
 noise, no sampler, no conditioning. Rounds alternate, the fastest of each side counts, and every round's latents are
-checked. The executor's own work is also what its time leaves when its calls of the denoiser are taken out.
+checked. The executor's own work is also measured as its time less that of its calls of the denoiser.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def through_the_executor(plan, program, model, conditioning, sampler):
 
 @torch.no_grad()
 def alone(lanes_of, model, rows, sampler):
-    """Seconds of as many calls of as many lanes."""
+    """Seconds of calls with the lanes ``lanes_of``."""
     latents = torch.randn(max(lanes_of), *model.latent_shape())
     start = time.perf_counter()
     with model.running():

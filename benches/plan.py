@@ -2,11 +2,11 @@
 
     python benches/plan.py [--prompts 1000000] [--steps 40] [--tree random] [--batch-size 32] [--json FILE]
 
-The tree is made up: random merges with heights like those of Ward's linkage, or one of the shapes at the far ends.
-Seconds are the least of --repeats. Memory is the peak of the resident set during a stage above what it was before, with
-free memory given back first (Linux: VmHWM, reset through /proc/self/clear_refs). Beside it, the paper's Algorithm 1
-walks a smaller tree level by level in plain Python and makes the same batches, which it does not check and all of
-which it holds. Every result is checked.
+The tree is artificial: random merges with heights like those of Ward's linkage, or one of the extreme shapes. Seconds
+are the least of --repeats. Memory is the peak of the resident set during a stage above what it was before, after free
+memory was returned to the system (Linux: VmHWM, reset through /proc/self/clear_refs). For comparison, the paper's
+Algorithm 1 goes through a smaller tree level by level in plain Python. It makes the same batches, does not check them,
+and keeps all of them in memory. Every result is checked.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ TREES = {"random": random_merges, "chain": chain_merges, "caterpillar": caterpil
 
 
 def memory(field):
-    """Megabytes of the resident set: now (VmRSS) or at most (VmHWM); none where /proc does not say."""
+    """Megabytes of the resident set: now (VmRSS) or at most (VmHWM); None without /proc."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -78,14 +78,14 @@ def memory(field):
 
 
 def measured(work, repeats):
-    """What ``work`` gives, with the least of its seconds and the peak of its memory at the first time."""
+    """The result of ``work``, with the least of its seconds and the peak of memory of its first run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
     if before := memory("VmRSS"):
         Path("/proc/self/clear_refs").write_text("5")
     seconds, extra = [], None
     for repeat in range(repeats):
-        result = None  # the one before is not held beside the next
+        result = None  # free the previous result before the next run
         start = time.perf_counter()
         result = work()
         seconds.append(time.perf_counter() - start)
@@ -95,7 +95,7 @@ def measured(work, repeats):
 
 
 def algorithm1(tree, phi, batch_size):
-    """Batches of (cluster, latent read, latent written), a level a step: clusters that are too high are split."""
+    """Batches of (cluster, latent read, latent written), one level per step: clusters that are too high are split."""
     n, merges, heights = tree.n_leaves, tree.merges.tolist(), tree.heights.tolist()
     active, batches, latents = [(2 * n - 2, 0, 0)], [], 1
     for threshold in phi.tolist():

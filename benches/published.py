@@ -1,14 +1,13 @@
-"""The published method, written the straightforward way: what HSD's executor is compared with.
+"""The published method in its simplest form, to compare HSD's executor with.
 
     python benches/published.py [--prompts 24] [--steps 10] [--tau 0.5] [--batch-size 4] [--device cpu]
 
-Algorithm 1 of Decatur et al. (arXiv 2508.21032) for Kandinsky 2.2, as one writes it first: the prior one prompt at a
-time; then level by level, all latents of a level in one tensor on the device, in chunks of the batch size through the
-UNet and the scheduler's own step; every decoded image in one float32 tensor on the device until the end. It takes the
-plan's tree and thresholds, so both methods evaluate the same clusters at the same steps, and differ only in how they
-are run.
+Algorithm 1 of Decatur et al. (arXiv 2508.21032) for Kandinsky 2.2, written directly: the prior one prompt at a time;
+then level by level, all latents of a level in one tensor on the device, in chunks of the batch size through the UNet
+and the scheduler's own step; every decoded image in one float32 tensor on the device until the end. It takes the plan's
+tree and thresholds, so both methods evaluate the same clusters at the same steps, and differ only in how they are run.
 
-The command holds this file to HSD: with a scheduler that draws nothing, from the same first latents, both must
+The command checks this file against HSD: with a scheduler that draws nothing, from the same first latents, both must
 give the same images. It uses the bundled model, and prints the differences.
 """
 
@@ -39,8 +38,8 @@ from hsd.replay.executor import Executor
 
 
 @dataclass
-class Made:
-    """What a run made."""
+class Generated:
+    """The results of a run."""
 
     latents: Tensor
     """(N, C, h, w), in the order of the prompts."""
@@ -60,20 +59,20 @@ class Made:
 @torch.no_grad()
 def generate(
     model: Kandinsky22, plan: hsd.Plan, *, batch_size: int = 32, seed: int = 42, first: Tensor | None = None
-) -> Made:
+) -> Generated:
     """Images of all of the plan's prompts.
 
     Parameters
     ----------
     model
-        Whose pipeline and settings are used.
+        The model whose pipeline and settings are used.
     plan
-        Whose tree and thresholds, prompts and seeds are used. The scheduler must remember nothing between steps
+        The plan: tree, thresholds, prompts and seeds. The scheduler must remember nothing between steps
         (DDPM, DDIM): one object steps all chunks of a level.
     batch_size
-        Latents a call, at most.
+        Largest number of latents per call.
     seed
-        Of the noise that the scheduler draws, and of the first latent, which all clusters share.
+        Seed of the noise that the scheduler draws, and of the first latent, which all clusters share.
     first
         (N, C, h, w), first latents to use instead: a cluster starts from its lowest prompt's.
     """
@@ -109,7 +108,7 @@ def generate(
         latents = torch.cat(stepped)
     assert len(latents) == plan.n_prompts
     assert node_steps == plan.node_steps, (node_steps, plan.node_steps)
-    latents = latents[torch.from_numpy(level).to(device)]  # the last level has one cluster a prompt
+    latents = latents[torch.from_numpy(level).to(device)]  # the last level has one cluster per prompt
     clock.lap("denoise")
 
     decoded = []
@@ -119,11 +118,11 @@ def generate(
         decoded.append((image.float() * 0.5 + 0.5).clamp(0, 1))
     images = torch.cat(decoded)
     clock.lap("decode")
-    return Made(latents, images, node_steps, clock.seconds)
+    return Generated(latents, images, node_steps, clock.seconds)
 
 
-def save(made: Made, folder: Path) -> None:
-    """PNG files, in threads, so that no comparison is decided by how they are written."""
+def save(made: Generated, folder: Path) -> None:
+    """PNG files, in threads, so that writing does not decide a comparison."""
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda pair: pair[1].save(folder / f"{pair[0]:05}.png"), enumerate(made.pictures())))
@@ -152,7 +151,7 @@ def _means(embeds: Tensor, level: np.ndarray) -> Tensor:
 
 
 def _evaluate(model: Kandinsky22, latents: Tensor, t: Tensor, embeds: Tensor, black: Tensor) -> Tensor:
-    """The guided output, with its variance behind it if the scheduler takes one: as the pipeline does it."""
+    """The guided output, followed by its variance if the scheduler uses one, as in the pipeline."""
     unet, channels = model.decoder.unet, latents.shape[1]
     x, scheduler = latents, model.decoder.scheduler
     if model.guided:
@@ -191,7 +190,7 @@ class _Clock:
 
 
 def compare(model: Kandinsky22, plan: hsd.Plan, batch_size: int) -> dict[str, float]:
-    """How far this is from HSD on one plan, from the same first latents; the scheduler must draw nothing.
+    """The difference to HSD on one plan, from the same first latents; the scheduler must draw nothing.
 
     Returns
     -------

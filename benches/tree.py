@@ -1,4 +1,4 @@
-"""Clustering embeddings: HSD beside what libraries offer, in seconds, bytes and savings. One run, side by side.
+"""Clustering embeddings: HSD compared with libraries, in seconds, bytes and savings, all in one run.
 
     python benches/tree.py [--small] [--sections table scaling quality] [--large] [--million] [--json FILE]
     python benches/tree.py --plot FILE      # draw the scaling from the JSON; measures nothing
@@ -238,7 +238,7 @@ class Bench:
         return self.digests / (hashlib.sha256(f"{case.key} {self.recipe}".encode()).hexdigest()[:16] + ".npz")
 
     def check(self, case: Case) -> None:
-        """Compare trees of the case's problem with the reference's, as far as both are there and exact."""
+        """Compare trees of the case's problem with the reference's, if both exist and are exact."""
         same = [other for other in map(of_fields, self.results.cases.values()) if other.problem == case.problem]
         same = [other for other in same if is_exact(self.results.of(other)) and self.digest(other).exists()]
         for reference in same:

@@ -29,7 +29,7 @@ Linkage = NDArray[np.float64]  # SciPy's matrix: two children, height, size
 STEPS = 40
 TAUS = (0.5, 1.0, 1.5)
 EXACT = 7 << 30  # bytes: the exact tree of 50,000 rows, whose distances take 10 GB whole and 5 GB by half
-DIGEST_UP_TO = 20_000  # leaves; trees beyond are not compared cluster by cluster
+DIGEST_UP_TO = 20_000  # leaves; larger trees are not compared cluster by cluster
 CODE_SEED = 12345
 
 
@@ -85,7 +85,7 @@ def scipy_tree(rows: Rows, case: Case) -> Linkage:
 
 
 def fastcluster_tree(rows: Rows, case: Case) -> Linkage:
-    """Libraries as they are: scikit-learn's distances (BLAS, float32), then fastcluster."""
+    """Libraries without changes: scikit-learn's distances (BLAS, float32), then fastcluster."""
     import fastcluster
     from scipy.spatial.distance import squareform
     from sklearn.metrics.pairwise import cosine_distances
@@ -114,7 +114,7 @@ def naive_tree(rows: Rows, case: Case) -> Linkage:
     """Centroid linkage by the paper's Eqs. 3-5, written out: the nearest pair of means, N - 1 times. O(N^3).
 
     Heights are monotone as in HSD: the greater of the distance and the children's heights. Rows have to have unit
-    length: HSD takes means of the rows as they are, this form takes means of unit rows.
+    length: HSD takes means of the given rows, this form takes means of unit rows.
     """
     if case.linkage != "centroid":
         raise NotOffered(f"the naive form is written for centroid, not {case.linkage}")
@@ -172,7 +172,7 @@ def reset_peak() -> str:
 
 
 def peak(how: str) -> int:
-    """Bytes resident at most so far."""
+    """Peak of resident bytes so far."""
     if how == "VmHWM":
         return status("VmHWM")
     import resource
@@ -194,7 +194,7 @@ def status(field: str) -> int:
 
 
 def heights_of(tree: Any) -> NDArray[np.float64]:
-    """Ascending."""
+    """Merge heights, ascending."""
     return np.sort(tree[:, 2] if isinstance(tree, np.ndarray) else tree.heights)
 
 

@@ -11,7 +11,7 @@ from tree_results import Results
 
 
 def is_exact(result: dict[str, Any] | None) -> bool:
-    """Whether the tree is the exact one; the libraries' are."""
+    """Whether the tree is exact, as those of the libraries always are."""
     return bool(result and result.get("exact", True))
 
 
@@ -24,7 +24,7 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def amount(size: float) -> str:
-    """Bytes as text for people."""
+    """Bytes as readable text."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
@@ -50,7 +50,7 @@ def side_by_side(results: Results, cases: list[Case]) -> None:
             if check:
                 line += f"{check['height_error']:15.1e}{check['clusters_that_differ']:16}"
             print(line)
-    centroid_beside_ward(results, cases)
+    centroid_against_ward(results, cases)
 
 
 NAMES_OF_SIDES = {
@@ -74,7 +74,7 @@ def ratio(result: dict[str, Any], base: dict[str, Any] | None, field: str, width
     return f"{result[field] / base[field]:{width}.2f}" + (" " if result["run"] == base["run"] else "*")
 
 
-def centroid_beside_ward(results: Results, cases: list[Case]) -> None:
+def centroid_against_ward(results: Results, cases: list[Case]) -> None:
     for case in cases:
         if case.side == "hsd" and case.linkage == "centroid":
             ward = next((other for other in cases if other == Case(**asdict(case) | {"linkage": "ward"})), None)

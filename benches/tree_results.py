@@ -23,7 +23,7 @@ class Results:
         self.checks: dict[str, dict[str, Any]] = content["checks"]
 
     def of(self, case: Case) -> dict[str, Any] | None:
-        """What was measured, if the case ended well."""
+        """The result of a case; None if it was not measured or failed."""
         found = self.cases.get(case.key)
         return found if found and found["status"] == "ok" else None
 

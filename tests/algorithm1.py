@@ -1,7 +1,7 @@
-"""Algorithm 1 of the paper, written as plainly as it goes: the oracle that sharing is held to.
+"""Algorithm 1 of the paper in its simplest form: the oracle that sharing is checked against.
 
-Loops over steps and clusters, one row a call, one deep copy of the diffusers scheduler a cluster. It knows nothing
-of plans, programs, slots or sampler tables; all it takes from HSD is the tree's merges and heights.
+Loops over steps and clusters, one row per call, one deep copy of the diffusers scheduler per cluster. It uses no
+plans, programs, slots or sampler tables; all it uses of HSD is the tree's merges and heights.
 """
 
 from __future__ import annotations

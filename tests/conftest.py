@@ -1,4 +1,4 @@
-"""Fixtures, and an environment in which nothing reaches for the network or for the user's caches."""
+"""Fixtures, and an environment in which nothing uses the network or the user's caches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-# Their checks show the values that are compared, as those of test files do.
+# Their failed asserts show the compared values, as in test files.
 pytest.register_assert_rewrite("algorithm1", "core_cases", "evaluate_cases", "families", "helpers", "sampler_cases")
 
 import hsd  # noqa: E402
@@ -22,7 +22,7 @@ WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Measured speeds go to a folder of the test's own."""
+    """Measured speeds go to a new folder for each test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder

@@ -37,7 +37,7 @@ def tree_of(n: int, shape: str, scores: str, seed: int) -> _core.Tree:
 
 
 def chain(n: int) -> _core.Tree:
-    """Leaf by leaf, ever farther apart."""
+    """Leaf by leaf, at growing distances."""
     merges = [[0, 1], *([n + i, i + 2] for i in range(n - 2))]
     return _core.Tree.from_merges(np.array(merges), np.arange(1, n) / n)
 
@@ -69,7 +69,7 @@ def plans(draw, most: int = 40) -> _core.Plan:
 
 
 def assert_snapshot(name: str, text: str) -> None:
-    """``text`` is what ``snapshots/<name>.txt`` holds. With ``HSD_UPDATE_SNAPSHOTS=1`` it is written there."""
+    """Check that ``text`` equals ``snapshots/<name>.txt``. With ``HSD_UPDATE_SNAPSHOTS=1`` the file is written."""
     path = SNAPSHOTS / f"{name}.txt"
     if os.environ.get("HSD_UPDATE_SNAPSHOTS") == "1":
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Helpers of several test files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hsd.models.encode import encode
 from hsd.replay.executor import Executor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-"""Real prompt sets and embeddings, beside the repository where they are at hand."""
+"""Real prompt sets and embeddings, in a folder next to the repository, where available."""
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real prompt sets are not at {SHARED}")
 
@@ -38,11 +38,11 @@ PROMPTS = [
     "the sea by day, in oil",
     "a red bicycle",
 ]
-"""Eight: families and loners."""
+"""Eight: families and single prompts."""
 
 
 class UniPCTakingGenerator(UniPCMultistepScheduler):
-    """The Kandinsky pipeline hands ``generator`` to every scheduler; UniPC draws nothing and does not take it."""
+    """The Kandinsky pipeline passes ``generator`` to every scheduler; UniPC draws nothing and does not take it."""
 
     def step(self, model_output, timestep, sample, return_dict=True, generator=None):
         return super().step(model_output, timestep, sample, return_dict=return_dict)
@@ -82,7 +82,7 @@ def rows_of(conditioning, name):
 
 
 def fresh_generators(seeds):
-    """One generator a seed, as the pipelines take them."""
+    """One generator per seed, as the pipelines take them."""
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
@@ -94,7 +94,7 @@ def executor_of(plan, model, execution=None, **lowering):
 
 
 def latents_of(plan, model, execution=None, **lowering):
-    """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor alone, nothing decoded."""
+    """Finished latents by prompt: {index: (1, C, h, w) float32}, from the executor, not decoded."""
     return finished_by(executor_of(plan, model, execution, **lowering))
 
 

@@ -46,7 +46,7 @@ pipeline's own scheduler only.
 
 
 def label(family: Family, scheduler: str | None) -> str:
-    """The beginning of a row: pipeline and scheduler, by class."""
+    """The first cells of a row: pipeline and scheduler, by class."""
     pipe = with_scheduler(family, scheduler)
     name = " + ".join(type(part).__name__ for part in (pipe if isinstance(pipe, tuple) else (pipe,)))
     kind = type(getattr(owner(pipe), family.scheduler)).__name__
@@ -55,7 +55,7 @@ def label(family: Family, scheduler: str | None) -> str:
 
 
 def row(family: Family, scheduler: str | None) -> str:
-    """One row, measured."""
+    """Measure one row."""
     guided, size = family.guided, family.size
     errors: list[float | None] = [parity(family, with_scheduler(family, scheduler), guided, size).error]
     if scheduler is None:

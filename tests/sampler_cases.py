@@ -1,4 +1,4 @@
-"""The scheduler configurations that the sampler table is held to, and how they are measured.
+"""The scheduler configurations that the sampler table is tested on, and how they are measured.
 
 ``python tests/sampler_cases.py`` measures them all and writes docs/samplers.md.
 """
@@ -203,7 +203,7 @@ CASES = [
 
 
 class Witness:
-    """A diffusers scheduler run as its pipelines run it, one lane a row, one generator a lane."""
+    """A diffusers scheduler run as its pipelines run it, one row per lane, one generator per lane."""
 
     def __init__(self, case: Case, seeds: list[int]) -> None:
         self.case = case

@@ -31,7 +31,7 @@ AMPLITUDE = 1.0  # clips have an effect: early predictions are the model's outpu
 TOLERANCE = 1e-6  # of the latent's size
 PLACES = {"config": "__init__", "timesteps": "set_timesteps", "step_kwargs": "step"}
 
-# Values to try where the annotation does not list them: of strings, numbers and objects.
+# Values to try where the annotation does not list them: strings, numbers and objects.
 VALUES: dict[str, tuple[Any, ...]] = {
     "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
@@ -72,7 +72,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "timesteps": ("custom",),
 }
 
-# Other options that an option needs to have an effect, where the scheduler has them.
+# Other options that an option needs to have an effect, if the scheduler has them.
 NEEDS: dict[str, dict[str, Any]] = {
     "algorithm_type": {"final_sigmas_type": "sigma_min"},
     "clip_sample_range": {"clip_sample": True},
@@ -195,7 +195,7 @@ def _constructed(cls: type, config: _Config) -> Any:
 
 
 def _custom(cls: type, name: str) -> dict[str, Any]:
-    """Return arguments of ``set_timesteps`` with custom sigmas or timesteps, of the form that `cls` wants."""
+    """Return arguments of ``set_timesteps`` with custom sigmas or timesteps, of the form that `cls` takes."""
     match cls.__name__, name:
         case "SCMScheduler", _:
             borders = {"timesteps": [1.57, 0.9, 0.0], "max_timesteps": None, "intermediate_timesteps": None}
@@ -205,7 +205,7 @@ def _custom(cls: type, name: str) -> dict[str, Any]:
         case "CMStochasticIterativeScheduler", _:
             return {"timesteps": [22, 15, 8, 0]}
         case "EDMEulerScheduler", _:
-            return {"sigmas": torch.linspace(80, 0, STEPS)}  # from as far as its first latent is
+            return {"sigmas": torch.linspace(80, 0, STEPS)}  # from the noise level of its first latent
         case "EulerDiscreteScheduler", "sigmas":
             return {"sigmas": [*np.geomspace(14, 0.03, STEPS).tolist(), 0.0]}
         case "MiniMaxH3Scheduler", _:
@@ -243,7 +243,7 @@ def attempt(case: Case) -> Tried:
 
 
 def alone(case: Case) -> str:
-    """Run the scheduler itself, and return how it fails; nothing if it does not."""
+    """Run the scheduler itself, and return how it fails; an empty result if it does not."""
     witness = Witness(case, [3, 7])
     outputs = model_outputs(case, torch.float64, AMPLITUDE)
     sample = next(outputs) * float(getattr(witness.scheduler, "init_noise_sigma", 1.0))

@@ -28,7 +28,7 @@ PROTEINA = {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigm
 
 
 class BrownianInterval:
-    """Draws as torchsde's class of that name does: from generators of its own."""
+    """Draws from its own generators, as torchsde's class of that name does."""
 
     def __init__(self, size: tuple[int, ...], dtype: torch.dtype, entropy: int, **_: Any) -> None:
         self.size, self.dtype, self.generator = size, dtype, torch.Generator().manual_seed(entropy)
@@ -55,7 +55,7 @@ class Refusal:
     scheduler: str
     says: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
-    shown: str = ""  # what of the configuration matters, for the documentation; nothing: the scheduler itself
+    shown: str = ""  # the part of the configuration that matters, for the documentation; empty: the scheduler itself
     timesteps: dict[str, Any] = field(default_factory=lambda: {"num_inference_steps": 20})
     torchsde: str = ""  # the module that needs it
     step: int | None = None
@@ -78,7 +78,7 @@ class Refusal:
         raise AssertionError(f"{self.name} was compiled")
 
     def _compile(self, cls: Any) -> None:
-        scheduler = cls.from_config(self.config)  # which takes what the class does not know, as users' calls do
+        scheduler = cls.from_config(self.config)  # it takes options that the class does not know, as in users' calls
         scheduler.set_timesteps(**self.timesteps)
         compile_sampler(scheduler)
 
@@ -88,7 +88,7 @@ class Refusal:
         return f"{self.scheduler} cannot be compiled" + ("" if self.step is None else f" at step {self.step}") + ": "
 
     def row(self) -> str:
-        """Return the row of the documentation: the error's own reason, without the way out."""
+        """Return the row of the documentation: the error's own reason, without the advice."""
         reason = str(self.error()).removeprefix(self.opening).partition(". ")[0]
         return f"| {self.name} | {reason} |"
 

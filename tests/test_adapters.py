@@ -1,4 +1,4 @@
-"""Adapters from elsewhere: the one of docs/adapters.md, registered and announced; what a broken one is told."""
+"""Adapters of other packages: the one of docs/adapters.md, registered and announced; the errors for broken ones."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pipe():
 
 @pytest.fixture
 def adapter():
-    """The class that docs/adapters.md shows, as it stands there."""
+    """The class that docs/adapters.md shows, from its text."""
     (source,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     namespace = {"__name__": "documented"}
     exec(compile(source, str(DOCS), "exec", dont_inherit=True), namespace)
@@ -120,7 +120,7 @@ def test_it_takes_settings_of_single_prompts(pipe, adapter):
 
 
 def announce(folder, monkeypatch, source, target="aura_plugin:AuraFlow"):
-    """A package on the path, as pip would leave it there."""
+    """A package on the path, as pip would install it."""
     (folder / "aura_plugin.py").write_text(source)
     info = folder / "aura_plugin-1.0.dist-info"
     info.mkdir()
@@ -215,7 +215,7 @@ def test_registering_without_saying_what_for(adapter):
 
 
 class Remembering(torch.nn.Module):
-    """A step cache as people patch them in: every second call returns a mix with the call before."""
+    """A step cache as people patch them in: every second call returns a mix with the previous call."""
 
     def __init__(self, inner):
         super().__init__()

@@ -65,7 +65,7 @@ def python_imports(name: str) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            # `from .folder import module` names a module, `from .module import name` something that it holds.
+            # `from .folder import module` names a module, `from .module import name` a name that it defines.
             found = []
             for alias in node.names:
                 inner = f"{origin}.{alias.name}"
@@ -248,7 +248,7 @@ def defining_module(path: str) -> str:
 
 
 def rust_graph() -> set[tuple[str, str]]:
-    """Which file uses which; what a mod.rs or lib.rs only passes on is used by those who name it there."""
+    """Which file uses which; what a mod.rs or lib.rs only re-exports is used by the files that name it."""
     edges = {(module, defining_module(path)) for module in RUST_MODULES for path in rust_uses(module, exported=False)}
     return {(source, target) for source, target in edges if source != target}
 

@@ -1,4 +1,4 @@
-"""Bad input gets an error that names the index, the value and the way out, before any expensive work."""
+"""Bad input gets an error that names the index, the value and what to do, before any expensive work."""
 
 from __future__ import annotations
 

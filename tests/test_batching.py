@@ -82,7 +82,7 @@ class Fake(Denoiser):
 
 
 def conditioning(n=5):
-    """``own`` differs between prompts, ``all`` does not, ``text`` has 1 to 3 tokens of its own."""
+    """``own`` differs between prompts, ``all`` does not, ``text`` has 1 to 3 tokens per prompt."""
     spool = Spool(1 << 30)
     own, everyone, text = Rows(spool, ragged=False), Rows(spool, ragged=False), Rows(spool, ragged=True)
     own.append(torch.arange(4.0 * n).view(n, 4))
@@ -114,7 +114,7 @@ def affine(a, b, lanes=SIZES):
 def test_interpolation_in_closed_form():
     curve = Curve((1, 2, 4), (1.0, 1.5, 3.5))
     assert [curve.seconds(n) for n in (1, 1.5, 2, 3, 4)] == [1.0, 1.25, 1.5, 2.5, 3.5]
-    assert curve.seconds(8) == 7.0  # by the last one's seconds a lane
+    assert curve.seconds(8) == 7.0  # by the last one's seconds per lane
     assert curve.seconds_per_lane(16) == curve.seconds_per_lane(4) == 3.5 / 4
     assert Curve((4, 8), (1.0, 1.5)).seconds(2) == 1.0
     assert curve.total(np.array([1, 1, 3, 4])) == 2 * 1.0 + 2.5 + 3.5
@@ -140,8 +140,8 @@ def test_candidates_are_what_was_measured_and_the_sizes_between():
 @pytest.mark.parametrize(
     ("lanes", "seconds", "says"),
     [
-        ((), (), "needs as many of each, 1 or more"),
-        ((1, 2), (1.0,), "needs as many of each"),
+        ((), (), "needs the same number of each, 1 or more"),
+        ((1, 2), (1.0,), "needs the same number of each"),
         ((2, 1), (1.0, 1.0), r"\(2, 1\): they have to ascend"),
         ((0, 1), (1.0, 1.0), r"\(0, 1\): they have to ascend"),
         ((1,), (0.0,), "finite and above 0"),
@@ -154,7 +154,7 @@ def test_no_curve_of_nonsense(lanes, seconds, says):
 
 
 def test_no_call_of_no_lanes():
-    with pytest.raises(ValueError, match="a call of 0 lanes"):
+    with pytest.raises(ValueError, match="the number of lanes is 0"):
         affine(1, 1).seconds(0)
 
 
@@ -177,7 +177,7 @@ def test_what_is_measured_is_what_a_call_takes_once_it_is_warm():
     assert curve.lanes == (1, 2, 4, 8, 16, 32, 64)
     assert curve.seconds_per_call == pytest.approx([0.01 + 0.002 * n for n in curve.lanes])
     assert curve.bytes_per_call is None
-    assert curve.ended == "64 lanes were the most to try"
+    assert curve.ended == "64 lanes are the largest number to try"
     assert fake.entered == 0
 
 
@@ -209,7 +209,9 @@ def test_short_calls_are_timed_in_blocks():
 def test_doubling_goes_on_as_long_as_a_lane_takes_less(seconds, lanes):
     curve = run(Fake(seconds), seconds=1e9)
     assert curve.lanes == lanes
-    assert curve.ended == ("the time per lane no longer falls" if lanes[-1] < 256 else "256 lanes were the most to try")
+    assert curve.ended == (
+        "the time per lane no longer falls" if lanes[-1] < 256 else "256 lanes are the largest number to try"
+    )
 
 
 def test_the_time_is_bounded():
@@ -217,7 +219,7 @@ def test_the_time_is_bounded():
     curve = run(fake, seconds=20.0)
     assert fake.now <= 20.0
     assert 2 <= len(curve.lanes) < 8
-    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than the time there is"
+    assert curve.ended == f"{2 * curve.lanes[-1]} lanes would take longer than the time left"
     slow = Fake(lambda n: 100.0)
     assert run(slow, seconds=1.0).lanes == (1,)
     assert len(slow.calls) == 2  # the least: one to warm up, and one
@@ -263,7 +265,7 @@ def test_lanes_have_the_rows_of_prompts_and_stand_at_all_steps():
     run(fake, sizes=[7])
     before = torch.get_rng_state()
     latents, timestep, rows = fake.calls[-1]
-    assert torch.equal(torch.get_rng_state(), before)  # the user's generator is left alone
+    assert torch.equal(torch.get_rng_state(), before)  # the user's generator is not used
     expected = [conditioning().mean(np.array([i % 5])) for i in range(7)]
     assert set(rows) == {"own", "all", "text", "text_mask"}
     for name in rows:
@@ -305,7 +307,7 @@ def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
 
 
 def test_free_memory_of_a_gpu(monkeypatch):
-    """What the driver has free, and what torch's allocator holds free: with made-up numbers."""
+    """What the driver has free, and what torch's allocator holds free: with artificial numbers."""
     numbers = {
         "mem_get_info": (600, 1000),
         "memory_reserved": 300,
@@ -383,7 +385,7 @@ def test_a_linear_curve_in_closed_form(n, tau, a, b, mixed, order):
     large=st.booleans(),
 )
 def test_any_curve_by_brute_force(times, n, padded, large):
-    """Whatever the curve, what is skipped as it cannot be better is not better."""
+    """With any curve, candidates that are skipped because they cannot be better are not better."""
     plan, curve = plan_of(n, 0.8), Curve(tuple(SIZES[: len(times)]), tuple(times))
     with pytest.MonkeyPatch.context() as patch:
         if large:
@@ -415,7 +417,7 @@ def test_one_prompt():
 
 
 def test_a_plan_smaller_than_the_batch():
-    """Five prompts alone fill five lanes: no size that was measured, but the widest call."""
+    """Five prompts fill at most five lanes: not a measured size, but the size of the largest call."""
     choice = choose(plan_of(5, 0.0), affine(0.1, 1.0))
     assert choice.batch_size == 5
     assert choice.n_calls == 6
@@ -460,7 +462,7 @@ def test_max_slots_is_kept():
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_huge_plans_are_estimated(monkeypatch, mixed):
-    """By the bound on calls, which depth first meets to a few percent: only what is chosen is lowered."""
+    """By the bound on calls, which depth first meets to a few percent: only the chosen candidate is lowered."""
     plan, curve = plan_of(400, 0.5, steps=10), Curve((1, 2, 4, 8, 16), (1.0, 1.2, 1.6, 2.4, 6.0))
     exact = choose(plan, curve, order="depth", mixed_steps=mixed)
     monkeypatch.setattr(batching, "_LOWERED", 0)
@@ -496,7 +498,7 @@ def test_a_choice_prints_its_table():
 
 
 def test_auto_on_a_real_model(plan, model):
-    """The images are those of any other batch size; only the denoiser's time decides which it is."""
+    """The images are those of any other batch size; only the denoiser's time decides which size is chosen."""
     c = encoded(model, plan.prompts, plan.seeds)
     for order in (None, "breadth"):
         choice = batching.automatic(plan, model, c, model.sampler(6), order=order)
@@ -506,7 +508,7 @@ def test_auto_on_a_real_model(plan, model):
 
 
 def test_measuring_takes_no_longer_than_it_can_save(plan, model, monkeypatch):
-    """A tenth of what the plan takes one lane at a time; no clock here but the fake's."""
+    """A tenth of the plan's time with one lane per call; the only clock is the fake's."""
     given = []
 
     def measured(*args, sizes=None, seconds=None, **options):
@@ -529,7 +531,7 @@ def test_auto_and_the_switches_on_the_command_line(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     assert json.loads((tmp_path / "a" / "run.json").read_text())["runs"][-1]["batch_size"] in (1, 2, 3)
     bad = CliRunner().invoke(cli.app, [*common, str(tmp_path / "b"), "--batch-size", "many"])
-    assert "--batch-size is 'many': an integer, or auto" in str(bad.exception)
+    assert "--batch-size is 'many': it has to be an integer or auto" in str(bad.exception)
     assert not (tmp_path / "b").exists()
     given = {}
 

@@ -1,4 +1,4 @@
-"""``hsd bench`` on the bundled model: what it counts, what it compares, and that it leaves the model as it was."""
+"""``hsd bench`` on the bundled model: what it counts, what it compares, and that it does not change the model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_table_has_all_rows(report):
     assert f"torch {torch.__version__}" in text
     assert "6 prompts; 4 evaluations per image" in text
     assert re.findall(r"^(\w.*?)(?:,|$)", text.split("\n\n", 1)[1], re.M) == [
-        "denoiser alone",
+        "denoiser by itself",
         f"with {report.alone.batch_size} lanes",
         "plan",
         "executor",
@@ -122,7 +122,7 @@ def test_on_the_command_line(tmp_path):
 
 
 def test_as_much_as_the_time_is_enough_for(demo):
-    """In no time at all: four prompts are encoded, one image is made, and one is made by the pipeline."""
+    """With almost no time: four prompts are encoded, one image is generated, and one by the pipeline."""
     report = bench.bench(demo, PROMPTS, tau=0.3, steps=STEPS, seconds=1e-3)
     assert (report.plan.prompts, report.plan.prompts_given) == (4, 6)
     assert "4 prompts of 6, evenly spaced" in str(report)
@@ -214,7 +214,7 @@ def test_a_compiler_that_fails_costs_one_row(demo, monkeypatch):
 
 
 def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
-    """The compiler itself is left out; the executor runs with what the denoiser was measured to be best with."""
+    """The compiler itself is left out; the executor runs with the setting with which the denoiser was fastest."""
     used = []
     measured = bench._Bench._measure
 
@@ -274,7 +274,7 @@ def test_a_layout_is_tried_only_where_it_changes_something(demo):
 
 
 def test_the_table_of_a_gpu(report):
-    """Made up: two curves of different lengths, memory, and both peaks."""
+    """Artificial numbers: two curves of different lengths, memory, and both peaks."""
     curves = {
         "eager": Curve((1, 2, 4), (0.02, 0.022, 0.03), (1 << 20, 2 << 20, 4 << 20), "enough"),
         "CUDA graphs": Curve((1, 2), (0.01, 0.015), (1 << 20, 2 << 20), "4 lanes failed: out of memory"),
@@ -284,7 +284,7 @@ def test_the_table_of_a_gpu(report):
     memory = dataclasses.replace(report.end_to_end, peak_bytes=5 << 30, diffusers_peak_bytes=3 << 30)
     made_up: Report = dataclasses.replace(report, alone=alone, end_to_end=memory)
     lines = str(made_up).splitlines()
-    table = lines[lines.index("denoiser alone, ms per lane") + 1 :]
+    table = lines[lines.index("denoiser by itself, ms per lane") + 1 :]
     assert table[:4] == [
         "   lanes         eager   CUDA graphs  MiB per call",
         "       1        20.000        10.000             1",

@@ -1,4 +1,4 @@
-"""The benchmarks for a GPU, on a CPU and small: that they run, that what they compare is equal, that they can count."""
+"""The benchmarks for a GPU, small and on a CPU: they run, what they compare is equal, and they count correctly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kandinsky():
 
 @pytest.mark.parametrize("name", shapes.NAMES)
 def test_networks_have_the_released_sizes(name):
-    """Built without storage: `build` itself holds the parameters to the released ones."""
+    """Built without storage: `build` itself compares the number of parameters with the released one."""
     model = shapes.build(name, "meta")
     if name == "kandinsky":
         assert shapes.flops(model) == pytest.approx(shapes.KANDINSKY_FLOPS, rel=0.01)
@@ -66,7 +66,7 @@ def test_image_embeddings_without_a_prior(kandinsky):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_published_method_gives_what_hsd_gives(kandinsky, batch_size):
-    """From the same first latents, by a scheduler that draws nothing. It asserts itself that node-steps are equal."""
+    """From the same first latents, by a scheduler that draws nothing. `generate` itself asserts equal node-steps."""
     scheduler = kandinsky.decoder.scheduler
     model = published.deterministic(kandinsky)
     try:
@@ -122,7 +122,7 @@ def test_other_models(model, capsys):
 
 
 def test_what_only_a_gpu_runs(capsys, monkeypatch, tmp_path):
-    """On a device that is pretended: a graph is its own function, a compiled one is only traced, memory is made up."""
+    """On a simulated device: a graph is its own function, a compiled one is only traced, memory is artificial."""
     monkeypatch.setattr(Bench, "on_gpu", True)
     monkeypatch.setattr("bench.captured", lambda work: (work, work()))
     compile_ = torch.compile
@@ -145,7 +145,7 @@ def test_what_only_a_gpu_runs(capsys, monkeypatch, tmp_path):
 
 
 def test_a_section_that_raises_and_a_check_that_fails(tmp_path, capsys, monkeypatch):
-    """Both are an exit status of 1, and what was measured is in the file."""
+    """Both give exit status 1, and the results are in the file."""
     file = tmp_path / "results.json"
 
     def run(bench):
@@ -205,7 +205,7 @@ def event(name, cat, ts, dur, tid=1, correlation=None):
 
 
 def test_counting_a_trace():
-    """Times in microseconds. Thread 1 runs the loop, thread 2 makes things ahead; both calls are within 100 to 300."""
+    """Times in microseconds. Thread 1 runs the loop, thread 2 prepares calls; both calls are within 100 to 300."""
     events = [
         event(trace.WINDOW, "user_annotation", 100, 200),
         event(trace.WINDOW, "gpu_user_annotation", 110, 300, tid=7),
@@ -220,7 +220,7 @@ def test_counting_a_trace():
         event("cudaEventSynchronize", "cuda_runtime", 160, 50, tid=2),
         event("cudaMemcpyAsync", "cuda_runtime", 165, 2, tid=2, correlation=6),
         event("a", "kernel", 120, 40, tid=7, correlation=1),
-        event("b", "kernel", 140, 40, tid=7, correlation=2),  # beside the first for 20
+        event("b", "kernel", 140, 40, tid=7, correlation=2),  # at the same time as the first for 20
         event("c", "kernel", 200, 10, tid=7, correlation=3),
         event("d", "kernel", 210, 10, tid=7, correlation=3),
         event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 230, 10, tid=7, correlation=4),

@@ -1,4 +1,4 @@
-"""The command line as a user types it, in a process of its own where that matters."""
+"""The command line as a user types it, in a separate process where that matters."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_generate_then_continue(prompts, tmp_path):
     second = RUN.invoke(cli.app, command)
     assert second.exit_code == 0, second.output
     assert "1 images in" in second.output
-    assert "(5 were there already)" in second.output
+    assert "(5 existed already)" in second.output
     assert "clusters by step" in first.output
-    assert "clusters by step" not in second.output  # the plan in the folder is taken up again
+    assert "clusters by step" not in second.output  # the plan in the folder is used again
     other = RUN.invoke(cli.app, [*command, "--tau", "0.1"])
     assert isinstance(other.exception, hsd.PlanMismatch)
 
@@ -169,7 +169,7 @@ Writers.submit = submit_and_interrupt
 sys.argv[0] = "hsd"
 main()
 """
-"""The command, with Ctrl-C while it makes the third image."""
+"""The command, with Ctrl-C while it generates the third image."""
 
 
 def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
@@ -178,12 +178,12 @@ def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
     first = subprocess.run([sys.executable, "-c", INTERRUPTED, *command], stderr=subprocess.PIPE, text=True)
     assert first.returncode == 130
     assert first.stderr.strip().endswith("hsd: interrupted; run the same command again to continue")
-    assert len((out / "metadata.jsonl").read_text().splitlines()) == 2  # what was handed over is written all the same
+    assert len((out / "metadata.jsonl").read_text().splitlines()) == 2  # queued images are still written
     assert len(list(out.glob("*.png"))) == 2
     second = RUN.invoke(cli.app, command)
     assert second.exit_code == 0, second.output
     assert "4 images in" in second.output
-    assert "(2 were there already)" in second.output
+    assert "(2 existed already)" in second.output
 
 
 def test_a_file_with_seeds_and_settings(tmp_path):
@@ -220,7 +220,7 @@ def test_bad_settings_on_the_command_line(prompts, tmp_path, argument, says):
 def test_check():
     run = RUN.invoke(cli.app, ["check", "demo", "--set", "prior_steps=2"])
     assert run.exit_code == 0, run.output
-    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are as they should be.")
+    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are correct.")
 
 
 def test_planning_without_a_model_does_not_import_torch(prompts):

@@ -1,4 +1,4 @@
-"""Embeddings to tree: arrays of any kind without a second copy, the memory there is, and what is approximate."""
+"""Embeddings to tree: arrays of any kind without a second copy, the available memory, and what is approximate."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_nothing_is_copied(tmp_path, form):
         "bfloat16": lambda: torch.from_numpy(e).to(torch.bfloat16),
     }[form]()
     size = e.nbytes // 2 if form in ("mapped half", "float16", "bfloat16") else e.nbytes
-    # What is looked for can be seen: a copy shows.
+    # The check can fail: a copy is seen.
     assert peak(lambda: np.array(as_vectors(array, n, "embeddings").array)) >= size
     prompts = unique_prompts(n)
     for work in (
@@ -172,7 +172,7 @@ def test_nothing_is_copied(tmp_path, form):
         lambda: hsd.compile(prompts, 1.0, embeddings=array),
         lambda: hsd.compile(prompts, 1.0, embeddings=array, images_per_prompt=2),
     ):
-        work()  # what is imported on first use is none of this
+        work()  # imports at first use must not be counted
         assert peak(work) < size / 10
 
 
@@ -313,7 +313,7 @@ def test_replicas_of_the_same_rows_are_clustered_once(built):
     once = hsd.Tree.build(e)
     expected = hsd.Tree.join([once] * 3, [np.arange(20) * 3 + r for r in range(3)])
     assert_equal(plan.tree, expected)
-    # What repeats in the list may have a row of its own.
+    # A repeated prompt may have a different row.
     built.clear()
     hsd.compile([*unique_prompts(20)] * 2, 1.0, embeddings=np.concatenate([e, e[::-1]]))
     assert len(built) == 2
@@ -400,7 +400,7 @@ def test_threads_do_not_change_a_bit(method, exact):
 def test_both_shapes_have_scipys_heights_and_what_is_approximate_is_a_tree(n, d, seed, scatter, clusters):
     rng = np.random.default_rng(seed)
     e = rng.normal(size=(n // 5 + 1, d))[rng.integers(n // 5 + 1, size=n)] + scatter * rng.normal(size=(n, d))
-    # pdist gets digits of its own from unit rows, where 1 - cos has lost them.
+    # From unit rows pdist keeps digits that 1 - cos has lost.
     unit = e / np.linalg.norm(e, axis=1, keepdims=True)
     for method in LINKAGES:
         if n > 1 and method in REDUCIBLE:
@@ -456,7 +456,7 @@ def many():
 @pytest.mark.parametrize("method", ["ward", "centroid"])
 @pytest.mark.parametrize("after", [0.2, 0.7])
 def test_ctrl_c_is_answered_within_about_a_second(many, exact, method, after):
-    """In processor time, which does not depend on what else the machine does. Its signal is handled as Ctrl-C is."""
+    """In processor time, which does not depend on other processes. Its signal is handled as Ctrl-C is."""
     n = 16_000 if exact else len(many)
     handled = signal.signal(signal.SIGPROF, signal.default_int_handler)
     sent = time.process_time() + after
@@ -527,7 +527,7 @@ def test_the_budget_decides_what_is_exact(cgroup):
         cgroup(str(free), "0")
         assert hsd.build_tree(e).exact == exact
         assert hsd.compile(unique_prompts(300), embeddings=e).tree.exact == exact
-        assert hsd.build_tree(e, memory=10**9).exact  # what is given goes first
+        assert hsd.build_tree(e, memory=10**9).exact  # a given limit has precedence
     with pytest.raises(MemoryError):
         hsd.build_tree(e, exact=True)
 

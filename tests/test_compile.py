@@ -156,7 +156,7 @@ def test_save_and_load_keep_everything(tmp_path):
         assert again.fingerprint == plan.fingerprint
     from safetensors import safe_open
 
-    with safe_open(tmp_path / "p.safetensors", "np") as file:  # anyone's reader opens it
+    with safe_open(tmp_path / "p.safetensors", "np") as file:  # any reader of safetensors opens it
         assert "segments" in file.keys()  # noqa: SIM118
     other = hsd.compile(prompts, 0.7, seeds=[9, 8, 2**62, 7], linkage="average", noise="shared")
     assert other.fingerprint != plan.fingerprint
@@ -248,7 +248,7 @@ def test_a_summary_is_of_the_programs_that_run():
     plan = hsd.compile(unique_prompts(50), 1.0, embeddings=np.random.default_rng(1).normal(size=(50, 8)), steps=9)
     program = plan.program(4, "breadth", 30, mixed_steps=False)
     text = plan.summary(4, "breadth", 30, mixed_steps=False)
-    calls = f"{program.n_calls:,} ({program.lower_bound:,} at the least), {program.occupancy:.1%} of lanes filled"
+    calls = f"{program.n_calls:,} (lower bound {program.lower_bound:,}), {program.occupancy:.1%} of lanes filled"
     assert f"calls of 4        {calls}" in text
     assert f"{program.n_slots} latents alive at most" in text
     parts = [part.program(4) for part in plan.shard(2)]
@@ -279,7 +279,7 @@ node-steps        8 instead of 12
 saved             33.3% of the denoiser's evaluations
 clusters by step  2 ▄▄█ 4
                   0:2  1:2  2:4
-calls of 16       3 (3 at the least), 16.7% of lanes filled
+calls of 16       3 (lower bound 3), 16.7% of lanes filled
 slots             6 latents alive at most"""
 
 

@@ -61,8 +61,8 @@ def changed(a, b):
 def load_lora(pipe, name, rank=4, seed=0):
     """A LoRA for UNet and text encoder.
 
-    The text encoder's part goes in by PEFT itself, as transformers would put it, which may ask for a later PEFT than
-    there is.
+    PEFT itself adds the text encoder's part, as transformers would, because transformers may need a later PEFT than is
+    installed.
     """
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_v"], init_lora_weights=False)
@@ -101,7 +101,7 @@ def test_two_loras_together():
 
 
 def test_a_lora_loaded_after_the_plan_was_compiled_is_seen():
-    """Its text encoder's part changes the embeddings, which a plan compiled with the model holds."""
+    """Its text encoder's part changes the embeddings, which a plan compiled with the model stores."""
     pipe = tiny.stable_diffusion()
     model = load(pipe, **SETTINGS)
     plan = hsd.compile(PROMPTS, 0.0, model=model, steps=STEPS, seeds=SEEDS)
@@ -126,7 +126,7 @@ def test_a_compiled_denoiser(in_place):
 
 
 class Wrapped(torch.nn.Module):
-    """A denoiser in a module of the user's, which passes attributes on as such wrappers do."""
+    """A denoiser in a user's module, which forwards attributes as such wrappers do."""
 
     def __init__(self, inner, gain):
         super().__init__()

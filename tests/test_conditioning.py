@@ -87,7 +87,7 @@ def test_an_empty_text_among_others():
     seed=st.integers(0, 99),
 )
 def test_mean_is_that_of_a_plain_loop(lengths, prompts, memory, chunk, seed):
-    """Whatever lies where: position by position over the members that have a token there, each occurrence counted."""
+    """In any chunks: position by position over the members that have a token there, each occurrence counted."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, 3, generator=generator) for length in lengths]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Plans: invariants checked again in plain Python, restriction, sharing out, and files."""
+"""Plans: invariants checked again in plain Python, pruning, sharding, and files."""
 
 import contextlib
 import hashlib

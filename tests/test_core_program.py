@@ -52,7 +52,7 @@ def run(plan: _core.Plan, program: _core.Program) -> None:
                 prompt = int(order[row["leaf_begin"]])
                 assert prompt not in finished
                 finished[prompt] = history
-                # The slot may be given away now.
+                # The slot may be reused from now on.
     assert sorted(finished) == plan.kept.tolist()
     active = np.array([plan.active(step) for step in range(plan.n_steps)])
     for prompt, history in finished.items():
@@ -82,7 +82,7 @@ def test_programs_make_every_prompt(plan, batch_size, order):
 
 @given(plans(), st.integers(1, 40))
 def test_depth_first_the_first_image_takes_no_longer_than_alone(plan, batch_size):
-    """It is there after as many calls as it has steps: there cannot be fewer."""
+    """It is finished after K calls, one per step: there cannot be fewer."""
     calls = plan.program(batch_size, "depth").calls
     assert int(np.flatnonzero(calls["final"].any(axis=1))[0]) + 1 == len(plan.phi)
 

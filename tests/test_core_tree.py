@@ -91,7 +91,7 @@ def test_active_clusters_are_the_recorded_ones(name):
 
 
 def naive_centroid(E: np.ndarray) -> list[tuple[int, int, float]]:
-    """The paper's Eqs. 3-5 as they stand: join the two clusters whose means are nearest by cosine."""
+    """The paper's Eqs. 3-5 directly: join the two clusters whose means are nearest by cosine."""
     sums = dict(enumerate(E))
     merges = []
     for merge in range(len(E) - 1):
@@ -321,7 +321,7 @@ def test_bad_merges_are_refused(merges, scores, message):
 
 
 def test_sets_beyond_memory_are_refused():
-    # The distances of so many prompts take more than any address space has.
+    # The distances of that many prompts take more than any address space has.
     with pytest.raises(MemoryError, match=r"distances between all prompts need 576000\.0 GB"):
         _core.Tree.build(np.ones((12_000_000, 1), np.float32), exact=True)
     with pytest.raises(MemoryError, match=r"distances between all prompts need 20\.0 GB"):
@@ -393,8 +393,8 @@ def test_what_progress_raises_comes_out(n):
 def test_the_interpreter_lock_is_released():
     """Another thread runs while a tree is built: it is seen to run between two reports of progress.
 
-    The interpreter never takes the lock from a thread here, so it is the build that lets go of it. Whether the other
-    thread then gets a core is up to the machine, so trees are built until it did.
+    The interpreter never takes the lock from a thread here, so it is the build that releases it. Whether the other
+    thread then gets a core depends on the machine, so trees are built until it does.
     """
     ticks = 0
     done = threading.Event()

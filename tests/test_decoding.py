@@ -1,4 +1,4 @@
-"""Decoding in batches, inline and beside the denoiser: every latent once, in order, within bounds, nothing lost."""
+"""Decoding in batches, in the loop and in a thread: every latent once, in order, within bounds, nothing lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hsd.replay.executor import Finished
 
 
 class Fake:
-    """An adapter that draws each latent's number, and notes the batches."""
+    """An adapter that draws each latent's number, and records the batches."""
 
     offloads = False
     device = torch.device("cpu")
@@ -33,7 +33,7 @@ class Fake:
         if self.fails_at in numbers:
             raise ValueError(f"cannot draw {self.fails_at}")
         self.batches.append(numbers)
-        assert draws == [draw_of(n) for n in numbers]  # each from its own generator, as far as it was
+        assert draws == [draw_of(n) for n in numbers]  # each from its own generator, in its state
         return [PIL.Image.new("L", (1, 1), number) for number in numbers]
 
 
@@ -53,25 +53,25 @@ def numbers_of(decoded):
 CALLS = [[0], [], [1, 2, 3, 4, 5], [], [], [6], *[[]] * 6, [7], [8, 9, 10, 11, 12, 13, 14]]
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_every_latent_once_and_in_order(beside):
+@pytest.mark.parametrize("threaded", [False, True])
+def test_every_latent_once_and_in_order(threaded):
     fake, images = Fake(), []
-    with Decoder(fake, 4, beside=beside) as decoder:
+    with Decoder(fake, 4, threaded=threaded) as decoder:
         for call in CALLS:
             images += decoder.put(finished(*call))
         images += decoder.rest()
     assert numbers_of(images) == list(range(15))
     assert all(len(batch) <= 4 for batch in fake.batches)
-    assert fake.threads == ({"hsd-decoder_0"} if beside else {"MainThread"})
+    assert fake.threads == ({"hsd-decoder_0"} if threaded else {"MainThread"})
     assert not any(thread.name.startswith("hsd-decoder") for thread in threading.enumerate())
 
 
 def test_batches_do_not_depend_on_time():
-    """Beside the denoiser or not, fast or slow, the same latents are decoded together."""
+    """In a thread or not, fast or slow, the same latents are decoded together."""
     kinds = []
-    for beside in (False, True):
+    for threaded in (False, True):
         fake = Fake()
-        with Decoder(fake, 4, beside=beside) as decoder:
+        with Decoder(fake, 4, threaded=threaded) as decoder:
             for call in CALLS:
                 decoder.put(finished(*call))
             decoder.rest()
@@ -81,7 +81,7 @@ def test_batches_do_not_depend_on_time():
 
 def test_a_latent_does_not_wait_for_others_for_long():
     fake = Fake()
-    with Decoder(fake, 8, beside=False) as decoder:
+    with Decoder(fake, 8, threaded=False) as decoder:
         assert numbers_of(decoder.put(finished(1, 2))) == [1, 2]  # the first are there at once
         images = [decoder.put(finished(3)), *(decoder.put([]) for _ in range(PATIENCE))]
         assert [len(each) for each in images] == [0] * PATIENCE + [1]
@@ -98,7 +98,7 @@ def test_a_slow_decoder_slows_the_run_down():
             return decoded
 
     gate = threading.Event()
-    with Decoder(Slow(gate=gate), 1, beside=True) as decoder:
+    with Decoder(Slow(gate=gate), 1, threaded=True) as decoder:
         for n in range(200):
             images.extend(decoder.put(finished(n)))
             put.append(n)
@@ -106,15 +106,15 @@ def test_a_slow_decoder_slows_the_run_down():
                 gate.set()  # one is being decoded and two wait
         images += decoder.rest()
     assert numbers_of(images) == list(range(200))
-    assert max(undecoded) == 3  # the fourth waits to be handed over
+    assert max(undecoded) == 3  # the fourth waits to be queued
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_what_fails_is_raised_in_the_run(beside):
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_fails_is_raised_in_the_run(threaded):
     images = []
 
     def run():
-        with Decoder(Fake(fails_at=5), 2, beside=beside) as decoder:
+        with Decoder(Fake(fails_at=5), 2, threaded=threaded) as decoder:
             for n in range(50):
                 images.extend(decoder.put(finished(n)))
             decoder.rest()
@@ -128,7 +128,7 @@ def test_what_fails_is_raised_in_the_run(beside):
 
 def test_a_run_that_is_left_does_not_wait_for_what_it_queued():
     def run():
-        with Decoder(Fake(), 1, beside=True) as decoder:
+        with Decoder(Fake(), 1, threaded=True) as decoder:
             for n in range(5):
                 decoder.put(finished(n))
             raise KeyboardInterrupt
@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_batch(most):
     fake = Fake(most)
     with (
         pytest.warns(UserWarning, match="out of memory with .* to decode"),
-        Decoder(fake, 8, beside=False) as decoder,
+        Decoder(fake, 8, threaded=False) as decoder,
     ):
         images = decoder.put(finished(*range(20))) + decoder.rest()
     assert numbers_of(images) == list(range(20))
@@ -155,19 +155,19 @@ def test_not_even_one_image_fits():
         pytest.warns(UserWarning, match="continuing with 1"),
         pytest.raises(hsd.OutOfMemory, match="one of the images to decode"),
     ):
-        Decoder(Fake(0), 2, beside=False).put(finished(1, 2))
+        Decoder(Fake(0), 2, threaded=False).put(finished(1, 2))
 
 
 def test_images_are_the_same_beside_the_denoiser(model, plan, monkeypatch):
     inline = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
-    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, beside=True))
-    beside = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
-    assert sorted(beside) == sorted(inline) == list(range(plan.n_prompts))
-    assert all(inline[i].tobytes() == beside[i].tobytes() for i in inline)
+    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, threaded=True))
+    in_thread = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=4)}
+    assert sorted(in_thread) == sorted(inline) == list(range(plan.n_prompts))
+    assert all(inline[i].tobytes() == in_thread[i].tobytes() for i in inline)
 
 
 def test_leaving_a_stream_early_ends_the_decoder(model, plan, monkeypatch):
-    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, 1, beside=True))
+    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, 1, threaded=True))
     images = hsd.stream(plan, model, batch_size=4)
     next(images)
     images.close()

@@ -115,7 +115,7 @@ def test_prompts_outside_the_language_give_nothing(prompt: str) -> None:
 
 
 def thin(rows: np.ndarray) -> np.ndarray:
-    """Where all objects are small rings or crosses: so thin that flat and outline are the same drawing. [N]."""
+    """True where all objects are small rings or crosses, so thin that flat and outline are the same drawing. [N]."""
     shapes = [ATTRIBUTES["shape"].index(name) for name in ("cross", "ring")]
     first, second = (
         np.isin(rows[:, COLUMN[prefix + "shape"]], shapes) & (rows[:, COLUMN[prefix + "size"]] == 0)

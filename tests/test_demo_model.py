@@ -169,7 +169,7 @@ def test_text_encoder_and_prior_find_the_designed_embedding(pipe) -> None:
     ids=["recommended", "the pipeline's own"],
 )
 def test_pictures_show_what_was_asked(pipe, guidance: float, prior_guidance: float, wanted: float) -> None:
-    """Pictures with shuffled prompts get less than a half right, those of an untrained model less than a third."""
+    """With shuffled prompts less than half of the attributes are right, with an untrained model less than a third."""
     rng = np.random.default_rng(8)
     rows = sample(rng, 12, split="all")
     prompts = [describe(Scene.from_row(row)) for row in rows]

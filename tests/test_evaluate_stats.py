@@ -44,7 +44,7 @@ def test_copies_of_an_image_do_not_narrow_the_interval():
 
 
 def test_two_clusters_in_closed_form():
-    """Equally likely draws: twice the first, twice the second, or both, which has the mean of all four images."""
+    """The draws are twice the first, twice the second, or both, which has the mean of all four images."""
     ((low, high),) = cluster_bootstrap([0.0, 1.0, 2.0, 10.0], ["a", "a", "a", "b"], confidence=0.4)
     assert (low, high) == (3.25, 3.25 if high < 10 else 10.0)
     ((low, high),) = cluster_bootstrap([0.0, 1.0, 2.0, 10.0], ["a", "a", "a", "b"], confidence=0.95)

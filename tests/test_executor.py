@@ -1,4 +1,4 @@
-"""The loop and what it is fed with: calls cut where memory ends, padded as graphs are, prepared ahead of the device."""
+"""The loop and its feed: calls cut when memory runs out, padded as for graphs, prepared ahead of the device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_near(latents, reference):
 
 @pytest.fixture
 def small_memory(model, monkeypatch):
-    """Let the denoiser run out of memory above so many lanes; returns the sizes that it was called with."""
+    """Let the denoiser run out of memory above a number of lanes; returns the sizes that it was called with."""
 
     def limit(most):
         seen = []
@@ -65,7 +65,7 @@ def test_not_even_one_latent_fits(plan, model, small_memory):
     small_memory(0)
     with (
         pytest.warns(UserWarning, match="continuing with [12]"),
-        pytest.raises(hsd.OutOfMemory, match="one of the latents alone does not fit"),
+        pytest.raises(hsd.OutOfMemory, match="a single one of the latents does not fit"),
     ):
         finished_by(executor_of(plan, model, batch_size=4))
 
@@ -83,7 +83,7 @@ def test_buckets(most):
 
 
 class Inline:
-    """In the place of CUDA graphs: every call is run from the buffers, and only from them."""
+    """In place of CUDA graphs: every call runs from the buffers, and only from them."""
 
     def __init__(self):
         self.sizes = []
@@ -107,7 +107,7 @@ def test_padded_calls_give_the_same(plan, model, reference, batch_size):
 
 
 def test_padding_attends_to_something():
-    """Rows under a mask: one without any token would be nan, and raise in a debugger's eyes."""
+    """Rows under a mask: one without any token would give nan, which anomaly checks report."""
     model = hsd.load(tiny.pixart_sigma(), height=32, width=32, use_resolution_binning=False)
     prompts = ["a cat", "a much longer prompt about a dog", "two birds"]
     plan = hsd.compile(prompts, 0.0, model=model, steps=3)
@@ -143,10 +143,10 @@ def test_only_full_calls_are_compiled(monkeypatch):
     shapes = {tuple(tensor.shape) for inputs in compiled for tensor in inputs if torch.is_tensor(tensor)}
     rows = {rows for rows, *latent in shapes if tuple(latent) == model.latent_shape()}
     assert rows == {6}  # 3 lanes, guided
-    assert "forward" not in vars(model.modules()[0])  # the pipeline is as it was
+    assert "forward" not in vars(model.modules()[0])  # the pipeline is not changed
     times = len(compiled)
     assert_near(latents_of(plan, model, {"compile": True}, batch_size=3), expected)
-    assert len(compiled) == times  # what was compiled is used again
+    assert len(compiled) == times  # compiled functions are used again
     torch._dynamo.reset()
 
 
@@ -160,7 +160,7 @@ def test_compiling_leaves_what_is_compiled_already():
 
 
 def test_a_forward_that_was_replaced_comes_back(monkeypatch):
-    """As hooks of other packages replace it."""
+    """Hooks of other packages replace it like this."""
     monkeypatch.setattr(torch, "compile", lambda forward, **options: lambda x: 2 * forward(x))
     module = torch.nn.Identity()
     module.forward = own = lambda x: x + 1
@@ -193,7 +193,7 @@ class FakeGraph:
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """CUDA's graphs, played by objects that count."""
+    """CUDA graphs, simulated by objects that count."""
     import contextlib
 
     made = []
@@ -213,7 +213,7 @@ def test_a_size_is_captured_at_its_third_use(fake_cuda):
     graphs, calls = Graphs(torch.device("cuda")), []
     for size in [4, 2, 4, 4, 4, 2, 4]:
         graphs.run(size, calls.append)
-    assert calls == [4, 2, 4, 4, 2]  # twice as it is, once to capture; 2 is never captured
+    assert calls == [4, 2, 4, 4, 2]  # twice eager, once to capture; 2 is never captured
     assert [graph.replays for graph in fake_cuda] == [3]
     graphs.clear()
     graphs.run(4, calls.append)
@@ -238,7 +238,7 @@ def test_what_cannot_be_captured_goes_on_as_it_is(fake_cuda, monkeypatch):
 
 
 def test_ahead_keeps_to_its_depth():
-    """It gets as far ahead as it may without being asked, and never farther."""
+    """It prepares as many items as allowed without a request, and never more."""
     taken, depth = [], 3
     ahead_by, as_far_as_it_may = [], threading.Event()
 
@@ -254,7 +254,7 @@ def test_ahead_keeps_to_its_depth():
         as_far_as_it_may.wait()  # one taken, three waiting
         taken.extend(items)
     assert taken == list(range(300))
-    assert max(ahead_by) <= depth + 1  # the last one taken may not be noted yet when the next is made
+    assert max(ahead_by) <= depth + 1  # the last one taken may not be recorded yet when the next is prepared
 
 
 def test_what_is_raised_ahead_is_raised_in_its_place():
@@ -305,7 +305,7 @@ def test_fed_from_a_thread(plan, model, reference, monkeypatch):
             throttle.done(events[-1])
     assert all(torch.equal(done[i], latent) for i, latent in reference.items())
     assert waited == sorted(waited)
-    assert len(waited) >= len(events) - 2 - 2 - 2  # all but those under way when the last was made
+    assert len(waited) >= len(events) - 2 - 2 - 2  # all but those in progress when the last was prepared
     assert len(made) == executor.program.n_calls
 
 
@@ -323,5 +323,5 @@ def test_the_dtype_is_looked_up_once_a_run(plan, model, monkeypatch):
     lookups.clear()
     finished_by(executor)
     assert len(lookups) == 1
-    assert model.dtype == torch.float32  # and asked for anew outside of it
+    assert model.dtype == torch.float32  # and looked up again outside of it
     assert len(lookups) == 2

@@ -1,4 +1,4 @@
-"""Every model family: its stock pipeline's images at tau = 0, a plain Algorithm 1 above it, lanes that do not mix."""
+"""Every model family: its stock pipeline's images at tau = 0, a plain Algorithm 1 above, and separate lanes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_encoding_does_not_depend_on_the_batch(family: Family):
 
 @families
 def test_prompts_of_different_settings_are_never_merged(family: Family):
-    """One list, every prompt with settings of its own: the images that each setting gives by itself."""
+    """One list, every prompt with different settings: the images that each setting gives by itself."""
     pipe = family.build()
     own = [family.guided, family.unguided, {**family.guided, **(family.negative or {})}]
     if family.oblong is not None:

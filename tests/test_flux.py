@@ -76,7 +76,7 @@ def test_schnell(settings):
 
 
 def test_schnell_shares():
-    """Prompts of one cluster are one until they part: the same latents as one plain loop over the mean gives."""
+    """Prompts of one cluster share their latent until it splits: the same latents as a plain loop over the mean."""
     pipe = tiny.flux(guidance_embeds=False)
     model = hsd.load(pipe, **SMALL)
     alike = np.array([[1.0, 0.0], [0.9, 0.1]])
@@ -182,6 +182,6 @@ def test_what_cannot_be_driven_is_refused():
     with pytest.raises(hsd.UnsupportedPipeline, match="no text_encoder_2"):
         hsd.load(pipe)
     pipe = tiny.flux()
-    pipe.scheduler = FlowMatchHeunDiscreteScheduler()  # which the pipeline cannot give its noise levels
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()  # the pipeline cannot set its noise levels
     with pytest.raises(ValueError, match="FlowMatchHeun.*does not support custom"):
         hsd.compile(PROMPTS, 0.0, model=hsd.load(pipe, **SMALL), steps=STEPS)

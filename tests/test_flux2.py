@@ -1,4 +1,4 @@
-"""What is FLUX.2's own: the scale as an input, which text is clustered by, statistics that latents are decoded with."""
+"""What is special about FLUX.2: the scale as an input, the text to cluster by, statistics for decoding latents."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_clustered_by_the_tokens_of_the_prompt_alone(pipe):
     tokens = pipe.encode_prompt(PROMPTS)[0]
     vectors = encoded(model, [*PROMPTS, ""], [0, 1, 2]).vectors
     for i, prompt in enumerate(PROMPTS):
-        own = tokens[i, -(len(prompt) + 1) :]  # one token a byte, and the one that closes the message
+        own = tokens[i, -(len(prompt) + 1) :]  # one token per byte, and the one that closes the message
         torch.testing.assert_close(torch.from_numpy(vectors[i]), own.mean(0), atol=1e-4, rtol=1e-4)
     closing = pipe.encode_prompt("")[0][0, -1]
     torch.testing.assert_close(torch.from_numpy(vectors[2]), closing, atol=1e-4, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_clustered_by_the_tokens_of_the_prompt_alone(pipe):
 
 def test_text_that_does_not_fit_still_has_a_vector(pipe):
     vectors = encoded(hsd.load(pipe, **SIZE, max_sequence_length=16), PROMPTS, SEEDS).vectors
-    assert abs(vectors[0] - vectors[1]).max() < 1e-4  # all that is left of both is how the system message begins
+    assert abs(vectors[0] - vectors[1]).max() < 1e-4  # both are truncated to the beginning of the system message
     assert abs(vectors).max() > 0
 
 

@@ -1,4 +1,4 @@
-"""The same images on CUDA, to float tolerance. Skipped, loudly, where there is no such device."""
+"""The same images on CUDA, to float tolerance. Skipped, with a message, without such a device."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_graphs_are_the_calls_that_they_replace(long_run):
     eager = latents_of(plan, model, {"cuda_graphs": False}, batch_size=6)
     executor = executor_of(plan, model, batch_size=6)
     assert near(finished_by(executor), eager)
-    assert 6 in executor._graphs._graphs  # it was captured, not fallen back from
+    assert 6 in executor._graphs._graphs  # it was captured, without a fallback
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -158,7 +158,7 @@ def test_the_batch_size_is_measured(long_run, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_prompts(long_run):
-    """Slots are bounded by batch and steps, in the order that finishes images early."""
+    """In depth-first order, slots are bounded by batch size and steps."""
     _, model = long_run
     peaks = []
     for n in (50, 500):
@@ -169,4 +169,4 @@ def test_memory_does_not_grow_with_the_prompts(long_run):
         finished_by(executor)
         peaks.append(torch.cuda.max_memory_allocated())
         del executor
-    assert peaks[1] < 1.1 * peaks[0] + 500 * len(PROMPTS) * 4 * 4 * 4 * 4  # beside the latents that the test keeps
+    assert peaks[1] < 1.1 * peaks[0] + 500 * len(PROMPTS) * 4 * 4 * 4 * 4  # besides the latents that the test keeps

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what a guided call gives the network, and what it makes of the answer."""
+"""Classifier-free guidance: the network's inputs in a guided call, and the guided output."""
 
 from __future__ import annotations
 

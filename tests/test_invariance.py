@@ -1,4 +1,4 @@
-"""The images depend on prompts, seeds, tau and model: not on how the work is cut up."""
+"""The images depend on prompts, seeds, tau and model, not on how the work is divided."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_two_runs_of_one_executor_class_do_not_touch_the_pipeline(model, plan):
 def test_repeats_are_different_images_with_their_own_trunk(model):
     plan = hsd.compile(["a cat", "a dog"], 100.0, model=model, steps=4, images_per_prompt=3)
     assert plan.prompts == ["a cat"] * 3 + ["a dog"] * 3
-    assert plan.counts().tolist() == [3, 3, 3, 6]  # one trunk a replica, however large tau is
+    assert plan.counts().tolist() == [3, 3, 3, 6]  # one root per replica, for any tau
     latents = latents_of(plan, model)
     for i in range(3):
         for j in range(i):
@@ -120,7 +120,7 @@ def test_kandinsky_images_do_not_depend_on_the_batch(model):
 
 
 def test_a_denoiser_that_takes_one_timestep_a_call(plan, model, reference, monkeypatch):
-    """It is never given two, and the images are the same."""
+    """It never gets two in one call, and the images are the same."""
     evaluate, steps = type(model).denoise, set()
 
     def strict(self, latents, timestep, rows):
@@ -137,7 +137,7 @@ def test_a_denoiser_that_takes_one_timestep_a_call(plan, model, reference, monke
 
 
 def test_conditioning_on_disk(plan, model, tmp_path, monkeypatch):
-    """Not a bit of an image depends on where the encoded prompts lie."""
+    """Images are equal to the last bit wherever the encoded prompts are stored."""
     plan.save(tmp_path / "plan.safetensors")  # a loaded plan has nothing encoded yet
     in_memory, on_disk = (
         {

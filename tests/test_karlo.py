@@ -73,7 +73,7 @@ def test_steps_of_super_resolution():
 
 
 def test_lanes_may_differ_in_both_scales():
-    """One plan, one pass: what each prompt gets by itself."""
+    """One plan, one pass: the same as each prompt by itself."""
     pipe = FAMILY.build()
     own = [{"guidance_scale": g, "prior_guidance_scale": p} for g, p in ((3.0, 2.0), (3.0, 4.0), (6.0, 2.0))]
     model = hsd.load(pipe, **FAMILY.settings(own[0], FAMILY.size))
@@ -86,7 +86,7 @@ def test_lanes_may_differ_in_both_scales():
 
 
 def test_prompts_of_other_prior_steps_draw_their_own_noise():
-    """The decoder's draws follow the prior's, so their number matters: no lanes of one call."""
+    """The decoder draws after the prior, whose number of draws matters: so they are not lanes of one call."""
     pipe = FAMILY.build()
     own = [{"prior_steps": 3}, {"prior_steps": 5}]
     model = hsd.load(pipe, **FAMILY.settings(FAMILY.guided, FAMILY.size))

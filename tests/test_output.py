@@ -1,4 +1,4 @@
-"""The folder: a data set that others can open, whole files only, resumable, and one plan's alone."""
+"""The folder: a data set that others can open, complete files only, resumable, for one plan only."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_resumes_with_what_is_missing(plan, model, made, tmp_path):
     with pytest.raises(Interrupt):
         hsd.generate(plan, model, folder, batch_size=2, progress=stop_after_two)
     first = metadata(folder)
-    assert 2 <= len(first) < plan.n_prompts  # what was decoded before the interruption is there
+    assert 2 <= len(first) < plan.n_prompts  # images decoded before the interruption exist
     run = hsd.generate(plan, model, folder, batch_size=3, order="breadth", progress=False)
     assert run.existing == len(first)
     assert run.images == plan.n_prompts - len(first)
@@ -119,7 +119,7 @@ def test_refuses_another_plan_and_another_model(plan, model, made):
     other = hsd.compile(plan.prompts, 0.1, model=model, steps=6, seeds=100)
     with pytest.raises(hsd.PlanMismatch, match="another plan"):
         hsd.generate(other, model, folder, progress=False)
-    with pytest.raises(hsd.PlanMismatch, match=r"guidance_scale: 3.0 then, 8.0 now"):
+    with pytest.raises(hsd.PlanMismatch, match=r"guidance_scale: 3.0 before, 8.0 now"):
         hsd.generate(plan, model, folder, progress=False, guidance_scale=8.0)
     reseeded = hsd.compile(plan.prompts, 0.9, model=model, steps=6, seeds=101)
     with pytest.raises(hsd.PlanMismatch, match="another plan"):

@@ -27,8 +27,8 @@ def assert_parity(model, reference_latents, reference_images, *, steps=STEPS, to
     # The check can fail: another prompt's latents are far away.
     assert (ours[0] - reference_latents[1]).abs().max() > 100 * tolerance * scale
     assert (ours - reference_latents).abs().max() < tolerance * scale
-    # A random decoder blows rounding errors up in single pixels, and even the same latents are rounded otherwise in
-    # a batch than alone on some machines. So decoding is held in all pixels but a few, and the whole way in the mean.
+    # A random decoder magnifies rounding errors in single pixels, and on some machines the same latents are rounded
+    # differently in a batch. So decoding is checked in all pixels but a few, and complete runs in the mean.
     for image, reference in zip(model.decode(reference_latents, generators()), reference_images, strict=True):
         assert share_apart(image, reference) < 1e-3
     images = {image.index: image for image in hsd.stream(plan, model, batch_size=3)}
@@ -93,14 +93,14 @@ def test_kandinsky_combined(negative):
     call = {"num_inference_steps": STEPS, "prior_num_inference_steps": 3, "height": 64, "width": 64}
     outputs = {"latent": [], "pil": []}
     for kind, images in outputs.items():
-        for prompt, generator in zip(PROMPTS, generators(), strict=True):  # one by one: as the pipeline documents seeds
+        for prompt, generator in zip(PROMPTS, generators(), strict=True):  # one by one, as the pipeline documents seeds
             images += list(pipe(prompt, negative_prompt=negative, generator=generator, output_type=kind, **call).images)
     model = hsd.load(pipe, prior_steps=3, height=64, width=64, negative_prompt=negative)
     assert_parity(model, torch.stack(outputs["latent"]), outputs["pil"])
 
 
 def test_kandinsky_combined_with_negative_prompts_for_some():
-    """The prior draws twice as much where there is one, and the decoder's noise comes after it."""
+    """With a negative prompt the prior draws twice as much, and the decoder's noise comes after it."""
     pipe = tiny.k22_combined(tiny.k22_ddpm())
     model = hsd.load(pipe, prior_steps=3, height=64, width=64)
     own = [{"negative_prompt": "blurry"}, {}, {"prior_steps": 2}, {"negative_prompt": "dull"}, {}]
@@ -131,7 +131,7 @@ def test_kandinsky_without_guidance():
 
 
 def test_kandinsky_can_scale_the_model_input():
-    """diffusers' pipeline forgets to; the setting does what Euler asks for, checked against a loop that does."""
+    """diffusers' pipeline does not; the setting scales as Euler requires, checked against a loop that does."""
     prior, decoder = tiny.k22_prior(), tiny.k22_decoder(k22_scheduler("euler"))
     model = hsd.load((prior, decoder), prior_steps=3, height=64, width=64, scale_model_input=True)
     plan = hsd.compile(PROMPTS, 0.0, model=model, steps=STEPS, seeds=SEEDS)

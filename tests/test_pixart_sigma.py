@@ -60,7 +60,7 @@ def test_texts_are_kept_without_their_padding():
     conditioning = encoded(hsd.load(pipe, **EXACT), PROMPTS, SEEDS)
     for row, vector, prompt in zip(rows_of(conditioning, "prompt_embeds"), conditioning.vectors, PROMPTS, strict=True):
         tokens, mask, *_ = pipe.encode_prompt(prompt)
-        length = len(prompt) + 1  # a token a byte, and </s>
+        length = len(prompt) + 1  # one token per byte, and </s>
         assert int(mask.sum()) == length
         torch.testing.assert_close(row, tokens[0, :length])
         np.testing.assert_allclose(vector, tokens[0, :length].mean(0).numpy(), atol=1e-5)
@@ -74,7 +74,7 @@ def test_a_negative_prompt_may_be_longer_than_every_prompt():
 
 @pytest.fixture
 def binned():
-    """The tiny pipeline as if it were of a size that has bins: 256 x 256 pixels and its like."""
+    """The tiny pipeline with the bins of a larger size: 256 x 256 pixels and similar."""
     pipe = tiny.pixart_sigma()
     config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
     transformer = PixArtTransformer2DModel(**{**config, "sample_size": 32}).eval().requires_grad_(False)

@@ -37,7 +37,7 @@ class Case:
         return hsd.load(pipe, **size, **PRIOR, **negative, **settings)
 
     def text(self, pipe, prompt):
-        """Pooled (1, D) and tokens (1, L, D) of a prompt by itself, without what is padded."""
+        """Pooled (1, D) and tokens (1, L, D) of a prompt by itself, without padding."""
         pooled, tokens, mask = self.encode_text(pipe, [prompt])
         return {"pooled": pooled, "tokens": tokens[:, : int(mask.sum())]}
 
@@ -75,17 +75,17 @@ cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def embeds_of(conditioning):
-    """(N, D): clustered by as they are."""
+    """(N, D) embeddings that the plan clusters by."""
     return torch.from_numpy(conditioning.vectors)
 
 
 def rows_through(module):
-    """Counts the rows that a prior is given: a list that grows, and the hook to remove."""
+    """Records the rows of a prior's calls: a list that grows, and the hook to remove."""
     seen = []
     return seen, module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
 
 
-# -- alone: the pipelines' own runs
+# -- by itself: the pipelines' own runs
 
 
 def own_runs(case, pipe):
@@ -112,7 +112,7 @@ def test_a_prior_gives_what_the_pipeline_gives(case):
         for row, own in zip(theirs, negative, strict=True):
             torch.testing.assert_close(row, own, atol=1e-4, rtol=1e-4)
         differ = not torch.equal(theirs[0], theirs[1])
-        assert differ == (case.negative is not None)  # sampled beside each prompt's, or a black image for all
+        assert differ == (case.negative is not None)  # sampled with each prompt's, or a black image for all
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
     assert (ours[0] - expected[1]).abs().max() > 0.01
 
@@ -144,7 +144,7 @@ def test_priors_are_not_shared_unless_asked_for(case):
 
 
 def evaluate_on(case, pipe):
-    """The prior on one text a call, padded to what it takes; a negative embedding is a latent beside the prompt's."""
+    """The prior on one text per call, padded to its length; a negative embedding is a second latent."""
     prior, nothing = case.prior(pipe), case.text(pipe, case.negative or "")
 
     def run(x, t, text):
@@ -170,7 +170,7 @@ def test_a_shared_prior_is_algorithm_1(case, tau):
     pipe = case.build()
     texts = [case.text(pipe, prompt) for prompt in PROMPTS]
     pooled = torch.cat([text["pooled"] for text in texts]).numpy()
-    plan = hsd.compile(PROMPTS, tau, embeddings=pooled, steps=STEPS, seeds=SEEDS)  # what is alike in the texts
+    plan = hsd.compile(PROMPTS, tau, embeddings=pooled, steps=STEPS, seeds=SEEDS)  # clusters of similar texts
     assert 0.05 < plan.savings < 0.8
     passes = "prev_timestep" in inspect.signature(case.scheduler(pipe).step).parameters
     assert passes == (case.name != "stable-unclip")
@@ -208,7 +208,7 @@ def test_a_shared_prior_is_algorithm_1(case, tau):
 
 
 def test_a_shared_prior_does_not_depend_on_what_is_asked_for():
-    """One prompt of a plan, on another host: its embedding is shared with prompts that are made elsewhere."""
+    """One prompt of a plan, on another host: its embedding is shared with prompts that are generated elsewhere."""
     case = CASES[0]
     model = case.load(case.build(), share_prior=True, prior_tau=5.0)
     whole, part = (encoded(model, PROMPTS, SEEDS, needed=needed) for needed in (None, np.array([4])))
@@ -219,7 +219,7 @@ def test_a_shared_prior_does_not_depend_on_what_is_asked_for():
 
 @cases
 def test_images_of_a_shared_prior(case):
-    """The whole way: the decoder shares by the embeddings that the shared prior made, and every image is made."""
+    """A complete run: the decoder shares by the shared prior's embeddings, and every image is generated."""
     model = case.load(case.build(), share_prior=True, prior_tau=5.0)
     plan = hsd.compile(PROMPTS, 0.5, model=model, steps=STEPS, seeds=SEEDS)
     vectors = encoded(model, PROMPTS, SEEDS).vectors

@@ -1,4 +1,4 @@
-"""What is Qwen-Image's own: guidance with two conditions, tokens under a mask, a VAE with statistics by channel."""
+"""What is special about Qwen-Image: guidance with two conditions, tokens under a mask, statistics by channel."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_guidance_takes_a_negative_prompt_and_a_scale(pipe, half):
 
 
 def test_guided_tokens_are_as_long_as_unguided_ones(pipe):
-    """The pipeline's rule, token by token: it shows where guidance is strong."""
+    """The pipeline's rule, token by token; it has an effect where guidance is strong."""
     fields = encoded(hsd.load(pipe, **SIZE, **GUIDED), PROMPTS, SEEDS).fields
     tokens, negative = (fields[name].rows[0][None] for name in ("prompt_embeds", "negative_prompt_embeds"))
     given = {"prompt_embeds": tokens, "prompt_embeds_mask": torch.ones(1, tokens.shape[1], dtype=torch.bool)}
@@ -95,7 +95,7 @@ def test_lanes_of_one_call_have_guidance_of_their_own(pipe):
 
 
 def test_texts_of_one_length_come_without_a_mask(pipe):
-    """The pipeline then gives none; rows are the same as beside a text of another length."""
+    """The pipeline then returns none; rows are the same as in a batch with a text of another length."""
     alone = encoded(hsd.load(pipe, **SIZE), PROMPTS[:1], SEEDS[:1])
     both = encoded(hsd.load(pipe, **SIZE), PROMPTS, SEEDS)
     assert pipe.encode_prompt(PROMPTS[:1])[1] is None

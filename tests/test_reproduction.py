@@ -249,7 +249,7 @@ def test_the_papers_tables(lab, name, monkeypatch):
     one = next(e for e in EXPERIMENTS if e.name == name)
     needed = set(one.needs(lab))
     results, generated = observed(lab, one.report, monkeypatch)
-    assert generated <= needed  # so that all images are counted before the first
+    assert generated <= needed  # so that all images are counted before the first is generated
     for table in (r for r in results if isinstance(r, Table)):
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert {"first", "second"} <= {cell for row in table.rows for cell in row if isinstance(cell, str)}
@@ -266,7 +266,7 @@ def test_open_questions(lab, name, monkeypatch):
     saved = [row[[c.title for c in table.columns].index("saved")] for row in table.rows]
     if name in ("linkage", "schedule", "noise"):
         assert saved[0] == 0
-        assert all(0.5 <= share < 0.7 for share in saved[1:])  # equal compute, as nearly as so few prompts allow
+        assert all(0.5 <= share < 0.7 for share in saved[1:])  # equal compute, as nearly as these few prompts allow
 
 
 def test_a_model_without_a_prior_skips_it(lab):
@@ -344,7 +344,7 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": False}
     first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
-    assert any("images to make" in text and not text.startswith("0 ") for text in messages)
+    assert any("images to generate" in text and not text.startswith("0 ") for text in messages)
     text = first.report.read_text()
     assert "sets: more (5), shapes (5)" in text
     assert "## Diversity" in text
@@ -354,7 +354,7 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
         path.touch()
     messages.clear()
     again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
-    assert any(text.startswith("0 images to make, 0 evaluations") for text in messages)
+    assert any(text.startswith("0 images to generate, 0 evaluations") for text in messages)
     assert again.results == first.results
 
 

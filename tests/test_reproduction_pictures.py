@@ -71,11 +71,11 @@ def opened(figure):
     return image
 
 
-# Watching.
+# Observing steps.
 
 
 def noted(scheduler, predict, seen):
-    """Let a stock pipeline's scheduler note what ``predict`` makes of each step."""
+    """Let a stock pipeline's scheduler record the result of ``predict`` at each step."""
     original = scheduler.step
 
     @functools.wraps(original)
@@ -322,7 +322,7 @@ def test_the_image_of_the_mean_is_the_pipelines(lab):
 
     embeds = []
     for prompt in prompts:
-        generator = torch.Generator().manual_seed(SEED)  # left behind the prior, as one image leaves it
+        generator = torch.Generator().manual_seed(SEED)  # in the state after the prior's draws for one image
         embeds.append(pipe.prior_pipe(prompt, guidance_scale=scale, generator=generator).image_embeds)
     zero = pipe.prior_pipe.get_zero_embed(1)
 
@@ -408,7 +408,7 @@ def test_no_prompt_is_in_two_families(demo, tmp_path):
 
 
 def test_other_models_and_sizes(tmp_path):
-    """Oblong images, latents that are scaled for the denoiser, a denoiser that takes one timestep a call."""
+    """Oblong images, latents that are scaled for the denoiser, a denoiser that takes one timestep per call."""
     pipe = tiny.stable_diffusion(make_scheduler("euler-ancestral", tiny.sd_ddim().config))
     model = hsd.load(pipe, height=32, width=48, guidance_scale=3.0)
     lab = make_lab(model, tmp_path, sets=(PromptSet("words", tuple(PROMPTS)),), steps=3)

@@ -17,7 +17,7 @@ from hsd.sampler.table import dynamic_threshold
 from sampler_cases import CASES, Case, N, Witness, describe, draw, measure, model_outputs, relative_error
 
 DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"
-# DEIS and KDPM2 hand 0-dim tensors to numpy, which NumPy 2 warns of thousands of times.
+# DEIS and KDPM2 pass 0-dim tensors to numpy, and NumPy 2 warns thousands of times.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 CASE_BY_NAME = {case.name: case for case in CASES}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -56,7 +56,7 @@ def test_the_comparison_sees_a_clip_that_is_missing() -> None:
 
 
 def random_lanes(table: SamplerTable, lanes: int, *latent: int) -> dict[str, Tensor]:
-    """Return arguments of update() for lanes at random steps, with no two lanes alike."""
+    """Return arguments of update() for lanes at random steps, with all lanes different."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def random_lanes(table: SamplerTable, lanes: int, *latent: int) -> dict[str, Ten
 @every_case
 @pytest.mark.parametrize("latent", [(4, 8, 8), (3, 5, 7), (17,)], ids=str)
 def test_a_lane_does_not_depend_on_the_others(case: Case, latent: tuple[int, ...]) -> None:
-    """Lanes at different steps in one call give, to the last bit, what each gives alone."""
+    """Lanes at different steps in one call give, to the last bit, the result of each lane by itself."""
     table = case.table(torch.float32)
     lanes = random_lanes(table, 9, *latent)
     together = table.update(**lanes)
@@ -87,7 +87,7 @@ def test_a_lane_does_not_depend_on_the_others(case: Case, latent: tuple[int, ...
 
 @every_case
 def test_lanes_started_late_follow_their_own_scheduler(case: Case) -> None:
-    """Two lanes, the second two steps behind, in one call a tick; each against a scheduler of its own."""
+    """Two lanes, the second two steps behind, in one call per step; each compared with a separate scheduler."""
     table = case.table(torch.float64)
     behind = min(2, table.n_steps - 1)
     witnesses = [Witness(case, [seed]) for seed in (3, 7)]
@@ -119,10 +119,10 @@ def scaled_first(witness: Witness, k: int, sample: Tensor) -> Tensor:
 
 @every_case
 def test_a_fork_is_a_copy_of_the_state(case: Case) -> None:
-    """Copy a lane's tensors to another lane mid-run: both go on like the scheduler and its deep copy."""
+    """Copy a lane's tensors to another lane mid-run: both continue like the scheduler and its deep copy."""
     table = case.table(torch.float64)
     fork_at = table.n_steps // 2
-    outputs = model_outputs(case, torch.float64, 1.0)  # rows: the lane that goes on, and the lane forked from it
+    outputs = model_outputs(case, torch.float64, 1.0)  # rows: the lane that continues, and the lane forked from it
     witnesses, generators = [Witness(case, [3])], [torch.Generator().manual_seed(3)]
     sample = next(outputs)[:1] * table.init_noise_sigma
     samples = [sample]
@@ -189,7 +189,7 @@ def test_timesteps_are_the_schedulers_own(case: Case) -> None:
     ],
 )
 def test_half_precision_noise_is_drawn_in_the_schedulers_dtype(name: str, dtype: torch.dtype | None) -> None:
-    """In bfloat16 the generator's numbers depend on the dtype asked for: ours must leave it where theirs does."""
+    """In bfloat16 the generator's numbers depend on the dtype: ours must leave it in the same state as theirs."""
     case = CASE_BY_NAME[name]
     table = case.table(torch.float32)
     assert {d for step in table.noise_dtypes for d in step} == {dtype}
@@ -224,7 +224,7 @@ def test_update_in_a_cuda_graph(case: Case) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        moved.update(**lanes)  # warm up, as capture wants
+        moved.update(**lanes)  # warm up, as capture requires
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

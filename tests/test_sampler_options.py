@@ -9,7 +9,7 @@ import pytest
 from sampler_options import Outcome, attempt, configurations, options, scheduler_classes
 
 pytestmark = [
-    # DEIS and KDPM2 hand 0-dim tensors to numpy, which NumPy 2 warns of thousands of times.
+    # DEIS and KDPM2 pass 0-dim tensors to numpy, and NumPy 2 warns thousands of times.
     pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
     # Custom timesteps off the training grid, and betas that end at 0: diffusers divides, numpy warns.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
@@ -23,13 +23,13 @@ def test_options(cls: type) -> None:
     assert not wrong, "\n".join(wrong)
     counts = Counter(each.outcome for each in tried)
     assert tried[0].outcome is Outcome.AGREES, f"as it is: {tried[0].detail}"
-    # A sweep that diffusers turns down for the most part would prove little.
+    # A sweep that diffusers mostly refuses would prove little.
     impossible = [f"{each.case.name}: {each.detail}" for each in tried if each.outcome is Outcome.IMPOSSIBLE]
     assert counts[Outcome.AGREES] > len(tried) / 2, "\n".join([str(counts), *impossible])
 
 
 def test_the_sweep_reads_the_signatures() -> None:
-    """The options are those of the class: if diffusers renamed its options, the sweep would shrink in silence."""
+    """The options are those of the class: if diffusers renamed its options, the sweep would shrink unnoticed."""
     import diffusers
 
     names = {name for _, name, _ in options(diffusers.DPMSolverMultistepScheduler)}

@@ -55,7 +55,7 @@ def test_refused_by_name(refusal: Refusal) -> None:
 
 @every_refusal
 def test_the_documentation_has_the_refusal(refusal: Refusal) -> None:
-    """The row of the documentation is the error's text; where torch words its part otherwise, what matters of it."""
+    """The row of the documentation is the error's text; only the important part where torch's own text differs."""
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith(f"| {refusal.name} | ")]
     assert len(rows) == 1, f"run python tests/sampler_cases.py: docs/samplers.md has {len(rows)} rows of {refusal.name}"
     reason = refusal.row()
@@ -69,7 +69,7 @@ def test_the_documentation_refuses_nothing_else() -> None:
 
 
 def test_every_scheduler_of_diffusers_is_accounted_for() -> None:
-    """A new release's schedulers show up here: nothing of diffusers is neither measured nor refused for a reason."""
+    """New schedulers of a release fail here: each scheduler of diffusers is measured, or refused for a reason."""
     exported = {name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}
     measured = {case.compiled.scheduler for case in CASES}
     missing = exported - measured - {refusal.scheduler for refusal in REFUSED}
@@ -144,7 +144,7 @@ class ClampByTensor(Plain):
 
 
 class HiddenMemory(Plain):
-    """Remembers in an object of its own, where the probe does not look."""
+    """Remembers in a separate object, which the probe does not search."""
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
@@ -165,7 +165,7 @@ class StackedMemory(HiddenMemory):
 
 
 class OwnThreshold(DPMSolverMultistepScheduler):
-    """Overrides a method that the table has its own version of."""
+    """Overrides a method that the table replaces with its own version."""
 
     def _threshold_sample(self, sample: Tensor) -> Tensor:
         return sample.clamp(-1.5, 1.5)

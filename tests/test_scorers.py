@@ -154,7 +154,7 @@ STUBS = {
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Packages with the interface that is used of the real ones, written from the source of their releases."""
+    """Packages with the used part of the real ones' interface, written from the source of their releases."""
     for name, source in STUBS.items():
         path = tmp_path / "stubs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,5 +208,5 @@ def test_failures_in_another_python(tmp_path, stubs, capfd):
     not_python = tmp_path / "python"
     not_python.write_text("#!/bin/sh\necho no >&2\n")
     not_python.chmod(0o755)
-    with pytest.raises(ScorerError, match="no Python that can run vqascore: no"):
+    with pytest.raises(ScorerError, match="not a Python that can run vqascore: no"):
         ExternalScorer("vqascore", python=str(not_python))

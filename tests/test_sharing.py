@@ -1,4 +1,4 @@
-"""For tau > 0 the latents are those of a plain Algorithm 1, and the denoiser sees as many rows as the plan says."""
+"""For tau > 0 the latents are those of a plain Algorithm 1, and the denoiser evaluates as many rows as planned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers import PROMPTS, SCHEDULERS, encoded, latents_of, make_scheduler, ro
 
 STEPS = 6
 RNG = np.random.default_rng(5)
-# Two tight families and loners: forks of two and of many, early and late.
+# Two families of similar prompts and single prompts: forks of two and of many, early and late.
 CENTRES = RNG.normal(size=(3, 12))
 EMBEDDINGS = CENTRES[[0, 0, 0, 1, 2, 2, 2, 1]] + 0.4 * RNG.normal(size=(8, 12))
 

@@ -42,7 +42,7 @@ PRIORS = {
     # Stepped from each timestep to the one before it, as this pipeline steps it.
     "unclip": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
     "ddim": DDIMScheduler(prediction_type="sample", clip_sample=False),
-    "euler": EulerDiscreteScheduler(prediction_type="sample"),  # wants its input scaled
+    "euler": EulerDiscreteScheduler(prediction_type="sample"),  # requires a scaled input
 }
 
 

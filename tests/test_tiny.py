@@ -1,4 +1,4 @@
-"""The tiny pipelines are worth testing against: deterministic, and their images depend on the prompt."""
+"""The tiny pipelines are useful for tests: deterministic, and their images depend on the prompt."""
 
 from __future__ import annotations
 

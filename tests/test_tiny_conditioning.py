@@ -1,4 +1,4 @@
-"""Every way in which a prompt enters the tiny pipelines is visible in their latents, each by itself."""
+"""Each input that depends on the prompt has by itself a visible effect on the latents of the tiny pipelines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Build = Callable[[], Any]
 
 def encoded(build: Build, pipeline: Any, prompt: str) -> dict[str, Any]:
     tensors = pipeline.encode_prompt(prompt, **OTHER_PROMPTS.get(build, {}))
-    return dict(zip(ENCODED[build], tensors, strict=False))  # FLUX returns the positions of the tokens besides
+    return dict(zip(ENCODED[build], tensors, strict=False))  # FLUX also returns the positions of the tokens
 
 
 def replaced(tokens: Any, token: int, by: Any) -> Any:

@@ -62,7 +62,7 @@ def test_a_copy_with_another_scheduler_makes_that_pipelines_images():
 
 
 def test_the_scheduler_is_no_setting():
-    """An adapter has nothing to do for it, and ``hsd.load`` takes no value for it."""
+    """An adapter needs no code for it, and ``hsd.load`` takes no value for it."""
     pipe = tiny.stable_diffusion()
     assert "other_scheduler" not in load(pipe).settings
     with pytest.raises(TypeError, match="StableDiffusion has no setting 'other_scheduler'"):

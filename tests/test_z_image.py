@@ -1,4 +1,4 @@
-"""What is Z-Image's own: guidance that is renormalised and cut off, captions of differing lengths in one call."""
+"""What is special about Z-Image: renormalised guidance that is cut off, captions of differing lengths in one call."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_guidance_that_is_never_cut_off(settings):
 
 
 def test_guidance_is_cut_off_by_lane():
-    """One call, of which one lane stands before the cut and one after it."""
+    """One call, with one lane before the cut and one after it."""
     model = hsd.load(tiny.z_image(), **SIZE, cfg_truncation=0.3, cfg_normalization=0.5)
     conditioning = encoded(model, PROMPTS, SEEDS)
     means = [conditioning.mean(np.array([i])) for i in range(2)]

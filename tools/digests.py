@@ -1,4 +1,4 @@
-"""Digests of what HSD makes from fixed inputs: trees, plans, programs, sampler tables, images of every family.
+"""Digests of HSD's results for fixed inputs: trees, plans, programs, sampler tables, images of every family.
 
     python tools/digests.py > before.txt    # at one commit
     python tools/digests.py > after.txt     # at another, on the same machine
@@ -37,7 +37,7 @@ TEXTS = ("a cat", "a cat on a mat", "a dog", "the sea at night", "the sea by day
 
 
 def digest(*parts: Any) -> str:
-    """Of arrays, tensors, images and texts, in order."""
+    """A digest of arrays, tensors, images and texts, in order."""
     hash = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
@@ -63,7 +63,7 @@ def embeddings(n: int) -> np.ndarray:
 
 
 def trees() -> Iterator[tuple[str, str]]:
-    """Exact (with a whole and with half a matrix), approximate, and in every float type."""
+    """Trees: exact (with a whole and with half a matrix), approximate, and in every float type."""
     rows = embeddings(900)
     for linkage in LINKAGES:
         for name, exact, memory in (("whole", True, None), ("half", True, 3 * 900**2), ("approximate", False, 900**2)):
@@ -78,7 +78,7 @@ def trees() -> Iterator[tuple[str, str]]:
 
 
 def plans() -> Iterator[tuple[str, str]]:
-    """Plans, their files and texts, and the programs of them."""
+    """Plans, their files and texts, and their programs."""
     rows = embeddings(240)
     prompts = [f"prompt {i % 200}" for i in range(240)]
     for linkage, schedule in itertools.product(LINKAGES, SCHEDULES):
@@ -109,7 +109,7 @@ def families() -> Iterator[tuple[str, str]]:
 
 
 def of_family(family: Family, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Of a family with some settings, and with each of its schedulers."""
+    """Digests of a family with some settings, with each of its schedulers."""
     for scheduler in (None, *family.schedulers):
         pipe = with_scheduler(family, scheduler)
         model = hsd.load(family.loadable(pipe), **family.settings(settings, family.size))
@@ -136,7 +136,7 @@ def demo() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print one digest a line."""
+    """Print one digest per line."""
     torch.set_num_threads(1)
     for part in (trees, plans, families, demo):
         for name, value in part():

@@ -1,4 +1,4 @@
-"""What a section is given: the arguments, the device, the model, the prompt sets; and what several sections do."""
+"""What all sections use: arguments, device, model, prompt sets, and common measurements."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ class Bench:
     device: torch.device
     report: Report
     started: float
-    """By ``time.perf_counter``: what ``--limit`` counts from."""
+    """Start of the run by ``time.perf_counter``; ``--limit`` counts from it."""
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is anything to capture, to overlap or to run out of."""
+        """Whether the device is a CUDA GPU."""
         return self.device.type == "cuda"
 
     @cached_property
     def model(self) -> Adapter:
-        """The whole pipeline, made when it is first asked for."""
+        """The whole pipeline, built at its first use."""
         settings = {"prior_steps": 3} if self.args.small and self.args.model == "kandinsky" else {}
         return shapes.build(self.args.model, self.device, small=self.args.small, **settings)
 
     @cached_property
     def decoder(self) -> Adapter:
-        """The model, with conditioning that is cheap to make where that is not what is measured."""
+        """The model with cheap conditioning, for sections that do not measure the conditioning."""
         return shapes.without_prior(self.model) if isinstance(self.model, Kandinsky22) else self.model
 
     @cached_property
     def sets(self) -> list[PromptSet]:
-        """Prompt sets asked for."""
+        """The chosen prompt sets."""
         return prompt_sets(self.args.sets, self.args.data, self.args.prompts, self.report)
 
     @cached_property
     def flops(self) -> int:
-        """Of one lane."""
+        """Floating-point operations of one lane."""
         return shapes.flops(self.model)
 
     @cached_property
     def peak(self) -> float | None:
-        """Operations a second that the device can do."""
+        """Peak operations per second of the device; None if not known."""
         if self.args.peak is not None:
             return float(self.args.peak) * 1e12
         return peak_of(torch.cuda.get_device_name(self.device)) if self.on_gpu else None
 
     def share_of_peak(self, seconds_per_lane: float) -> float | None:
-        """Of what the device can do; None where that is not known."""
+        """Share of the device's peak; None if that is not known."""
         return None if self.peak is None else self.flops / seconds_per_lane / self.peak
 
     @property
     def warm(self) -> int:
-        """Calls that are not timed: on a GPU, a size is captured at its third."""
+        """Calls that are not timed: on a GPU, a size is captured at its third call."""
         return 6 if self.on_gpu else 2
 
     def left(self) -> float:
@@ -85,7 +85,7 @@ class Bench:
         return limit - (time.perf_counter() - self.started)
 
     def why_not_compiled(self) -> str | None:
-        """Why nothing is compiled from here on, or None."""
+        """The reason not to compile from now on, or None."""
         if self.args.no_compile:
             return "--no-compile"
         if not self.on_gpu:
@@ -97,9 +97,9 @@ class Bench:
     def denoise_alone(
         self, lanes: int, *, graph: bool = False, compiled: bool = False, seconds: float | None = None
     ) -> tuple[float, Tensor] | None:
-        """Seconds a call of the denoiser by itself, on inputs that stay, and what it gave; None if it has no graph.
+        """Seconds per call of the denoiser by itself on fixed inputs, and its output; None if it cannot be captured.
 
-        It is compiled as the executor compiles it, so that each finds what the other has compiled.
+        It is compiled as in the executor, so that both use the same compiled networks.
         """
         latents, timesteps, rows = shapes.inputs(self.model, lanes, self.args.steps)
         compiler = Compiled(self.model.modules(), lanes) if compiled else None
@@ -117,7 +117,7 @@ class Bench:
         return taken, output.clone()
 
     def best_row(self, lanes: list[int], *, compiled: bool = False, seconds: float | None = None) -> float:
-        """The fewest seconds a lane, launched or as a graph, at any of these numbers of lanes."""
+        """The fewest seconds per lane, launched or as a graph, at any of these numbers of lanes."""
         taken = []
         for n in lanes:
             for graph in (False, True) if self.on_gpu else (False,):
@@ -127,7 +127,7 @@ class Bench:
         return min(taken)
 
     def capture(self, what: str, work: Callable[[], Any]) -> tuple[Callable[[], None], Any] | None:
-        """``work`` as a CUDA graph and its output, or None and a loud word where it cannot be one."""
+        """``work`` as a CUDA graph and its output; None, and a line in the report, if it cannot be captured."""
         try:
             return captured(work)
         except torch.OutOfMemoryError:
@@ -144,18 +144,18 @@ class Bench:
         return {n: n * self.best_row([n], seconds=self.args.alone / 2) for n in sizes}
 
     def calls_alone(self, lanes: Counter[int]) -> float:
-        """Seconds that the denoiser alone takes for calls of so many lanes: how often each occurs."""
+        """Seconds that the denoiser by itself takes for calls; ``lanes`` counts the calls by their number of lanes."""
         sizes, seconds = list(self._curve), list(self._curve.values())
         return sum(count * float(np.interp(n, sizes, seconds)) for n, count in lanes.items())
 
     def empty(self) -> None:
-        """Give back what graphs and other batch sizes held."""
+        """Free the memory of graphs and other batch sizes."""
         if self.on_gpu:
             gc.collect()
             torch.cuda.empty_cache()
 
     def executor(self, plan: hsd.Plan, conditioning: Conditioning, mode: str) -> Executor:
-        """On the cheap model; ``mode`` is ``eager``, ``graphs`` or ``compile``, which has graphs too."""
+        """An executor with the cheap model; ``mode`` is ``eager``, ``graphs`` or ``compile``, which has graphs too."""
         program = plan.program(self.args.batch_size)
         sampler = self.decoder.sampler(plan.request["steps"])
         extra: dict[str, Any] = {"compile": True} if mode == "compile" else {}
@@ -167,18 +167,18 @@ class Driven:
     """What a bounded run of an executor did."""
 
     start: float
-    """Seconds from its making to the end of the warm-up."""
+    """Seconds from the executor's construction to the end of the warm-up."""
     warm_steps: int
     """Node-steps of the warm-up."""
     calls: Counter[int]
-    """How many had how many lanes."""
+    """Number of calls, by their number of lanes."""
     node_steps: int
     seconds: float
-    """Of these calls, the device's work included."""
+    """Seconds of these calls, the device's work included."""
     whole: bool
     """Whether the plan was run to its end."""
     latents: list[Tensor]
-    """Some of what was finished."""
+    """Some of the finished latents."""
 
 
 def drive(bench: Bench, plan: hsd.Plan, conditioning: Conditioning, mode: str, seconds: float) -> Driven:
@@ -204,7 +204,7 @@ def drive(bench: Bench, plan: hsd.Plan, conditioning: Conditioning, mode: str, s
 
 
 def take(items: Iterator[Any], n: int) -> Iterator[Any]:
-    """The next ``n``, without ending the iterator."""
+    """The next ``n`` items, without ending the iterator."""
     for _ in range(n):
         item = next(items, None)
         if item is None:

@@ -5,25 +5,25 @@
 Models have the shapes of released ones and random weights (`shapes.py`): nothing is downloaded. Sections:
 
 ``denoiser``
-    Seconds a call of the denoiser alone against lanes: eager, channels-last, compiled, each also as a CUDA graph;
+    Seconds per call of the denoiser by itself, by lanes: eager, channels-last, compiled, each also as a CUDA graph;
     and the share of the device's dense half-precision peak that it reaches.
 ``efficiency``
-    Node-steps x the denoiser's best seconds a lane / wall time of the executor, eager and replayed, on plans of real
+    Node-steps x the denoiser's best seconds per lane / wall time of the executor, eager and replayed, on plans of real
     prompt sets.
 ``end_to_end``
     From prompts to PNG files: diffusers' pipeline, HSD in several ways, and the published method
     (`benches/published.py`): wall time, speed-up, its ratio to 1/(1 - savings), and how much of the time prior,
     denoiser and decoder alone account for. Kandinsky only.
 ``first_image``
-    Seconds to the first image of a set, depth first, against one image made alone.
+    Seconds to the first image of a set, depth first, compared with a single image.
 ``memory``
     Peak device memory of the first calls for 500 prompts and for 10,000.
 ``trace``
-    Waits, blocking copies, launches and graphs a call, and the share of the time that the GPU is busy.
+    Waits, blocking copies, launches and graphs per call, and the share of the time that the GPU is busy.
 
-Every number is measured in the run that prints it, and every result is checked; a check that fails, or a section
-that raises, is an exit status of 1 after the rest has run. ``--small`` runs all of it on a CPU with tiny shapes, to
-test the code; what means nothing there says so.
+Every number is measured in the run that prints it, and every result is checked; if a check fails or a section
+raises, the rest still runs, and the exit status is 1. ``--small`` runs all sections on a CPU with tiny shapes, to test
+the code; it reports what cannot be measured there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 
-STARTED = time.perf_counter()  # importing what follows is in the time that --limit gives
+STARTED = time.perf_counter()  # the imports below count for --limit
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -52,7 +52,7 @@ from sections import denoiser, efficiency, end_to_end, first_image, memory, trac
 SECTIONS: dict[str, ModuleType] = {
     module.NAME: module for module in (efficiency, end_to_end, trace, denoiser, first_image, memory)
 }
-"""In the order in which they run."""
+"""Sections in the order in which they run."""
 
 BATCH = {"kandinsky": 16, "sdxl": 8, "flux": 2}
 SETS = {"kandinsky": list(plans.FILES), "sdxl": ["animals"], "flux": ["animals"]}
@@ -60,7 +60,7 @@ LANES = {"kandinsky": [1, 2, 4, 8, 16, 32], "sdxl": [1, 2, 4, 8], "flux": [1, 2,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sections that were asked for. 0 if all of them ran and all checks held."""
+    """Run the chosen sections. 0 if all of them ran and all checks held."""
     words = sys.argv[1:] if argv is None else list(argv)
     args = _arguments(words)
     device = torch.device(args.device)
@@ -94,13 +94,15 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--model", choices=shapes.NAMES, default="kandinsky")
-    parser.add_argument("--small", action="store_true", help="tiny shapes, few prompts, on a CPU unless --device says")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny shapes, few prompts, on a CPU unless --device is given"
+    )
     parser.add_argument("--device", help="default: cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results here, after every row")
     parser.add_argument("--data", type=Path, default=plans.DATA, help="folder of prompts/ and embeddings/")
     parser.add_argument("--sets", type=_list, help=f"prompt sets, of {','.join(plans.FILES)}")
-    parser.add_argument("--prompts", type=int, help="only so many of each set")
-    parser.add_argument("--batch-size", type=int, help=f"lanes a call; default: {BATCH}")
+    parser.add_argument("--prompts", type=int, help="only this number of each set")
+    parser.add_argument("--batch-size", type=int, help=f"lanes per call; default: {BATCH}")
     parser.add_argument("--steps", type=int, default=None, help="default: 40")
     parser.add_argument("--tau", type=float, default=None, help="default: 1.0")
     parser.add_argument("--lanes", type=_numbers, help=f"denoiser; default: {LANES}")
@@ -111,14 +113,20 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         default=end_to_end.VARIANTS,
         help=f"end_to_end: what hsd.generate turns on, or published; default: {','.join(end_to_end.VARIANTS)}",
     )
-    parser.add_argument("--seconds", type=float, default=None, help="efficiency: calls a row, at most; default 8")
-    parser.add_argument("--alone", type=float, default=None, help="seconds a measurement of the denoiser; default 0.6")
+    parser.add_argument(
+        "--seconds", type=float, default=None, help="efficiency: largest number of seconds per row; default 8"
+    )
+    parser.add_argument(
+        "--alone", type=float, default=None, help="seconds per measurement of the denoiser; default 0.6"
+    )
     parser.add_argument("--trace-calls", type=int, default=20)
-    parser.add_argument("--compile-seconds", type=float, default=60, help="compile only if so much of --limit is left")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile takes minutes for")
-    parser.add_argument("--limit", type=float, help="seconds; what may not fit into them is left out")
+    parser.add_argument(
+        "--compile-seconds", type=float, default=60, help="compile only if this much of --limit is left"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--limit", type=float, help="seconds; work that may take longer is left out")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, dense in half precision; default: a table")
-    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its kernels, for all sides alike")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its kernels, for all sides")
     args = parser.parse_args(words)
 
     for name in args.sections:
@@ -158,5 +166,5 @@ def _numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)  # so that what was begun is cleaned up
+    signal.signal(signal.SIGTERM, _stop)  # so that open contexts are cleaned up
     sys.exit(main())

@@ -30,7 +30,7 @@ PEAKS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
 }
-"""Dense half-precision operations a second, by what a device calls itself; a name may follow, but not on the word."""
+"""Dense half-precision operations per second, by words that the device's name contains as whole words."""
 
 
 def peak_of(device_name: str) -> float | None:
@@ -40,17 +40,17 @@ def peak_of(device_name: str) -> float | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has done all enqueued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def alone(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds that ``work`` takes when it is called again and again, as the median of blocks; ``seconds`` in all.
+    """Seconds per call of ``work`` in a loop, as the median of blocks; takes about ``seconds``.
 
-    Calls of a block are enqueued without waiting, as an executor does, so this is the device's time where the host
-    keeps up with it, and the host's where not. Blocks last some 0.1 s where there is time, so that the clock and its
-    synchronisation vanish in them; there are at least two.
+    Calls of a block are enqueued without waiting, as an executor does, so this is the device's time if the host
+    is fast enough, else the host's. Blocks last about 0.1 s if there is time, much longer than reading the clock and
+    synchronizing; there are at least two.
     """
 
     def block(count: int) -> float:
@@ -69,10 +69,10 @@ def alone(work: Callable[[], object], device: torch.device, seconds: float) -> f
 
 
 def captured(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """``work`` as a CUDA graph: its replay, and what it returns, which every replay writes anew."""
+    """``work`` as a CUDA graph: its replay, and its output, which every replay overwrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what happens only once must not be captured
+    with torch.cuda.stream(side):  # one-time work must not be captured
         for _ in range(2):
             work()
     torch.cuda.current_stream().wait_stream(side)
@@ -89,9 +89,9 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 class Report:
-    """What was measured, printed as it comes and kept as JSON, which is on disk after every row.
+    """Results, printed at once and stored as JSON, which is written to disk after every row.
 
-    A check that fails ends nothing: the rest is measured, and the exit status says it at the end.
+    After a failed check the rest is still measured; the exit status reports it at the end.
     """
 
     def __init__(self, path: Path | None, device: torch.device, command: str, arguments: dict[str, Any]) -> None:
@@ -119,12 +119,12 @@ class Report:
         print(text, flush=True)
 
     def add(self, section: str, key: str, value: Any) -> None:
-        """Keep a result."""
+        """Store a result."""
         self._content["sections"].setdefault(section, {})[key] = value
         self.write()
 
     def skip(self, what: str, why: str) -> None:
-        """Say loudly what was not measured."""
+        """Print and record what was not measured."""
         self.say(f"NOT MEASURED: {what}: {why}")
         self._content["skipped"].append({"what": what, "why": why})
         self.write()
@@ -134,7 +134,7 @@ class Report:
         ok = bool(value <= limit)
         if not ok:
             self.say(f"CHECK FAILED: {what}: {value:.4g}, at most {limit:.4g} expected")
-        number = float(value) if math.isfinite(value) else None  # JSON knows no other
+        number = float(value) if math.isfinite(value) else None  # JSON has no infinity and no nan
         self._content["checks"].append({"what": what, "value": number, "limit": float(limit), "ok": ok})
         self.write()
 
@@ -148,7 +148,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Write the file, whole."""
+        """Write the complete file."""
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def command(script: str, words: Sequence[str]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """The machine and the versions that the numbers belong to."""
     about: dict[str, Any] = {
         "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
         "hsd": hsd.__version__,
@@ -180,7 +180,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _nvidia_smi(device: torch.device) -> dict[str, str]:
-    """Driver and power limit; nothing where it cannot be asked."""
+    """Driver and power limit; nothing if nvidia-smi cannot be run."""
     names = ("driver_version", "power.limit", "clocks.max.sm")
     query = ["nvidia-smi", f"--id={device.index or 0}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:

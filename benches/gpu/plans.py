@@ -1,4 +1,4 @@
-"""Prompt sets and their plans: real prompts with a sentence transformer's embeddings, where they are at hand."""
+"""Prompt sets and their plans: real prompts with a sentence transformer's embeddings, where available."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = {
 """Sets by name: 100, 500, 1,600 and 2,000 prompts; the four of the paper's evaluation."""
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-"""Beside the repository."""
+"""A folder next to the repository."""
 
 BUNDLED = "bundled"
 
@@ -35,12 +35,12 @@ class PromptSet:
     embeddings: np.ndarray | None
 
     def plan(self, tau: float, steps: int) -> hsd.Plan:
-        """Clustered by the embeddings: those of a model with random weights say nothing."""
+        """Clustered by the embeddings: those of a model with random weights have no meaning."""
         return hsd.compile(self.prompts, tau, embeddings=self.embeddings, steps=steps)
 
 
 def prompt_sets(names: list[str], data: Path, most: int | None, report: Report) -> list[PromptSet]:
-    """The sets that are at hand, the first ``most`` prompts of each; the bundled prompts if none is."""
+    """The available sets, the first ``most`` prompts of each; the bundled prompts if none is."""
     found = []
     for name in names:
         text = data / "prompts" / f"{FILES[name]}.txt"

@@ -1,13 +1,13 @@
 """Pipelines of the real diffusers classes at the sizes of the released models, with random weights: no network.
 
-What a benchmark of an executor needs of a model is its shapes: the same kernels run on the same sizes whatever the
-weights are. So weights are the classes' own initial ones, drawn on the device in half precision, which keep activations
-near 1 (a benchmark checks that what comes out is finite). ``small=True`` gives the same structure at a size for a CPU.
+A benchmark of an executor needs only the shapes of a model: the same kernels run on the same sizes with any weights.
+So weights are the classes' own initial ones, drawn on the device in half precision, which keep activations
+near 1 (a benchmark checks that the output is finite). ``small=True`` gives the same structure at a size for a CPU.
 
 * ``kandinsky``: all of Kandinsky 2.2 at full size (decoder, MoVQ, prior, text encoder); its image encoder, which only
   sees one black image, is smaller than the released one.
 * ``sdxl``, ``flux``: denoiser and VAE at full size. Their text encoders have one or two layers, and the real width, so
-  that rows of conditioning are as large as the real ones. Cluster by embeddings of your own.
+  that rows of conditioning are as large as the real ones. Give embeddings to cluster by.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ diffusers.utils.logging.set_verbosity_error()
 NAMES = ("kandinsky", "sdxl", "flux")
 
 PARAMETERS = {"kandinsky": 1.253e9, "sdxl": 2.567e9, "flux": 11.90e9}
-"""Of the released denoisers."""
+"""Parameters of the released denoisers."""
 
 KANDINSKY_FLOPS = 1.712e12
-"""Of one guided evaluation of Kandinsky 2.2's decoder at 512 px, a multiply-add counted as two."""
+"""Operations of one guided evaluation of Kandinsky 2.2's decoder at 512 px, a multiply-add counted as two."""
 
 PIXELS = {"kandinsky": 512, "sdxl": 1024, "flux": 1024}
 """The side of an image that each was trained for."""
@@ -74,21 +74,21 @@ PIXELS = {"kandinsky": 512, "sdxl": 1024, "flux": 1024}
 
 @dataclass(eq=False)
 class DecoderOnly(Kandinsky22):
-    """Kandinsky with image embeddings drawn at random, one a seed, for benchmarks of what comes after the prior."""
+    """Kandinsky with image embeddings drawn at random, one per seed, for benchmarks of what comes after the prior."""
 
     def prior(self) -> Prior | None:
-        """None is run."""
+        """No prior is run."""
         return None
 
     def encode(self, batch: Batch) -> Encoded:
-        """As the prior's: one vector a prompt."""
+        """Random vectors in place of the prior's, one per prompt."""
         width = self.decoder.unet.config.encoder_hid_dim
         drawn = [torch.randn(width, generator=self.generator(int(seed))) for seed in batch.seeds]
         embeds = torch.stack(drawn).to(self.dtype)
         return Encoded({"image_embeds": embeds}, vectors=embeds)
 
     def generator(self, seed: int) -> torch.Generator:
-        """Fresh: no prior drew from it."""
+        """A new one: no prior has drawn from it."""
         return torch.Generator().manual_seed(seed)
 
 
@@ -131,7 +131,7 @@ def conditioning(model: Denoiser, prompts: list[str], seeds: Any) -> Conditionin
 
 
 def rows(model: Adapter, lanes: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """What ``denoise`` is given for ``lanes``, drawn at random at the size and in the dtype that ``encode`` gives."""
+    """Random rows for ``denoise`` with ``lanes`` lanes, in the sizes and the dtype that ``encode`` returns."""
     how: Any = {"device": model.device, "dtype": model.dtype, "generator": generator}
     drawn = {name: torch.randn(lanes, *size, **how) for name, size in _row_sizes(model).items()}
     scale = scale_row(model.guidance_scale).to(model.device)
@@ -166,8 +166,7 @@ def inputs(model: Adapter, lanes: int, steps: int) -> tuple[Tensor, Tensor, dict
 def flops(model: Adapter, lanes: int = 1) -> int:
     """Floating-point operations of one evaluation of ``lanes``, guidance included; a multiply-add counts as two.
 
-    Counted on a twin of the denoiser that has no storage, so that nothing runs, and attention is counted whichever
-    kernel would do it.
+    Counted on a copy of the denoiser without storage, so that nothing runs, and attention is counted for any kernel.
     """
     owner, name = (model.decoder, "unet") if isinstance(model, Kandinsky22) else (model.pipe, None)
     name = name or ("transformer" if type(model.pipe) is FluxPipeline else "unet")
@@ -187,7 +186,7 @@ def flops(model: Adapter, lanes: int = 1) -> int:
 
 @contextlib.contextmanager
 def _drawn_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Networks made within it are born on the device, in ``dtype``: 12 billion weights in float32 would not fit."""
+    """Networks built within it are created on the device, in ``dtype``: 12 billion weights in float32 would not fit."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -251,7 +250,7 @@ def _kandinsky(small: bool, device: torch.device, dtype: torch.dtype) -> Kandins
                 CLIPVisionConfig(image_size=224, patch_size=32 if small else 14, projection_dim=width, **image)
             ),
         }
-    nn.init.ones_(networks["prior_prior"].clip_std)  # the initial zeros would make all image embeddings one
+    nn.init.ones_(networks["prior_prior"].clip_std)  # with the initial zeros all image embeddings would be equal
     return KandinskyV22CombinedPipeline(
         **networks,
         scheduler=DDPMScheduler(
@@ -383,7 +382,7 @@ def _flux(small: bool, device: torch.device, dtype: torch.dtype) -> FluxPipeline
     )
 
 
-# -- what they share
+# -- common parts
 
 
 def _vae(small: bool, **changes: Any) -> dict[str, Any]:
@@ -405,7 +404,7 @@ def _clip_text(projection: int, **sizes: int) -> CLIPTextConfig:
 
 
 def _shallow(width: int) -> dict[str, int]:
-    """Two layers: SDXL takes the output of the last but one."""
+    """Two layers: SDXL uses the output of the second to last."""
     return {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -415,7 +414,7 @@ def _shallow(width: int) -> dict[str, int]:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    """One token a byte; the end token has the highest id, as CLIP's pooling wants."""
+    """One token per byte; the end token has the highest id, as CLIP's pooling requires."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)

@@ -1,7 +1,7 @@
-"""The compiled core of HSD: trees, plans and programs. Pure data in, pure data out; no torch.
+"""The compiled core of HSD: trees, plans and programs. It takes and returns plain data, without torch.
 
-Arrays must have the type that is written here; another one is a ``TypeError`` that names both. Tables that do not
-fit in memory are a ``MemoryError``.
+Arrays must have the dtype given here; any other raises a ``TypeError`` that names both. Tables that do not fit in
+memory raise a ``MemoryError``.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,17 +56,17 @@ def check_embeddings(
     """Check the rows of ``embeddings`` (N, D) as :meth:`Tree.build` does, without clustering them.
 
     Every row has to be finite and to have an entry that is not 0. ``bfloat16`` takes uint16 for the bits of bfloat16.
-    ``threads`` is as in :meth:`Tree.build`. The GIL is released meanwhile, and Ctrl-C is answered within a second.
+    ``threads`` is as in :meth:`Tree.build`. The GIL is released during the work. Ctrl-C stops it within a second.
 
-    Raises ``ValueError`` for an empty set, for the first row with a NaN or an infinite entry (names the column too) or
-    of zeros (each names the row), and for threads below 1; ``TypeError`` for anything but such an array.
+    Raises ``ValueError`` for an empty set, for the first row that has a NaN or an infinite entry (names row and column)
+    or only zeros (names the row), and for threads below 1; ``TypeError`` for anything but such an array.
     """
 
 def check_thresholds(phi: NDArray[np.float64]) -> None:
     """Check thresholds ``phi`` (K,): non-increasing, finite, >= 0 and 0 at the end, with at least one step.
 
-    Raises ``ValueError`` naming the step and the value otherwise; :meth:`Tree.counts`, :meth:`Plan.compile` and all
-    else that takes thresholds raise the same.
+    Otherwise raises a ``ValueError`` that names the step and the value, as does every function that takes thresholds,
+    such as :meth:`Tree.counts` and :meth:`Plan.compile`.
     """
 
 @final
@@ -90,16 +90,16 @@ class Tree:
         They are read in place and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
         ``rows`` clusters some of them only: leaf i is row ``rows[i]``.
 
-        ``memory`` is how many bytes the clustering may take (default: no limit). If all distances fit (4 N²
-        bytes, or half of that for more time) and N is at most 100,000, the tree is exact, otherwise approximate;
-        ``exact`` asks for one or the other. The tree does not depend on ``threads`` (default: one a core).
+        ``memory`` is how many bytes the clustering may use (default: no limit). If all distances fit (4 N²
+        bytes, or 2 N² in a slower form) and N is at most 100,000, the tree is exact, otherwise approximate;
+        ``exact`` chooses one of the two. The tree does not depend on ``threads`` (default: one per core).
 
         ``progress`` is called with the finished fraction (0..1) at the start, about ten times a second, and
-        at the end; an exception from it stops the work and is raised here. Ctrl-C is answered within a second. The
-        GIL is released meanwhile.
+        at the end; an exception from it stops the work and is raised here. Ctrl-C stops it within a second. The
+        GIL is released during the work.
 
-        Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names the column too),
-        for a row of zeros (each names the row) and for an unknown linkage, a row that does not exist, and threads
+        Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names row and column),
+        for a row of zeros (names the row) and for an unknown linkage, a row that does not exist, and threads
         or memory below 1; ``TypeError`` for anything but such an array; ``MemoryError`` if ``exact=True`` does not fit.
         """
     @staticmethod
@@ -116,7 +116,7 @@ class Tree:
         """One tree over the union of the leaves: tree t's leaf i becomes leaf ``leaves[t][i]``.
 
         The roots are joined, in the order given, by merges of infinite score, so that no cluster ever spans two
-        of them. The linkage is the trees' own, or "mixed" if they differ.
+        of them. The linkage is that of the trees, or "mixed" if they differ.
         Raises ``ValueError`` unless the leaves are a permutation of 0..N-1.
         """
     @property
@@ -125,7 +125,7 @@ class Tree:
     def linkage(self) -> str: ...
     @property
     def exact(self) -> bool:
-        """Whether this is the linkage itself, not an approximation of it. A joined tree is if all its parts are."""
+        """Whether the clustering was exact, not approximate. A joined tree is exact if all its parts are."""
     @property
     def merges(self) -> NDArray[np.int64]:
         """(N-1, 2) ids of the two children of each merge, children before parents, SciPy's numbering."""
@@ -138,7 +138,7 @@ class Tree:
         """
     @property
     def heights(self) -> NDArray[np.float64]:
-        """(N-1,) max of the score and the children's heights; never falls on the way up."""
+        """(N-1,) max of the score and the children's heights; never decreases towards the root."""
     @property
     def sizes(self) -> NDArray[np.int64]:
         """(N-1,) number of leaves below each merge."""
@@ -161,12 +161,12 @@ class Tree:
         ``phi`` has to be non-increasing, finite, >= 0 and 0 at the end, here and wherever thresholds are given.
         """
     def node_steps(self, phi: NDArray[np.float64]) -> int:
-        """Sum of ``counts(phi)``, from sorted heights alone."""
+        """Sum of ``counts(phi)``, computed from the sorted heights only."""
     def tau_for_node_steps(self, shape: NDArray[np.float64], target: int) -> float:
         """The smallest tau >= 0 with ``node_steps(tau * shape) <= target``, exact to the last bit of a float.
 
         ``shape`` is checked as thresholds are. Raises ``ValueError`` if no tau reaches the target; the message
-        gives the least node-steps there can be.
+        gives the smallest possible number of node-steps.
         """
 
 @final
@@ -190,13 +190,13 @@ class Plan:
     def n_steps(self) -> int: ...
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Prompts this plan makes, ascending. All of them unless pruned."""
+        """Prompts whose images this plan generates, ascending. All of them unless pruned."""
     @property
     def segments(self) -> NDArray[np.void]:
-        """Structured array, one row a segment, parents before children.
+        """Structured array, one entry per segment, parents before children.
 
-        Ordered by first step, then by place in the leaf order. Read-only; the same array at every access.
-        Fields, all int32: ``parent`` (row, -1 for none), ``first_step``, ``end_step`` (exclusive),
+        Ordered by first step, then by position in the leaf order. Read-only; the same array at every access.
+        Fields, all int32: ``parent`` (index, -1 for none), ``first_step``, ``end_step`` (exclusive),
         ``leaf_begin``, ``leaf_end`` (range of the leaf order: the *full* cluster, also when pruned) and
         ``representative`` (the full cluster's lowest prompt).
         """
@@ -206,17 +206,18 @@ class Plan:
     def counts(self) -> NDArray[np.int64]:
         """(K,) number of segments active at each step."""
     def active(self, step: int) -> NDArray[np.int64]:
-        """(N,) segment row of each prompt at ``step``; -1 for a prompt that is not kept.
+        """(N,) index of each prompt's segment at ``step``; -1 for a prompt that is not kept.
 
         Raises ``IndexError`` if there is no such step.
         """
     def prune(self, keep: NDArray[np.int64]) -> Plan:
-        """The plan restricted to prompts ``keep`` (any order, no repeats), full clusters' ranges unchanged.
+        """The plan restricted to prompts ``keep`` (any order, no repeats). The leaf ranges of clusters do not change.
 
-        Raises ``ValueError`` for an empty, repeated, out-of-range or not kept prompt (names it).
+        Raises ``ValueError`` for an empty ``keep``, and for a prompt that is repeated, out of range or not kept
+        (names it).
         """
     def shard(self, n: int) -> list[Plan]:
-        """At most ``n`` plans that together make the same prompts: contiguous shares of the leaf order,
+        """At most ``n`` plans that together generate the same images: contiguous shares of the leaf order,
         balanced by node-steps. Fewer than n when there are fewer prompts. ``ValueError`` for n < 1.
         """
     def program(
@@ -235,7 +236,7 @@ class Plan:
 
         ``breadth`` runs depth first if that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
         are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1 and for a ``max_slots`` below the
-        least that suffices (the message gives it).
+        smallest number that suffices (the message gives it).
         """
     def check_program(
         self, batch_size: int, order: str = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
@@ -259,13 +260,13 @@ class Plan:
         Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
         """
     def fingerprint(self, prompts: Sequence[str], seeds: NDArray[np.int64], extra: str) -> str:
-        """Hex SHA-256 of tree, phi, prompts, seeds and ``extra``; the same for a plan and for all pruned from it.
+        """Hex SHA-256 of tree, phi, prompts, seeds and ``extra``; the same for a plan and for all plans pruned from it.
 
         Raises ``ValueError`` for a wrong number of prompts or seeds.
         """
     @staticmethod
     def from_bytes(data: bytes) -> tuple[Plan, list[str], NDArray[np.int64], str]:
-        """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on hostile bytes: every
+        """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on untrusted bytes: every
         shape, index, digest and invariant is checked; ``ValueError`` says what is wrong.
         """
 
@@ -273,8 +274,8 @@ class Plan:
 class Program:
     """A plan lowered to calls. Every invariant is checked before one exists. Immutable.
 
-    It holds the plan and how to schedule it, not the calls: these are computed again, always the same, whenever they
-    are read. Its memory is linear in the plan's segments; that of :attr:`calls` and :attr:`lanes` is not.
+    It stores the plan and how to schedule it, not the calls: they are computed again at every read, always with the
+    same result. Its memory is linear in the plan's segments; that of :attr:`calls` and :attr:`lanes` is not.
 
     In each call all lanes read their source before any lane writes its target. A lane may write the slot
     that it reads itself; no lane reads a slot that another lane of the same call writes.
@@ -284,10 +285,10 @@ class Program:
     def calls(self) -> NDArray[np.void]:
         """Structured array (n_calls, batch_size), filled lanes first. Read-only; the same array at every access.
 
-        20 bytes a lane, so the memory is linear in node-steps: for large plans take :meth:`chunks`.
+        It takes 20 bytes per lane, so the memory is linear in node-steps: for large plans use :meth:`chunks`.
 
         Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
-        (int32 slots; ``n_slots``, a scratch row, in padding), ``fresh`` (bool: the lane starts a root segment, its
+        (int32 slots; ``n_slots``, a scratch slot, in padding), ``fresh`` (bool: the lane starts a root segment, its
         first latent has to be drawn into ``source`` before the call), ``begins`` (bool: first step of its segment:
         its conditioning has to be ready), ``final`` (bool: last step; the finished latent is in ``target``
         right after the call).
@@ -296,18 +297,18 @@ class Program:
         the one that last needs it, so a finished latent has to be copied out before the next call.
         """
     def chunks(self, calls: int = 1024) -> Chunks:
-        """The rows of :attr:`calls` in order, at most ``calls`` of them at a time, and in memory for that number.
+        """The entries of :attr:`calls` in order, in arrays of at most ``calls``; only one such array is in memory.
 
         Raises ``ValueError`` for calls < 1.
         """
     @property
     def lanes(self) -> NDArray[np.int64]:
-        """(n_calls,) filled lanes of each call. Counted at every access."""
+        """(n_calls,) filled lanes of each call. Computed at every access."""
     @property
     def n_calls(self) -> int: ...
     @property
     def n_slots(self) -> int:
-        """Slots used, without the scratch row."""
+        """Slots used, without the scratch slot."""
     @property
     def batch_size(self) -> int: ...
     @property
@@ -326,7 +327,7 @@ class Program:
 
 @final
 class Chunks:
-    """Arrays of consecutive calls; see :meth:`Program.chunks`. Ends, like a generator, once it has raised."""
+    """Arrays of consecutive calls; see :meth:`Program.chunks`. After an exception it ends, like a generator."""
 
     def __iter__(self) -> Chunks: ...
     def __next__(self) -> NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""What HSD raises. Bad arguments are ``ValueError`` or ``TypeError`` too, so either base catches them."""
+"""Exceptions that HSD raises. Bad arguments are ``ValueError`` or ``TypeError`` too, so either base catches them."""
 
 
 class Error(Exception):

@@ -1,6 +1,6 @@
 """The model families, each in miniature, for the tests that all of them have to pass.
 
-A family is a module of this package with one subclass of :class:`Family`; it is found here by itself.
+A family is a module of this package with one subclass of :class:`Family`; it is found here automatically.
 """
 
 from __future__ import annotations

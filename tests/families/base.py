@@ -1,7 +1,7 @@
 """What a test of a model family needs to know: the stock pipeline, and its denoiser written out a second time.
 
-Everything here goes around HSD's adapters: to the pipelines themselves, and to their networks. So an adapter that is
-wrong, and a test that is wrong in the same way, would have to be written twice.
+Nothing here uses HSD's adapters, only the pipelines themselves and their networks. So an error in an adapter is only
+missed if the same error is made here too.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ class Family(ABC):
     size: ClassVar[tuple[int, int]] = (64, 64)
     """Height and width in pixels."""
     oblong: ClassVar[tuple[int, int] | None] = (64, 32)
-    """Another; None if the pipeline has only one size."""
+    """Another size; None if the pipeline has only one."""
     guided: ClassVar[dict[str, Any]]
-    """Settings, of pipeline and adapter alike, with guidance."""
+    """Settings with guidance, for both pipeline and adapter."""
     unguided: ClassVar[dict[str, Any]]
-    """And without."""
+    """Settings without guidance."""
     negative: ClassVar[dict[str, Any] | None] = {"negative_prompt": "blurry, dull"}
     """What is added to ``guided`` for a negative prompt; None if the pipeline takes none."""
     schedulers: ClassVar[tuple[str, ...]] = ("dpm++2m", "euler-ancestral")
-    """Beside the default, by the names of :func:`swap`; none, if the pipeline can only step its own."""
+    """Schedulers besides the default, by their names in :func:`swap`; none if the pipeline can only step its own."""
     scheduler: ClassVar[str] = "scheduler"
     """Name under which the pipeline holds its denoiser's scheduler."""
     scales_input: ClassVar[bool] = True
     tolerance: ClassVar[float] = 2e-5
-    """Largest error of a latent in float32, of its range."""
+    """Largest error of a latent in float32, as a share of its range."""
     lane_tolerance: ClassVar[float] = 2e-5
-    """Largest difference between one evaluation in a call of several and alone, in float32; guidance multiplies it."""
+    """Largest difference of an evaluation in calls of several and of one lane, in float32; guidance multiplies it."""
     rounding: ClassVar[float] = 0.05
-    """Largest error of latents in bfloat16, root mean square over theirs: the pipeline rounds after every step."""
+    """Largest relative error of latents in bfloat16, as root mean square: the pipeline rounds after every step."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -73,10 +73,10 @@ class Family(ABC):
 
     @abstractmethod
     def denoiser(self, pipe: Any) -> nn.Module:
-        """The network whose rows the plan counts."""
+        """The network whose evaluations the plan counts."""
 
     def loadable(self, pipe: Any) -> Any:
-        """What ``hsd.load`` is given."""
+        """The first argument of ``hsd.load``."""
         return pipe
 
     def to(self, pipe: Any, dtype: torch.dtype) -> Any:
@@ -84,7 +84,7 @@ class Family(ABC):
         return pipe.to(dtype)
 
     def settings(self, settings: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        """What ``hsd.load`` is given beside the pipeline."""
+        """The other arguments of ``hsd.load``."""
         return {"height": size[0], "width": size[1], **settings}
 
     def call(
@@ -100,7 +100,7 @@ class Family(ABC):
     ) -> Any:
         """The stock pipeline's images, or its latents for ``output_type="latent"``.
 
-        Where decoding draws too, the latter leaves ``generators`` as they are before it.
+        Where decoding draws too, ``generators`` are then in the state before decoding.
         """
         settings = dict(settings)
         if "negative_prompt" in settings:
@@ -127,7 +127,7 @@ class Family(ABC):
         """One evaluation, on means of what :meth:`conditioning` gives; guidance as two calls, not one."""
 
     def generator(self, pipe: Any, seed: int) -> torch.Generator:
-        """Of a prompt, where the denoising of the image starts to draw from it."""
+        """The generator of a prompt, in the state in which denoising starts to draw from it."""
         return torch.Generator().manual_seed(seed)
 
     @abstractmethod
@@ -139,7 +139,7 @@ class Family(ABC):
         return {name: torch.cat([row[name] for row in rows]).float().mean(0, keepdim=True) for name in rows[0]}
 
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
-        """As the pipeline calls it."""
+        """Set the timesteps as the pipeline does."""
         scheduler.set_timesteps(steps)
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Family(ABC):
 
 
 def masked_mean(rows: list[Tensor]) -> Tensor:
-    """Mean of tokens (1, L_i, D) over those that have each position, (1, max L_i, D): the rule, as a plain loop."""
+    """Mean of tokens (1, L_i, D) over those that have each position, (1, max L_i, D), as a plain loop."""
     out = []
     for position in range(max(row.shape[1] for row in rows)):
         out.append(torch.stack([row[0, position] for row in rows if row.shape[1] > position]).float().mean(0))
@@ -157,7 +157,7 @@ def masked_mean(rows: list[Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def handing_generators(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
-    """Give ``generators`` to a scheduler that draws: some pipelines forget to, and it draws from the global one."""
+    """Give ``generators`` to a scheduler that draws: some pipelines do not, and it draws from the global one."""
     if "generator" in inspect.signature(scheduler.step).parameters:
         scheduler.step = functools.partial(scheduler.step, generator=generators)
     try:

@@ -1,4 +1,4 @@
-"""What the tests of all families and those of one family check alike."""
+"""Checks that the tests of all families and those of one family share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_parity(
     seeds: list[int] = SEEDS,
     per_prompt: int = 1,
 ) -> None:
-    """At tau = 0, HSD gives what the stock pipeline gives: latents, what is decoded from them, and whole images."""
+    """At tau = 0, HSD gives the stock pipeline's results: latents, images decoded from them, and complete runs."""
     found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt)
     assert found.ours.shape == found.stock.shape
     # The check can fail: another image's latents are far away.
@@ -28,7 +28,7 @@ def check_parity(
     assert (found.ours[0] - found.stock[1]).abs().max() > 100 * family.tolerance * scale
     assert found.error < family.tolerance
     images = stock(family, pipe, settings, size, "pil", fresh_generators(seeds), prompts, per_prompt)
-    # A random decoder blows rounding errors up in single pixels, and is rounded otherwise in a batch than alone.
+    # A random decoder magnifies rounding errors in single pixels, and rounds differently in batches and single calls.
     for image, expected in zip(found.model.decode(found.stock, found.generators), images, strict=True):
         assert share_apart(image, expected) < 1e-3
     whole = {image.index: image for image in hsd.stream(found.plan, found.model, batch_size=2)}

@@ -16,7 +16,7 @@ class Flux2(Family):
     clustered_by = "mean of the text's tokens"
     oblong = (64, 32)
     guided = {"guidance_scale": 4.0}
-    unguided = {"guidance_scale": 1.0}  # told so, and evaluated as often
+    unguided = {"guidance_scale": 1.0}  # an input of the network, so it is evaluated equally often
     negative = None
     schedulers = ("flow-dpm++2m", "flow-lcm")
     scales_input = False

@@ -15,7 +15,7 @@ class Karlo(Family):
     name = "karlo"
     title = "`UnCLIPPipeline` (Karlo)"
     clustered_by = "image embedding"
-    size = (16, 16)  # of what is denoised; super-resolution makes it 32 x 32
+    size = (16, 16)  # of the denoised image; super-resolution enlarges it to 32 x 32
     oblong = None
     guided = {"guidance_scale": 3.0, "prior_guidance_scale": 2.0}
     unguided = {"guidance_scale": 1.0, "prior_guidance_scale": 1.0}
@@ -23,7 +23,7 @@ class Karlo(Family):
     schedulers = ()  # the pipeline passes the timestep that comes next, which only UnCLIPScheduler takes
     scheduler = "decoder_scheduler"
     scales_input = False
-    # The first step divides by 5e-5, and clips what comes out.
+    # The first step divides by 5e-5, and clips the result.
     tolerance = 3e-4
     rounding = 0.25
 
@@ -72,7 +72,7 @@ class Karlo(Family):
             del scheduler.step
 
     def before_the_decoder(self, pipe, prompt, generator, prior_steps=3, prior_scale=2.0):
-        """What the pipeline hands to ``text_proj``: its prior has run, and the decoder has not drawn anything yet."""
+        """The inputs of the pipeline's ``text_proj``: its prior has run, and the decoder has not drawn anything yet."""
         given = []
 
         def stop(module, args, kwargs):
@@ -88,7 +88,7 @@ class Karlo(Family):
         raise AssertionError("text_proj was not called")
 
     def image_embeds(self, pipe, prompt, generator, prior_steps, prior_scale):
-        """(1, D) what the prior makes of a prompt."""
+        """(1, D) the prior's embedding of a prompt."""
         return self.before_the_decoder(pipe, prompt, generator, prior_steps, prior_scale)["image_embeddings"]
 
     def conditioning(self, pipe, prompts):
@@ -141,4 +141,4 @@ class Karlo(Family):
 
 
 class Stopped(Exception):
-    """The pipeline has come as far as it is needed."""
+    """Raised to end the pipeline's run early."""

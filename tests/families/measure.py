@@ -1,4 +1,4 @@
-"""A family beside its stock pipeline, and beside a plain Algorithm 1: what the tests hold and the docs print."""
+"""A family compared with its stock pipeline and with a plain Algorithm 1, for the tests and the docs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SEEDS = [11, 5, 42]
 SHARED_PROMPTS = ["a cat", "a cat on a mat", "a dog", "the sea at night", "the sea by day, in oil", "a red bicycle"]
 SHARED_SEEDS = [7, 3, 9, 1, 4, 8]
 _RNG = np.random.default_rng(5)
-# Two tight families and a loner: forks early and late.
+# Two families of similar prompts and a single prompt: forks early and late.
 EMBEDDINGS = _RNG.normal(size=(3, 12))[[0, 0, 0, 1, 1, 2]] + 0.4 * _RNG.normal(size=(6, 12))
 
 
 def owner(pipe: Any) -> Any:
-    """The pipeline that holds the denoiser's scheduler: of a pair, the second."""
+    """The pipeline that has the denoiser's scheduler: the second one of a pair."""
     return pipe[-1] if isinstance(pipe, tuple) else pipe
 
 
@@ -46,21 +46,21 @@ class Parity:
     stock: Tensor
     ours: Tensor
     generators: list[torch.Generator]
-    """The stock pipeline's, before it decodes."""
+    """The stock pipeline's generators, before it decodes."""
 
     @property
     def error(self) -> float:
-        """Largest difference, of the latents' range."""
+        """Largest difference, as a share of the latents' range."""
         return float((self.ours - self.stock).abs().max() / self.stock.abs().max())
 
     @property
     def root_mean_square(self) -> float:
-        """Difference as a norm, of the latents' norm."""
+        """Norm of the difference, as a share of the latents' norm."""
         return float((self.ours - self.stock).norm() / self.stock.norm())
 
 
 def stock(family, pipe, settings, size, output_type, generators, prompts=PROMPTS, per_prompt=1) -> Any:
-    """What the pipeline's own call gives."""
+    """The result of the pipeline's own call."""
     options = {"num_images_per_prompt": per_prompt} if per_prompt > 1 else {}
     return family.call(pipe, prompts, generators, settings, size, family.steps, output_type, **options)
 
@@ -77,18 +77,18 @@ def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=
 
 @dataclass
 class Sharing:
-    """Latents by prompt of a plain Algorithm 1 and ours, and how many rows either evaluated."""
+    """Latents by prompt of a plain Algorithm 1 and ours, and how many rows each evaluated."""
 
     plan: hsd.Plan
     expected: dict[int, Tensor]
     ours: dict[int, Tensor]
     expected_rows: int
     rows: int
-    """In terms of lanes: guidance, which takes two rows a lane, is taken out."""
+    """Counted in lanes: with guidance, which needs two rows per lane, half of the rows."""
 
     @property
     def error(self) -> float:
-        """Largest difference, of the range of the latent that has it."""
+        """Largest difference, as a share of the range of its latent."""
         return max(
             float((self.ours[i] - latent).abs().max() / latent.abs().max()) for i, latent in self.expected.items()
         )
@@ -126,7 +126,7 @@ def sharing(family: Family, scheduler: str | None, tau: float) -> Sharing:
 
 
 def _rows_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of a call of a denoiser: its first argument, or the one that is named as latents are."""
+    """Number of rows in a call of a denoiser: of its first argument, or of the one with a name for latents."""
     first = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x")))
     assert first is not None
     return len(first)

@@ -1,7 +1,7 @@
 """A denoiser that takes one timestep per call, as an adapter outside this package may have it.
 
-No pipeline that HSD drives is so, but ``mixed_timesteps = False`` is part of the interface: every call of a program
-then holds one step, and everything else holds as for the other families.
+No pipeline that HSD drives is like this, but ``mixed_timesteps = False`` is part of the interface: every call of a
+program then holds one step, and everything else holds as for the other families.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ class QwenImage(Family):
         return pipe.transformer
 
     def call(self, pipe, prompts, generators, *args, num_images_per_prompt=1, **options):
-        # Several images a prompt: the pipeline repeats tokens as a, a, b, b and their masks as a, b, a, b.
+        # Several images per prompt: the pipeline repeats tokens as a, a, b, b and their masks as a, b, a, b.
         prompts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
         with handing_generators(pipe.scheduler, generators):
             return super().call(pipe, prompts, generators, *args, **options)
 
     def conditioning(self, pipe, prompts):
-        return [{"tokens": pipe.encode_prompt(prompt)[0]} for prompt in prompts]  # alone, and so without padding
+        return [{"tokens": pipe.encode_prompt(prompt)[0]} for prompt in prompts]  # one per call, so without padding
 
     def mean(self, rows):
         return {"tokens": masked_mean([row["tokens"] for row in rows])}
@@ -65,7 +65,7 @@ class QwenImage(Family):
         return torch.stack(tokens)[None]
 
     def set_timesteps(self, scheduler, steps, size):
-        # 16 x 16 pixels a token; a line through (256 tokens, 0.5) and (8192 tokens, 0.9), by the default scheduler
+        # 16 x 16 pixels per token; a line through (256 tokens, 0.5) and (8192 tokens, 0.9), by the default scheduler
         tokens = (size[0] // 16) * (size[1] // 16)
         config = scheduler.config
         longest, top = config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15)

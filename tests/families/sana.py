@@ -28,7 +28,7 @@ class Sana(Family):
         return pipe.transformer
 
     def call(self, pipe, prompts, *args, num_images_per_prompt=1, **options):
-        # Several images a prompt: the pipeline repeats tokens as a, a, b, b and their masks as a, b, a, b.
+        # Several images per prompt: the pipeline repeats tokens as a, a, b, b and their masks as a, b, a, b.
         prompts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
         return super().call(pipe, prompts, *args, use_resolution_binning=False, **options)
 

@@ -18,7 +18,7 @@ class StableDiffusionXL(Family):
     guided = {"guidance_scale": 4.0}
     unguided = {"guidance_scale": 1.0}
     tolerance = 2e-5 if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else 1e-4
-    lane_tolerance = 1e-4  # 7e-14 in float64: the way the sizes enter makes large activations
+    lane_tolerance = 1e-4  # 7e-14 in float64: the sizes cause large activations
 
     def build(self):
         return tiny.sdxl()

@@ -32,7 +32,7 @@ class StableUnCLIP(Family):
         return super().call(pipe, prompts, generators, settings, size, steps, output_type, **PRIOR, **options)
 
     def before_the_decoder(self, pipe, prompt, generator):
-        """What the pipeline hands to its UNet as class labels (1, ...), its latents drawn and set aside."""
+        """The class labels (1, ...) that the pipeline gives its UNet; its latents have been drawn by then."""
         labels, state = [], []
         noise = pipe.noise_image_embeddings
 
@@ -50,7 +50,7 @@ class StableUnCLIP(Family):
         return labels[0]
 
     def image_embeds(self, pipe, prompt, generator, prior_steps, prior_scale):
-        """(1, D) what the prior makes of a prompt, before it is given noise."""
+        """(1, D) the prior's embedding of a prompt, before noise is added."""
         given = []
         noise = pipe.noise_image_embeddings
 

@@ -56,7 +56,7 @@ class ZImage(Family):
         return evaluate
 
     def set_timesteps(self, scheduler, steps, size):
-        # 16 x 16 pixels a token; a line through 0.5 at 256 tokens and 1.15 at 4096
+        # 16 x 16 pixels per token; a line through 0.5 at 256 tokens and 1.15 at 4096
         length = (size[0] // 16) * (size[1] // 16)
         sigmas = torch.linspace(1, 1 / steps, steps).tolist()
         scheduler.set_timesteps(sigmas=sigmas, mu=0.5 + (length - 256) * 0.65 / 3840)

@@ -1,11 +1,11 @@
-"""Tiny diffusers pipelines with seeded random weights: whole, offline, and fast, to be parity-tested against.
+"""Tiny diffusers pipelines with seeded random weights: complete, offline and fast, for parity tests.
 
 Each builder returns a fresh pipeline object in float32 on the CPU; the same call gives the same weights.  Nothing is
-read from disk or the network: tokenizers are made in memory (one token a byte).
+read from disk or the network: tokenizers are built in memory (one token per byte).
 
-Random weights of the default scale make models that hardly listen to their prompt, and a parity test of such a model
-proves little.  `listen` makes the weights through which conditioning enters larger; test_tiny.py holds every pipeline
-to a visible difference between prompts, and test_tiny_conditioning.py to one by each way in.
+Models with random weights of the default scale hardly depend on their prompt, and a parity test of such a model
+proves little.  `listen` enlarges the weights through which conditioning enters; test_tiny.py checks that prompts make a
+visible difference in every pipeline, and test_tiny_conditioning.py that each of their inputs does.
 """
 
 from .flux import flux, flux_dev_flow, flux_schnell_flow

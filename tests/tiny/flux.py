@@ -55,7 +55,7 @@ def _flux_transformer(guidance_embeds: bool) -> FluxTransformer2DModel:
             guidance_embeds=guidance_embeds,
         )
     )
-    # Attention is sharp: most of the 512 tokens are padding, and would drown the few that are not in an even mean.
+    # Attention is sharp: most of the 512 tokens are padding, and would hide the few others in an even mean.
     # Keys are normalised, so it is the norm's weight that counts, not the projection's before it.
     listen(model, ("norm_added_k.weight",), 8.0)
     listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)

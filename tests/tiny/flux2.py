@@ -49,10 +49,10 @@ def flux2_flow() -> FlowMatchEulerDiscreteScheduler:
 
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a Mistral tokenizer of one token a byte, with its control tokens; prompts are padded on the left.
+    """Return a Mistral tokenizer of one token per byte, with its control tokens; prompts are padded on the left.
 
-    It takes the place of Pixtral's processor, which cannot be imported without torchvision: the pipeline asks either
-    only for `apply_chat_template`, and gives it no image.
+    It replaces Pixtral's processor, which cannot be imported without torchvision: the pipeline calls only its
+    `apply_chat_template`, without an image.
     """
     tokens = [*CONTROL_TOKENS, *sorted(ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
@@ -78,7 +78,7 @@ def _mistral3() -> Mistral3ForConditionalGeneration:
         "vocab_size": len(mistral_tokenizer()),
         "hidden_size": MISTRAL_WIDTH,
         "intermediate_size": 37,
-        "num_hidden_layers": FLUX2_LAYERS[-1] + 1,  # the output of the very last would be normalised
+        "num_hidden_layers": FLUX2_LAYERS[-1] + 1,  # the output of the last layer would be normalised
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 8,
@@ -115,11 +115,11 @@ def _flux2_transformer() -> Flux2Transformer2DModel:
             axes_dims_rope=(2, 2, 2, 2),
         )
     )
-    # Attention is sharp: five of the 512 tokens are "a cat", and would drown in an even mean of the others.  Keys are
+    # Attention is sharp: five of the 512 tokens are "a cat", and would vanish in an even mean of all.  Keys are
     # normalised, so it is the norm's weight that counts, not the projection's before it.
     listen(model, ("norm_added_k.weight",), 16.0)
     listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
-    # The gates follow the time and the guidance, which are one sum: each is scaled until neither drowns the other.
+    # The gates follow the time and the guidance, which are one sum: each is scaled until neither dominates.
     listen(model, ("timestep_embedder.linear_2.weight",), 8.0)
     listen(model, ("guidance_embedder.linear_2.weight",), 2.0)
     return model

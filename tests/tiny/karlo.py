@@ -22,7 +22,7 @@ def _text_proj() -> UnCLIPTextProjModel:
         lambda: UnCLIPTextProjModel(clip_embeddings_dim=WIDTH, time_embed_dim=_TIME, cross_attention_dim=_CROSS)
     )
     generator = torch.Generator().manual_seed(1)
-    # The default of 0 is no embedding that was ever learned.
+    # The default of 0 is not an embedding that training could give.
     model.learned_classifier_free_guidance_embeddings.copy_(torch.randn(WIDTH, generator=generator))
     listen(model, ("embedding_proj.weight", "image_embeddings_project"), 2.0)
     listen(model, ("clip_extra_context_tokens_proj.weight",), 2.0)
@@ -69,7 +69,7 @@ def _super_resolution(seed: int) -> UNet2DModel:
 
 
 def karlo() -> UnCLIPPipeline:
-    """Return a tiny Karlo with its three schedulers as released: 16 x 16 pixels, made 32 x 32 by super-resolution."""
+    """Return a tiny Karlo with its three schedulers as released: 16 x 16 pixels, then 32 x 32 by super-resolution."""
     return quiet(
         UnCLIPPipeline(
             prior=copy.deepcopy(unclip_prior()),

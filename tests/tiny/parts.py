@@ -1,4 +1,4 @@
-"""What the tiny pipelines share: seeded weights, tokenizers, text encoders, an image decoder."""
+"""Parts of the tiny pipelines: seeded weights, tokenizers, text encoders, an image decoder."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from transformers import (
 transformers.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
 
-WIDTH = 32  # of the text and image embeddings
-BIG_WIDTH = 48  # of the second CLIP encoder of the pipelines that have two
+WIDTH = 32  # width of the text and image embeddings
+BIG_WIDTH = 48  # width of the second CLIP encoder of the pipelines that have two
 T5_WIDTH = 96  # wider than both CLIPs side by side, which Stable Diffusion 3 pads with zeros to this
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
-    """Build a module with weights that depend on `seed` alone, leaving the global generator as it was."""
+    """Build a module with weights that depend on `seed` alone, without changing the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)
@@ -55,19 +55,19 @@ def quiet(pipeline: Any) -> Any:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer of one token a byte; the end token has the highest id, as CLIP's pooling wants."""
+    """Return a CLIP tokenizer of one token per byte; the end token has the highest id, as CLIP's pooling requires."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def t5_tokenizer() -> ByT5Tokenizer:
-    """Return a T5 tokenizer of one token a byte; prompts end with </s> and are padded with zeros."""
+    """Return a T5 tokenizer of one token per byte; prompts end with </s> and are padded with zeros."""
     return ByT5Tokenizer(extra_ids=0, model_max_length=512)
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Return a Qwen tokenizer of one token a byte, with Qwen's chat template for text and its two chat tokens."""
+    """Return a Qwen tokenizer of one token per byte, with Qwen's chat template for text and its two chat tokens."""
     tokens = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
     tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=1024)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -109,7 +109,7 @@ def projected_clip_encoder(width: int = WIDTH, hidden_act: str = "quick_gelu") -
 
 
 def big_clip_encoder() -> CLIPTextModelWithProjection:
-    """Return what stands for the larger CLIP: another width and another activation than the first."""
+    """Return a text encoder in place of the larger CLIP: with another width and activation than the first."""
     return projected_clip_encoder(BIG_WIDTH, "gelu")
 
 
@@ -137,6 +137,6 @@ def autoencoder(**changes: Any) -> AutoencoderKL:
 def flow_autoencoder(**changes: Any) -> AutoencoderKL:
     """Return the image decoder of the rectified flow models: sixteen channels, no convolutions around the latent.
 
-    Give it a `shift_factor` ten times the released one: the released ones are too small to be missed in an image.
+    Give it a `shift_factor` ten times the released one: the released ones are too small to show in an image.
     """
     return autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **changes)

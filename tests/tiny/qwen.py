@@ -39,7 +39,7 @@ def qwen_image_flow() -> FlowMatchEulerDiscreteScheduler:
 
 
 def qwen_image_tokenizer() -> Qwen2Tokenizer:
-    """Return a Qwen tokenizer of one token a byte but for the words of Qwen-Image's instruction, which are one each."""
+    """Return a Qwen tokenizer of one token per byte, and one per word of Qwen-Image's instruction."""
     tokenizer = qwen_tokenizer()
     words = INSTRUCTION.split()
     tokenizer.add_tokens([*words, *(f" {word}" for word in words)])
@@ -108,7 +108,7 @@ def qwen_image(scheduler: Any = None) -> QwenImagePipeline:
     """Return a tiny Qwen-Image; flow matching unless `scheduler` is given.
 
     A token is 16 x 16 pixels, so that an image of 64 x 64 has 16.  The default size is Qwen-Image's own, 1024 x 1024.
-    It guides only where it is given a negative prompt.
+    It guides only with a negative prompt.
     """
     scheduler = qwen_image_flow() if scheduler is None else scheduler
     return quiet(

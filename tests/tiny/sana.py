@@ -24,7 +24,7 @@ def sana_dpm() -> DPMSolverMultistepScheduler:
 
 
 def gemma_tokenizer() -> GemmaTokenizer:
-    """Return a Gemma tokenizer of one token a byte, but for the space and the line; prompts begin with <bos>."""
+    """Return a Gemma tokenizer of one token per byte, except for space and line feed; prompts begin with <bos>."""
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *(f"<0x{byte:02X}>" for byte in range(256))]
     return GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], add_bos_token=True)
 

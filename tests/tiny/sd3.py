@@ -46,10 +46,10 @@ def _sd3_transformer() -> SD3Transformer2DModel:
             pos_embed_max_size=16,
         )
     )
-    # Attention is sharp: most of the 333 tokens are padding, and would drown the few that are not in an even mean.
+    # Attention is sharp: most of the 333 tokens are padding, and would hide the few others in an even mean.
     listen(model, ("attn.to_q.weight", "add_k_proj.weight"), 6.0)
     listen(model, ("add_v_proj.weight", "attn.to_out"), 4.0)
-    # The pooled embedding is an order of magnitude larger than the time's, and would drown the tokens.
+    # The pooled embedding is an order of magnitude larger than the time's, and would hide the tokens.
     listen(model, ("text_embedder.linear_1.weight",), 0.25)
     return model
 
@@ -57,7 +57,7 @@ def _sd3_transformer() -> SD3Transformer2DModel:
 def sd3(scheduler: Any = None) -> StableDiffusion3Pipeline:
     """Return a tiny Stable Diffusion 3 (64 x 64 pixels, a latent of 8 x 8); flow matching unless `scheduler` is given.
 
-    All three text encoders are there.
+    It has all three text encoders.
     """
     scheduler = sd3_flow() if scheduler is None else scheduler
     return quiet(

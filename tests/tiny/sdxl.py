@@ -52,7 +52,7 @@ def _sdxl_unet() -> UNet2DConditionModel:
         )
     )
     listen(model, ("attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_out"), 4.0)
-    # The time, the pooled embedding and the sizes are one sum: each is scaled until none drowns the others.
+    # The time, the pooled embedding and the sizes are one sum: each is scaled until none dominates.
     listen(model, ("time_embedding.linear_2.weight",), 12.0)
     listen(model, ("add_embedding",), 3.0)
     # The sinusoids of the sizes are an order of magnitude smaller than the pooled embedding before them.

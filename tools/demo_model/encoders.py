@@ -16,8 +16,8 @@ from .scenes import Scene, sample
 from .training import averaged, train
 from .words import make_tokenizer
 
-EMPTY_SHARE = 0.03  # of the prompts are empty; their embedding is zero
-DROPPED_SHARE = 0.25  # of the prompts are replaced by the empty one for the prior
+EMPTY_SHARE = 0.03  # share of empty prompts; their embedding is zero
+DROPPED_SHARE = 0.25  # share of prompts that are replaced by the empty one for the prior
 MOST_GUIDANCE = 4.0
 POOL = 8192
 

@@ -95,7 +95,7 @@ def train_decode(folder: Path, minutes: float, seed: int, device: torch.device, 
 def normalise(net: VQModel, rng: np.random.Generator) -> VQModel:
     """Folds the latents' mean and deviation into the 1x1 convolutions around them, exactly.
 
-    Kandinsky 2.2 has no scaling factor: the denoiser works on the latents as they are, so they must be about unit
+    Kandinsky 2.2 has no scaling factor: the denoiser works on unscaled latents, so they must be about unit
     normal. The decoder uses a latent in the post-quant convolution and in every spatial norm.
     """
     z = net.encode(pictures(rng, 512)[1]).latents.float()

@@ -101,7 +101,7 @@ def clean(rows: np.ndarray) -> np.ndarray:
 
 
 def visible(rows: np.ndarray) -> np.ndarray:
-    """True where no object has the background's colour and two objects are not the same one. [N, 12] -> [N]."""
+    """True where no object has the background's colour. [N, 12] -> [N]."""
     first, second = rows[:, COLUMN["color"]], rows[:, COLUMN["second_color"]]
     ground = rows[:, COLUMN["background"]]
     return (first != ground) & (second != ground)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-RESTORED_PEAK = 0.6  # of the usual peak learning rate, for networks that are already trained
+RESTORED_PEAK = 0.6  # share of the usual peak learning rate, for networks that are already trained
 
 
 class Averaged:

@@ -1,4 +1,4 @@
-"""Training the decoder: noise to latents, conditioned on an image embedding, as clusters of prompts will do it."""
+"""Training the decoder: noise to latents, conditioned on an image embedding or on means of several, as in clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .training import train
 NULL_SHARE, MIXED_SHARE, PARTIAL_SHARE = 0.1, 0.25, 0.2
 MOST_RELATIVES = 8
 NOISE = 0.15
-SINGLE_SHARE = 0.5  # of the samples have a single object, independent of their share among the drawings
+SINGLE_SHARE = 0.5  # share of samples with a single object, independent of their share among the drawings
 # Layout and background are decided at high noise and are learned early. The outlines of the shapes are decided later,
 # so half of the samples are from these timesteps.
 OUTLINES, OUTLINES_SHARE = (50, 600), 0.5

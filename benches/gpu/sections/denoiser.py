@@ -1,4 +1,4 @@
-"""The denoiser alone: seconds a call against lanes, in every way that it can be run. What the executor is held to."""
+"""The denoiser by itself: seconds per call by lanes, in every way of running it. The executor is compared with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = "denoiser"
 
 
 def run(bench: Bench) -> None:
-    """Print and keep one row a number of lanes and way of running."""
+    """Print and store one row per number of lanes and way of running."""
     model, report = bench.model, bench.report
     network = model.modules()[0]
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
@@ -69,7 +69,7 @@ def run(bench: Bench) -> None:
         return best
 
     def both(lanes: int, layout: str, compiled: bool) -> list[float]:
-        """Launched kernel by kernel, and captured."""
+        """Seconds per lane, launched kernel by kernel and captured."""
         taken = [measured(lanes, layout, graph, compiled) for graph in ((False, True) if bench.on_gpu else (False,))]
         return [seconds for seconds in taken if seconds is not None]
 
@@ -81,7 +81,7 @@ def run(bench: Bench) -> None:
             channels_last = every("channels-last")
         if why := bench.why_not_compiled():
             report.skip(f"{NAME}, compiled", why)
-        else:  # at the batch size, which is all that is ever compiled, in the better layout
+        else:  # at the batch size, the only size that is compiled, in the better layout
             lanes = bench.args.batch_size
             last = channels_last.get(lanes, float("inf")) < contiguous.get(lanes, float("inf"))
             network.to(memory_format=torch.channels_last if last else torch.contiguous_format)

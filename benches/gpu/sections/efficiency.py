@@ -1,7 +1,7 @@
-"""How much of the denoising time the denoiser itself accounts for: node-steps at its best pace, over the wall time.
+"""The denoiser's share of the denoising time: node-steps at its best speed / wall time.
 
-A plan whose trunk is narrow has calls that cannot be full. ``of calls`` leaves that out: it takes what the denoiser
-alone needs for the very calls that were made, full or not.
+A plan with few clusters in its first steps has calls that cannot be full. ``of calls`` allows for that: it uses the
+denoiser's time for the same calls, full or not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FULL = 0.95
 
 
 def run(bench: Bench) -> None:
-    """One row a prompt set and mode: ``eager``, ``graphs`` (replayed), or ``compile`` (and replayed)."""
+    """One row per prompt set and mode: ``eager``, ``graphs`` (replayed), or ``compile`` (and replayed)."""
     args, report, lanes = bench.args, bench.report, bench.args.batch_size
     report.say(
         f"\n== {NAME}: {bench.decoder.name}, batch {lanes}, tau {args.tau}, {args.steps} steps, {args.seconds} s a row "
@@ -33,7 +33,7 @@ def run(bench: Bench) -> None:
         f"{'alone':>9}{'efficiency':>12}{'of calls':>10}"
     )
     rows: list[dict[str, Any]] = []
-    for mode in args.modes:  # a mode at a time: compiling lasts
+    for mode in args.modes:  # one mode at a time: compiling takes long
         if mode == "compile" and (why := bench.why_not_compiled()):
             report.skip(f"{NAME}, compile", why)
             continue
@@ -83,11 +83,11 @@ def _driven(bench: Bench, plan: hsd.Plan, conditioning: Conditioning, mode: str,
 
 
 def _row(bench: Bench, plan: hsd.Plan, driven: Driven, row: dict[str, Any], best: float) -> dict[str, Any]:
-    """Print it, too."""
+    """The row of a run; it is printed, too."""
     pace, calls = driven.seconds / driven.node_steps, driven.calls.total()
     filled = driven.node_steps / (calls * bench.args.batch_size)
-    # Compiled, calls that are not full run as they are; where nearly all are full, the two shares are nearly one.
-    asked = row["mode"] != "compile" and filled < FULL
+    # With compile, calls that are not full run uncompiled; if nearly all are full, both shares are nearly equal.
+    measured = row["mode"] != "compile" and filled < FULL
     row |= {
         "prompts": len(plan),
         "savings": plan.savings,
@@ -98,7 +98,7 @@ def _row(bench: Bench, plan: hsd.Plan, driven: Driven, row: dict[str, Any], best
         "start_seconds": driven.start,
         "alone_seconds_per_lane": best,
         "efficiency": best / pace,
-        "of_calls": bench.calls_alone(driven.calls) / driven.seconds if asked else None,
+        "of_calls": bench.calls_alone(driven.calls) / driven.seconds if measured else None,
         "filled": filled,
         "share_of_peak": bench.share_of_peak(pace),
     }

@@ -27,11 +27,11 @@ NAME = "end_to_end"
 PUBLISHED = "published"
 
 VARIANTS = ["eager", "graphs", "graphs+channels-last", PUBLISHED, "compile+graphs"]
-"""Default; those that compile run last, whatever the order."""
+"""Default. Variants that compile always run last."""
 
 
 def run(bench: Bench) -> None:
-    """Each way writes all images; encoding, denoising, decoding and writing are in its time. Making a plan is not."""
+    """Each variant writes all images. Its time includes encoding, denoising, decoding and writing, but not planning."""
     args, report, model = bench.args, bench.report, bench.model
     if not isinstance(model, Kandinsky22):
         report.skip(NAME, f"{args.model} has text encoders of two layers here, so that its whole would mean nothing")
@@ -57,14 +57,14 @@ def run(bench: Bench) -> None:
             if variant not in compiled:
                 _variant(bench, plan, variant, runs, parts)
         _check(bench, plan, runs.folder / runs.first)
-        for variant in compiled:  # last: it may take longer than there is time
+        for variant in compiled:  # last: compiling may take more time than is left
             _variant(bench, plan, variant, runs, parts)
     if not bench.on_gpu:
         report.say("on a CPU all variants run the same calls")
 
 
 class _Runs:
-    """Timed runs, their table, and what each wrote."""
+    """Timed runs, their table and their folders."""
 
     def __init__(self, bench: Bench, plan: hsd.Plan, folder: Path) -> None:
         self.bench, self.plan, self.folder = bench, plan, folder
@@ -73,7 +73,7 @@ class _Runs:
         self.longest = 0.0
 
     def timed(self, name: str, work: Callable[[Path], dict[str, Any]], ideal: float | None) -> float:
-        """Run ``work`` into a folder of its own, and print its row. ``ideal`` is what the networks alone would take."""
+        """Run ``work`` into a new folder, and print its row. ``ideal``: seconds of the networks by themselves."""
         bench, out = self.bench, self.folder / f"{len(self.rows)}"
         synchronize(bench.device)
         bench.empty()
@@ -111,9 +111,9 @@ _INSIDE = ("encode", "denoise", "decode")
 
 
 class _Parts:
-    """Seconds a row of prior, denoiser and decoder alone, each at its best batch: what no executor can be faster than.
+    """Seconds per item of prior, denoiser and decoder, each at its best batch size: no executor can be faster.
 
-    Text encoder, conversion to pictures and writing are left out: they are not what the images are made of.
+    Text encoder, conversion to pictures and writing are left out.
     """
 
     def __init__(self, bench: Bench, model: Kandinsky22) -> None:
@@ -127,11 +127,11 @@ class _Parts:
         bench.report.add(NAME, "alone", {"prior": self.prior, "decode": self.decode, "denoise_by_batch": eager})
 
     def best_size(self) -> int:
-        """The batch at which the plain denoiser takes the least a lane."""
+        """The batch size with which the eager denoiser takes the fewest seconds per lane."""
         return self._size
 
     def denoise(self, variant: str = "eager") -> float:
-        """A lane, with the network as the variant left it."""
+        """Seconds per lane, with the network in the variant's layout."""
         compiled = "compile" in variant
         if variant not in self._denoise:
             lanes = {self.bench.args.batch_size} | (set() if compiled else {self._size})
@@ -140,12 +140,12 @@ class _Parts:
         return self._denoise[variant]
 
     def ideal(self, plan: hsd.Plan, variant: str = "eager") -> float:
-        """Of all of the plan."""
+        """Seconds of the networks for the whole plan."""
         per_image = self.model.prior_steps * self.prior + self.decode
         return plan.node_steps * self.denoise(variant) + len(plan) * per_image
 
     def _best(self, name: str, work: Callable[[int], Callable[[], Any]]) -> float:
-        """The fewest seconds a row of what ``work`` makes for a batch."""
+        """The fewest seconds per item of the function that ``work`` returns for a batch size."""
         taken = []
         for n in self.sizes:
             once = torch.no_grad()(work(n))
@@ -179,7 +179,7 @@ class _Parts:
 
 
 def _variant(bench: Bench, plan: hsd.Plan, variant: str, runs: _Runs, parts: _Parts) -> None:
-    """One way of running HSD, named by what it turns on: of compile, graphs, channels-last; or ``published``."""
+    """One variant of HSD, named by its options (compile, graphs, channels-last), or ``published``."""
     report, network = bench.report, bench.model.modules()[0]
     turned_on = set(variant.split("+"))
     compiled = "compile" in turned_on
@@ -208,7 +208,7 @@ def _variant(bench: Bench, plan: hsd.Plan, variant: str, runs: _Runs, parts: _Pa
 
     try:
         start = time.perf_counter()
-        warm = plan if compiled else plan.prune(plan.tree.leaf_order[:2])  # full calls are what is compiled
+        warm = plan if compiled else plan.prune(plan.tree.leaf_order[:2])  # only full calls are compiled
         hsd.generate(warm, bench.model, runs.folder / f"warm {variant}", **options)
         if compiled:
             report.add(NAME, "seconds_of_the_first_compiled_run", time.perf_counter() - start)
@@ -251,7 +251,7 @@ def _published(bench: Bench, plan: hsd.Plan, out: Path) -> dict[str, Any]:
 
 
 def _check(bench: Bench, plan: hsd.Plan, theirs: Path) -> None:
-    """At tau 0 HSD's images are diffusers', and what the published method makes is HSD's."""
+    """Check that at tau 0 HSD's images are diffusers', and that the published method's latents are HSD's."""
     model, args, report = bench.model, bench.args, bench.report
     assert isinstance(model, Kandinsky22)
     half = model.dtype != torch.float32

@@ -1,4 +1,4 @@
-"""Time to the first image of a set, depth first, against one image that is made alone."""
+"""Time to the first image of a set, depth first, compared with a single image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "first_image"
 
 
 def run(bench: Bench) -> None:
-    """Seconds from the call of ``hsd.stream`` to its first image, prompts encoded before; of the first two sets."""
+    """Seconds from the call of ``hsd.stream`` to its first image, without encoding; for the first two sets."""
     for prompts in bench.sets[:2]:
         _set(bench, prompts)
 
@@ -27,7 +27,7 @@ def _set(bench: Bench, prompts: PromptSet) -> None:
     lanes = args.batch_size
     one = hsd.compile(prompts.prompts[:1], args.tau, embeddings=_first(prompts.embeddings), steps=args.steps)
     plan = prompts.plan(args.tau, args.steps)
-    _first_image(bench, one)  # what happens only once
+    _first_image(bench, one)  # one-time work
     taken = {
         "one image alone": _first_image(bench, one),
         "first of the set": _first_image(bench, plan),

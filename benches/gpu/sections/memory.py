@@ -18,7 +18,7 @@ from hsd.models import Batch
 NAME = "memory"
 
 SLACK = 64 << 20
-"""Bytes that the allocator's rounding and the encoder's last batch may make a difference of."""
+"""Bytes of difference allowed for the allocator's rounding and the encoder's last batch."""
 
 
 class _Enough(Exception):
@@ -26,7 +26,7 @@ class _Enough(Exception):
 
 
 def run(bench: Bench) -> None:
-    """Peak of encoding and of the first calls, beyond the weights. No image is finished in so few calls."""
+    """Peak of encoding and of the first calls, beyond the weights. No image is finished in these few calls."""
     args, report, model = bench.args, bench.report, bench.decoder
     few, many = (6, 24) if args.small else (500, 10_000)
     calls = min(30, args.steps - 1)
@@ -36,7 +36,7 @@ def run(bench: Bench) -> None:
     for n in (few, few, many):  # the first is a warm-up: libraries take their workspaces once
         plan = made_up(n).plan(args.tau, args.steps)
         peak = _peak(bench, plan, calls)
-        slot = _bytes_a_slot(bench)
+        slot = _slot_bytes(bench)
         slots = plan.program(args.batch_size).n_slots
         tables = 3 * 8 * args.batch_size * 1024  # of a chunk of calls
         row = {"prompts": n, "savings": plan.savings, "slots": slots, "bytes_a_slot": slot, "tables": tables}
@@ -77,7 +77,7 @@ def _peak(bench: Bench, plan: hsd.Plan, calls: int) -> int | None:
     return torch.cuda.max_memory_allocated(bench.device) - before if bench.on_gpu else None
 
 
-def _bytes_a_slot(bench: Bench) -> int:
+def _slot_bytes(bench: Bench) -> int:
     """State in float32, and the conditioning that differs between prompts."""
     model = bench.decoder
     state = 4 * model.sampler(bench.args.steps).n_state * math.prod(model.latent_shape())

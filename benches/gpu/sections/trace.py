@@ -41,7 +41,7 @@ def run(bench: Bench) -> None:
         f"\n== {NAME}: {bench.decoder.name}, {prompts.name}, {lanes.mean():.1f} lanes a call, after {bench.warm} "
         "calls, profiled, which slows the host"
     )
-    with profile(activities=activities):  # what it sets up once is not to be counted
+    with profile(activities=activities):  # its one-time setup must not be counted
         synchronize(bench.device)
     for mode in ("graphs", "eager"):
         executor = bench.executor(plan, conditioning, mode)
@@ -76,18 +76,17 @@ def _events(profiler: profile) -> list[dict[str, Any]]:
 def count(events: list[dict[str, Any]], calls: int) -> dict[str, Any]:
     """What happened within the window, from a trace in Chrome's format.
 
-    A thread that makes things ahead may wait: waits count by the thread that calls, and ``waits`` are those of the
-    window's own. Copies to or from memory that is not pinned stop the thread that asks for them, whatever the function
-    is called.
+    A thread that prepares calls may wait, so waits are counted by thread: ``waits`` are those of the window's thread.
+    Copies to or from memory that is not pinned stop the calling thread, with any function.
     """
     window = next(e for e in events if e.get("name") == WINDOW and e.get("cat") == "user_annotation")
     begin, end, main = window["ts"], window["ts"] + window["dur"], window["tid"]
     runtime = [e for e in events if e.get("cat") in ("cuda_runtime", "cuda_driver") and begin <= e["ts"] < end]
     mine = [e for e in runtime if e["tid"] == main]
-    asked = {e["args"]["correlation"]: e for e in runtime if "correlation" in e.get("args", {})}
-    ours = [e for e in events if e.get("cat") in ON_DEVICE and e.get("args", {}).get("correlation") in asked]
+    enqueued = {e["args"]["correlation"]: e for e in runtime if "correlation" in e.get("args", {})}
+    ours = [e for e in events if e.get("cat") in ON_DEVICE and e.get("args", {}).get("correlation") in enqueued]
     pageable = [e for e in ours if e["cat"] == "gpu_memcpy" and "Pageable" in e["name"]]
-    blocking = [e for e in pageable if asked[e["args"]["correlation"]]["tid"] == main]
+    blocking = [e for e in pageable if enqueued[e["args"]["correlation"]]["tid"] == main]
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in ours)
     busy, reached = 0.0, float("-inf")
     for start, stop in spans:

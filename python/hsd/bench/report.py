@@ -18,7 +18,7 @@ class Machine:
     device: str
     dtype: str
     threads: int
-    """Of torch, on the CPU."""
+    """Threads of torch on the CPU."""
     torch: str
     diffusers: str
     hsd: str
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What is switched on, or ``eager``."""
+        """Names of the switches that are on, or ``eager``."""
         names = {"CUDA graphs": self.cuda_graphs, "channels-last": self.channels_last, "compile": self.compile}
         return " + ".join(name for name, on in names.items() if on) or "eager"
 
@@ -55,11 +55,11 @@ class Alone:
     """The denoiser by itself."""
 
     curves: dict[str, Curve]
-    """By setting: seconds at each size that was tried."""
+    """Seconds at each measured size, by setting."""
     batch_size: int
     """The size with which the plan takes the least time."""
     seconds_per_lane: dict[str, float]
-    """By setting, at that batch size."""
+    """Seconds per lane at that batch size, by setting."""
     failed: dict[str, str]
     """Settings that did not run, and the reason."""
     best: str
@@ -75,7 +75,7 @@ class Planned:
     prompts: int
     prompts_given: int
     steps: int
-    """Evaluations an image."""
+    """Evaluations per image."""
     tau: float
     node_steps: int
     standard_node_steps: int
@@ -85,9 +85,9 @@ class Planned:
     occupancy: float
     slots: int
     seconds: float
-    """Predicted, of the denoiser."""
+    """Predicted time of the denoiser."""
     standard_seconds: float
-    """Predicted, without sharing, in full calls of the same size."""
+    """Predicted time of the denoiser without sharing, in full calls of the same size."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Executed:
     occupancy: float
     seconds: float
     denoiser_seconds: float
-    """Predicted time of as many lanes by the denoiser alone, in full calls of the same size."""
+    """Predicted time of the same number of lanes without the executor, in full calls of the same size."""
     efficiency: float
     """``denoiser_seconds / seconds``."""
     first_image_seconds: float
@@ -112,15 +112,15 @@ class Executed:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """From prompts to decoded images: by HSD, and by the pipeline's own call."""
+    """Time from prompts to decoded images, by HSD and by the pipeline's own call."""
 
     prompts: int
     savings: float
-    """Of the plan for these prompts."""
+    """Savings of the plan for these prompts."""
     encode_seconds_per_image: float
-    """Encoding and clustering, of the whole plan."""
+    """Encoding and clustering of the whole plan."""
     seconds_per_image: float
-    """Everything."""
+    """All work: encoding, clustering, denoising, decoding."""
     diffusers_prompts: int = 0
     diffusers_batch_size: int = 0
     diffusers_seconds_per_image: float | None = None
@@ -130,7 +130,7 @@ class EndToEnd:
     """Changed settings that the pipeline's call does not take by this name."""
     speed_up: float | None = None
     peak_bytes: int | None = None
-    """Device memory, of the executor and end to end. On CUDA."""
+    """Peak of device memory, of the executor and end to end, on CUDA."""
     diffusers_peak_bytes: int | None = None
 
     @property
@@ -160,14 +160,14 @@ class Report:
 
 
 _NAME = 18
-"""Width of the name of a line."""
+"""Width of the name at the start of a line."""
 
 _FILLED = 0.7
-"""If a part of a plan fills a smaller share of the lanes, it says little about the whole."""
+"""If a part of a plan fills a smaller share of the lanes, it does not represent the whole plan."""
 
 
-def _rows(title: str, rows: list[tuple[str, str]]) -> str:
-    return "\n".join([title, *(f"  {name:<{_NAME}}{value}" for name, value in rows)])
+def _section(title: str, lines: list[tuple[str, str]]) -> str:
+    return "\n".join([title, *(f"  {name:<{_NAME}}{value}" for name, value in lines)])
 
 
 def _head(report: Report) -> str:
@@ -188,7 +188,7 @@ def _denoiser(alone: Alone) -> str:
     """One line for each lane count, one column for each curve; then the settings at one size."""
     names = list(alone.curves)
     has_memory = any(curve.bytes_per_call is not None for curve in alone.curves.values())
-    lines = ["denoiser alone, ms per lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
+    lines = ["denoiser by itself, ms per lane", f"  {'lanes':>6}" + "".join(f"{name:>14}" for name in names)]
     lines[-1] += f"{'MiB per call':>14}" if has_memory else ""
     for lanes in sorted({lanes for curve in alone.curves.values() for lanes in curve.lanes}):
         line = f"  {lanes:>6}"
@@ -211,13 +211,13 @@ def _denoiser(alone: Alone) -> str:
 
 def _plan(report: Report) -> str:
     plan = report.plan
-    return _rows(
+    return _section(
         f"plan, tau {plan.tau:.4g}",
         [
             ("node-steps", f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}: {plan.savings:.1%} saved"),
             (
                 f"calls of {report.alone.batch_size}",
-                f"{plan.calls:,} ({plan.calls_lower_bound:,} at least), {plan.occupancy:.1%} of lanes filled",
+                f"{plan.calls:,} (lower bound {plan.calls_lower_bound:,}), {plan.occupancy:.1%} of lanes filled",
             ),
             ("slots", f"{plan.slots:,} latents alive at most"),
             ("predicted", f"{duration(plan.seconds)} of the denoiser instead of {duration(plan.standard_seconds)}"),
@@ -229,7 +229,7 @@ def _executor(report: Report) -> str:
     run = report.executor
     short = run.prompts < report.plan.prompts and run.occupancy < _FILLED
     hint = ": a short run, --seconds makes it longer" if short else ""
-    return _rows(
+    return _section(
         f"executor, on {run.prompts:,} prompts, {report.alone.best}",
         [
             ("node-steps", f"{run.node_steps:,}, {run.savings:.1%} saved"),
@@ -237,12 +237,12 @@ def _executor(report: Report) -> str:
             ("time", duration(run.seconds)),
             (
                 "efficiency",
-                f"{run.efficiency:.1%}: as many lanes in full calls of the denoiser alone take "
+                f"{run.efficiency:.1%}: the same number of lanes in full calls of the denoiser by itself takes "
                 f"{duration(run.denoiser_seconds)}",
             ),
             (
                 "first image",
-                f"after {duration(run.first_image_seconds)}; alone it would take {duration(run.one_image_seconds)}",
+                f"after {duration(run.first_image_seconds)}; one image by itself: {duration(run.one_image_seconds)}",
             ),
         ],
     )
@@ -250,7 +250,7 @@ def _executor(report: Report) -> str:
 
 def _end_to_end(report: Report) -> str:
     run = report.end_to_end
-    rows = [
+    lines = [
         (
             "hsd",
             f"{_speed(run.seconds_per_image)}, {duration(run.encode_seconds_per_image)} of it encoding and clustering "
@@ -258,19 +258,19 @@ def _end_to_end(report: Report) -> str:
         )
     ]
     if run.diffusers_seconds_per_image is None:
-        rows.append(("diffusers", f"not compared: {run.not_compared}"))
+        lines.append(("diffusers", f"not compared: {run.not_compared}"))
     else:
         where = f"({run.diffusers_prompts:,} prompts in batches of {run.diffusers_batch_size:,})"
-        rows.append(("diffusers", f"{_speed(run.diffusers_seconds_per_image)} {where}"))
-        rows.append(("speed-up", f"{run.speed_up:.2f}x; 1 / (1 - saved) is {run.ideal:.2f}x"))
+        lines.append(("diffusers", f"{_speed(run.diffusers_seconds_per_image)} {where}"))
+        lines.append(("speed-up", f"{run.speed_up:.2f}x; 1 / (1 - saved) is {run.ideal:.2f}x"))
     if run.not_passed_on:
-        rows.append(("not passed on", f"{', '.join(run.not_passed_on)}: the pipeline has no parameter of that name"))
+        lines.append(("not passed on", f"{', '.join(run.not_passed_on)}: the pipeline has no parameter of that name"))
     if run.peak_bytes is not None:
         theirs = run.diffusers_peak_bytes
-        beside = "" if theirs is None else f"; diffusers {theirs / 2**20:,.0f} MiB"
-        rows.append(("peak memory", f"{run.peak_bytes / 2**20:,.0f} MiB{beside}"))
-    return _rows("end to end, decoded", rows)
+        other = "" if theirs is None else f"; diffusers {theirs / 2**20:,.0f} MiB"
+        lines.append(("peak memory", f"{run.peak_bytes / 2**20:,.0f} MiB{other}"))
+    return _section("end to end, decoded", lines)
 
 
 def _speed(seconds_per_image: float) -> str:
-    return f"{duration(seconds_per_image)} an image, {1 / seconds_per_image:,.2f} images/s"
+    return f"{duration(seconds_per_image)} per image, {1 / seconds_per_image:,.2f} images/s"

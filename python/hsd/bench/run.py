@@ -1,8 +1,8 @@
 """``hsd bench``: the speed of a model on this machine, with and without sharing. All numbers come from one run.
 
-Four parts: the denoiser by itself, the time that the plan should take by that, the executor that replays the plan, and
-images end to end compared with the diffusers pipeline. Each part gets a share of the time, and runs on as many prompts
-as should fit into it.
+Four parts: the denoiser by itself, the predicted time of the plan, the executor that replays the plan, and images end
+to end, compared with the diffusers pipeline. Each part gets a share of the time, and runs on as many prompts as should
+fit into it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from ..work.device import FittingSize, describe, synchronize
 from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
-"""Of the time; there are at most two curves and four settings."""
+"""Shares of the time; there are at most two curves and four settings."""
 
 _FEWEST = 4
-"""The fewest prompts that are encoded, even if that takes longer than its share."""
+"""Smallest number of prompts to encode, even if that takes longer than its share."""
 
-_WORTH_A_FLAG = 0.02
+_LEAST_GAIN = 0.02
 """A setting that gains less than this is not recommended: it may be noise."""
 
 Say = Callable[[str], object]
@@ -70,11 +70,11 @@ def bench(
     adapter
         A loaded model, with the settings to measure it with.
     prompts
-        N prompts. If encoding all of them takes more than a fifth of the time, as many as fit, evenly spaced.
+        N prompts. If encoding all of them takes more than a fifth of the time, only as many as fit, evenly spaced.
     tau, budget, steps, seeds
         As in :func:`hsd.compile`.
     seconds
-        About the time to take. Loading and compiling come in addition, and every part runs on one prompt at least.
+        Approximate time to take. Loading and compiling come in addition, and every part runs on at least one prompt.
     compile
         Whether to try ``torch.compile`` too, which takes minutes with a large network. Default: on CUDA.
     say
@@ -85,7 +85,7 @@ def bench(
     ValueError
         For bad arguments.
     hsd.Error
-        As for generating.
+        As :func:`hsd.generate` does.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"seconds is {seconds}: it has to be a finite number above 0")
@@ -113,11 +113,11 @@ class _Bench:
         self.share = {name: share * seconds for name, share in _SHARES.items()}
         self.conditioning: Conditioning
         self.sampler: SamplerTable
-        self.encode_seconds = 0.0  # an image, clustering included
-        self.decode_seconds = 0.0  # an image
+        self.encode_seconds = 0.0  # per image, clustering included
+        self.decode_seconds = 0.0  # per image
 
     def compiled(self, given: list[str], seeds: np.ndarray, *, steps: int, **request: Any) -> Plan:
-        """The plan of as many prompts as can be encoded in their share of the time."""
+        """The plan of the prompts that can be encoded in their share of the time."""
         self.say("encoding and planning")
         self.sampler = self.adapter.sampler(steps)  # a scheduler that cannot be expressed is refused here
         few = min(_FEWEST, len(given))
@@ -143,7 +143,7 @@ class _Bench:
         curves: dict[str, Curve] = {}
         choices: dict[Setting, Choice] = {}
         for base in bases:
-            self.say(f"the denoiser alone: {base.name}")
+            self.say(f"the denoiser by itself: {base.name}")
             curve = self._measure(base, leaves, most=min(MOST, len(plan)), seconds=self.share["curve"])
             curves[base.name] = curve
             choices[base] = choose(
@@ -168,17 +168,17 @@ class _Bench:
             setting = dataclasses.replace(best, **changes)
             try:
                 at[setting] = self._at(setting, leaves, choice.batch_size)
-            except Exception as error:  # a compiler can fail in many ways; the other rows are still valid
+            except Exception as error:  # a compiler can fail in many ways; the other results are still valid
                 failed[setting.name] = _first_line(error)
             else:
-                best = setting if at[setting] < at[best] * (1 - _WORTH_A_FLAG) else best
+                best = setting if at[setting] < at[best] * (1 - _LEAST_GAIN) else best
         lanes = {setting.name: seconds / choice.batch_size for setting, seconds in at.items()}
         flags = best.flags(choice.batch_size, capturable)
         return Alone(curves, choice.batch_size, lanes, failed, best.name, flags), best, choice
 
     def _at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> float:
-        """Seconds a call of ``batch_size`` lanes."""
-        self.say(f"the denoiser alone, {batch_size} lanes: {setting.name}")
+        """Seconds per call of ``batch_size`` lanes."""
+        self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
         with _set(self.adapter, setting, compiled_for=batch_size):
             curve = self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
         return curve.seconds(batch_size)
@@ -211,7 +211,7 @@ class _Bench:
         )
 
     def part(self, plan: Plan, choice: Choice) -> Plan:
-        """As much of the plan as can be denoised and decoded in the shares of the time: neighbours in the tree."""
+        """The part of the plan that can be denoised and decoded in its shares of the time: neighbours in the tree."""
         n = min(DECODED_AT_ONCE, len(plan)) if self.device.type == "cuda" else 1
         latents = torch.randn((n, *self.adapter.latent_shape()), generator=torch.Generator().manual_seed(0))
         generators = [self.adapter.generator(i) for i in range(n)]
@@ -273,7 +273,7 @@ class _Bench:
         )
 
     def images(self, part: Plan, batch_size: int, setting: Setting) -> EndToEnd:
-        """Images of HSD, decoded and dropped."""
+        """Generate images with HSD; they are decoded, not stored."""
         self.say(f"end to end, on {len(part):,} prompts")
         start = time.perf_counter()
         images = stream(
@@ -309,7 +309,7 @@ class _Bench:
             # The pipeline decodes a whole batch at once, so it may take fewer images than the executor takes latents.
             fitting = FittingSize(alone.batch_size, "images in a call of the pipeline", self.device)
             seconds, batch = fitting.run(lambda size: self._calls(pipe, plan, chosen, size, settings), n)
-        except Exception as error:  # the pipeline may not take something; the other parts are still valid
+        except Exception as error:  # the pipeline may refuse an argument; the other parts are still valid
             reason = f"{type(error).__name__}: {_first_line(error)}"
             return dataclasses.replace(ours, not_compared=reason, not_passed_on=left_out)
         return dataclasses.replace(
@@ -387,7 +387,7 @@ class _Bench:
 
 @contextlib.contextmanager
 def _set(adapter: Adapter, setting: Setting, compiled_for: int | None = None) -> Iterator[None]:
-    """Inside, the networks have the layout of ``setting`` and are compiled for a size; then they are as before."""
+    """Inside, the networks have the layout of ``setting`` and are compiled for a size; it is undone at the end."""
     modules = adapter.modules()
     to_lay_out = [module for module in modules if setting.channels_last and _can_be_laid_out(module)]
     try:

@@ -31,7 +31,7 @@ def bench(
     ] = None,
     json_file: opt.JsonFile = None,
 ) -> None:
-    """Measure a model on this machine: the denoiser alone, the executor, and images against diffusers' own pipeline.
+    """Measure a model on this machine: the denoiser by itself, the executor, and images compared with diffusers.
 
     Prints which batch size and which options of hsd generate are the fastest.
     """

@@ -9,10 +9,10 @@ from .console import quiet
 
 
 def check(model: opt.Model, settings: opt.Settings = None, device: opt.Device = None) -> None:
-    """Check on a few prompts that a model meets the conditions of sharing: images of one call do not mix."""
+    """Check on a few prompts that a model can share steps: the images of one call do not influence each other."""
     quiet()
     from ..models import check as check_model
 
     adapter = opt.load(model, device, settings)
     check_model(adapter)
-    typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are as they should be.")
+    typer.echo(f"{adapter.name}: encoding, lanes at different steps, and decoding are correct.")

@@ -1,4 +1,4 @@
-"""What commands print besides their results: progress bars, messages, and what they suppress."""
+"""Console output other than results: progress bars, messages, and suppressed notices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """For commands that continue an interrupted run: Ctrl-C prints how, and exits with the shell's code for it."""
+    """For commands that can be continued: Ctrl-C prints how to continue, and exits with code 130."""
     try:
         yield
     except KeyboardInterrupt:

@@ -20,20 +20,20 @@ def evaluate(
         Path | None,
         typer.Option(help="Another folder with images of the same prompts, to compare with.", show_default=False),
     ] = None,
-    scorer: Annotated[ScorerName, typer.Option(help="What scores the images.")] = "demo",
+    scorer: Annotated[ScorerName, typer.Option(help="How to score the images.")] = "demo",
     model: opt.ScorerModel = None,
     device: opt.Device = None,
     python: opt.ScorerPython = None,
     batch_size: Annotated[int, typer.Option(help="Images scored at once.")] = 16,
-    samples: Annotated[int, typer.Option(help="Number of images, drawn at random, to measure diversity on.")] = 100,
+    samples: Annotated[int, typer.Option(help="Number of randomly drawn images to measure diversity on.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the samples and of the intervals.")] = 0,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of two scores that is a tie.")] = 1e-6,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of two scores that counts as a tie.")] = 1e-6,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for the files of scores.", show_default="the folder of images")
+        Path | None, typer.Option(help="Folder for the score files.", show_default="the folder of images")
     ] = None,
     json_file: opt.JsonFile = None,
 ) -> None:
-    """Measure images: how well they show their prompts, how diverse they are, how often they win against another run.
+    """Measure images: how well they match their prompts, how diverse they are, how often they win against another run.
 
     Scores are stored: run the same command again after an interruption, and only missing scores are computed.
     """

@@ -93,8 +93,8 @@ def generate(
         )
     if size == "auto" and run.images:
         typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
-    there = f" ({run.existing:,} were there already)" if run.existing else ""
-    typer.echo(f"{run.images:,} images in {run.out}{there}, {duration(run.seconds['total'])}.")
+    existing = f" ({run.existing:,} existed already)" if run.existing else ""
+    typer.echo(f"{run.images:,} images in {run.out}{existing}, {duration(run.seconds['total'])}.")
     if run.images:
         typer.echo(
             f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "

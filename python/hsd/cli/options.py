@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and what is read from them."""
+"""Arguments and options of several commands, and how their values are read."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ JsonFile = Annotated[
 
 
 def read(source: str) -> PromptFile:
-    """The prompts of ``PROMPTS``."""
+    """The prompts of the argument ``PROMPTS``."""
     return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
 
 
 def load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:
-    """A loaded model with the settings of ``--set`` and the ``common`` ones, those that were given."""
+    """A loaded model with the settings of ``--set`` and the ``common`` ones that are not None."""
     quiet()
     from ..models import load as load_model  # here, because it imports torch
 
@@ -120,4 +120,4 @@ def parse_batch_size(value: str) -> BatchSize:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"--batch-size is {value!r}: an integer, or auto") from None
+        raise ValueError(f"--batch-size is {value!r}: it has to be an integer or auto") from None

@@ -36,7 +36,7 @@ def reproduce(
         ),
     ] = None,
     scorer: Annotated[
-        ScorerName | None, typer.Option(help="What scores the images.", show_default="demo for demo, else clipscore")
+        ScorerName | None, typer.Option(help="How to score the images.", show_default="demo for demo, else clipscore")
     ] = None,
     scorer_model: opt.ScorerModel = None,
     python: opt.ScorerPython = None,
@@ -60,7 +60,7 @@ def reproduce(
     """Run the paper's experiments and its open questions on a model and sets of prompts: tables and figures.
 
     Prints first how many images this takes. Images and scores are stored: run the same command again after an
-    interruption, or with other experiments, and only missing ones are made.
+    interruption, or with other experiments, and only missing ones are computed.
     """
     from ..reproduction import reproduce as run_study
 

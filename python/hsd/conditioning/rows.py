@@ -6,8 +6,8 @@ The mean of a cluster, tensor by tensor, is the arithmetic mean of its members' 
   position;
 * rows of different lengths (token sequences that the denoiser reads under a mask): at every position, over the
   members that have a token there. The mean is as long as its longest member, and its mask covers exactly that.
-  Counting an absent token as zeros would shrink the tail of every mean towards nothing, which no text encoder ever
-  produces.
+  Counting an absent token as zeros would shrink the end of every mean towards zero. No text encoder produces such
+  embeddings.
 
 So a cluster of one prompt has exactly the row of the prompt, and so has a cluster of equal prompts, which share a row.
 The order of the members does not matter: rows are added in the order in which they are stored.
@@ -27,7 +27,7 @@ from ..errors import Error
 from .spool import Chunk, Spool
 
 MASK = "_mask"
-"""A field of differing lengths ``name`` comes with ``name_mask``: which positions hold a token."""
+"""A ragged field ``name`` comes with ``name_mask``: which positions hold a token."""
 
 _CHUNK_BYTES = 4 << 20
 """Bytes of rows that are stored and averaged at a time: bounds the additional memory."""
@@ -48,11 +48,11 @@ class Rows:
         self._chunk: list[int] = []  # chunk of each row, and where the row begins and ends in it
         self._begin: list[int] = []
         self._end: list[int] = []
-        self._filled = 0  # length of what is pending
+        self._filled = 0  # total length of the pending rows
         self.nbytes = 0
         self.longest = 0
         self.dtype = torch.float32
-        self._shape: tuple[int, ...] = ()  # of a row, its length left out if it is ragged
+        self._shape: tuple[int, ...] = ()  # of a row, without its length if it is ragged
 
     def __len__(self) -> int:
         return len(self._chunk)
@@ -108,7 +108,7 @@ class Rows:
                 for (begin, end), w in zip(spans, weights[at].tolist(), strict=True):
                     total[: end - begin].add_(self._spool.read(chunk, begin, end).float(), alpha=w)
                     weight[: end - begin] += w
-            else:  # every row has length one: many at once
+            else:  # all rows have length 1: read them together
                 picked = self._spool.pick(chunk, [begin for begin, _ in spans])  # [n, ...]
                 scale = torch.from_numpy(weights[at])
                 total[0] += torch.tensordot(scale.float(), picked.float(), dims=1)
@@ -135,7 +135,7 @@ class Field:
 
     rows: Rows
     index: NDArray[np.int64]
-    """(N,) row of each prompt, -1 where it was not encoded. Prompts of equal conditioning may share one."""
+    """(N,) row of each prompt, -1 where it was not encoded. Prompts with equal conditioning may share a row."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ class Conditioning:
     Attributes
     ----------
     fields
-        By name. Not every prompt has all: without guidance there is no unconditional embedding.
+        Fields by name. A prompt may lack some: without guidance there is no unconditional embedding.
     vectors
-        (N, D) float32, one vector a prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
+        (N, D) float32, one vector per prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
     spool
         Where the rows are stored.
     """
@@ -171,7 +171,7 @@ class Conditioning:
         return out
 
     def split(self, prompts: NDArray[np.int64]) -> tuple[dict[str, Tensor], Conditioning]:
-        """What all ``prompts`` (n,) have in common, one row (1, ...) by name, and the conditioning that differs.
+        """Conditioning that all ``prompts`` (n,) have in common, one row (1, ...) by name, and the rest that differs.
 
         Fields that only other prompts have are in neither.
         """
@@ -184,7 +184,7 @@ class Conditioning:
     def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
         """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
 
-        This is what a cluster is conditioned on: its mean embedding, in the paper's words (Algorithm 1).
+        This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1.
         """
         out = {}
         for name, field in self.fields.items():

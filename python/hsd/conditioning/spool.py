@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import Error
 
 _DISK_KEPT_FREE = 1 << 30
-"""Bytes of the disk that are never taken: on a full disk no image could be written."""
+"""Bytes of the disk that are left free: on a full disk no image could be written."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Spool:
     Parameters
     ----------
     memory
-        Bytes kept in host memory; what comes after goes to the file.
+        Bytes kept in host memory; further tensors go to the file.
     """
 
     def __init__(self, memory: int) -> None:
@@ -47,7 +47,7 @@ class Spool:
         self.in_memory = 0
         self.on_disk = 0
         self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()  # several threads read, each at another place
+        self._lock = threading.Lock()  # several threads read, each at a different offset
 
     def put(self, tensor: Tensor) -> Chunk:
         """Store ``tensor`` (T, ...).
@@ -100,7 +100,7 @@ class Spool:
         return torch.cat([self.read(chunk, row, row + 1) for row in rows])
 
     def check_space(self, nbytes: int) -> None:
-        """``hsd.Error`` unless ``nbytes`` more can be stored; it says how much can be, and what to do."""
+        """``hsd.Error`` unless ``nbytes`` more can be stored; the message gives the free space and what to do."""
         beyond = nbytes - max(0, self.memory - self.in_memory)
         folder = _folder()
         free = shutil.disk_usage(folder).free - _DISK_KEPT_FREE

@@ -289,7 +289,7 @@ class DemoEvaluator:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """A picture of any size and mode as [64, 64, 3] bytes; transparent pixels are put on white."""
+    """A picture of any size and mode as [64, 64, 3] bytes, on white where it is transparent."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -32,7 +32,7 @@ class ScoreCache:
     folder
         Where the file is; created if it does not exist.
     name, version
-        Of the scorer. Lines of other versions are kept in the file, but not used.
+        Name and version of the scorer. Lines of other versions are kept in the file, but not used.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class ScoreCache:
         self.path = make_folder(folder) / f"scores-{name}.jsonl"
         self._version = version
         self._lock = FileLock(self.path.parent / f".{self.path.stem}.lock", timeout=60)
-        self._locked()
+        self._acquire()
         try:
             self._scores = self._read()
         finally:
@@ -72,7 +72,7 @@ class ScoreCache:
                 "digest": entry.digest,
             }
             lines.append(json.dumps(line) + "\n")
-        self._locked()
+        self._acquire()
         try:
             with open(self.path, "ab") as file:
                 file.write("".join(lines).encode())
@@ -84,7 +84,7 @@ class ScoreCache:
         finally:
             self._lock.release()
 
-    def _locked(self) -> None:
+    def _acquire(self) -> None:
         try:
             self._lock.acquire()
         except Timeout:

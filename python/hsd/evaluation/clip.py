@@ -94,7 +94,7 @@ class _Clip:
 class ClipScore(_Clip):
     """2.5 max(cos, 0): Hessel et al., CLIPScore, EMNLP 2021, equation 1; 0 to 2.5, in practice 0.5 to 1.
 
-    The prompt is used as it is, without the "A photo depicts" that the authors put before captions. Papers on image
+    The prompt is used unchanged, without the "A photo depicts" that the authors put before captions. Papers on image
     generation often report 100 max(cos, 0) instead, which is 40 times this score.
     """
 

@@ -59,7 +59,9 @@ class ExternalScorer:
         except OSError as error:
             raise ScorerError(f"cannot run {self._python} for {name}: {error.strerror or error}") from None
         except ValueError:
-            raise ScorerError(f"{self._python} is no Python that can run {name}: {_last_line(found.stderr)}") from None
+            raise ScorerError(
+                f"{self._python} is not a Python that can run {name}: {_last_line(found.stderr)}"
+            ) from None
         if package is None:
             raise ScorerError(
                 f"{name} needs the package {packages[0]}, which {self._python} does not have. {_INSTALL[name]}"

@@ -32,7 +32,7 @@ class Entry:
     seed: int | None
     line: int
     digest: str
-    """Of the file's bytes: a score belongs to these bytes, not to the file's name."""
+    """Digest of the file's bytes: a score belongs to these bytes, not to the file's name."""
 
     @property
     def where(self) -> str:

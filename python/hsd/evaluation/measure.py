@@ -39,7 +39,7 @@ def evaluate(
     cache: Path_ | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure a folder of images: how well they show their prompts, how diverse they are, how often they beat others.
+    """Measure a folder of images: how well they match their prompts, how diverse they are, how often they beat others.
 
     Every batch of scores is appended to ``scores-<scorer>.jsonl``; calling again scores only what is missing.
 
@@ -66,7 +66,7 @@ def evaluate(
         Two scores that differ by at most ``tolerance`` are a tie. Half precision and other batches change scores a
         little.
     cache
-        Folder for the files of scores. Default: each folder of images holds its scores.
+        Folder for the score files. Default: each folder of images holds its own.
     progress
         Whether to show a progress bar on a terminal.
 
@@ -114,7 +114,7 @@ def evaluate(
 
 
 class Measurer:
-    """Scores and embeds folders with one scorer and the same options; parameters as of :func:`evaluate`."""
+    """Scores and embeds folders with one scorer and the same options; parameters as for :func:`evaluate`."""
 
     def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: bool) -> None:
         self.scorer, self.batch_size, self.samples, self.seed = scorer, batch_size, samples, seed

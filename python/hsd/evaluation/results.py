@@ -82,28 +82,28 @@ class Evaluation:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        rows = [("scorer", f"{self.scorer} ({self.version})"), *_folder(self.measured)]
+        lines = [("scorer", f"{self.scorer} ({self.version})"), *_folder(self.measured)]
         if self.against is not None:
-            rows += [("", ""), ("against", self.against.folder), *_folder(self.against)[1:]]
+            lines += [("", ""), ("against", self.against.folder), *_folder(self.against)[1:]]
         if self.wins is not None:
-            rows += [("", ""), *_wins(self.wins)]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+            lines += [("", ""), *_wins(self.wins)]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)
 
 
 def _folder(found: Measured) -> list[tuple[str, str]]:
     score = found.fidelity
     left_out = f"; {score.unscored:,} without a score" if score.unscored else ""
-    rows = [
+    lines = [
         ("folder", found.folder),
         ("images", f"{found.images:,}{left_out}"),
         ("mean score", f"{_number(score.mean)}{_between(score.interval)}, {score.prompts:,} prompts"),
     ]
     if found.diversity is None:
-        return [*rows, ("diversity", "not measured: this scorer does not embed images")]
+        return [*lines, ("diversity", "not measured: this scorer does not embed images")]
     sample, within = found.diversity.sample, found.diversity.within_prompts
     if sample is not None:
-        rows.append(
+        lines.append(
             (
                 "diversity",
                 f"mean cosine {sample.mean_cosine:.4g} (lower is more diverse), "
@@ -111,14 +111,14 @@ def _folder(found: Measured) -> list[tuple[str, str]]:
             )
         )
     if within is not None:
-        rows.append(
+        lines.append(
             (
                 "within prompts",
                 f"mean cosine {within.mean_cosine:.4g}{_between(within.interval)}, Vendi score {within.vendi:.3g} of "
                 f"{within.images_a_prompt:.3g}; {within.prompts:,} prompts",
             )
         )
-    return rows
+    return lines
 
 
 def _wins(found: WinRate) -> list[tuple[str, str]]:

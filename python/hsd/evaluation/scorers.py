@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """Letters, digits, dots, dashes and underscores: part of the name of the file of scores."""
+        """Letters, digits, dots, dashes and underscores: part of the name of the score file."""
 
     @property
     def version(self) -> str:

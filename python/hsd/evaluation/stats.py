@@ -16,7 +16,7 @@ RESAMPLES = 10_000
 """Resamples of a bootstrap. The ends of an interval then differ by about 1 % of its width from seed to seed."""
 
 _DRAWS = 10**9
-"""Limit of resamples x clusters in one bootstrap, which bounds its time; there are at least 1,000 resamples anyway."""
+"""Limit of resamples x clusters in one bootstrap, which bounds its time; there are always at least 1,000 resamples."""
 
 
 def cluster_bootstrap(

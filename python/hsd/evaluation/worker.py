@@ -118,7 +118,7 @@ def main() -> None:
     try:
         name, model, device = sys.argv[2:]
         serve(name, model, device, answer)
-    except Exception as error:  # whatever it is, it is reported to the other process
+    except Exception as error:  # every error is reported to the other process
         answer({"error": f"{type(error).__name__}: {error}"})
         raise
 

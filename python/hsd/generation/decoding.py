@@ -19,12 +19,12 @@ BATCH = 8
 """Latents decoded at once. More are not faster for images of 512 pixels or above, and take memory."""
 
 PATIENCE = 4
-"""The most calls that a latent waits for others. Counted in calls and not in time, so that every run is the same.
+"""Largest number of calls that a latent waits for others. Counted in calls, not in time, so that all runs are the same.
 
-The first latent does not wait, so that the first image is there early."""
+The first latent does not wait, so that the first image is finished early."""
 
 _MOST = 3
-"""Batches that are decoded (one) or wait for it: a slow decoder slows the run down, it does not fill the memory."""
+"""Batches being decoded (one) or waiting: a slow decoder slows the run down, but does not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes what the executor finishes, in its order. Use as a context manager.
+    """Decodes the latents that the executor finishes, in the same order. Use as a context manager.
 
     Parameters
     ----------
     adapter
         The model.
     batch_size
-        The most latents at once; halved when they do not fit into the memory.
-    beside
+        Largest number of latents decoded at once; halved when they do not fit into the memory.
+    threaded
         Decode in a thread, on a separate CUDA stream, while the denoiser runs. Default: on a GPU, unless the model is
         offloaded: then decoder and denoiser would move each other's weights away. On a CPU the thread would take cores
         from the denoiser.
     """
 
-    def __init__(self, adapter: Adapter, batch_size: int = BATCH, *, beside: bool | None = None) -> None:
+    def __init__(self, adapter: Adapter, batch_size: int = BATCH, *, threaded: bool | None = None) -> None:
         self._adapter = adapter
         device = adapter.device
         self._device = device if device.type == "cuda" else None
@@ -58,12 +58,12 @@ class Decoder:
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0
-        in_thread = beside if beside is not None else self._device is not None and not adapter.offloads
+        in_thread = threaded if threaded is not None else self._device is not None and not adapter.offloads
         self._pool = BoundedPool[list[Decoded]](1, _MOST, "hsd-decoder") if in_thread else None
         self._stream = torch.cuda.Stream(self._device) if in_thread and self._device is not None else None
 
     def put(self, finished: Iterable[Finished]) -> list[Decoded]:
-        """Take what a call finished, which may be nothing; return the images that are ready."""
+        """Queue the latents that a call finished, if any; return the images that are ready."""
         self._waiting += finished
         self._waited = self._waited + 1 if self._waiting else 0
         images = self._ready(wait=False)
@@ -72,7 +72,7 @@ class Decoder:
         return images
 
     def rest(self) -> list[Decoded]:
-        """The images that are left after the last call."""
+        """Decode what is left after the last call."""
         images = []
         while self._waiting:
             images += self._send()
@@ -85,14 +85,14 @@ class Decoder:
         if self._pool is None:
             return self._decode(batch)
         event = torch.cuda.current_stream(self._device).record_event() if self._device is not None else None
-        self._pool.submit(self._decode_beside, batch, event)
+        self._pool.submit(self._decode_in_thread, batch, event)
         return []
 
     def _ready(self, wait: bool) -> list[Decoded]:
         results = () if self._pool is None else self._pool.results(wait=wait)
         return [image for images in results for image in images]
 
-    def _decode_beside(self, batch: list[Finished], event: torch.cuda.Event | None) -> list[Decoded]:
+    def _decode_in_thread(self, batch: list[Finished], event: torch.cuda.Event | None) -> list[Decoded]:
         """Decode one batch in the thread, on its stream."""
         if self._stream is None:
             return self._decode(batch)
@@ -114,7 +114,7 @@ class Decoder:
         return images
 
     def _decode_first(self, batch: list[Finished], states: list[torch.Tensor], n: int) -> list[PIL.Image.Image]:
-        """Pictures of the first ``n`` latents. Some models draw noise in it: generators begin at ``states``."""
+        """Images of the first ``n`` latents. Some models draw noise for it: generators begin at ``states``."""
         for f, state in zip(batch, states, strict=True):
             f.generator.set_state(state)
         return self._adapter.decode(torch.cat([f.latent for f in batch[:n]]), [f.generator for f in batch[:n]])
@@ -125,6 +125,6 @@ class Decoder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread. After an error, batches that wait are dropped."""
+        """End the thread. After an error, waiting batches are dropped."""
         if self._pool is not None:
             self._pool.close(cancel=kind is not None)

@@ -1,7 +1,7 @@
 """The folder of images: an ``imagefolder`` data set, with the plan and a run record.
 
-Files appear by atomic rename and the line in ``metadata.jsonl`` follows, so an interrupted run leaves whole images
-only, and the same call again continues with what is missing.
+An image appears by atomic rename, then its line in ``metadata.jsonl`` is written. So an interrupted run leaves complete
+images only, and the same call again generates the missing ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 95}),
     "webp": ("WEBP", {"quality": 95}),
 }
-"""By file ending: Pillow's name of the format, and what it is saved with."""
+"""Pillow's name of the format, and options for saving, by file ending."""
 
 METADATA, PLAN, RUN = "metadata.jsonl", PLAN_FILE, "run.json"
 
@@ -40,16 +40,16 @@ class ImageFolder:
     Parameters
     ----------
     path
-        The folder; made if it does not exist.
+        The folder; created if it does not exist.
     plan
-        What the images belong to. A folder takes one plan (all of its shards), with one model's settings.
+        The plan of the images. A folder belongs to one plan (all of its shards) and one model with its settings.
     model
         Name and settings of the model, compared with those of an earlier run and recorded.
 
     Raises
     ------
     OutputError
-        If the folder cannot be made or written to.
+        If the folder cannot be created or written to.
     PlanMismatch
         If it holds images of another plan, or of another model.
     """
@@ -70,7 +70,7 @@ class ImageFolder:
             self._entries = self._read_metadata()
 
     def done(self) -> set[int]:
-        """Indices of the images that are there, whole, with their line of metadata."""
+        """Indices of the images that are complete, with their line of metadata."""
         return set(self._entries)
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
@@ -102,7 +102,7 @@ class ImageFolder:
                 self._lock.acquire()
             except Timeout:
                 raise OutputError(
-                    f"{self.path} has been locked by another process for a minute: is one stuck?"
+                    f"{self.path} has been locked by another process for a minute: check whether it still runs"
                 ) from None
             try:
                 yield
@@ -110,7 +110,7 @@ class ImageFolder:
                 self._lock.release()
 
     def _claim(self) -> None:
-        """Make the folder this plan's, or check that it is."""
+        """Record the plan as the folder's, or check that it is the one recorded."""
         document = self._read_run()
         before = document.get("identity")
         if before is not None and before != self._identity:
@@ -137,13 +137,13 @@ class ImageFolder:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise Error(f"{self.path / RUN} cannot be read ({error}): move it away to start the folder anew") from None
+            raise Error(f"{self.path / RUN} cannot be read ({error}): move it away to start again") from None
 
     def _write_run(self, document: dict[str, Any]) -> None:
         write_atomically(self.path / RUN, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def _read_metadata(self) -> dict[int, dict[str, Any]]:
-        """Entries whose image is there. A half-written last line and entries without an image are taken out."""
+        """Entries whose image exists. An incomplete last line and entries without an image are removed."""
         path = self.path / METADATA
         data = path.read_bytes() if path.exists() else b""
         entries: dict[int, dict[str, Any]] = {}
@@ -155,9 +155,9 @@ class ImageFolder:
                 continue
             if 0 <= index < self.plan.n_prompts and (self.path / name).is_file():
                 entries[index] = entry
-        sound = b"".join((json.dumps(e, ensure_ascii=False) + "\n").encode() for e in entries.values())
-        if sound != data:
-            write_atomically(path, sound)
+        valid = b"".join((json.dumps(e, ensure_ascii=False) + "\n").encode() for e in entries.values())
+        if valid != data:
+            write_atomically(path, valid)
         return entries
 
 
@@ -172,4 +172,4 @@ def _png_info(entry: dict[str, Any]) -> PngInfo:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     flat = [{**d, **d.get("settings", {})} for d in (before, now)]
     keys = [k for k in flat[1] if k != "settings" and flat[0].get(k) != flat[1].get(k)]
-    return ", ".join(f"{k}: {flat[0].get(k)!r} then, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"
+    return ", ".join(f"{k}: {flat[0].get(k)!r} before, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"

@@ -1,4 +1,4 @@
-"""Passes: prompts whose images may be lanes of one call run together, the others one pass after the other."""
+"""Passes: prompts whose images may be lanes of one call run together in one pass; passes run one after the other."""
 
 from __future__ import annotations
 

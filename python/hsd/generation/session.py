@@ -52,17 +52,17 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`generate` did."""
+    """The results of :func:`generate`."""
 
     out: Path
     images: int
     """Images written by this call."""
     existing: int
-    """Images that were there already."""
+    """Images that existed already."""
     node_steps: int
     """Evaluations of the denoiser by this call."""
     standard_node_steps: int
-    """What this call's images cost without sharing."""
+    """Evaluations that this call's images need without sharing."""
     batch_size: int
     """Lanes per call; the measured one for ``"auto"``."""
     seconds: dict[str, float]
@@ -94,28 +94,28 @@ def stream(
     Parameters
     ----------
     plan
-        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard makes its own images only.
+        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only.
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size
         Latents that the denoiser evaluates in one call (with guidance the network sees twice as many). ``"auto"``
-        measures the denoiser for some seconds, within the free memory, and takes the size with which this plan ends
-        first. A call that does not fit into the memory is cut in two, and the run continues.
+        measures the denoiser for some seconds, within the free memory, and uses the size with which this plan
+        finishes first. A call that does not fit into the memory is cut in two, and the run continues.
     order
-        ``depth`` finishes images early; ``breadth`` makes the fewest calls.
+        ``depth`` finishes images early; ``breadth`` needs the fewest calls.
     max_slots
-        The most latents alive at once. Default: as many as the order needs.
+        Largest number of latents alive at once. Default: what the order needs.
     conditioning_memory
         Bytes of encoded prompts that are kept in host memory; the rest goes to a temporary file (in ``TMPDIR``, or
         ``/var/tmp``) and is read when a cluster begins. Default: a quarter of the memory that is free.
     compile
-        Run full calls through ``torch.compile``: minutes at the start, for a denoiser that is then faster.
+        Run full calls through ``torch.compile``: takes minutes at the start; then the denoiser is faster.
     cuda_graphs
         On a GPU, capture calls as CUDA graphs and replay them; what cannot be captured runs one kernel at a time.
     channels_last
         Convert the denoiser's weights to channels-last layout, permanently: faster for UNets in half precision.
     progress
-        Called as ``progress(node_steps, images)`` with what each call ran and finished.
+        Called as ``progress(node_steps, images)`` after each call: what it ran, and what it finished.
 
     Yields
     ------
@@ -152,7 +152,7 @@ def generate(
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
-    makes only the missing images. See :func:`stream` for the other parameters.
+    generates only the missing images. See :func:`stream` for the other parameters.
 
     Raises
     ------
@@ -169,8 +169,8 @@ def generate(
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone = alone_from(plan)
-    settled, which = plan.settings, plan.setting
-    names = sorted({name for own in settled for name in own})  # every image has all columns
+    distinct, which = plan.settings, plan.setting
+    names = sorted({name for own in distinct for name in own})  # every image has all columns
     part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
@@ -181,7 +181,7 @@ def generate(
         if part is not None:
             with Writers() as writers:
                 for image in session.images(part, report):
-                    own = {name: settled[which[image.index]].get(name) for name in names}
+                    own = {name: distinct[which[image.index]].get(name) for name in names}
                     extra = {**own, "alone_from": int(alone[image.index])}
                     writers.submit(folder.add, image.index, image.pil, extra)
                     images += 1
@@ -221,7 +221,7 @@ class Session:
         if isinstance(options.batch_size, str) and options.batch_size != "auto":
             raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
-        """For ``"auto"``, of the pass that ran last."""
+        """For ``"auto"``, the size of the latest pass."""
         self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
@@ -234,7 +234,7 @@ class Session:
         plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed)
 
     def images(self, plan: Plan, progress: CallReport | None) -> Iterator[Image]:
-        """Encode, then one pass after the other; there are several only if sizes or other such settings differ."""
+        """Encode, then run the passes. There are several only if sizes or similar settings differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
         try:
             for v, part in plans_of(plan, self.passes):
@@ -272,7 +272,7 @@ class Session:
             yield from self._named(plan, self._clocked("decode", decoder.rest))
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
-        """The batch size with which ``plan`` ends first."""
+        """The batch size with which ``plan`` finishes first."""
         options = self.options
         choice = automatic(
             plan,
@@ -291,7 +291,7 @@ class Session:
             yield Image(image.index, plan.prompts[image.index], int(plan.seeds[image.index]), image.pil)
 
     def conditioning(self, plan: Plan) -> Conditioning:
-        """What the plan was compiled with, if it was this model's; encoded now otherwise."""
+        """The conditioning that the plan was compiled with, if this model made it; otherwise encode now."""
         found = recall(plan, self.adapter.encoding_key())
         if found is not None:
             return found
@@ -331,7 +331,7 @@ class _Bar:
 
 
 def alone_from(plan: Plan) -> np.ndarray:
-    """(N,) the first step at which each prompt is a cluster of its own; before it, its latent was shared."""
+    """(N,) the first step at which each prompt is alone in its cluster; before it, its latent was shared."""
     segments = plan.segments
     leaf = segments[segments["end_step"] == plan.n_steps]
     single = leaf["leaf_end"] - leaf["leaf_begin"] == 1

@@ -1,4 +1,4 @@
-"""Threads that write images while the next ones are made."""
+"""Threads that write images while the next ones are generated."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Writers:
     threads
         How many images are written at once.
     queue
-        How many images may be written or wait for it: a slow disk slows the run down, it does not fill the memory.
+        Largest number of images being written or waiting: a slow disk slows the run down, but does not fill the memory.
     """
 
     def __init__(self, threads: int = 4, queue: int = 64) -> None:
         self._pool: BoundedPool[Any] = BoundedPool(threads, queue, "hsd-writer")
 
     def submit(self, task: Callable[..., Any], *args: Any) -> None:
-        """Queue a task; waits while the queue is full. Raises what an earlier task raised."""
+        """Queue a task; waits while the queue is full. Raises the exception of an earlier task."""
         self._check(wait=False)
         self._pool.submit(task, *args)
 
@@ -35,7 +35,7 @@ class Writers:
                 pass
         except OSError as error:
             raise OutputError(
-                f"cannot write an image: {error.strerror or error}. What is written is kept; free some space and run "
+                f"cannot write an image: {error.strerror or error}. Written images are kept; free some space and run "
                 "the same call again"
             ) from error
 
@@ -45,7 +45,7 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is queued: also after an error, nothing that was made is lost."""
+        """Wait for all queued images, also after an error, so that none is lost."""
         self._pool.close()
         if kind is None:
             self._check(wait=True)

@@ -1,4 +1,4 @@
-"""What HSD needs to know of a pipeline family: the interface that every adapter implements.
+"""What HSD needs to know about a pipeline family: the interface that every adapter implements.
 
 An adapter is the only code that knows a pipeline class. It has five methods: ``encode``, ``scheduler``,
 ``latent_shape``, ``denoise`` and ``decode``. ``docs/adapters.md`` shows how to write one.
@@ -37,16 +37,16 @@ class Adapter(Denoiser):
     """The tau that suits the scale of the model's embeddings, used where none is given."""
 
     other_scheduler: Any = field(default=None, kw_only=True, repr=False)
-    """What :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
+    """The scheduler that :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
 
     half_dtype: ClassVar[torch.dtype] = torch.float16
-    """What the family is loaded as on a GPU: the half precision that it was released in."""
+    """The dtype that the family is loaded in on a GPU: the half precision that it was released in."""
 
     lane_settings: ClassVar[frozenset[str]] = frozenset()
-    """Settings that reach :meth:`denoise` through its rows alone, so that lanes of one call may differ in them."""
+    """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 
     @abstractmethod
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
@@ -55,12 +55,12 @@ class Adapter(Denoiser):
         ``generators`` are the images' generators in the state after denoising, for pipelines that draw while decoding.
         """
 
-    # -- what follows from the methods
+    # -- derived from the methods
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let ``scheduler`` of a family, which returns the pipeline's own, return ``other_scheduler`` where it is set.
+        """Make a family's ``scheduler`` return ``other_scheduler`` where it is set, instead of the pipeline's own.
 
-        Done here so that no family has to think of it, and as a field so that ``dataclasses.replace`` keeps it.
+        This is done here, so that no family has to do it. It is a field, so that ``dataclasses.replace`` keeps it.
         """
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("scheduler")
@@ -94,9 +94,9 @@ class Adapter(Denoiser):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Entered while calls are made: the dtype is looked up once, not at every call.
+        """Active during a run: the dtype is looked up once, not at every call.
 
-        diffusers looks through all modules for it, which took a hundredth of a run.
+        diffusers searches all modules for it, which took 1 % of a run's time.
         """
         self.__dict__["_running_dtype"] = self.modules()[0].dtype
         try:
@@ -128,16 +128,16 @@ class Adapter(Denoiser):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on beside prompts, seeds and plan."""
+        """Everything that the images depend on besides prompts, seeds and plan."""
         return {name: getattr(self, name) for name in self.setting_names()}
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
-        """What :func:`hsd.load` takes for this family."""
+        """Names of the settings that :func:`hsd.load` takes for this family."""
         return tuple(f.name for f in fields(cls) if f.name not in _NOT_SETTINGS)
 
     def call_key(self) -> Hashable:
-        """Equal for adapters whose prompts may be lanes of one call: all settings, but ``lane_settings``."""
+        """Equal for adapters whose prompts may be lanes of one call: all settings except ``lane_settings``."""
         settings = {k: v for k, v in self.settings.items() if k not in self.lane_settings}
         return (type(self), id(self.pipe), id(self.other_scheduler), self.guided, repr(sorted(settings.items())))
 
@@ -160,7 +160,7 @@ class Adapter(Denoiser):
 
 
 def _lora_state(module: nn.Module) -> Hashable:
-    """What PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
+    """State that PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
     layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
     names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
     return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)

@@ -30,9 +30,9 @@ class BrokenAdapter(Error, ValueError):
 def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **settings: Any) -> None:
     """Run a model on a few prompts, and raise if it lacks a property that the executor relies on.
 
-    It costs about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
+    It takes about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
     batch with others; each lane in a call by itself and in a call with lanes at other steps; a call and the same call
-    made again after others.
+    repeated after others.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     BrokenAdapter
         Names the first property that does not hold, and the difference.
     hsd.UnsupportedScheduler, hsd.UnsupportedPipeline
-        As for generating.
+        As :func:`hsd.generate` does.
     """
     adapter = load(model, **settings)
     refuse_step_caches(adapter)
@@ -56,10 +56,10 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} different prompts: a check needs two or more")
     sampler = adapter.sampler(steps)
-    n, seeds, alike = len(texts), np.arange(len(texts)), np.zeros(len(texts), np.int64)
-    conditioning = encode([adapter], alike, texts, seeds)
+    n, seeds, variant = len(texts), np.arange(len(texts)), np.zeros(len(texts), np.int64)
+    conditioning = encode([adapter], variant, texts, seeds)
     for i in range(n):
-        _check_rows(conditioning, encode([adapter], alike[:1], texts[i : i + 1], seeds[i : i + 1]), i)
+        _check_rows(conditioning, encode([adapter], variant[:1], texts[i : i + 1], seeds[i : i + 1]), i)
     means = [conditioning.mean(np.array([i])) for i in range(n)]
     rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in seeds])
@@ -102,10 +102,10 @@ def _check_lanes(adapter: Adapter, latents: Tensor, timesteps: Tensor, rows: dic
         one = {name: row[i : i + 1] for name, row in rows.items()}
         by_itself, _ = adapter.denoise(latents[i : i + 1], timesteps[i : i + 1], one)
         hint = "" if not adapter.mixed_timesteps else " (if it is the mixed timesteps, set mixed_timesteps = False)"
-        what = f"denoise: lane {i} depends on the other lanes or on the call before{hint}"
+        what = f"denoise: lane {i} depends on the other lanes or on the previous call{hint}"
         _same(output[i : i + 1], by_itself, what)
     again, _ = adapter.denoise(latents, timesteps, rows)
-    _same(output, again, "denoise: the same call gives another result after other calls, so something is remembered")
+    _same(output, again, "denoise: the same call gives another result after other calls, so the model keeps a state")
 
 
 def _same(a: Tensor, b: Tensor, what: str) -> None:

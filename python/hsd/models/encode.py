@@ -1,4 +1,4 @@
-"""Prompts to conditioning: each prompt is encoded once, in batches, and its rows are stored as they come."""
+"""Prompts to conditioning: each prompt is encoded once, in batches, and its rows are stored batch by batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..work.progress import Progress, Report
 from .base import batches
 
 _PRIOR_BLOCK = 4096
-"""Prompts that go through a prior together where it shares nothing."""
+"""Number of prompts that run through a prior together if it shares nothing."""
 
 _MEMORY_SHARE = 0.5
 """Share of the memory that clustering may take: clustering comes after encoding, and needs the rest."""
@@ -35,7 +35,7 @@ def default_memory() -> int:
 
 
 _remembered: WeakKeyDictionary[Plan, tuple[Hashable, Conditioning]] = WeakKeyDictionary()
-"""By the origin of a plan. An entry lives as long as its plan."""
+"""Key and conditioning, by the origin of a plan. An entry is removed with its plan."""
 
 
 def remember(plan: Plan, key: Hashable, conditioning: Conditioning) -> None:
@@ -64,19 +64,19 @@ def encode(
     cuda_graphs: bool = True,
     progress: Report | None = None,
 ) -> Conditioning:
-    """Encode prompts, each with the settings that it has.
+    """Encode prompts, each with its settings.
 
     Parameters
     ----------
     variants
         The model, once with each combination of settings that some prompt has.
     variant
-        (N,) which of them each prompt has.
+        (N,) index of each prompt's variant.
     prompts, seeds
         N each.
     needed
-        Prompts that will be needed, ascending; all by default. Where a prior is shared, all are encoded: its
-        clusters may reach beyond them.
+        Prompts that will be needed, ascending; all by default. If a prior shares steps, all prompts are encoded:
+        its clusters may contain others.
     memory
         Bytes of rows kept in host memory; the rest goes to a temporary file. Default: :func:`default_memory`.
     cuda_graphs
@@ -90,7 +90,7 @@ def encode(
     priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
-    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding what priors are conditioned on
+    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
     spool = Spool(default_memory() if memory is None else memory)
     tables = _Tables(n, spool)
     total, done, whole = int(chosen.sum()), 0, Progress(progress)
@@ -119,7 +119,7 @@ def _encode_block(
     options: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Encode ``members``, which have the same settings: their prior first, if there is one."""
+    """Encode ``members``, which have the same settings. Their prior runs first, if there is one."""
     texts = [prompts[int(i)] for i in members]
     embeds = None
     if prior is not None:
@@ -137,7 +137,7 @@ def _encode_block(
 
 
 def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of ``texts`` to encode (their places), and which of those each text has."""
+    """Positions of the ``texts`` to encode, and for each text the index of its own among them."""
     if part.encodes_seeds or has_prior:
         everything = np.arange(len(texts))
         return everything, everything
@@ -190,14 +190,14 @@ class _Tables:
             field.index[members] = field.index[sources]
 
     def check_space(self, left: int, done: int) -> None:
-        """After the first batch: an error unless all batches fit, if they are like the first."""
+        """After the first batch: raise unless all batches fit, if they are as large as the first."""
         self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
 
 
 def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
 ) -> Tensor:
-    """What the prior makes of each prompt, (n, *latent) float32 on the host; steps are shared if its tau is above 0."""
+    """The prior's output for each prompt, (n, *latent) float32 on the host; steps are shared if its tau is above 0."""
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
     conditioning = encode([prior], variant, prompts, seeds, progress=progress.part(0.0, 0.3), **options)

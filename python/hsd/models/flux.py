@@ -52,12 +52,12 @@ class Flux(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """T5's dtype: the pipeline makes its latents in it."""
+        """T5's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder_2.dtype
 
     @property
     def scales_input(self) -> bool:
-        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
+        """False: flow schedulers have nothing to scale, and the pipeline does not call ``scale_model_input``."""
         return False
 
     @property
@@ -123,7 +123,7 @@ class Flux(Adapter):
         return self.pipe._pack_latents(noise, *shape)
 
     def _image_ids(self, device: torch.device) -> Tensor:
-        """(S, 3), each token's position: 0, row, column. Made on the device, so that no call copies it there."""
+        """(S, 3), each token's position: 0, row, column. Created on the device, so that no call copies it there."""
         rows, columns = self._grid
         ids = torch.zeros(rows, columns, 3, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -149,7 +149,7 @@ class Flux(Adapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """Unpacked, then the VAE."""
+        """Unpack the latents, then decode them with the VAE."""
         vae = self.pipe.vae
         latents = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor

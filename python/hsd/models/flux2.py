@@ -47,17 +47,17 @@ class Flux2(Adapter):
 
     @property
     def guided(self) -> bool:
-        """One evaluation a step, whatever the scale."""
+        """False: one evaluation per step, with any scale."""
         return False
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The text encoder's dtype: the pipeline makes its latents in it."""
+        """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     @property
     def scales_input(self) -> bool:
-        """No."""
+        """False: the pipeline does not call ``scale_model_input``."""
         return False
 
     @property
@@ -157,7 +157,7 @@ class Flux2(Adapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """Unpacked, scaled by the statistics of the VAE's batch norm, unpatched, decoded."""
+        """Unpack, scale by the statistics of the VAE's batch norm, unpatch, decode."""
         vae = self.pipe.vae
         x = latents.unflatten(1, self._grid).permute(0, 3, 1, 2)  # [B, C, h, w]
         std = torch.sqrt(vae.bn.running_var.float() + vae.config.batch_norm_eps)

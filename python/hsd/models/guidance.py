@@ -13,9 +13,9 @@ from .parts import pad_tokens
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a guided call of B lanes gives the network: 2B rows, [unconditional; conditional], as diffusers orders them.
+    """The network's inputs in a guided call of B lanes: 2B rows, [unconditional; conditional], as in diffusers.
 
-    An adapter makes one in ``denoise``. Without guidance there is the conditional half only, and every method returns
+    An adapter creates one in ``denoise``. Without guidance there is the conditional half only, and every method returns
     what it is given, so that ``denoise`` reads the same in both cases::
 
         guidance = Guidance(rows, self.guided)
@@ -34,7 +34,7 @@ class Guidance:
     on
         Whether there is guidance.
     scale
-        Name of the row that holds the guidance scale, one number a lane.
+        Name of the row that holds the guidance scale, one number per lane.
     """
 
     rows: dict[str, Tensor]
@@ -75,9 +75,9 @@ class Guidance:
 
 
 def guide(output: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as diffusers orders them: (B, ...).
+    """Classifier-free guidance on outputs (2B, ...), unconditional rows first, as in diffusers: (B, ...).
 
-    ``scale`` (B,), one a row.
+    ``scale`` (B,), one per row of the output.
     """
     unconditional, conditional = output.chunk(2)
     return unconditional + per_row(scale, conditional) * (conditional - unconditional)

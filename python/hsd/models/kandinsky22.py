@@ -72,7 +72,7 @@ class Kandinsky22(Adapter):
         return self.prior()
 
     def prior(self) -> TextPrior:
-        """Texts to image embeddings; the negative prompt's is sampled beside each prompt's, as the pipeline does."""
+        """Texts to image embeddings; the negative prompt's is sampled with each prompt's, as in the pipeline."""
         pipe = self.prior_pipe
         return TextPrior(
             pipe.prior,
@@ -87,7 +87,7 @@ class Kandinsky22(Adapter):
         )
 
     def encode(self, batch: Batch) -> Encoded:
-        """Image embeddings, scaled back to what the decoder was trained with."""
+        """Image embeddings, scaled back to the scale that the decoder was trained with."""
         assert batch.prior is not None
         prior = self.prior_pipe.prior
         embeds = prior.post_process_latents(batch.prior.to(prior.device, prior.dtype))  # [B, n, D]
@@ -97,7 +97,7 @@ class Kandinsky22(Adapter):
         return Encoded(rows, vectors=embeds[:, 0])
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and without a negative prompt the embedding of a black image in its place."""
+        """The scale; without a negative prompt also the embedding of a black image, in its place."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.negative_prompt is None and self.guided:
             rows["negative_image_embeds"] = self.prior_pipe.get_zero_embed(1, self.prior_pipe._execution_device)
@@ -105,11 +105,11 @@ class Kandinsky22(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """As the setting ``scale_model_input`` says."""
+        """The setting ``scale_model_input``."""
         return self.scale_model_input
 
     def scheduler(self) -> Any:
-        """The decoder's scheduler: what the combined pipeline itself steps."""
+        """The decoder's scheduler, which the combined pipeline steps too."""
         return self.decoder.scheduler
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ class Kandinsky22(Adapter):
         return (self.decoder.unet.config.in_channels, *sides)
 
     def call_key(self) -> Hashable:
-        """For the combined pipeline also what the number of the prior's draws depends on: the decoder draws next."""
+        """For the combined pipeline also the settings that change how much the prior draws: the decoder draws next."""
         prior = None if isinstance(self.pipe, tuple) else (self.prior_steps, self.negative_prompt is None)
         return (super().call_key(), prior)
 

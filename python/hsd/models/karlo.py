@@ -70,12 +70,12 @@ class Karlo(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The dtype of the output of ``text_proj``: the pipeline makes its latents in it."""
+        """The dtype of the output of ``text_proj``: the pipeline draws its latents in it."""
         return self.pipe.text_proj.dtype
 
     @property
     def scales_input(self) -> bool:
-        """No."""
+        """False: the pipeline does not call ``scale_model_input``."""
         return False
 
     @property
@@ -118,7 +118,7 @@ class Karlo(Adapter):
         return rows
 
     def scheduler(self) -> Any:
-        """The decoder's."""
+        """The decoder's scheduler."""
         return self.pipe.decoder_scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
@@ -132,7 +132,7 @@ class Karlo(Adapter):
         return (config.in_channels, config.sample_size, config.sample_size)
 
     def generator(self, seed: int) -> torch.Generator:
-        """One from which the prior has drawn: the pipeline uses one generator for all its parts."""
+        """A generator from which the prior has drawn: the pipeline uses one generator for all its parts."""
         generator = super().generator(seed)
         skip(self._prior, generator)
         return generator
@@ -140,7 +140,7 @@ class Karlo(Adapter):
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The decoder on [unconditional; conditional] rows; the variance is the conditional half's."""
         # The text is always padded to the tokenizer's length. The decoder decides by the length of the mask whether
-        # the mask covers the pixels too: a mask with one entry a pixel by chance would be taken for one that does.
+        # the mask covers the pixels too: a mask with one entry per pixel by chance would be taken for one that does.
         guidance = Guidance(padded_text(rows, self.pipe.tokenizer.model_max_length), self.guided)
         mask = guidance.both("text_tokens_mask")  # [B or 2B, L]
         tokens, labels = self.pipe.text_proj(

@@ -29,7 +29,7 @@ def load(
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
     device, dtype
         Device and dtype of a model that is loaded by name. By default CUDA, if there is a device, in the half precision
-        that the family was released in; else the CPU in float32. Pipeline objects are taken as they are.
+        that the family was released in; else the CPU in float32. Pipeline objects are not changed.
     settings
         The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 

@@ -27,14 +27,14 @@ _BINS = {
     128: ASPECT_RATIO_1024_BIN,
     256: ASPECT_RATIO_2048_BIN,
 }
-"""By a model's ``sample_size``: the image sizes that it was trained with, by aspect ratio."""
+"""The image sizes that a model was trained with, by its ``sample_size`` and the aspect ratio."""
 
 
 @dataclass(eq=False)
 class PixArtSigma(Adapter):
     """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
 
-    With ``use_resolution_binning``, the default as in diffusers, an image is made at the trained size (bin) of the
+    With ``use_resolution_binning``, the default as in diffusers, an image is generated at the trained size (bin) of the
     nearest aspect ratio, then scaled and cropped to ``height`` and ``width``.
     """
 
@@ -71,7 +71,7 @@ class PixArtSigma(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """T5's dtype: the pipeline makes its latents in it."""
+        """T5's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
@@ -106,7 +106,7 @@ class PixArtSigma(Adapter):
         return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w), with ``use_resolution_binning`` of the bin."""
+        """(C, h, w); with ``use_resolution_binning`` those of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
             bins = _BINS[self.pipe.transformer.config.sample_size]

@@ -27,7 +27,7 @@ class TextPrior(Prior):
     Parameters
     ----------
     prior, scheduler
-        The pipeline's own.
+        Those of the pipeline.
     encode_text
         Encodes texts as the pipeline does.
     device
@@ -39,7 +39,7 @@ class TextPrior(Prior):
     negative_prompt
         The text of the unconditional half; empty for None.
     samples_negative
-        Kandinsky samples an image embedding of the negative prompt beside each prompt's, from the same generator: a
+        Kandinsky samples an image embedding of the negative prompt for each prompt, from the same generator: a
         latent is then a pair (2, D), the prompt's embedding first.
     scales_input
         Whether the pipeline calls ``scale_model_input``.
@@ -95,7 +95,7 @@ class TextPrior(Prior):
         return self._draws
 
     def scheduler(self) -> Any:
-        """The prior's."""
+        """The prior's scheduler."""
         return self._scheduler
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class TextPrior(Prior):
 
     @property
     def _n(self) -> int:
-        """Embeddings of one latent."""
+        """Number of embeddings in one latent."""
         return 2 if self._samples_negative else 1
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -124,12 +124,12 @@ class TextPrior(Prior):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The transformer's."""
+        """The transformer's dtype."""
         return self._prior.dtype
 
     @property
     def scales_input(self) -> bool:
-        """As the pipeline does."""
+        """Whether the pipeline calls ``scale_model_input``."""
         return self._scales_input
 
     def modules(self) -> tuple[nn.Module, ...]:
@@ -171,7 +171,7 @@ def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict
 
 
 def padded_text(rows: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-    """``rows``, the tokens in them (B, L, D) and their masks (B, L) padded to ``length``, that of the tokenizer."""
+    """``rows`` with their tokens (B, L, D) and masks (B, L) padded to ``length``, that of the tokenizer."""
     return {name: pad_tokens(row, length) if "text_tokens" in name else row for name, row in rows.items()}
 
 

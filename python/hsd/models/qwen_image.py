@@ -55,12 +55,12 @@ class QwenImage(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The text encoder's dtype: the pipeline makes its latents in it."""
+        """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     @property
     def scales_input(self) -> bool:
-        """No."""
+        """False: the pipeline does not call ``scale_model_input``."""
         return False
 
     @property
@@ -136,7 +136,7 @@ class QwenImage(Adapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """Unpacked, scaled channel by channel, then the VAE of videos on one frame."""
+        """Unpack, scale channel by channel, then decode as a video of one frame."""
         vae = self.pipe.vae
         x = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)  # [B, C, 1, h, w]
         mean, std = (

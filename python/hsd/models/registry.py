@@ -73,7 +73,7 @@ def register(adapter: type[Adapter]) -> type[Adapter]:
         raise TypeError(f"{adapter!r} is not a subclass of hsd.models.Adapter")
     missing = sorted(getattr(adapter, "__abstractmethods__", ()))
     if missing:
-        raise TypeError(f"{adapter.__name__} lacks {', '.join(missing)}; an adapter fills in {', '.join(METHODS)}")
+        raise TypeError(f"{adapter.__name__} lacks {', '.join(missing)}; an adapter implements {', '.join(METHODS)}")
     if not adapter.pipelines or isinstance(adapter.pipelines, str):
         raise TypeError(f"{adapter.__name__}.pipelines is {adapter.pipelines!r}: name the pipeline classes it drives")
     if adapter not in _registered:
@@ -156,7 +156,7 @@ def _unsupported(name: str) -> UnsupportedPipeline:
     known = supported()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return UnsupportedPipeline(
-        f"{name} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one fills in five"
+        f"{name} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one has the five"
         f" methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
     )
 

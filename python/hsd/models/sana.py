@@ -25,7 +25,7 @@ class Sana(Adapter):
     """``SanaPipeline``. Conditions on Gemma's tokens, clusters by their mean.
 
     Sizes are exact, as with ``use_resolution_binning=False``. ``complex_human_instruction`` is a text before every
-    prompt, but not before the negative prompt: by default the pipeline's, none for None.
+    prompt, but not before the negative prompt: the pipeline's by default; None for no text.
     """
 
     name: str = "sana"
@@ -58,7 +58,7 @@ class Sana(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """No."""
+        """False: the pipeline does not call ``scale_model_input``."""
         return False
 
     def encode(self, batch: Batch) -> Encoded:

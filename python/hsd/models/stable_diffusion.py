@@ -42,7 +42,7 @@ class StableDiffusion(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The text encoder's dtype: the pipeline makes its latents in it."""
+        """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     @property

@@ -49,14 +49,14 @@ class StableDiffusion3(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The dtype of CLIP's and T5's tokens after they are joined: the pipeline makes its latents in it."""
+        """The dtype of CLIP's and T5's tokens after they are joined: the pipeline draws its latents in it."""
         t5 = self.pipe.text_encoder_3
         dtype = self.pipe.text_encoder.dtype
         return dtype if t5 is None else torch.promote_types(dtype, t5.dtype)
 
     @property
     def scales_input(self) -> bool:
-        """No: flow schedulers have nothing to scale, and the pipeline does not call them for it."""
+        """False: flow schedulers have nothing to scale, and the pipeline does not call ``scale_model_input``."""
         return False
 
     @property
@@ -97,7 +97,7 @@ class StableDiffusion3(Adapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """With the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
+        """Uses the shift ``mu`` if it is set; else a scheduler with dynamic shifting shifts by the number of tokens."""
         config, shift = scheduler.config, {}
         if self.mu is not None:
             shift["mu"] = self.mu

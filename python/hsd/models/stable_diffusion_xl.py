@@ -30,10 +30,10 @@ _PAIRS = (
 
 @dataclass(eq=False)
 class StableDiffusionXL(Adapter):
-    """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on all the rest too.
+    """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on it, tokens and sizes.
 
-    Sizes are (height, width). ``original_size`` and ``target_size`` are the image's size where they are None. The two
-    negative sizes are set both or not at all. (Called with several prompts, diffusers' pipeline swaps positive and
+    Sizes are (height, width). ``original_size`` and ``target_size`` are the image's size where they are None. Give both
+    negative sizes or neither. (Called with several prompts, diffusers' pipeline swaps positive and
     negative sizes for some of them; here each prompt gets the sizes that diffusers gives it in a call by itself.)
     """
 
@@ -72,7 +72,7 @@ class StableDiffusionXL(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The text encoder's dtype: the pipeline makes its latents in it."""
+        """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder_2.dtype
 
     @property
@@ -91,7 +91,7 @@ class StableDiffusionXL(Adapter):
         return Encoded({"prompt_embeds": tokens, "text_embeds": pooled}, vectors=pooled)
 
     def shared(self) -> dict[str, Any]:
-        """Scale, sizes, and the encoded negative prompt; most models have zeros for it where there is none."""
+        """Scale, sizes, and the encoded negative prompt; without one, most models use zeros."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         size = (self.height, self.width)
         rows["time_ids"] = self._time_ids(
@@ -170,7 +170,7 @@ class StableDiffusionXL(Adapter):
 
 
 def _pair(name: str, value: Any) -> Pair:
-    """Two integers; a list of two, as in JSON, is taken too."""
+    """Two integers; a list of two, as in JSON, is accepted too."""
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(side, int) for side in value):
         raise ValueError(f"{name} is {value!r}: it has to be a pair of integers, like (1024, 1024)")
     return (value[0], value[1])

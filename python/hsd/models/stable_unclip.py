@@ -55,7 +55,7 @@ class StableUnCLIP(Adapter):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The text encoder's dtype: the pipeline makes its latents in it."""
+        """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
     @cached_property
@@ -103,7 +103,7 @@ class StableUnCLIP(Adapter):
         return rows
 
     def scheduler(self) -> Any:
-        """The decoder's."""
+        """The decoder's scheduler."""
         return self.pipe.scheduler
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class StableUnCLIP(Adapter):
         return unet_latent(self.pipe, self.height, self.width)
 
     def generator(self, seed: int) -> torch.Generator:
-        """One from which the prior and the noise of its embedding were drawn: the pipeline uses one for all."""
+        """A generator from which prior and embedding noise were drawn: the pipeline uses one for all."""
         generator = self._after_prior(seed)
         width = self.pipe.prior.config.embedding_dim
         torch.randn((1, width), generator=generator, dtype=self.pipe.prior.dtype)

@@ -52,7 +52,7 @@ class ZImage(Adapter):
 
     @property
     def guided(self) -> bool:
-        """With a scale above 0, as in the pipeline."""
+        """Whether the scale is above 0, as in the pipeline."""
         return self.guidance_scale > 0.0
 
     @property
@@ -62,7 +62,7 @@ class ZImage(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """No."""
+        """False: the pipeline does not call ``scale_model_input``."""
         return False
 
     def encode(self, batch: Batch) -> Encoded:
@@ -102,7 +102,7 @@ class ZImage(Adapter):
         """The transformer on [conditional; unconditional] rows.
 
         It pads every caption to a multiple of 32, with tokens that are attended to, so it needs each caption without
-        our padding. For that the lengths are copied from the device to the host, once a call.
+        our padding. For that the lengths are copied from the device to the host, once per call.
         """
         x = latents.to(self.dtype).unsqueeze(2)  # [B, C, 1, h, w]
         tokens = ["prompt_embeds", "negative_prompt_embeds"][: 2 if self.guided else 1]

@@ -16,7 +16,7 @@ from ..work.progress import Progress, Report
 
 
 class Vectors(NamedTuple):
-    """(N, D) floats, in place."""
+    """(N, D) floats that the core reads in place."""
 
     array: NDArray[Any]
     """float16, float32 or float64; uint16 for the bits of bfloat16, which NumPy does not have."""
@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     threads: int | None = None
     """None: one per core."""
     memory: int | None = None
-    """Bytes besides the embeddings. None: a share of the free memory."""
+    """Bytes in addition to the embeddings. None: a share of the free memory."""
 
     def arguments(self) -> dict[str, Any]:
         """Keywords for ``Tree.build``."""
@@ -66,7 +66,7 @@ def build_tree(
     threads
         Default: one per core. The tree does not depend on it.
     memory
-        Bytes that clustering may use besides the embeddings. Default: 60 % of the free memory.
+        Bytes that clustering may use in addition to the embeddings. Default: 60 % of the free memory.
     progress
         Called with the finished fraction, 0 to 1.
 

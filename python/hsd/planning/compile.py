@@ -50,7 +50,7 @@ def compile(
     reuse: str | os.PathLike[str] | None = None,
     progress: StageReport | None = None,
 ) -> Plan:
-    """Compile prompts to a :class:`Plan`: who shares which denoising steps with whom.
+    """Compile prompts to a :class:`Plan`: which prompts share which denoising steps.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that is not a sound plan.
+        If ``reuse`` is a file that is not a valid plan.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:

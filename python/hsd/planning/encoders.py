@@ -25,7 +25,7 @@ Encoder = Callable[[list[str]], Any]
 
 
 CHUNK = 4096
-"""Prompts encoded at once: the tokens of a million prompts would take gigabytes."""
+"""Prompts encoded at a time: the tokens of a million prompts would take gigabytes."""
 
 
 class StaticEncoder:
@@ -40,7 +40,7 @@ class StaticEncoder:
         self._tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
 
     def __call__(self, prompts: Sequence[str], progress: Callable[[int], object] | None = None) -> NDArray[np.float32]:
-        """Embed ``prompts`` as (N, 256) float32; ``progress`` gets the number done, a few thousand at a time."""
+        """Embed ``prompts`` as (N, 256) float32; ``progress`` gets the number done, after every few thousand."""
         out = np.empty((len(prompts), self._table.shape[1]), dtype=np.float32)
         for start in range(0, len(prompts), CHUNK):
             chunk = list(prompts[start : start + CHUNK])

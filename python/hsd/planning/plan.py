@@ -1,4 +1,4 @@
-"""The plan: which cluster of prompts runs at which steps. Independent of hardware; made by :func:`hsd.compile`."""
+"""The plan: which cluster of prompts runs at which steps. Independent of hardware; :func:`hsd.compile` returns it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Plan:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    # -- what it is
+    # -- properties
 
     @property
     def origin(self) -> Plan:
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Indices of the prompts this plan makes, ascending: all, unless pruned or sharded."""
+        """Indices of the prompts whose images this plan generates, ascending: all, unless pruned or sharded."""
         return self._core.kept
 
     @property
@@ -151,7 +151,7 @@ class Plan:
         """(N,) segment of each prompt at step ``k``; -1 where a prompt is not kept."""
         return self._core.active(k)
 
-    # -- what to do with it
+    # -- parts, programs and costs
 
     def prune(self, keep: Iterable[int] | NDArray[np.integer]) -> Plan:
         """The plan restricted to the prompts ``keep``. Their images do not change: the segments that remain keep the
@@ -163,7 +163,7 @@ class Plan:
         return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
 
     def shard(self, n: int) -> list[Plan]:
-        """At most ``n`` plans that together make the same images, balanced by node-steps: one for each worker."""
+        """At most ``n`` plans that together generate the same images, balanced by node-steps: one for each worker."""
         return [self._with(part) for part in self._core.shard(n)]
 
     def program(
@@ -233,7 +233,7 @@ class Plan:
         mixed_steps: bool = True,
         seconds_per_node_step: float | None = None,
     ) -> str:
-        """A page for people: what is saved, how many clusters run at each step, and the calls of :meth:`program`."""
+        """Readable text: what is saved, how many clusters run at each step, and the calls of :meth:`program`."""
         program = self.program(batch_size, order, max_slots, mixed_steps=mixed_steps)
         return str(self.cost([program], seconds_per_node_step))
 
@@ -270,7 +270,7 @@ class Plan:
         Raises
         ------
         Error
-            If the file is not a sound plan.
+            If the file is not a valid plan.
         OSError
             If it cannot be read.
         """
@@ -314,7 +314,7 @@ class Plan:
         return plan
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without its origin: a worker gets its own part only."""
+        """Pickle without the origin, so that a worker receives its part only."""
         return Plan, (self._core, self.prompts, self.seeds, self.request)
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import PromptError
 
 MAX_SEED = 2**63 - 1
-"""Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all of its non-negative half."""
+"""Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all that are not negative."""
 
 
 def check_prompts(prompts: Iterable[str]) -> list[str]:
@@ -37,7 +37,7 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
         if not isinstance(prompt, str):
             raise TypeError(f"prompt {i} is {prompt!r} ({type(prompt).__name__}), not a string")
         if not prompt.strip():
-            raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or say what it should show")
+            raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or write what it should show")
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""What a plan costs, as text for people and as numbers for programs."""
+"""What a plan costs, as readable text and as numbers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ class Calls:
     """The calls of a run: of its program, or of the programs of all its passes."""
 
     batch_size: int
-    """Lanes of a call."""
+    """Lanes per call."""
     calls: int
     lower_bound: int
     """No program of the plan has fewer calls at this batch size."""
     occupancy: float
     """Filled lanes / all lanes."""
     slots: int
-    """Latents alive at once, at most; of the pass that needs the most."""
+    """Largest number of latents alive at once, in any pass."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a plan costs. ``str()`` is a page for people; made by :meth:`Plan.cost`."""
+    """What a plan costs. ``str()`` gives readable text. Returned by :meth:`Plan.cost`."""
 
     prompts: int
     """N, the prompts of the whole tree."""
     kept: int
-    """Prompts that the plan makes."""
+    """Prompts whose images the plan generates."""
     steps: int
     exact: bool
     """Whether the tree is exact."""
@@ -84,27 +84,27 @@ class Summary:
     def __str__(self) -> str:
         share = f" ({self.kept:,} kept)" if self.kept < self.prompts else ""
         approximate = "" if self.exact else "approximate "
-        rows = [
+        lines = [
             ("prompts", f"{self.prompts:,}{share}"),
             ("steps", f"{self.steps}"),
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}, tau {self.tau:.4g}"),
         ]
         if self.settings > 1:
-            rows.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
-        rows += [
+            lines.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
+        lines += [
             ("node-steps", f"{self.node_steps:,} instead of {self.standard_node_steps:,}"),
             ("saved", f"{self.savings:.1%} of the denoiser's evaluations"),
             ("clusters by step", f"{self.active[0]:,} {sparkline(self.active)} {self.active[-1]:,}"),
             ("", step_table(self.active)),
         ]
         if (run := self.run) is not None:
-            calls = f"{run.calls:,} ({run.lower_bound:,} at the least), {run.occupancy:.1%} of lanes filled"
-            rows += [(f"calls of {run.batch_size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
+            calls = f"{run.calls:,} (lower bound {run.lower_bound:,}), {run.occupancy:.1%} of lanes filled"
+            lines += [(f"calls of {run.batch_size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
         if self.seconds_per_node_step is not None:
             ours, standard = (self.seconds_per_node_step * n for n in (self.node_steps, self.standard_node_steps))
-            rows.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+            lines.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
 def sparkline(counts: Sequence[int]) -> str:
@@ -114,7 +114,7 @@ def sparkline(counts: Sequence[int]) -> str:
 
 
 def step_table(counts: Sequence[int], columns: int = 8) -> str:
-    """Counts at about ``columns`` steps, the first and the last among them: ``0:3  5:8 ...``."""
+    """Counts at about ``columns`` steps, including the first and the last: ``0:3  5:8 ...``."""
     last = len(counts) - 1
     picks = sorted({round(i * last / (columns - 1)) for i in range(columns)})
     return "  ".join(f"{k}:{counts[k]:,}" for k in picks)

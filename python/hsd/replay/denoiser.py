@@ -1,4 +1,4 @@
-"""What the executor runs: the interface of a denoiser, and what it is given to encode.
+"""What the executor runs: the interface of a denoiser, and the batches of prompts that it encodes.
 
 A pipeline family is an :class:`~hsd.models.Adapter`: a :class:`Denoiser` with a pipeline behind it. The prior of an
 unCLIP model is a denoiser too.
@@ -23,12 +23,12 @@ from ..sampler import SamplerTable, compile_sampler
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts to encode at once, one an image."""
+    """Prompts to encode at once, one per image."""
 
     prompts: list[str]
     seeds: NDArray[np.int64]
     prior: Tensor | None = None
-    """(B, *latent) what the model's prior made of them, float32; None without a prior."""
+    """(B, *latent) float32, the output of the model's prior for them; None without a prior."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -41,11 +41,11 @@ class Encoded:
     Attributes
     ----------
     rows
-        By name, in the model's dtype, on any device: a tensor (B, ...), or B tensors (L_i, ...) of differing lengths
+        Tensors by name, in the model's dtype, on any device: (B, ...), or B tensors (L_i, ...) of differing lengths
         (tokens without padding). ``denoise`` gets the latter padded with zeros to a common length, with ``name_mask``
         (B, L) bool in addition.
     vectors
-        (B, D), one vector a prompt: what the prompts are clustered by.
+        (B, D), one vector per prompt: what the prompts are clustered by.
     """
 
     rows: dict[str, Tensor | Sequence[Tensor]]
@@ -53,23 +53,23 @@ class Encoded:
 
 
 class Denoiser(ABC):
-    """What the executor runs: a network that takes noise to something, and what it is conditioned on."""
+    """Base of all that the executor runs: a network that denoises, and the encoder of its conditioning."""
 
     mixed_timesteps: ClassVar[bool] = True
-    """Whether the lanes of one call may stand at different timesteps. Where not, every call holds one step."""
+    """Whether the lanes of one call may be at different timesteps. If not, all lanes of a call are at one step."""
 
     capturable: ClassVar[bool] = True
-    """Whether :meth:`denoise` never waits for the device nor reads a value back, so that it can be a CUDA graph."""
+    """Whether :meth:`denoise` never waits for the device and never reads a value back: a CUDA graph allows neither."""
 
     encode_batch: ClassVar[int] = 32
-    """The most prompts that :meth:`encode` is given at once."""
+    """Largest number of prompts in one call of :meth:`encode`."""
 
     encodes_seeds: ClassVar[bool] = False
-    """Whether conditioning depends on the seed. Where not, equal prompts are encoded once."""
+    """Whether conditioning depends on the seed. If not, equal prompts are encoded once."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
-        """Conditioning of a batch of prompts. A prompt's rows must not depend on the others in the batch."""
+        """Conditioning of a batch of prompts. A prompt's rows must not depend on the other prompts."""
 
     def shared(self) -> dict[str, Tensor | Sequence[Tensor]]:
         """Conditioning that is the same for every prompt, one row each: the unconditional embedding, for example."""
@@ -114,12 +114,12 @@ class Denoiser(ABC):
 
     @property
     def noise_dtype(self) -> torch.dtype:
-        """The dtype that the pipeline draws noise in. A generator gives other numbers in another dtype."""
+        """The dtype that the pipeline draws noise in. A generator gives different numbers in different dtypes."""
         return self.dtype
 
     @property
     def scales_input(self) -> bool:
-        """Whether the pipeline calls ``scheduler.scale_model_input``. Not all do, and parity follows them."""
+        """Whether the pipeline calls ``scheduler.scale_model_input``. Not all pipelines do, and HSD does the same."""
         return True
 
     def sampler(self, steps: int) -> SamplerTable:
@@ -137,11 +137,11 @@ class Denoiser(ABC):
         return {}
 
     def prior(self) -> Prior | None:
-        """The denoiser that runs before :meth:`encode`, which gets what it made; None where there is none."""
+        """The denoiser that runs before :meth:`encode` and gives it an input; None if the model has none."""
         return None
 
     def generator(self, seed: int) -> torch.Generator:
-        """The generator of one prompt, on the CPU, where the denoising of the image starts to draw from it."""
+        """The generator of one prompt, on the CPU, in the state in which denoising starts to draw from it."""
         return torch.Generator("cpu").manual_seed(seed)
 
     def first_noise(self, generator: torch.Generator) -> Tensor:
@@ -149,7 +149,7 @@ class Denoiser(ABC):
         return torch.randn((1, *self.latent_shape()), generator=generator, dtype=self.noise_dtype)
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """The networks that :meth:`denoise` calls: what is looked through for step caches and hooks, and compiled."""
+        """The networks that :meth:`denoise` calls: they are searched for step caches and hooks, and compiled."""
         return ()
 
     @property
@@ -159,12 +159,12 @@ class Denoiser(ABC):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Entered while calls are made: what does not change during a run may be looked up once, here."""
+        """Active during a run: an adapter may look up here what does not change during the calls."""
         yield
 
 
 class Prior(Denoiser):
-    """A denoiser that makes, from text, the embedding that the pipeline's own denoiser is conditioned on."""
+    """A denoiser whose output, from text, is the embedding that the pipeline's own denoiser is conditioned on."""
 
     steps: int
     """Its scheduler's ``num_inference_steps``."""

@@ -40,19 +40,19 @@ class Finished:
     """A latent that reached the last step."""
 
     index: int
-    """Of its prompt."""
+    """Index of its prompt."""
     latent: Tensor
     """(1, *latent) float32."""
     generator: torch.Generator
-    """The prompt's generator, as denoising left it: some models draw noise when they decode."""
+    """The prompt's generator, in its state after denoising: some models draw noise when they decode."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation of the denoiser took and gave, lane by lane, before the sampler's update."""
+    """Inputs and outputs of one evaluation of the denoiser, before the sampler's update."""
 
     latents: Tensor
-    """(B, *latent) float32, as the scheduler has them."""
+    """(B, *latent) float32, before the scheduler scales them."""
     output: Tensor
     """(B, *latent) float32, guidance included."""
     variance: Tensor | None
@@ -64,9 +64,9 @@ class Evaluation:
 class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
-    Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (the last row takes what
-    padding would write), and one row of conditioning a slot. What a call needs from the host comes from a
-    :class:`~hsd.replay.feed.Feeder`, which on a GPU works some calls ahead; the loop only enqueues. The memory
+    Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (padding writes to the
+    last row), and one row of conditioning per slot. What a call needs from the host comes from a
+    :class:`~hsd.replay.feed.Feeder`, which on a GPU is some calls ahead; the loop only enqueues. The memory
     does not grow with the number of calls.
 
     Parameters
@@ -78,7 +78,7 @@ class Executor:
     cuda_graphs
         Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that is not offloaded.
     compile
-        Run full calls through ``torch.compile``. Other calls, whose size varies, run as they are.
+        Run full calls through ``torch.compile``. Other calls, whose size varies, run uncompiled.
     observer
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     """
@@ -108,7 +108,7 @@ class Executor:
 
         slots, lanes = program.n_slots + 1, program.batch_size
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
-        # What all prompts have in common is one row, read by every lane; the rest is a row a slot.
+        # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
         common, own = conditioning.split(plan.covered())
         self._shared = {name: row.to(device) for name, row in common.items()}
         self._rows = {
@@ -130,9 +130,9 @@ class Executor:
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
-        """Replay all calls. After each, yields the number of its lanes and what it finished.
+        """Replay all calls. After each, yield the number of its lanes and the latents it finished.
 
-        On a GPU that is when the call is enqueued: what is enqueued later finds the latents in place.
+        On a GPU the call is then enqueued, not finished: work that is enqueued later may read the latents.
         """
         with self.denoiser.running(), self._feeds() as (feeds, throttle):
             for feed in feeds:
@@ -170,8 +170,8 @@ class Executor:
     def _call(self, feed: Feed) -> None:
         """One call of the program: one evaluation, or several if it does not fit into the memory.
 
-        A call may be cut, for no lane reads what another lane of it writes. An evaluation that runs out of memory has
-        written nothing.
+        A call may be cut, because no lane reads what another lane of the same call writes. An evaluation that runs out
+        of memory has written nothing.
         """
         begin = 0
         while begin < feed.lanes:
@@ -179,7 +179,7 @@ class Executor:
             begin += lanes
 
     def _fewer_lanes(self) -> None:
-        """Compiled and captured calls have another size from here on."""
+        """Compiled and captured calls have another size from now on."""
         if self._compiled is not None:
             self._compiled.size = self._lanes.most
         if self._graphs is not None:
@@ -188,14 +188,14 @@ class Executor:
     def _evaluate(self, feed: Feed, begin: int, lanes: int) -> None:
         """``lanes`` lanes of a call, from ``begin`` on."""
         end = begin + lanes
-        table = feed.table.to(self._device, non_blocking=True)  # whole: the copy of a slice would wait
+        table = feed.table.to(self._device, non_blocking=True)  # the whole table: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
         if self._graphs is None and self._compiled is None:
             self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True))
             return
         size = bucket(lanes, self._lanes.most)
         self._table[:, :lanes].copy_(table[:, begin:end])
-        self._table[1:, lanes:size] = self.program.n_slots  # padded lanes read and write the spare row
+        self._table[1:, lanes:size] = self.program.n_slots  # padded lanes read and write the scratch slot
         if noise is not None:
             assert self._noise is not None
             self._noise[:lanes].copy_(noise, non_blocking=True)
@@ -205,7 +205,7 @@ class Executor:
             self._graphs.run(size, self._padded)
 
     def _padded(self, size: int) -> None:
-        """A call of ``size`` lanes from the buffers: what is captured."""
+        """A call of ``size`` lanes from the buffers; this is what CUDA graphs capture."""
         with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
             self._step(self._table[:, :size], None if self._noise is None else self._noise[:size])
 

@@ -1,7 +1,7 @@
-"""What a call needs from the host, made before the device needs it: noise, first latents, conditioning.
+"""What a call needs from the host, prepared before the device needs it: noise, first latents, conditioning.
 
-All of it follows from the program, so it can be made ahead. On a GPU a thread does so, in pinned memory, while the
-device works. On a CPU it is made when the loop needs it, since a thread would take a core from the denoiser.
+All of it follows from the program, so it can be prepared in advance. On a GPU a thread does so, in pinned memory, while
+the device works. On a CPU it is prepared when the loop needs it, since a thread would take a core from the denoiser.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Final:
     """A lane that reaches the last step."""
 
     index: int
-    """Of its prompt."""
+    """Index of its prompt."""
     slot: int
     """Where its latent will be."""
     generator: torch.Generator
-    """The prompt's generator, as denoising leaves it."""
+    """The prompt's generator, in its state after denoising."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Feed:
 
     lanes: int
     table: Tensor
-    """(3, B) int64: step, source and target of each lane, padding included; the same storage for a chunk of calls."""
+    """(3, B) int64: step, source and target of each lane, padding included; calls of one chunk share their storage."""
     noise: Tensor | None
     """(lanes, Z, *latent) float32; None if the scheduler draws none."""
     first: list[tuple[int, Tensor]]
-    """Slots that a root begins in, and the latent (*latent) float32 it starts from."""
+    """(slot, latent) of each root that begins with this call; the latent is (*latent) float32."""
     rows: list[tuple[int, dict[str, Tensor]]]
-    """Slots that a segment begins in, and its conditioning."""
+    """(slot, conditioning by name) of each segment that begins with this call."""
     finals: list[Final]
 
 
@@ -59,11 +59,11 @@ class Feeder:
     Parameters
     ----------
     plan, program, denoiser, sampler
-        As of the executor.
+        As for the executor.
     conditioning
         What differs between the plan's prompts.
     pinned
-        Whether tensors are made in pinned memory, from which a GPU reads while the host goes on.
+        Whether tensors are in pinned memory, from which a GPU reads while the host continues.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Feeder:
         self._representative = segments["representative"]
         self._last_step = segments["end_step"] - 1
         self._shared_latent = plan.noise == "shared"
-        # A generator is kept as long as some segment draws from it. The child with the same representative goes on with
-        # it; where there is no such child, it is dropped.
+        # A generator is kept as long as some segment draws from it. The child with the same representative continues
+        # to use it; if there is no such child, it is dropped.
         children = np.flatnonzero(segments["parent"] >= 0)
         parents = segments["parent"][children]
         continued = parents[segments["representative"][children] == segments["representative"][parents]]
@@ -94,7 +94,7 @@ class Feeder:
         self._generators: dict[int, torch.Generator] = {}
 
     def __iter__(self) -> Iterator[Feed]:
-        """One :class:`Feed` a call."""
+        """One :class:`Feed` per call."""
         for chunk in self._program.chunks(CHUNK):
             columns = np.stack([chunk[name] for name in ("step", "source", "target")], axis=1)  # [calls, 3, B]
             tables = self._on_host(torch.from_numpy(columns.astype(np.int64)))
@@ -129,7 +129,7 @@ class Feeder:
         return tensor.pin_memory() if self._pinned else tensor
 
     def _generator(self, representative: int) -> torch.Generator:
-        """The generator of a prompt, started when it is first drawn from."""
+        """The generator of a prompt, created at its first use."""
         if representative not in self._generators:
             self._generators[representative] = self._denoiser.generator(int(self._seeds[representative]))
         return self._generators[representative]
@@ -158,15 +158,15 @@ class Feeder:
     def _first_latent(self, representative: int) -> Tensor:
         """The pure noise that a root segment starts from, (*latent) float32 at the scheduler's own scale."""
         noise = self._denoiser.first_noise(self._generator(representative))
-        if self._shared_latent:  # the draw above is made all the same, so that later draws do not change
+        if self._shared_latent:  # the draw above is done in any case, so that later draws do not change
             noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
         return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
 
 
 class Throttle:
-    """Limits how many calls are prepared or enqueued before the device has done them.
+    """Limits how many calls are prepared or enqueued but not yet done by the device.
 
-    Without it a fast host would enqueue the whole program, and hold the pinned memory of all of it.
+    Without it a fast host would enqueue the whole program, and keep pinned memory for all of it.
     """
 
     def __init__(self, calls: int) -> None:

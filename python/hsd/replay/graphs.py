@@ -36,10 +36,10 @@ def can_capture(denoiser: Denoiser) -> bool:
 
 
 class Graphs:
-    """A function of buffers that are always the same, captured as a CUDA graph at its third use with each size.
+    """A function of fixed buffers, captured as a CUDA graph at its third use with each size.
 
     A size that is used only once or twice is never captured, and the calls before the capture are its warm-up. If the
-    capture fails, calls run one kernel at a time, and one warning says so.
+    capture fails, calls run one kernel at a time, and one warning gives the reason.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class Graphs:
         self._works = True
 
     def run(self, size: int, work: Callable[[int], None]) -> None:
-        """Run ``work(size)``, or what it did when it was captured."""
+        """Run ``work(size)``, or replay its capture."""
         with torch.cuda.device(self._device):
             if size not in self._graphs and self._works:
                 self._used[size] += 1
@@ -115,7 +115,7 @@ class Compiled:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """By ``module.compile()``, or as what ``torch.compile(module)`` returns."""
+    """Whether ``module.compile()`` was called, or ``torch.compile(module)`` returned it."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 

@@ -24,7 +24,7 @@ class Experiment:
     """A question, the images that are needed to answer it, and the report."""
 
     name: str
-    """As given on the command line."""
+    """Its name on the command line."""
     title: str
     question: str
     """The question, and how it is measured: Markdown."""
@@ -94,16 +94,19 @@ def win_half(wins: WinRate) -> Estimate:
 
 
 def similarity(lab: Lab, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Estimate:
-    """Mean cosine of all pairs of images within a set, averaged over sets; with ``against``, the difference to its."""
+    """Mean cosine of all pairs of images within a set, averaged over sets; or its difference to ``against``."""
     found = [_similarities(lab, one, None if against is None else against[i]) for i, one in enumerate(generated)]
-    rows = [row for row in found if row is not None]
-    if len(rows) < len(found):
+    known = [values for values in found if values is not None]
+    if len(known) < len(found):
         return Estimate(None)
-    if len(rows) == 1:
-        return Estimate(float(rows[0].mean()), pair_mean_interval(rows[0]))
+    if len(known) == 1:
+        return Estimate(float(known[0].mean()), pair_mean_interval(known[0]))
     # Sets are independent of each other, so the variances of their means add.
-    half = [(high - low) / 2.0 for low, high in map(pair_mean_interval, rows)]
-    mean, error = float(np.mean([row.mean() for row in rows])), float(np.sqrt(np.square(half).sum()) / len(rows))
+    half = [(high - low) / 2.0 for low, high in map(pair_mean_interval, known)]
+    mean, error = (
+        float(np.mean([values.mean() for values in known])),
+        float(np.sqrt(np.square(half).sum()) / len(known)),
+    )
     return Estimate(mean, (mean - error, mean + error))
 
 

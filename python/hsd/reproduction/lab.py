@@ -59,9 +59,9 @@ class Variant:
     schedule: ScheduleName | tuple[float, ...] = "linear"
     noise: Noise = "independent"
     shuffled: bool = False
-    """Exchange the prompts in the tree at random: as many steps are shared, but not by similar prompts."""
+    """Exchange the prompts in the tree at random: equally many steps are shared, but not by similar prompts."""
     group: int = 0
-    """Share in groups of this many neighbours in the tree, by ``schedule`` alone; 0: in the tree's own clusters."""
+    """Share in groups of this number of neighbours in the tree, by ``schedule`` only; 0: in the tree's clusters."""
     sampler: str | None = None
     """One of :data:`hsd.reproduction.samplers.SAMPLERS`; None: the model's own."""
     prior_tau: float = 0.0
@@ -82,7 +82,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """The images of one set, generated as one variant says."""
+    """The images of one set, generated with one variant."""
 
     prompt_set: PromptSet
     variant: Variant
@@ -195,7 +195,7 @@ class Lab:
         return GeneratedSet(prompt_set, variant, plan, folder)
 
     def missing(self, prompt_set: PromptSet, variant: Variant) -> tuple[int, int]:
-        """Images that :meth:`generate` would make, and evaluations for them; an incomplete folder counts as empty."""
+        """Images that :meth:`generate` has to generate, and their evaluations; an incomplete folder counts as empty."""
         plan = self.plan(prompt_set, variant)
         folder = self._folder(prompt_set, variant)
         done = (folder / PLAN).is_file() and len(list(folder.glob("*.png"))) >= plan.n_prompts
@@ -258,7 +258,7 @@ class Lab:
     def _plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:
         vectors = self.vectors(prompt_set, variant)
         if variant.shuffled:
-            # Permuted rows: the tree keeps its shape and its heights (except for ties), so as much is saved.
+            # Permuted rows: the tree keeps its shape and its heights (except for ties), so the savings are equal.
             vectors = np.random.default_rng(self.seed).permutation(vectors)
         tau: float | None = 0.0 if variant.tau is None and variant.budget is None else variant.tau
         if variant.group:

@@ -122,7 +122,7 @@ PRIOR_TAUS = (1.0, 10.0)
 
 
 def prior_variants(lab: Lab) -> dict[str, Variant]:
-    """The prior is shared not at all, or at one of two taus; the decoder saves half of its evaluations in all."""
+    """The prior shares nothing, or at one of two taus; the decoder always saves half of its evaluations."""
     taus = [factor * lab.tau for factor in PRIOR_TAUS]
     return {"prior alone": HALF, **{f"prior tau {tau:g}": Variant(budget=0.5, prior_tau=tau) for tau in taus}}
 
@@ -166,7 +166,7 @@ def _sampler(lab: Lab, name: SamplerName) -> SamplerName | None:
 
 
 def sampler_variants(lab: Lab) -> dict[str, dict[str, Variant]]:
-    """By sampler: standard diffusion, and sharing at two budgets."""
+    """Variants by sampler: standard diffusion, and sharing at two budgets."""
     own = lab.model.scheduler()
     out = {}
     for name in SAMPLERS:
@@ -215,7 +215,7 @@ def trunk_set(lab: Lab) -> PromptSet:
 
 
 def trunk_variants(lab: Lab) -> dict[int, dict[float, Variant]]:
-    """By size of the group and share of the steps that the group shares."""
+    """Variants by size of the group and share of the steps that the group shares."""
     n, k = len(trunk_set(lab).prompts), trunk_steps(lab)
     sizes = [size for size in GROUPS if size <= n]
     if not sizes:

@@ -228,7 +228,7 @@ def families_needs(lab: Lab) -> Needed:
 
 
 def families(lab: Lab) -> list[Result]:
-    """By family of prompts: those that share the first step at the model's tau."""
+    """The supplement's table by family: prompts that share the first step at the model's tau."""
     rows = []
     for prompt_set in lab.sets:
         generated = lab.generate(prompt_set, Variant(tau=lab.tau))

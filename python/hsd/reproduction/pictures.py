@@ -267,8 +267,8 @@ def latents(lab: Lab) -> list[Result]:
     shared = watch(sharing, lab.model, batch_size=lab.batch_size)
 
     steps = sorted({round(float(k)) for k in np.linspace(0, plan.n_steps - 1, COLUMNS)})
-    # rows[k][i]: the picture of prompt i at the step of column k.
-    rows, predicted = _pictures(standard, steps)
+    # above[k][i]: the picture of prompt i at the step of column k.
+    above, predicted = _pictures(standard, steps)
     below, _ = _pictures(shared, steps)
     shown = "the image that the step predicts" if predicted else "the decoded latent (this scheduler predicts no image)"
     sheet = (
@@ -276,12 +276,12 @@ def latents(lab: Lab) -> list[Result]:
         f"first half; {sharing.savings:.0%} of the evaluations saved). A frame marks a latent that several prompts "
         "share. All start from the same noise."
     )
-    curve, table = _dissimilarity(lab, steps, rows, len(related), shown)
-    return [Figure("latents", sheet, _png(_sheet(few, steps, rows, below, shared))), curve, table]
+    curve, table = _dissimilarity(lab, steps, above, len(related), shown)
+    return [Figure("latents", sheet, _png(_sheet(few, steps, above, below, shared))), curve, table]
 
 
 def disjoint_families(lab: Lab) -> list[list[str]]:
-    """At most ``FAMILIES`` families of ``RELATED`` prompts, no prompt in two; the closest family of each set first."""
+    """At most ``FAMILIES`` disjoint families of ``RELATED`` prompts; the closest family of each set first."""
     out: list[list[str]] = []
     taken: set[str] = set()
     each = [[[s.prompts[i] for i in members] for members in families(lab, s)] for s in lab.sets]

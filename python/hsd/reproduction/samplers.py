@@ -1,4 +1,4 @@
-"""Deterministic and stochastic samplers of the same equation, made from a model's own scheduler."""
+"""Deterministic and stochastic samplers of the same equation, built from a model's own scheduler."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def sampler_named(name: str, scheduler: Any) -> Any:
 
 
 def describe(scheduler: Any) -> str:
-    """The name of its class, as it is in tables."""
+    """The name of its class, as tables show it."""
     return type(scheduler).__name__.removesuffix("Scheduler")

@@ -43,7 +43,7 @@ class Study:
     results: dict[str, list[Result]]
     """Tables and figures by experiment."""
     skipped: dict[str, str]
-    """By experiment that could not be run: the reason."""
+    """The reason, by experiment that could not be run."""
     seconds: float
 
     @property
@@ -86,9 +86,9 @@ def reproduce(
     only
         Names of experiments; default: all.
     scorer, scorer_model, python
-        As of :func:`hsd.evaluate`. Default: ``demo`` for the demo model, ``clipscore`` for others.
+        As for :func:`hsd.evaluate`. Default: ``demo`` for the demo model, ``clipscore`` for others.
     limit
-        Use only this many prompts of each set, the first ones. Default: all.
+        Use only this number of prompts of each set, the first ones. Default: all.
     tau
         The threshold for Table 1, diversity and families. Default: the model's own. Other experiments share at equal
         compute.
@@ -204,7 +204,7 @@ def _generate_all(
     images, node_steps = sum(n for n, _ in costs), sum(c for _, c in costs)
     speed = recall(lab.model)
     estimate = "" if speed is None or not images else f", about {duration(speed * node_steps)} of denoising"
-    say(f"{images:,} images to make, {node_steps:,} evaluations of the denoiser{estimate}")
+    say(f"{images:,} images to generate, {node_steps:,} evaluations of the denoiser{estimate}")
     with tqdm(total=node_steps, unit=" node-steps", disable=None if progress else True, smoothing=0.02) as bar:
         lab.progress = lambda steps, _: bar.update(steps)
         for prompt_set, variant in needed:

@@ -1,4 +1,4 @@
-"""Watching the denoiser: every lane's latent and model output, and the image that each step foretells."""
+"""Observing the denoiser: every lane's latent and model output, and the image that each step predicts."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ DATA_PREDICTION = ("dpmsolver++", "sde-dpmsolver++", "data_prediction")
 
 @dataclass(frozen=True)
 class Trace:
-    """A run of a plan, step by step. All of it is held on the host: meant for a few prompts."""
+    """A run of a plan, step by step. All of it is kept on the host, so it is for a few prompts only."""
 
     plan: Plan
     adapter: Adapter
     latents: Tensor
-    """(node-steps, *latent) float32, what each lane started from, as the scheduler has it."""
+    """(node-steps, *latent) float32, each lane's latent before the step, before the scheduler scales it."""
     outputs: Tensor
-    """(node-steps, *latent) float32, what the denoiser made of it, guidance included; with twice the channels where the
-    scheduler takes a learned variance from it."""
+    """(node-steps, *latent) float32, the denoiser's output for it, guidance included; with twice the channels where the
+    scheduler uses a learned variance."""
     lane: NDArray[np.int64]
-    """(K, N) the row of ``latents`` that each prompt stands in at each step."""
+    """(K, N) the row of ``latents`` that each prompt has at each step."""
     images: dict[int, Image]
-    """What the run ended in, by prompt."""
+    """The finished images, by prompt."""
 
     def shared(self) -> NDArray[np.bool_]:
         """(K, N) whether a prompt shares its lane with others."""
         return (self.lane[:, :, None] == self.lane[:, None, :]).sum(axis=2) > 1
 
     def predictions(self) -> Iterator[tuple[Tensor, bool]]:
-        """At each step, for each prompt (N, *latent): the x0 that the step predicts.
+        """The x0 that each step predicts for each prompt, (N, *latent).
 
-        Schedulers that say what they predict are asked; flow matching predicts latent - sigma * output. Of others the
-        latent itself is given. The flag says which: whether it is a prediction.
+        Some schedulers return their prediction; flow matching predicts latent - sigma * output. For others the latent
+        itself is returned. The flag is True for a prediction.
         """
-        # One scheduler goes through all steps with all prompts as its batch, for some (Heun's) predict by what they
-        # remember. Its own answer to each step is dropped: the next latent is what the run had there.
+        # One scheduler goes through all steps with all prompts as its batch, because some (Heun's) predict from what
+        # they remember. The latent that it returns is not used: the next latent is that of the run.
         scheduler = copy.deepcopy(self.adapter.scheduler())
         self.adapter.set_timesteps(scheduler, self.plan.request["steps"])
         map_memory(scheduler, Tensor.cpu)
@@ -62,7 +62,7 @@ class Trace:
         takes = inspect.signature(scheduler.step).parameters
         options = self.adapter.step_kwargs(scheduler)
         if "generator" in takes:
-            options = {**options, "generator": torch.Generator()}  # what is drawn does not enter, but is drawn
+            options = {**options, "generator": torch.Generator()}  # the scheduler needs it, but its draws are not used
         for k, lane in enumerate(self.lane):
             latents, outputs = self.latents[lane], self.outputs[lane]
             if "prev_timestep" in takes:
@@ -72,32 +72,32 @@ class Trace:
             yield (latents, False) if found is None else (found, True)
 
     def decoded(self, latents: Tensor) -> list[PIL.Image.Image]:
-        """Pictures of latents (N, *latent), one a prompt."""
+        """Images of latents (N, *latent), one per prompt."""
         return decode(self.adapter, latents, [int(seed) for seed in self.plan.seeds])
 
 
 def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
-    """Run a plan and note every step of it."""
+    """Run a plan and record every step."""
     latents: list[Tensor] = []
     outputs: list[Tensor] = []
     steps: list[Tensor] = []
     learned = adapter.scheduler().config.get("variance_type") in LEARNED_VARIANCE
 
-    def note(evaluation: Evaluation) -> None:
+    def observe(evaluation: Evaluation) -> None:
         output, variance = evaluation.output, evaluation.variance
         if learned and variance is not None:
             output = torch.cat([output, variance], dim=1)
-        for noted, tensor in ((latents, evaluation.latents), (outputs, output)):
-            noted.append(tensor.to("cpu", torch.float32, copy=True))
+        for record, tensor in ((latents, evaluation.latents), (outputs, output)):
+            record.append(tensor.to("cpu", torch.float32, copy=True))
         steps.append(evaluation.step.cpu())
 
-    session = Session(plan, adapter, Options(batch_size=batch_size), observer=note)
+    session = Session(plan, adapter, Options(batch_size=batch_size), observer=observe)
     images = {image.index: image for image in session.images(plan, None)}
 
-    # The calls are made in the order of the program, however many lanes of one are evaluated at once.
+    # Lanes are evaluated in the order of the program, also if a call is evaluated in several parts.
     calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps).calls
     lanes = calls[calls["segment"] >= 0]
-    assert np.array_equal(torch.cat(steps).numpy(), lanes["step"]), "the lanes that were seen are not the program's"
+    assert np.array_equal(torch.cat(steps).numpy(), lanes["step"]), "the recorded lanes are not the program's"
     row = {(int(lane["segment"]), int(lane["step"])): i for i, lane in enumerate(lanes)}
     at = [[row[int(segment), k] for segment in plan.active(k)] for k in range(plan.n_steps)]
     return Trace(plan, adapter, torch.cat(latents), torch.cat(outputs), np.array(at, dtype=np.int64), images)
@@ -105,10 +105,10 @@ def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
 
 @torch.no_grad()
 def decode(adapter: Adapter, latents: Tensor, seeds: Sequence[int]) -> list[PIL.Image.Image]:
-    """Pictures of latents (n, *latent), wherever they are from.
+    """Images of latents (n, *latent), which may be of any step.
 
-    A model that draws noise when it decodes draws it from the start of each seed: its pictures of finished latents are
-    not quite those of a run, where denoising has drawn before.
+    A model that draws noise when it decodes gets a new generator for each seed: its images of finished latents differ
+    slightly from those of a run, where denoising has drawn before.
     """
     images: list[PIL.Image.Image] = []
     for some in batches(len(latents), BATCH):
@@ -118,7 +118,7 @@ def decode(adapter: Adapter, latents: Tensor, seeds: Sequence[int]) -> list[PIL.
 
 
 def _prediction(scheduler: Any, k: int, latents: Tensor, outputs: Tensor, result: Any) -> Tensor | None:
-    """The x0 that step ``k`` predicts, (N, *latent), if there is a way to tell."""
+    """The x0 that step ``k`` predicts, (N, *latent); None if the scheduler does not give it."""
     for name in ("pred_original_sample", "denoised"):
         if getattr(result, name, None) is not None:
             return getattr(result, name)

@@ -4,7 +4,7 @@ A scheduler is a linear machine.  With ``s`` the latent and every tensor that th
 ``e`` the model output and ``z`` fresh noise, one step is ``s' = A_k s + B_k e + C_k z``.  The stages are files:
 
 ==============  =========================================================================================
-`stepping`      calls a private copy of a scheduler the way pipelines do, and answers its random draws
+`stepping`      calls a private copy of a scheduler as pipelines do, and supplies its random draws
 `probe`         runs that copy on symbols, and reads the coefficients of every step from the results
 `reduce`        drops memory that is never read again, and merges memory that is held twice
 `table`         `SamplerTable`: the padded coefficients, and the update of lanes at different steps

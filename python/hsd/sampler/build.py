@@ -15,10 +15,10 @@ from hsd.sampler.stepping import Stepper, refuse
 from hsd.sampler.table import SamplerTable, Terms
 
 # Largest difference between table and scheduler, relative to the latent's largest value, over a whole run in
-# float64.  The table is exact; the difference is the float32 rounding of schedulers that cast the latent (6e-8 a
-# cast, adding up over the steps).  Over the configurations of docs/samplers.md it measures up to 1e-6 at 150 steps and
-# 2e-6 at 1,000; 4e-6 where thresholding shrinks a latent after it was rounded at a hundred times its final size.  A
-# nonlinearity that matters is far above: tanh(x / 1000) shows as 3e-3.
+# float64.  The table is exact; the difference is the float32 rounding of schedulers that cast the latent (6e-8 per
+# cast, adding up over the steps).  Over the configurations of docs/samplers.md it is up to 1e-6 at 150 steps and 2e-6
+# at 1,000; 4e-6 where thresholding shrinks a latent after it was rounded at a hundred times its final size.  A real
+# nonlinearity is far larger: tanh(x / 1000) gives 3e-3.
 TOLERANCE = 2e-5
 
 _CHECK_AMPLITUDES = (1.0, 100.0)
@@ -26,7 +26,7 @@ _CHECK_SHAPE = (CHANNELS, 6, 6)
 
 
 def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None) -> SamplerTable:
-    """Compile a scheduler, its timesteps set, into a table of coefficients.
+    """Compile a scheduler, after ``set_timesteps``, into a table of coefficients.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _noise_dtypes(
 ) -> tuple[tuple[torch.dtype | None, ...], ...]:
     """Return the dtype of every draw, None where it follows the model output.
 
-    Found by a run in bfloat16: a draw in any other dtype is in one that the scheduler fixed, or promoted to.
+    Found by a run in bfloat16: a draw with another dtype has one that the scheduler fixes, or promotes to.
     """
     follows: tuple[torch.dtype | None, ...] = (None,)
     if not any(step.n_noise for step in steps):

@@ -6,7 +6,7 @@ scheduler's attributes are replaced by fresh basis vectors, so that what is foun
 that one step, whatever the scheduler's memory is (multistep history, corrector memory, half steps, ...).
 
 Three operations that are not linear are known: clamps, dynamic thresholding (`Node`), and a learned variance
-(`StepMap.log_variance`).  Each is recorded and answered with a fresh symbol, so that the step becomes
+(`StepMap.log_variance`).  Each is recorded and its result is a fresh symbol, so that the step becomes
 linear -> node -> linear.
 """
 
@@ -107,7 +107,7 @@ class _Probe:
     def _refuse(self, reason: str, *hint: str) -> NoReturn:
         refuse(self.stepper.scheduler, self.stepper.step_index, reason, *hint)
 
-    # ------------------------------------------------------------------- answers to what the scheduler calls
+    # ------------------------------------------------------------------- functions that the scheduler calls
     def _draw(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if shape != self.shape:
             self._refuse(f"it draws noise of shape {shape} for a latent of shape {self.shape}")
@@ -134,7 +134,7 @@ class _Probe:
         return self._symbol()
 
     def _learned_range(self, private: Any) -> None:
-        """Make ``_get_variance`` answer log-variance 0, and record what it would have answered."""
+        """Make ``_get_variance`` return log-variance 0, and record what it would have returned."""
         original = private._get_variance
 
         def get_variance(*args: Any, **kwargs: Any) -> Tensor:
@@ -179,7 +179,7 @@ class _Probe:
         if bool(outputs[:, self.n_used :].any()):
             # A linear step leaves entries of unused symbols at 0.
             self._refuse("it adds a constant, or a function of the latent that is not linear")
-        # Symbols were made in this order: state, model output, then draws and nodes mixed, as the scheduler met them.
+        # Symbols were created in this order: state, model output, then draws and nodes in the scheduler's order.
         order = [*range(n_state + 1), *self.draws, *(symbol for symbol, _ in self.nodes)]
         nodes = [Node(node.kind, node.coefficients[order], node.low, node.high) for _, node in self.nodes]
         return StepMap(n_state, len(self.draws), scaled[:n_state], outputs[:, order], nodes, self.log_variance)
@@ -204,8 +204,8 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
     Returns
     -------
     list of StepMap
-        One for each step.  The symbols are float64 and are multiplied by the scheduler's own scalars, float32 where
-        it has them so: these are the coefficients that it applies to real latents.
+        One for each step.  The symbols are float64 and are multiplied by the scheduler's own scalars, some of
+        them float32: these are the coefficients that it applies to real latents.
 
     Raises
     ------

@@ -42,8 +42,8 @@ def _columns_used(coefficients: Tensor) -> set[int]:
 
 
 def _merge_duplicates(steps: list[StepMap], live: list[list[int]]) -> list[StepMap]:
-    """Drop entries that are not `live`, and let one entry stand for all those that always hold the same value."""
-    groups = [[entry] for entry in live[0]]  # groups[g]: entries of the original state that reduced entry g is
+    """Drop entries that are not `live`, and keep one of the entries that always hold the same value."""
+    groups = [[entry] for entry in live[0]]  # groups[g]: original state entries that reduced entry g replaces
     reduced = []
     for step, live_after in zip(steps, live[1:], strict=True):
         outputs = {entry: _fold(step.outputs[entry], groups, step.n_state) for entry in live_after}

@@ -1,4 +1,4 @@
-"""Call a private copy of a scheduler the way the pipelines do, and answer its random draws."""
+"""Call a private copy of a scheduler as the pipelines do, and supply its random draws."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def held_tensors(scheduler: Any) -> list[Tensor]:
 
 
 class Stepper:
-    """A private copy of a scheduler, stepped the way diffusers' pipelines step it.
+    """A private copy of a scheduler, stepped as diffusers' pipelines step it.
 
     Parameters
     ----------
@@ -93,9 +93,9 @@ class Stepper:
     step_kwargs
         Further arguments of ``step`` (``eta``, ``s_churn``, ...), the same at every step.
     draw
-        ``draw(shape, dtype)`` answers the scheduler's random draws.
+        ``draw(shape, dtype)`` supplies the scheduler's random draws.
     clip
-        ``clip(tensor, low, high)`` answers a clamp; where it returns None, or there is no `clip`, torch clamps.
+        ``clip(tensor, low, high)`` replaces a clamp; where it returns None, or there is no `clip`, torch clamps.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Stepper:
         if "return_dict" in parameters:
             arguments["return_dict"] = False
         timestep = self.timesteps[k]
-        if isinstance(self.scheduler, DDPMWuerstchenScheduler):  # its pipelines give it one for every row
+        if isinstance(self.scheduler, DDPMWuerstchenScheduler):  # its pipelines give it one per sample
             timestep = timestep.expand(len(sample))
         with torch.no_grad(), _Interception(self):
             result = self._own_errors(
@@ -151,7 +151,7 @@ class Stepper:
         return result[0]
 
     def _own_errors(self, k: int, call: Callable[[], Any], shapes: str) -> Any:
-        """Run `call`, turning what the scheduler itself raises into a refusal."""
+        """Run `call`, turning an exception of the scheduler into a refusal."""
         self.step_index = k
         try:
             return call()
@@ -231,7 +231,7 @@ def _timesteps_unset(scheduler: Any) -> bool:
 
 
 class _Interception(TorchFunctionMode):
-    """Answers random draws and clamps of this thread; to patch torch's functions would affect other threads too."""
+    """Intercepts random draws and clamps of this thread; patching torch's functions would affect other threads too."""
 
     def __init__(self, stepper: Stepper) -> None:
         super().__init__()

@@ -43,14 +43,14 @@ class SamplerTable:
         (K,) how many noises step k draws.  Draws whose coefficient is 0 count: the generator must advance as it
         does in diffusers.
     noise_dtypes
-        The dtype of every draw of every step: None is the dtype of the model output, anything else is fixed by the
-        scheduler.  A generator gives other numbers in another dtype.
+        The dtype of every draw of every step: None is the dtype of the model output, any other is fixed by the
+        scheduler.  A generator gives different numbers in different dtypes.
     scale
         (K, S) the denoiser's input as a combination of the state.
     out
         (K, S, V) the new state.
     node
-        (K, Y, V) what each node is a function of.
+        (K, Y, V) the combination that each node is applied to.
     node_kind
         (K, Y) int8, 0 where the step has no such node, `CLAMP` or `THRESHOLD`.
     low, high
@@ -62,7 +62,7 @@ class SamplerTable:
     threshold_ratio, threshold_max
         The scheduler's ``dynamic_thresholding_ratio`` and ``sample_max_value``.
     scale_terms, out_terms, node_terms
-        The columns each output reads at all.
+        The columns that each output reads.
     node_kinds
         For each of the Y nodes, the kinds it has at any step.
     """
@@ -112,7 +112,7 @@ class SamplerTable:
         kinds = frozenset().union(*self.node_kinds)
         extras += [name for kind, name in ((CLAMP, "clamp"), (THRESHOLD, "thresholding")) if kind in kinds]
         return (
-            f"SamplerTable({self.scheduler}: {self.n_steps} steps, {self.n_state} tensors a lane, "
+            f"SamplerTable({self.scheduler}: {self.n_steps} steps, {self.n_state} tensors per lane, "
             f"{', '.join([f'{sum(self.noise_draws)} noises', *extras])}; {self.dtype}, {self.out.device})"
         )
 
@@ -126,7 +126,7 @@ class SamplerTable:
 
     @torch.no_grad()
     def model_input(self, state: Tensor, step: Tensor) -> Tensor:
-        """Return what the denoiser is given: ``scale_model_input`` of every lane at its own step.
+        """Return the denoiser's input: ``scale_model_input`` of every lane at its own step.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ def dynamic_threshold(sample: Tensor, ratio: float, max_value: float) -> Tensor:
     Raises
     ------
     RuntimeError
-        From older versions of torch, whose quantile takes at most 2^24 values a sample, there and in diffusers.
+        From older versions of torch, whose quantile takes at most 2^24 values per sample, here and in diffusers.
     """
     flat = sample.flatten(1)  # [B, n]
     limit = torch.quantile(flat.abs(), ratio, dim=1).clamp(min=1, max=max_value)[:, None]  # [B, 1]

@@ -1,7 +1,7 @@
 """The batch size: the denoiser is measured on this machine, then the size is chosen for the plan.
 
 Larger calls use a device better, up to a point that depends on model and device; but they take memory, and lanes remain
-empty where a plan has too few latents ready. So the denoiser is timed by itself at 1, 2, 4... lanes, which takes
+empty when too few latents of the plan are ready. So the denoiser is timed by itself at 1, 2, 4... lanes, which takes
 seconds, and :func:`choose` adds up the time of each batch size over the calls of the plan.
 """
 
@@ -30,16 +30,16 @@ _TIME_SHARE = 0.1
 """Measuring may take this share of the time that the plan would take with one lane per call."""
 
 _FIRST = 0.5
-"""About the seconds in which one lane is measured."""
+"""Approximate seconds for measuring one lane."""
 
 _LOWERED = 20_000_000
-"""Node-steps up to which candidates are lowered: a second or so each. Beyond it their calls are estimated."""
+"""Up to this number of node-steps candidates are lowered (about a second each); above, their calls are estimated."""
 
 _LOWERED_AT_ONCE = 50_000
-"""Node-steps up to which all candidates are lowered, since that is quick; beyond, only those that may be the best."""
+"""Up to this number of node-steps all candidates are lowered, which is quick; above, only those that may be best."""
 
 _TIE = 1e-9
-"""Relative difference of predictions that are the same but for rounding."""
+"""Relative difference of predictions that differ only by rounding."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,20 @@ class Choice:
     n_calls: int
     n_slots: int
     table: tuple[Candidate, ...]
-    """What was compared, by batch size."""
+    """The compared candidates, by batch size."""
 
     def __str__(self) -> str:
-        rows = [f"{'batch':>5}  {'order':8}{'seconds':>12}{'calls':>12}{'slots':>10}"]
-        for row in self.table:
-            slots = "" if row.n_slots is None else f"{row.n_slots:,}"
-            mark = "chosen" if (row.batch_size, row.order) == (self.batch_size, self.order) else row.status
+        lines = [f"{'batch':>5}  {'order':8}{'seconds':>12}{'calls':>12}{'slots':>10}"]
+        for one in self.table:
+            slots = "" if one.n_slots is None else f"{one.n_slots:,}"
+            mark = "chosen" if (one.batch_size, one.order) == (self.batch_size, self.order) else one.status
             mark = "" if mark == "fits" else f"  {mark}"
-            rows.append(f"{row.batch_size:5}  {row.order:8}{row.seconds:12.3f}{row.n_calls:12,}{slots:>10}{mark}")
-        return "\n".join(rows)
+            lines.append(f"{one.batch_size:5}  {one.order:8}{one.seconds:12.3f}{one.n_calls:12,}{slots:>10}{mark}")
+        return "\n".join(lines)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that slots and calls may take on ``device``: a share of what is free."""
+    """Bytes that slots and calls may use on ``device``: a share of what is free."""
     if device.type == "cuda":
         return int(CudaMemory(device).free() * MEMORY_SHARE)
     return memory_budget()
@@ -140,37 +140,37 @@ def choose(
     padded: bool = False,
     sizes: Iterable[int] | None = None,
 ) -> Choice:
-    """The batch size, and the order if it is open, that run ``plan`` in the least time by ``curve``.
+    """The batch size, and the order if none is given, with which ``plan`` takes the least time by ``curve``.
 
     Parameters
     ----------
     plan
-        What is to run.
+        The plan to run.
     curve
         From :func:`measure`.
     order
         The order of the calls. Default: the faster of both, if its slots fit.
     max_slots, mixed_steps
-        As of :meth:`Plan.program`.
+        As for :meth:`Plan.program`.
     slot_bytes
         Bytes of one slot, see :func:`slot_bytes`.
     free_bytes
-        Bytes that slots and a call may take together, see :func:`free_memory`. Default: no limit.
+        Bytes that slots and a call may use together, see :func:`free_memory`. Default: no limit.
     padded
         Whether calls are padded to a few sizes, as the executor does where it captures or compiles them.
     sizes
-        Batch sizes to choose from. Default: what was measured, and one between each two.
+        Batch sizes to choose from. Default: the measured sizes, and one between each two.
 
     Returns
     -------
     Choice
-        Of equally fast batch sizes the smallest, and ``depth`` before ``breadth``. It is never larger than the widest
-        call that the plan has.
+        Among equally fast ones the smallest batch size, and ``depth`` before ``breadth``. The batch size is never
+        larger than the largest call of the plan.
 
     Raises
     ------
     ValueError
-        For bad arguments, and for a ``max_slots`` below the least that suffices.
+        For bad arguments, and for a ``max_slots`` that is too small.
     OutOfMemory
         If the slots of no candidate fit.
     """
@@ -187,29 +187,29 @@ def choose(
     guesses = [lower.guess(size, name, huge) for size in wanted for name in orders]
     table: dict[tuple[int, Order], Candidate] = {}
     best = math.inf
-    for guess in sorted(guesses, key=lambda row: (row.seconds, row.batch_size)):
+    for guess in sorted(guesses, key=lambda candidate: (candidate.seconds, candidate.batch_size)):
         # A huge plan is lowered until it fits, a large one for candidates that may be better, or as good and smaller.
-        settled = best < math.inf if huge else large and guess.seconds > best * (1 + _TIE)
-        row = guess if settled else lower.candidate(guess, huge)
-        if row.status == "fits":
-            best = min(best, row.seconds)
-        table.setdefault((row.batch_size, row.order), row)
-    rows = sorted(table.values(), key=lambda row: (row.batch_size, orders.index(row.order)))
-    fitting = [row for row in rows if row.status == "fits"]
+        skipped = best < math.inf if huge else large and guess.seconds > best * (1 + _TIE)
+        candidate = guess if skipped else lower.candidate(guess, huge)
+        if candidate.status == "fits":
+            best = min(best, candidate.seconds)
+        table.setdefault((candidate.batch_size, candidate.order), candidate)
+    compared = sorted(table.values(), key=lambda candidate: (candidate.batch_size, orders.index(candidate.order)))
+    fitting = [candidate for candidate in compared if candidate.status == "fits"]
     if not fitting:
-        least = min(row.n_slots for row in rows if row.n_slots is not None)
+        least = min(candidate.n_slots for candidate in compared if candidate.n_slots is not None)
         raise OutOfMemory(
             f"{least:,} latents alive at once of {slot_bytes:,} bytes each, and a call, do not fit into {free_bytes:,} "
-            "bytes: ask for fewer with max_slots=, or for order='depth'"
+            "bytes: set a smaller max_slots=, or order='depth'"
         )
-    chosen = next(row for row in fitting if row.seconds <= best * (1 + _TIE))
+    chosen = next(candidate for candidate in fitting if candidate.seconds <= best * (1 + _TIE))
     assert chosen.n_slots is not None
-    return Choice(chosen.batch_size, chosen.order, chosen.seconds, chosen.n_calls, chosen.n_slots, tuple(rows))
+    return Choice(chosen.batch_size, chosen.order, chosen.seconds, chosen.n_calls, chosen.n_slots, tuple(compared))
 
 
 @dataclass(frozen=True)
 class _Lowering:
-    """What candidates cost: bounds and estimates without lowering the plan, and the sums over its calls."""
+    """What candidates cost: bounds and estimates without lowering the plan, and exact sums over its calls."""
 
     plan: Plan
     curve: Curve
@@ -226,15 +226,15 @@ class _Lowering:
         return Candidate(size, order, seconds, calls, None, "not lowered")
 
     def _bound(self, size: int) -> float:
-        """Every lane takes at least what it takes in the best call of at most ``size`` lanes.
+        """A lower bound: every lane takes at least its time in the best call of at most ``size`` lanes.
 
-        Between two measured points the time a lane changes in one direction only, so the best is one of them.
+        Between two measured points the time per lane changes in one direction only, so the best is one of them.
         """
         best = min(self.curve.seconds_per_lane(n) for n in (*self.curve.lanes, size) if n <= size)
         return self.plan.node_steps * best
 
     def _estimate(self, size: int, calls: int) -> float:
-        """As if calls met the lower bound (both orders are within a few percent of it), and all were equally full."""
+        """Seconds if calls meet their lower bound (both orders are within a few percent of it), all equally full."""
         if self.mixed_steps:
             return calls * self.curve.seconds(self.plan.node_steps / calls)
         full, rest = np.divmod(self.plan.counts(), size)  # exact: calls of one step meet the bound

@@ -24,7 +24,7 @@ from ..sampler import SamplerTable
 from ..work.device import synchronize
 
 MOST = 256
-"""The most lanes that are tried by default."""
+"""Largest number of lanes that is tried by default."""
 
 _LEAST_GAIN = 0.03
 """Doubling the lanes has to lower the time per lane by this share to count as a gain."""
@@ -39,10 +39,10 @@ _SAMPLES = 7
 """Blocks of calls timed at each size, if there is time."""
 
 _BLOCK = 0.02
-"""About the seconds of a block: long against the time that reading the clock and synchronizing take."""
+"""Approximate seconds of a block: much longer than reading the clock and synchronizing."""
 
 _PROMPTS = 16
-"""Prompts whose conditioning the lanes take in turn."""
+"""Number of prompts whose conditioning the lanes use in turn."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Curve:
     """Seconds per call of the denoiser, by lanes."""
 
     lanes: tuple[int, ...]
-    """Ascending."""
+    """Measured lane counts, ascending."""
     seconds_per_call: tuple[float, ...]
-    """As measured, one for each lane count."""
+    """Measured seconds, one value per lane count."""
     bytes_per_call: tuple[int, ...] | None = None
     """Device memory of a call, without weights and slots, on CUDA."""
     ended: str = ""
@@ -61,7 +61,9 @@ class Curve:
     def __post_init__(self) -> None:
         sizes = [len(part) for part in (self.lanes, self.seconds_per_call, self.bytes_per_call) if part is not None]
         if not self.lanes or len(set(sizes)) > 1:
-            raise ValueError(f"a curve of {sizes} lane counts, seconds and bytes: it needs as many of each, 1 or more")
+            raise ValueError(
+                f"a curve of {sizes} lane counts, seconds and bytes: it needs the same number of each, 1 or more"
+            )
         if self.lanes[0] < 1 or any(b <= a for a, b in itertools.pairwise(self.lanes)):
             raise ValueError(f"the lane counts of a curve are {self.lanes}: they have to ascend from 1 or more")
         if not all(math.isfinite(s) and s > 0 for s in self.seconds_per_call):
@@ -70,12 +72,12 @@ class Curve:
     def seconds(self, lanes: float) -> float:
         """Seconds of a call with ``lanes`` lanes.
 
-        Linear between measured points, and proportional to the lanes beyond the last. It never falls with the lanes: a
-        call that took longer than a larger one was disturbed, and could have been padded to the larger. Below the first
-        measured point it is constant.
+        Linear between measured points, and proportional to the lanes beyond the last. It never decreases with more
+        lanes: a call that took longer than a larger one was disturbed, and could have been padded to the larger one.
+        Below the first measured point it is constant.
         """
         if not lanes > 0:
-            raise ValueError(f"a call of {lanes} lanes takes no time: lanes have to be above 0")
+            raise ValueError(f"the number of lanes is {lanes}: it has to be above 0")
         rising = np.minimum.accumulate(self.seconds_per_call[::-1])[::-1]
         if lanes > self.lanes[-1]:
             return float(rising[-1]) * lanes / self.lanes[-1]
@@ -139,7 +141,7 @@ class CudaMemory:
         self._before = 0
 
     def free(self) -> int:
-        """What the driver has free, and what torch's allocator holds without using it."""
+        """Free memory of the driver, and what torch's allocator reserves but does not use."""
         held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(torch.cuda.mem_get_info(self._device)[0]) + held
 
@@ -154,7 +156,7 @@ class CudaMemory:
 
 
 def time_to_take(device: torch.device) -> float:
-    """About the seconds that :func:`measure` takes by default."""
+    """Approximate seconds that :func:`measure` takes by default."""
     return _SECONDS.get(device.type, _SECONDS_ELSEWHERE)
 
 
@@ -173,8 +175,8 @@ def measure(
 ) -> Curve:
     """Time the denoiser by itself, on the conditioning of real prompts, with 1, 2, 4... lanes per call.
 
-    The doubling ends when it has gained less than 3 % per lane twice in a row, when the next size would not fit into
-    the free memory of the device or did not, at ``most`` lanes, and when the time is used up.
+    The doubling ends when it has gained less than 3 % per lane twice in a row, when the next size does not fit into the
+    free memory of the device (predicted or tried), at ``most`` lanes, and when the time is used up.
 
     Parameters
     ----------
@@ -183,14 +185,14 @@ def measure(
     leaves
         (n,) prompts whose conditioning is used: those of one pass of the executor.
     most
-        The most lanes to try.
+        Largest number of lanes to try.
     seconds
-        About the seconds to take. Default: 10 on CUDA, 5 elsewhere. One lane is always measured.
+        Approximate seconds to take. Default: 10 on CUDA, 5 elsewhere. One lane is always measured.
     sizes
         Lane counts to measure, ascending, instead of doubling; time and gain are then ignored.
     cuda_graphs
-        Replay each size as a CUDA graph, as the executor does, where that is possible. Without it, small networks
-        are measured by how fast the host starts kernels.
+        Replay each size as a CUDA graph, as the executor does, where that is possible. Without it, the
+        time of small networks is the host's time to start their kernels.
     clock, memory
         Where seconds and bytes come from; tests replace them.
 
@@ -202,7 +204,7 @@ def measure(
     device = denoiser.device
     limit = time_to_take(device) if seconds is None else seconds
     if not limit > 0:
-        raise ValueError(f"seconds is {seconds}: there has to be some time to measure in")
+        raise ValueError(f"seconds is {seconds}: it has to be above 0")
     if memory is None and device.type == "cuda":
         memory = CudaMemory(device)
     graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) else None
@@ -214,17 +216,17 @@ def measure(
             points, ended = probe.each([check_count("a size", size) for size in sizes], limit)
     del probe, graphs
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what runs next needs other sizes
+        torch.cuda.empty_cache()  # the next work needs other sizes
     lanes, times, grown = zip(*points, strict=True)
     return Curve(lanes, times, None if memory is None else grown, ended)
 
 
 _Point = tuple[int, float, int]
-"""Lanes, seconds a call, bytes a call."""
+"""Lanes, seconds per call, bytes per call."""
 
 
 def _enough(points: list[_Point], left: float, warm_up: int, memory: Memory | None) -> str:
-    """Why twice the lanes of the last point are not measured, or an empty string."""
+    """The reason not to measure twice the lanes of the last point, or an empty string."""
     best, idle = math.inf, 0
     for lanes, seconds, _ in points:
         falls = seconds / lanes < best * (1 - _LEAST_GAIN)
@@ -233,14 +235,14 @@ def _enough(points: list[_Point], left: float, warm_up: int, memory: Memory | No
         return "the time per lane no longer falls"
     lanes, seconds, grown = points[-1]
     if memory is not None:
-        # What grows with the lanes grows on; what does not, such as workspaces, is allocated already.
+        # Memory that grows with the lanes continues to grow; the rest, such as workspaces, is allocated already.
         predicted = 2 * grown if len(points) == 1 else 3 * grown - 2 * points[-2][2]
         if (free := memory.free()) * MEMORY_SHARE < predicted:
             return (
                 f"{2 * lanes:,} lanes would take {predicted / 2**20:,.0f} of the {free / 2**20:,.0f} MiB that are free"
             )
     if 2 * seconds * (warm_up + 1) > left:
-        return f"{2 * lanes:,} lanes would take longer than the time there is"
+        return f"{2 * lanes:,} lanes would take longer than the time left"
     return ""
 
 
@@ -271,7 +273,7 @@ class _Probe:
         self._timesteps = timesteps if denoiser.mixed_timesteps else timesteps[middle : middle + 1]
 
     def doubling(self, most: int, seconds: float) -> tuple[list[_Point], str]:
-        """Measure 1, 2, 4... lanes, and say why the doubling ended."""
+        """Measure 1, 2, 4... lanes, and return why the doubling ended."""
         began, points, lanes = self._clock(), list[_Point](), 1
         while lanes <= most:
             left = seconds - (self._clock() - began)
@@ -280,7 +282,7 @@ class _Probe:
             if failed := self._add(points, lanes, seconds):
                 return points, failed
             lanes *= 2
-        return points, f"{most:,} lanes were the most to try"
+        return points, f"{most:,} lanes are the largest number to try"
 
     def each(self, sizes: list[int], seconds: float) -> tuple[list[_Point], str]:
         """Measure the given sizes, up to the first that fails."""
@@ -289,7 +291,7 @@ class _Probe:
         return points, next(filter(None, failed), "")
 
     def _add(self, points: list[_Point], lanes: int, seconds: float) -> str:
-        """Measure one size, in a share of the ``seconds``; the reason if it does not run."""
+        """Measure one size, in a share of the ``seconds``; return the reason if it fails, else an empty string."""
         try:
             points.append(self._at(lanes, seconds / 8))
         except RuntimeError as error:  # out of memory, or a size that some kernel does not take
@@ -302,7 +304,7 @@ class _Probe:
 
     @torch.no_grad()
     def _at(self, lanes: int, seconds: float) -> _Point:
-        """Time calls of ``lanes`` lanes, once warm, for about ``seconds``: the median of several."""
+        """Time calls of ``lanes`` lanes after a warm-up, for about ``seconds``: the median of several."""
         if self._memory is not None:
             self._memory.begin()
         inputs = self._inputs(lanes)

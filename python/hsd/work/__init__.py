@@ -1,1 +1,1 @@
-"""Files, memory, threads and devices: what every stage uses and no stage owns."""
+"""Files, memory, threads and devices: used by every stage."""

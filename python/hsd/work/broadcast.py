@@ -1,4 +1,4 @@
-"""Numbers that differ from lane to lane, against tensors of lanes."""
+"""Broadcasting: one number per lane against tensors of lanes."""
 
 from __future__ import annotations
 

@@ -40,18 +40,18 @@ class FittingSize:
     Parameters
     ----------
     most
-        The number to begin with.
+        The initial number.
     items
-        What they are, for messages: "latents".
+        Name of the items, for messages: "latents".
     device
-        Whose memory it is.
+        The device whose memory is the limit.
     on_change
         Called after the number was halved.
 
     Attributes
     ----------
     most
-        The number now.
+        The current number.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class FittingSize:
                 return work(size), size
             except torch.OutOfMemoryError as error:
                 failed = str(error)
-            self._halve(size, failed)  # out here, where the error no longer holds on to what was being computed
+            self._halve(size, failed)  # here the error no longer keeps the tensors of the failed work alive
 
     def _halve(self, size: int, error: str) -> None:
         if size == 1:
-            raise OutOfMemory(f"one of the {self._items} alone does not fit into the memory of the device: {error}")
+            raise OutOfMemory(f"a single one of the {self._items} does not fit into the memory of the device: {error}")
         self.most = (size + 1) // 2
         warnings.warn(f"out of memory with {size} {self._items} at once: continuing with {self.most}", stacklevel=4)
         self._on_change()

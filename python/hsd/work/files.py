@@ -1,4 +1,4 @@
-"""Files and folders: a file is whole or not there."""
+"""Files and folders: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..errors import OutputError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either not there or whole."""
+    """Write a file so that it is either absent or complete."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes files that only their owner can read; give them what open() would have given.
+        # mkstemp makes files that only their owner can read; set the mode that open() would set.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -35,7 +35,7 @@ def _umask() -> int:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if it does not exist; ``OutputError`` if it cannot be made or written to."""
+    """The folder, created if it does not exist; ``OutputError`` if it cannot be created or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How much host memory may be taken."""
+"""How much host memory may be used."""
 
 from __future__ import annotations
 

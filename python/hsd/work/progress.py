@@ -28,6 +28,6 @@ class Progress:
             self._report(self._begin + fraction * (self._end - self._begin))
 
     def part(self, begin: float, end: float) -> Progress:
-        """The progress of what takes this work from ``begin`` to ``end``."""
+        """The progress of the part of this work from ``begin`` to ``end``."""
         size = self._end - self._begin
         return Progress(self._report, self._begin + begin * size, self._begin + end * size)

@@ -1,4 +1,4 @@
-"""Work done in threads, in bounded amounts: what waits to be done, or to be used, never fills the memory."""
+"""Work in threads, with limits on what waits, so that it never fills the memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _END: Any = object()
 
 
 class BoundedPool(Generic[T]):
-    """Threads with a bounded number of tasks: where there are as many, :meth:`submit` waits for one to end.
+    """Threads with a bounded number of tasks: at the limit, :meth:`submit` waits until one ends.
 
     Parameters
     ----------
     threads
         How many tasks run at once.
     most
-        How many tasks there may be at once, those that run and those that wait.
+        Largest number of tasks at once, running and waiting ones together.
     name
         Prefix of the threads' names.
     """
@@ -42,13 +42,13 @@ class BoundedPool(Generic[T]):
     def results(self, *, wait: bool = False) -> Iterator[T]:
         """Results of finished tasks, each once, in the order of :meth:`submit`; of all tasks with ``wait``.
 
-        Raises what a task raised, in its place.
+        An exception of a task is raised in place of its result.
         """
         while self._pending and (wait or self._pending[0].done()):
             yield self._pending.popleft().result()
 
     def close(self, *, cancel: bool = False) -> None:
-        """End the threads: when all tasks are done or, with ``cancel``, when those that run are."""
+        """Wait for all tasks or, with ``cancel``, for the running ones only; then end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=cancel)
 
 
@@ -56,9 +56,9 @@ class BoundedPool(Generic[T]):
 def ahead(
     items: Iterable[T], depth: int, *, name: str, before: Callable[[], object] = lambda: None
 ) -> Iterator[Iterator[T]]:
-    """Iterate over ``items`` in a thread, at most ``depth`` of them ahead; ``before`` runs in it before each.
+    """Compute ``items`` in a thread, at most ``depth`` of them in advance; ``before`` runs in it before each.
 
-    What the thread raises is raised where the item would have come. Leaving the context ends the thread.
+    An exception in the thread is raised in place of the item. Leaving the context ends the thread.
     """
     source = iter(items)
 
