@@ -222,6 +222,7 @@ class Executor:
         rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in self._shared.items()}
         latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
         output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)
-        self.state.index_copy_(0, target, self.sampler.update(state, output, noise, step, variance))
-        if self._observer is not None:
+        new = self.sampler.update(state, output, noise, step, variance)
+        if self._observer is not None:  # before the state is written: until then the step may be repeated
             self._observer(Evaluation(state[:, 0], output, variance, step))
+        self.state.index_copy_(0, target, new)

@@ -17,8 +17,8 @@ named_choice! {
     /// # To add a linkage
     ///
     /// 1. Add the variant and its name here. The name reaches errors and Python from here.
-    /// 2. The compiler now asks for its arm in [`Linkage::definition`]. If it is reducible (joining two clusters brings
-    ///    neither of them nearer to a third), write its formula in `update.rs`.
+    /// 2. The compiler now asks for its arm in [`Linkage::definition`]. If it is reducible (a joined cluster is not nearer
+    ///    to a third than the nearer of its parts was), write its formula in `update.rs`.
     /// 3. The compiler also asks for its formula in `naive.rs`, the slow form that the tests compare with. All tests
     ///    that run over [`Linkage::ALL`] then cover it.
     pub enum Linkage {
@@ -54,8 +54,8 @@ type Agglomerate = fn(Matrix, &Clusters<'_>, usize, &mut Progress<'_>) -> Result
 /// How clusters are joined.
 #[derive(Clone, Copy)]
 pub(super) enum Joining {
-    /// The linkage is reducible: joining two clusters brings neither of them nearer to a third. So any two that are
-    /// each other's nearest may be joined at any time, and the joins are sorted by distance afterwards.
+    /// The linkage is reducible: a joined cluster is not nearer to a third than the nearer of its parts was. So any two
+    /// that are each other's nearest may be joined at any time, and the joins are sorted by distance afterwards.
     Reducible(Agglomerate),
     /// The linkage is not reducible: the nearest pair of all is joined, again and again. Distances may fall from one
     /// join to the next.
@@ -84,7 +84,8 @@ pub(super) enum Point {
 }
 
 impl Linkage {
-    /// Whether joining two clusters never brings them nearer to a third, so that scores do not fall on the way up.
+    /// Whether a joined cluster is never nearer to a third than the nearer of its parts was. Then scores do not fall on
+    /// the way up.
     pub fn is_reducible(self) -> bool {
         match self.definition().joining {
             Joining::Reducible(_) => true,

@@ -1,4 +1,5 @@
-//! The formulas of the reducible linkages, for which joining two clusters brings neither nearer to a third.
+//! The formulas of the reducible linkages, for which a joined cluster is not nearer to a third
+//! than the nearer of its parts was.
 
 /// How the distances of joined clusters follow from those of their parts.
 ///
