@@ -5,7 +5,7 @@
     diff before.txt after.txt
 
 A change that is not meant to change results gives the same digests. They hold for one machine: another processor may
-round the last bit of a distance differently. It takes about two minutes.
+round the last bit of a distance differently. It takes about a minute.
 """
 
 from __future__ import annotations
