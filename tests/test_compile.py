@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -349,6 +350,22 @@ def test_the_plan_of_other_arguments_is_not_reused(earlier, model, other):
     plan = hsd.compile(**arguments, reuse=folder, progress=lambda *event: seen.append(event))
     assert seen
     assert plan.fingerprint == hsd.compile(**arguments).fingerprint
+
+
+def test_the_plan_of_a_scheduler_with_other_evaluations_is_not_reused(model, tmp_path):
+    """Heun evaluates the denoiser about twice in each step: a plan for another scheduler could not run."""
+    request = {"tau": 0.5, "steps": 4, "reuse": tmp_path / "plan.safetensors"}
+    hsd.compile(["a cat", "a cow"], model=model, **request).save(request["reuse"])
+    heun = model.with_scheduler(HeunDiscreteScheduler.from_config(model.scheduler().config))
+    assert hsd.compile(["a cat", "a cow"], model=heun, **request).n_steps == heun.sampler(4).n_steps
+
+
+def test_a_bad_schedule_is_an_error_with_reuse_too(tmp_path):
+    """``custom`` is what a plan records for a schedule without a name. It is not a name itself."""
+    request = {"tau": 0.5, "steps": 3, "reuse": tmp_path / "plan.safetensors"}
+    hsd.compile(["a cat", "a cow"], schedule=[1.0, 0.5, 0.0], **request).save(request["reuse"])
+    with pytest.raises(ValueError, match="unknown schedule 'custom'"):
+        hsd.compile(["a cat", "a cow"], schedule="custom", **request)
 
 
 def test_nothing_to_reuse(model, tmp_path):

@@ -126,6 +126,14 @@ def test_what_fails_is_raised_in_the_run(threaded):
     assert not any(thread.name.startswith("hsd-decoder") for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_another_number_of_images_than_latents_is_an_error(count):
+    fake = Fake()
+    fake.decode = lambda latents, generators: [PIL.Image.new("L", (1, 1))] * count
+    with Decoder(fake, 3, beside=False) as decoder, pytest.raises(ValueError, match="zip"):
+        decoder.put(finished(1, 2, 3))
+
+
 def test_a_run_that_is_left_does_not_wait_for_what_it_queued():
     def run():
         with Decoder(Fake(), 1, threaded=True) as decoder:

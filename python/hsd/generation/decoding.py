@@ -109,7 +109,7 @@ class Decoder:
         while batch:
             states = [f.generator.get_state() for f in batch]
             pictures, n = self._size.run(partial(self._decode_first, batch, states), len(batch))
-            images += [Decoded(f.index, picture) for f, picture in zip(batch, pictures, strict=False)]
+            images += [Decoded(f.index, picture) for f, picture in zip(batch[:n], pictures, strict=True)]
             batch = batch[n:]
         return images
 

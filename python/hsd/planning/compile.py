@@ -94,7 +94,7 @@ def compile(
         A plan file, or the folder of an earlier run. If its plan was compiled from the same prompts and arguments, that
         plan is returned, and nothing is encoded or clustered. Otherwise, or if there is no such file, the prompts are
         compiled. A plan does not record the values of ``embeddings=``, of ``encoder=`` or of a custom schedule, so
-        with one of these no plan is reused.
+        with one of these no plan is reused. Of a model it records the name, not the settings.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
         plan that is reused.
@@ -146,16 +146,16 @@ def compile(
     }
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": variant.tolist()}
-    if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
-        earlier = _earlier(Path(reuse), request, texts, seed_array, exact)
-        if earlier is not None:
-            return earlier
-
     n_steps = steps
     if adapter is not None:
         variants = variants_of(adapter, values)
         n_steps = adapter.sampler(steps).n_steps
     shape = schedule_shape(schedule, n_steps)
+
+    if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
+        earlier = _earlier(Path(reuse), request, n_steps, texts, seed_array, exact)
+        if earlier is not None:
+            return earlier
 
     if embeddings is not None:
         vectors = as_vectors(embeddings, len(given), "embeddings")
@@ -196,7 +196,12 @@ def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -
 
 
 def _earlier(
-    path: Path, request: dict[str, Any], prompts: list[str], seeds: NDArray[np.int64], exact: bool | None
+    path: Path,
+    request: dict[str, Any],
+    n_steps: int,
+    prompts: list[str],
+    seeds: NDArray[np.int64],
+    exact: bool | None,
 ) -> Plan | None:
     """The plan in the file or folder ``path``, if it was compiled from the same prompts and arguments."""
     if path.is_dir():
@@ -208,6 +213,7 @@ def _earlier(
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     same = all(plan.request.get(name) == request.get(name) for name in {*request, "settings"} - ignored)
     same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
+    same = same and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
     same = same and (exact is None or plan.tree.exact == exact)
     return plan.whole() if same else None
 
