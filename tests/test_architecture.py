@@ -171,6 +171,19 @@ def test_planning_needs_no_torch(code, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_evaluation_needs_no_torch_until_a_scorer_does(tmp_path):
+    """An external scorer runs in another process, and errors about folders come at once and without notices."""
+    code = (
+        "import hsd, sys\n"
+        "try:\n    hsd.evaluate('no such folder')\n"
+        "except hsd.Error:\n"
+        "    loaded = {'torch', 'diffusers', 'transformers'} & set(sys.modules); assert not loaded, loaded\n"
+        "else:\n    raise AssertionError('no error')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_circles_of_a_graph():
     """The check can fail."""
     edges = {("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("e", "e"), ("d", "f")}

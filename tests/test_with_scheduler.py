@@ -67,3 +67,24 @@ def test_the_scheduler_is_no_setting():
     assert "other_scheduler" not in load(pipe).settings
     with pytest.raises(TypeError, match="StableDiffusion has no setting 'other_scheduler'"):
         load(pipe, other_scheduler=pipe.scheduler)
+
+
+def test_a_scheduler_that_comes_from_a_mixin_is_replaced_too():
+    class Mixin:
+        def scheduler(self):
+            return self.pipe.scheduler
+
+    model = load(tiny.stable_diffusion())
+
+    class Mixed(Mixin, type(model)):
+        pass
+
+    class Derived(Mixed):
+        def scheduler(self):
+            return super().scheduler()
+
+    other = swap("dpm++2m", model.pipe)
+    for family in (Mixed, Derived):
+        mixed = family(model.pipe)
+        assert mixed.scheduler() is model.pipe.scheduler
+        assert mixed.with_scheduler(other).scheduler() is other

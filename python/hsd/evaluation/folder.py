@@ -14,7 +14,7 @@ from typing import Any
 import PIL.Image
 
 from ..errors import Error
-from ..generation.folder import METADATA
+from ..work.files import METADATA
 
 
 class FolderError(Error, ValueError):

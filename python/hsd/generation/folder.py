@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
-from ..work.files import make_folder, write_atomically
+from ..work.files import METADATA, make_folder, write_atomically
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Pillow's name of the format, and options for saving, by file ending."""
 
-METADATA, PLAN, RUN = "metadata.jsonl", PLAN_FILE, "run.json"
+PLAN, RUN = PLAN_FILE, "run.json"
 
 
 class ImageFolder:

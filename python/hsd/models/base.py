@@ -63,9 +63,10 @@ class Adapter(Denoiser):
         This is done here, so that no family has to do it. It is a field, so that ``dataclasses.replace`` keeps it.
         """
         super().__init_subclass__(**kwargs)
-        own = cls.__dict__.get("scheduler")
-        if own is None:
-            return
+        owner = next(base for base in cls.__mro__ if "scheduler" in vars(base))
+        if owner is Denoiser or (owner is not cls and issubclass(owner, Adapter)):
+            return  # there is none yet, or it was replaced when the base class was made
+        own = vars(owner)["scheduler"]
 
         @functools.wraps(own)
         def scheduler(self: Adapter) -> Any:

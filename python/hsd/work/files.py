@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ..errors import OutputError
 
+METADATA = "metadata.jsonl"
+"""In a folder of images: one JSON object per image, with its file and its text. Evaluation reads it without torch."""
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either absent or complete."""
