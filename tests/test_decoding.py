@@ -130,7 +130,7 @@ def test_what_fails_is_raised_in_the_run(threaded):
 def test_another_number_of_images_than_latents_is_an_error(count):
     fake = Fake()
     fake.decode = lambda latents, generators: [PIL.Image.new("L", (1, 1))] * count
-    with Decoder(fake, 3, beside=False) as decoder, pytest.raises(ValueError, match="zip"):
+    with Decoder(fake, 3, threaded=False) as decoder, pytest.raises(ValueError, match="zip"):
         decoder.put(finished(1, 2, 3))
 
 
