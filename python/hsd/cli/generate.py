@@ -51,7 +51,7 @@ def generate(
     interruption: only missing images are generated.
     """
     quiet()
-    from ..generation.passes import cost
+    from ..generation import cost
     from ..generation.session import generate as run_plan
 
     size = opt.parse_batch_size(batch_size)

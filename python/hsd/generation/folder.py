@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Pillow's name of the format, and options for saving, by file ending."""
 
-PLAN, RUN = PLAN_FILE, "run.json"
+RUN = "run.json"
 
 
 class ImageFolder:
@@ -125,7 +125,7 @@ class ImageFolder:
                 raise PlanMismatch(
                     f"{self.path} holds another data set ({METADATA} without {RUN}): choose another folder"
                 )
-            self.plan.whole().save(self.path / PLAN)
+            self.plan.whole().save(self.path / PLAN_FILE)
             self._write_run({"identity": self._identity, "request": self.plan.request, "runs": []})
 
     def _read_run(self) -> dict[str, Any]:

@@ -96,14 +96,14 @@ def replica_tree(
     ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to: any
     numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once.
     """
+    arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
     by_replica = np.argsort(replica, kind="stable")
     groups = np.split(by_replica, np.flatnonzero(np.diff(replica[by_replica])) + 1)
     parts = {rows[group].tobytes(): rows[group] for group in groups}
     if len(parts) > 1:
         # All rows are checked before any is clustered: a bad one in a late part would waste the work on early ones.
-        _core.check_embeddings(vectors.array, bfloat16=vectors.bfloat16, threads=limits.arguments()["threads"])
+        _core.check_embeddings(vectors.array, bfloat16=vectors.bfloat16, threads=arguments["threads"])
     everything = np.arange(len(vectors.array), dtype=np.int64)
-    arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
     built: dict[bytes, Tree] = {}
     for done, (key, part) in enumerate(parts.items()):
         report = None if progress is None else Progress(progress).part(done / len(parts), (done + 1) / len(parts))

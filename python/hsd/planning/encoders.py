@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer
 
 from ..errors import Error, PromptError
 
@@ -34,6 +32,10 @@ class StaticEncoder:
     name = "wordllama-256"
 
     def __init__(self) -> None:
+        # Here, so that `import hsd` does not pay for them: a plan from embeddings or of a model needs neither.
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
         # The two files are read directly: wordllama's own loader may try to download a tokenizer it ships.
         root = _package_folder("wordllama")
         self._table = load_file(root / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]

@@ -18,14 +18,13 @@ from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import WinRate, win_rate
-from ..generation.folder import PLAN
 from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import encode, recall, remember
 from ..names import Linkage, Noise, ScheduleName
 from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
-from ..planning.plan import Plan
+from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import make_folder, write_atomically
 from .samplers import sampler_named
 
@@ -198,7 +197,7 @@ class Lab:
         """Images that :meth:`generate` has to generate, and their evaluations; an incomplete folder counts as empty."""
         plan = self.plan(prompt_set, variant)
         folder = self._folder(prompt_set, variant)
-        done = (folder / PLAN).is_file() and len(list(folder.glob("*.png"))) >= plan.n_prompts
+        done = (folder / PLAN_FILE).is_file() and len(list(folder.glob("*.png"))) >= plan.n_prompts
         return (0, 0) if done else (plan.n_prompts, plan.node_steps)
 
     def scores(self, generated: GeneratedSet) -> NDArray[np.float64]:
