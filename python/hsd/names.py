@@ -39,6 +39,7 @@ ExperimentName = Literal[
     "prior",
     "sampler",
     "trunk",
+    "frontier",
 ]
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from ..evaluation.clusters import Clusters, clusters_of
 from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
-from ..evaluation.stats import WinRate, mean_of_known, win_rate
+from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
 from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import encode, recall, remember
-from ..names import Linkage, Noise, ScheduleName
+from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
@@ -185,6 +186,12 @@ class Lab:
             adapter = adapter.with_scheduler(sampler_named(variant.sampler, adapter.scheduler()))
         return adapter
 
+    def measures(self, metric: Metric) -> bool:
+        """Whether the model allows this metric."""
+        if metric == "cosine":
+            return True
+        return getattr(self.model, "calibration", None) is not None
+
     def seed_of(self, prompt_set: PromptSet) -> int:
         """The seed of the first prompt of a set."""
         return self.seed + SEED_STEP * prompt_set.repeat
@@ -247,15 +254,12 @@ class Lab:
         if not self.measurer.embeds:
             return None
         if generated.folder not in self._embeddings:
-            folder, sample = read_folder(generated.folder), self._sample(generated)
+            folder, sample = read_folder(generated.folder), self.sample(generated)
             self._embeddings[generated.folder] = np.stack(self.measurer.embeddings(folder, sample))
         return self._embeddings[generated.folder]
 
-    def sampled(self, generated: GeneratedSet) -> int:
-        """m, the number of images whose diversity is measured."""
-        return len(self._sample(generated))
-
-    def _sample(self, generated: GeneratedSet) -> list[int]:
+    def sample(self, generated: GeneratedSet) -> list[int]:
+        """Positions of the m images whose diversity is measured."""
         return self.measurer.drawn(np.random.default_rng(self.seed), range(len(generated.prompt_set.prompts)))
 
     def pooled(self, generated: Iterable[GeneratedSet]) -> tuple[NDArray[np.float64], list[str]]:
@@ -264,9 +268,7 @@ class Lab:
         prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
         return np.concatenate([self.scores(one) for one in generated]), prompts
 
-    def clusters(
-        self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None
-    ) -> Clusters:
+    def clusters(self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Clusters:
         """Which of the images are not independent: those of one prompt, in all seed ranges, and those of one trunk.
 
         For differences, trunks of ``against`` too, whose sets are the same.
@@ -274,10 +276,17 @@ class Lab:
         prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
         return clusters_of(prompts, _roots(generated), None if against is None else _roots(against))
 
-    def mean(self, generated: Sequence[GeneratedSet]) -> tuple[float | None, Interval | None, Clusters]:
-        """The mean score of several sets together, its interval, and what was resampled for it."""
+    def mean(
+        self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None
+    ) -> tuple[float | None, Interval | None, Clusters]:
+        """The mean score of several sets together, its interval, and what was resampled for it.
+
+        With ``against``, whose sets are the same, of the differences image by image.
+        """
         scores, _ = self.pooled(generated)
-        clusters = self.clusters(generated)
+        if against is not None:
+            scores = scores - self.pooled(against)[0]
+        clusters = self.clusters(generated, against)
         return *mean_of_known(scores, clusters, seed=self.seed), clusters.take(~np.isnan(scores))
 
     def win_rate(self, generated: Iterable[GeneratedSet], against: Iterable[GeneratedSet]) -> WinRate:
@@ -288,9 +297,7 @@ class Lab:
         assert prompts == same, "two sides of a comparison have different prompts"
         return self.win_rate_of_scores(ours, theirs, self.clusters(generated, against))
 
-    def win_rate_of_scores(
-        self, ours: NDArray[np.float64], theirs: NDArray[np.float64], clusters: Clusters
-    ) -> WinRate:
+    def win_rate_of_scores(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], clusters: Clusters) -> WinRate:
         """Compare the scores (n,) of two variants pair by pair; ties are defined as in :func:`hsd.evaluate`."""
         return win_rate(ours, theirs, clusters, tolerance=1e-6, seed=self.seed)
 
@@ -298,7 +305,9 @@ class Lab:
         key = prompt_set, variant.prior_tau
         if key not in self._encoded:
             adapter = self.adapter(Variant(prior_tau=variant.prior_tau))
-            plan = compile_plan(prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed_of(prompt_set))
+            plan = compile_plan(
+                prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed_of(prompt_set)
+            )
             conditioning = recall(plan, adapter.encoding_key())
             assert conditioning is not None
             self._encoded[key] = conditioning
@@ -312,7 +321,14 @@ class Lab:
         tau: float | None = 0.0 if variant.tau is None and variant.budget is None else variant.tau
         if variant.group:
             vectors, tau = self._grouped(prompt_set, variant.group), 0.5
-        adapter = self.adapter(variant)
+        adapter, metric = self.adapter(variant), variant.metric
+        if metric == "calibrated":
+            # The same tree as hsd.compile makes of this model, without encoding the prompts again for every variant.
+            calibration = getattr(adapter, "calibration", None)
+            if calibration is None:
+                raise Skipped(f"{adapter.name} is not calibrated")
+            vectors, metric = calibration.transform(vectors), "euclidean"
+        changes: dict[str, Any] = {"metric": metric}
         try:
             return compile_plan(
                 prompt_set.prompts,
@@ -346,7 +362,8 @@ class Lab:
             "seed": self.seed,
             # Not the number of seed ranges: a study with more of them continues one with fewer.
             "sets": {
-                s.name: hashlib.blake2b("\n".join(s.prompts).encode(), digest_size=8).hexdigest() for s in self.first_sets
+                s.name: hashlib.blake2b("\n".join(s.prompts).encode(), digest_size=8).hexdigest()
+                for s in self.first_sets
             },
         }
         path = self.out / STUDY
