@@ -1,7 +1,7 @@
 """Which images are resampled together: those of one prompt, and those that began from one trunk. NumPy only.
 
-Prompts of one root cluster share their first steps. One unlucky trunk spoils all of their images at once, so these images
-are no more independent than several images of one prompt. A bootstrap of single prompts would then be too narrow.
+Prompts of one root cluster share their first steps. One unlucky trunk spoils all of their images at once, so these
+images are no more independent than several images of one prompt. A bootstrap of single prompts would be too narrow.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def clusters_of(prompts: Sequence[object], *roots: Sequence[object] | NDArray[np
 
 
 def connected(groupings: Sequence[NDArray[np.str_]]) -> NDArray[np.int64]:
-    """(n,) number of the connected component of each image, where images with a common label in any grouping are joined.
+    """(n,) number of each image's connected component, where images with a common label in any grouping are joined.
 
     Union-find with path halving over the labels.
     """

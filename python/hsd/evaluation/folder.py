@@ -103,8 +103,8 @@ def root_clusters(folder: Folder) -> NDArray[np.int64] | None:
         if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
             found = "no image" if index is None or not 0 <= index < plan.n_prompts else repr(plan.prompts[index])
             raise FolderError(
-                f"{path} is not the plan of these images: for {_identity(entry)} ({entry.where}) it has {found}; if the "
-                "images share no steps, or only prompts should be resampled, move the plan away"
+                f"{path} is not the plan of these images: for {_identity(entry)} ({entry.where}) it has {found}; "
+                "if they share no steps, or if only prompts should be resampled, move the plan away"
             )
     return plan.active(0)[[entry.index for entry in folder.entries]]
 

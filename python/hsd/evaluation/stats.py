@@ -117,7 +117,7 @@ def crossed_intervals(values: ArrayLike, clusters: Clusters, *, confidence: floa
 
 
 def clustered_variance(columns: NDArray[np.float64], clusters: Clusters) -> NDArray[np.float64]:
-    """(c,) variance of the means of (n, c) values: the sum of the products of deviations over pairs with a common group.
+    """(c,) variance of the means of (n, c) values: the products of deviations, summed over pairs with a common group.
 
     Multiway clustering of Cameron, Gelbach & Miller, J. Bus. Econ. Stat. 29 (2011), equation 2.13: each grouping's
     variance, less that of the groups that two have in common, and so on, each with its factor G / (G - 1). The
@@ -141,7 +141,7 @@ def clustered_variance(columns: NDArray[np.float64], clusters: Clusters) -> NDAr
 
 
 def student(degrees: int, confidence: float = 0.95) -> float:
-    """The two-sided quantile of Student's t: with t = sqrt(degrees) tan(a), the density of a is cos(a)^(degrees - 1)."""
+    """The two-sided quantile of Student's t. With t = sqrt(degrees) tan(a), a has the density cos(a)^(degrees - 1)."""
     if degrees > 1_000:  # there the difference to the normal quantile is below 0.2 %
         return NormalDist().inv_cdf(0.5 + confidence / 2.0)
     angle = np.linspace(0.0, np.pi / 2.0, 200_001)

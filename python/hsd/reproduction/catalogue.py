@@ -120,9 +120,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "frontier",
         "The frontier: is sharing better than fewer steps?",
-        "At each number of evaluations an image: own steps, the paper's sharing, and what mends it: catch-up conditioning "
-        "and the model's own metric, each alone and both. Steps, share saved, gamma and schedule are fixed for each number "
-        "of evaluations and were chosen on other prompts. With the model's own sampler and with a deterministic one.",
+        "At each number of evaluations an image: own steps, the paper's sharing, and two changes of it, each alone and "
+        "both: catch-up conditioning and the model's own metric. Steps, share saved, gamma and schedule are fixed for "
+        "each number of evaluations and were chosen on other prompts. With the model's own sampler and a deterministic "
+        "one.",
         frontier.frontier_needs,
         frontier.frontier,
     ),

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -328,7 +327,6 @@ class Lab:
             if calibration is None:
                 raise Skipped(f"{adapter.name} is not calibrated")
             vectors, metric = calibration.transform(vectors), "euclidean"
-        changes: dict[str, Any] = {"metric": metric}
         try:
             return compile_plan(
                 prompt_set.prompts,
@@ -341,7 +339,8 @@ class Lab:
                 schedule=variant.schedule,
                 seeds=self.seed_of(prompt_set),
                 noise=variant.noise,
-                **changes,
+                metric=metric,
+                catch_up=variant.catch_up,
             )
         except ValueError as error:  # with few prompts or steps, the budget may be out of reach
             raise Skipped(f"{prompt_set.name}: {error}") from None
