@@ -328,7 +328,7 @@ class Lab:
                 raise Skipped(f"{adapter.name} is not calibrated")
             vectors, metric = calibration.transform(vectors), "euclidean"
         try:
-            return compile_plan(
+            plan = compile_plan(
                 prompt_set.prompts,
                 tau,
                 model=adapter,
@@ -344,6 +344,11 @@ class Lab:
             )
         except ValueError as error:  # with few prompts or steps, the budget may be out of reach
             raise Skipped(f"{prompt_set.name}: {error}") from None
+        if not variant.catch_up:
+            # In a plan 0 is the same as none at all. Without it, folders of studies from before there was catch-up
+            # are continued: their plans have the same fingerprint.
+            del plan.request["catch_up"]
+        return plan
 
     def _grouped(self, prompt_set: PromptSet, size: int) -> NDArray[np.float32]:
         """One-hot rows: distance 0 within a group, 1 between groups. So every tau inside (0, 1) gives these groups."""
