@@ -186,7 +186,11 @@ class Calibration:
         if numbers.get("format") != FORMAT:
             raise ValueError(f"its format is {numbers.get('format')!r}, and this version of HSD reads {FORMAT}")
         arrays = {}
-        for name, code, dtype, ndim in (("matrix", "F32", "<f4", 2), ("mean", "F32", "<f4", 1), ("weights", "F64", "<f8", 1)):
+        for name, code, dtype, ndim in (
+            ("matrix", "F32", "<f4", 2),
+            ("mean", "F32", "<f4", 1),
+            ("weights", "F64", "<f8", 1),
+        ):
             part = parts[name]
             if part["dtype"] != code or len(part["shape"]) != ndim:
                 raise ValueError(f"{name} is {part['dtype']} of shape {part['shape']}")

@@ -43,9 +43,7 @@ def identity_of(adapter: Adapter) -> Identity:
 def _networks(adapter: Adapter) -> list[tuple[str, nn.Module]]:
     parts = [item for pipe in adapter.pipes() for item in pipe.components.items()]
     return sorted(
-        {
-            name: part for name, part in parts if isinstance(part, nn.Module) and not name.startswith(_LATER)
-        }.items()
+        {name: part for name, part in parts if isinstance(part, nn.Module) and not name.startswith(_LATER)}.items()
     )
 
 

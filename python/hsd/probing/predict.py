@@ -78,7 +78,8 @@ def predictions(
 
     Returns
     -------
-    (n, L * M) float32, for L levels. M is the size of a latent; at most 16,384, see :func:`sketch`.
+    (n, L * M) float32, for L levels. M is the size of a latent; at most 16,384, see :func:`sketch`. No level differs
+    more than twice as much between prompts as another, see :func:`balance`.
     """
     prompts = np.arange(conditioning.n_prompts) if prompts is None else prompts
     levels = noise_levels(adapter) if levels is None else levels
@@ -121,6 +122,7 @@ def predictions(
             report((begin + count) / len(prompts))
     twin.free()
     assert out is not None
+    balance(out, len(levels))
     return out
 
 
@@ -128,6 +130,19 @@ def _rows(own: Conditioning, prompts: NDArray[np.int64], device: torch.device) -
     """The rows (B, ...) of ``prompts`` (B,)."""
     means = [own.mean(prompts[i : i + 1]) for i in range(len(prompts))]
     return {name: torch.stack([row[name] for row in means]).to(device) for name in means[0]}
+
+
+def balance(values: NDArray[np.float32], levels: int) -> None:
+    """Scale levels of ``values`` (n, L * M) down, in place, to at most twice the spread of the level with the smallest.
+
+    A model that predicts the noise says little about x0 at the first step, and its errors are multiplied by the ratio
+    of noise and signal there, 15 and more. That level would hide the others.
+    """
+    parts = np.split(values, levels, axis=1)  # views
+    spreads = [float(np.sqrt(part.var(0, dtype=np.float64).sum())) for part in parts]
+    for part, spread in zip(parts, spreads, strict=True):
+        if spread > 2.0 * min(spreads) > 0.0:
+            part *= 2.0 * min(spreads) / spread
 
 
 def sketch(values: Tensor, length: int = _LONGEST) -> Tensor:

@@ -134,7 +134,9 @@ class _Runs:
         chosen = is_mean[at].to(self.device)
         rows = {
             name: torch.where(
-                chosen.view(-1, *(1,) * (own[name].ndim - 1)), mean[name].index_select(0, owner), own[name].index_select(0, owner)
+                chosen.view(-1, *(1,) * (own[name].ndim - 1)),
+                mean[name].index_select(0, owner),
+                own[name].index_select(0, owner),
             )
             for name in own
         }
