@@ -1,4 +1,4 @@
-"""The command line: ``hsd generate``, ``plan``, ``bench``, ``check``, ``evaluate`` and ``reproduce``.
+"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``reproduce``.
 
 It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
 that ``hsd plan`` and ``hsd --help`` start without it.
@@ -13,7 +13,7 @@ import typer
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, check, evaluate, generate, plan, reproduce
+from . import bench, calibrate, check, evaluate, generate, plan, reproduce
 
 __all__ = ["app", "main"]
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 for command in (
     generate.generate,
     plan.plan,
+    calibrate.calibrate,
     bench.bench,
     check.check,
     evaluate.evaluate,

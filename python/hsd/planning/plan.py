@@ -35,7 +35,7 @@ class Plan:
     seeds
         (N,) int64, the seed of each prompt's generator. Read-only.
     request
-        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, catch_up, encoder.
+        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, metric, schedule, noise, catch_up, encoder.
     """
 
     prompts: list[str]
@@ -85,6 +85,19 @@ class Plan:
     def tau(self) -> float:
         """The threshold: 0 shares nothing."""
         return float(self.request["tau"])
+
+    @property
+    def metric(self) -> str:
+        """How the embeddings were compared; ``cosine`` in files from before there was a choice."""
+        return str(self.request.get("metric", "cosine"))
+
+    @property
+    def metric_correlation(self) -> float | None:
+        """How well the distances used predict those of the model's own predictions: the Pearson correlation over
+        prompts that its calibration was not fitted to; None if that was not measured.
+        """
+        value = self.request.get("metric_correlation")
+        return float(value) if isinstance(value, (int, float)) else None
 
     @property
     def noise(self) -> str:
@@ -221,6 +234,8 @@ class Plan:
             steps=self.n_steps,
             exact=self.tree.exact,
             linkage=str(self.request["linkage"]),
+            metric=self.metric,
+            correlation=self.metric_correlation,
             encoder=str(self.request["encoder"]),
             tau=self.tau,
             settings=len(self.settings),
