@@ -80,8 +80,8 @@ def compile(
         ``cosine`` (the paper) or ``euclidean`` distances of the embeddings. ``auto`` is ``cosine``. ``centroid`` takes
         ``cosine`` only.
     schedule
-        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, a callable of
-        k/(K-1), or K fractions of tau.
+        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, ``measured`` (by the
+        weights of a calibrated model), a callable of k/(K-1), or K fractions of tau.
     seeds
         One integer (prompt i gets ``seeds + i``) or one seed per image.
     images_per_prompt
