@@ -16,6 +16,8 @@ named_choice! {
         Cosine = "cosine",
         /// `ln(1 + (e - 1)(1 - x))`.
         Log = "log",
+        /// `(1 - x)²`: clusters split earlier, which leaves more steps to catch up.
+        Quadratic = "quadratic",
     }
 }
 
@@ -34,6 +36,7 @@ impl Schedule {
                 Schedule::Linear => 1.0 - x,
                 Schedule::PaperEq7 => 1.0 - (k + 1) as f64 / steps as f64,
                 Schedule::Cosine => (x * std::f64::consts::FRAC_PI_2).cos(),
+                Schedule::Quadratic => (1.0 - x) * (1.0 - x),
                 Schedule::Log => ((std::f64::consts::E - 1.0) * (1.0 - x)).ln_1p().min(1.0),
             }
         };
