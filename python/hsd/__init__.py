@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .generation.session import Image, Run, generate, stream
     from .models import load
-    from .probing import calibrate
+    from .probing.measure import calibrate
     from .reproduction import reproduce
 
 __all__ = [

@@ -200,9 +200,9 @@ class Calibration:
         )
         if isinstance(numbers["prompts"], bool) or not isinstance(numbers["prompts"], int):
             raise ValueError(f"prompts is {numbers['prompts']!r}, not an integer")
+        values: dict[str, Any] = {**arrays, **{name: _number(numbers[name], name) for name in _FLOATS}}
         return cls(
-            **arrays,
-            **{name: _number(numbers[name], name) for name in _FLOATS},
+            **values,
             levels=tuple(_numbers(numbers, "levels")),
             prompts=numbers["prompts"],
             identity=identity,

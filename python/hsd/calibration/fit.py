@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Values = NDArray[np.float32] | NDArray[np.float64]
 
 FEWEST = 16
 """Fewer prompts cannot be split into folds that still have pairs."""
@@ -35,7 +36,7 @@ class Fit:
     """Root mean square distance of the targets of two prompts."""
 
 
-def fit(vectors: Array, targets: Array, seed: int = 0) -> Fit:
+def fit(vectors: Values, targets: Values, seed: int = 0) -> Fit:
     """The linear map from ``vectors`` (n, D) after which Euclidean distances are most like those of ``targets`` (n, M).
 
     A ridge regression (Hoerl and Kennard 1970), its penalty by cross-validation, its rank the smallest that holds 99 %
@@ -49,34 +50,34 @@ def fit(vectors: Array, targets: Array, seed: int = 0) -> Fit:
     n = len(vectors)
     if n < FEWEST:
         raise ValueError(f"{n} prompts are too few to calibrate with: give at least {FEWEST}, better a few hundred")
-    vectors, targets = vectors.astype(np.float64), coordinates(targets)
-    for name, values in (("vectors", vectors), ("predictions", targets)):
+    given, reached = vectors.astype(np.float64), coordinates(targets)
+    for name, values in (("vectors", given), ("predictions", reached)):
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
             raise ValueError(f"the {name} of prompt {row} hold nan or infinite values")
         if np.ptp(values, axis=0).max() == 0.0:
             raise ValueError(f"the {name} of all prompts are equal: there is nothing to learn from them")
-    mean = vectors.mean(0)
-    unit = float(((vectors - mean) ** 2).sum() / vectors.shape[1])
+    mean = given.mean(0)
+    unit = float(((given - mean) ** 2).sum() / given.shape[1])
     folds = list(_folds(n, seed))
     scores = np.zeros(len(_RIDGES))
     for train, test in folds:
-        solve = Ridge(vectors[train], targets[train])
-        pairs = distances(targets[test])
+        solve = Ridge(given[train], reached[train])
+        pairs = distances(reached[test])
         for i, ridge in enumerate(_RIDGES * unit):
-            scores[i] += pearson(distances(vectors[test] @ solve(ridge)), pairs)
+            scores[i] += pearson(distances(given[test] @ solve(ridge)), pairs)
     ridge = float(_RIDGES[int(np.argmax(scores))] * unit)
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    # Half the squared distance of vectors of length 1 is their cosine distance.
-    cosines = [pearson(distances((vectors / lengths)[t]) ** 2 / 2, distances(targets[t])) for _, t in folds]
-    matrix = Ridge(vectors, targets)(ridge)  # [D, n]
-    fitted = (vectors - mean) @ matrix
+    lengths = np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-30)
+    # Half the squared distance of given of length 1 is their cosine distance.
+    cosines = [pearson(distances((given / lengths)[t]) ** 2 / 2, distances(reached[t])) for _, t in folds]
+    matrix = Ridge(given, reached)(ridge)  # [D, n]
+    fitted = (given - mean) @ matrix
     _, singular, axes = np.linalg.svd(fitted, full_matrices=False)
     share = np.cumsum(singular**2) / np.sum(singular**2)
-    rank = min(int(np.searchsorted(share, _VARIANCE)) + 1, MOST_RANK, vectors.shape[1])
+    rank = min(int(np.searchsorted(share, _VARIANCE)) + 1, MOST_RANK, given.shape[1])
     matrix = matrix @ axes[:rank].T / root_mean_square(fitted @ axes[:rank].T)
     correlation, cosine = float(scores.max()) / len(folds), float(np.mean(cosines))
-    return Fit(matrix, mean, ridge, correlation, cosine, root_mean_square(targets))
+    return Fit(matrix, mean, ridge, correlation, cosine, root_mean_square(reached))
 
 
 class Ridge:
@@ -93,7 +94,7 @@ class Ridge:
         return self._right.T @ (gain[:, None] * self._projected)
 
 
-def coordinates(values: NDArray[np.float32] | Array) -> Array:
+def coordinates(values: Values) -> Array:
     """(n, at most n) float64 with the same distances as ``values`` (n, M), centred: for rows that are very long."""
     if values.shape[1] <= len(values):
         centred = values.astype(np.float64)

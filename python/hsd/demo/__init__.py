@@ -24,4 +24,5 @@ SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 2.0, "p
 """The settings with which the model draws best, as :func:`hsd.load` takes them."""
 
 TAU = 0.3
-"""The default threshold for cosine distances. This model's embeddings encode every attribute separately, so it tolerates less sharing."""
+"""The default threshold for cosine distances. This model's embeddings encode every attribute separately, so it
+tolerates less sharing."""

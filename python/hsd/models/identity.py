@@ -23,7 +23,7 @@ def family_and_networks(adapter: Adapter) -> Identity:
     """The identity without values of weights: configurations, names and shapes are on the host already."""
     digest = hashlib.sha256()
     for name, network in _networks(adapter):
-        config = getattr(network, "config", None)
+        config: Any = getattr(network, "config", None)
         values = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
         # Names that begin with an underscore are paths and versions.
         kept = {key: value for key, value in values.items() if not key.startswith("_") and "version" not in key}

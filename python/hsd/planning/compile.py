@@ -229,9 +229,9 @@ def compile(
 
     # Images of one prompt, and prompts that differ in their settings, are in separate trees.
     replica = occurrences(texts) * len(values) + variant
-    report = None if progress is None else partial(progress, "cluster")
+    clustering = None if progress is None else partial(progress, "cluster")
     kind = "cosine" if resolved == "cosine" else "euclidean"
-    tree = replica_tree(vectors, rows, replica, linkage, limits, report, kind)
+    tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ FRACTIONS = (0.0, 3 / 14, 6 / 14)
 """Where in a run a model is probed: the first step, and the two by which layout and colours are mostly decided."""
 
 _STEPS = 14
+_LEAST_SIGNAL = 0.005
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,20 @@ def noise_levels(denoiser: Denoiser, fractions: tuple[float, ...] = FRACTIONS) -
     scheduler = copy.deepcopy(denoiser.scheduler())
     denoiser.set_timesteps(scheduler, _STEPS)
     n = len(scheduler.timesteps)
-    return [_level(scheduler, min(int(fraction * n + 1e-9), n - 1)) for fraction in fractions]
+    return [_first_telling(scheduler, min(int(fraction * n + 1e-9), n - 1), n) for fraction in fractions]
+
+
+def _first_telling(scheduler: Any, k: int, n: int) -> NoiseLevel:
+    """The noise level of the first of n steps from ``k`` on at which the output says anything about x0.
+
+    A prediction of the noise says nothing where there is no signal, and next to nothing where there is hardly any:
+    its error is multiplied by noise / signal. Many schedules begin there.
+    """
+    for step in range(k, n):
+        level = _level(scheduler, step)
+        if math.isfinite(level.of_output) and abs(level.of_output) * _LEAST_SIGNAL <= 1.0:
+            return level
+    _refuse(scheduler, f"from step {k} of {n} on, its output says nothing about the image")
 
 
 def _level(scheduler: Any, k: int) -> NoiseLevel:
@@ -80,13 +94,12 @@ def _level(scheduler: Any, k: int) -> NoiseLevel:
     if kind == "sample":
         return NoiseLevel(timestep, signal, noise, 0.0, 1.0)
     if kind == "epsilon":
-        if signal < 1e-4:
-            _refuse(scheduler, f"at timestep {float(timestep):g} there is no signal left that epsilon could say")
-        return NoiseLevel(timestep, signal, noise, 1.0 / signal, -noise / signal)
+        inverse = 1.0 / signal if signal > 0.0 else math.inf
+        return NoiseLevel(timestep, signal, noise, inverse, -noise * inverse)
     _refuse(scheduler, f"its prediction_type is {kind!r}")
 
 
-def _refuse(scheduler: Any, reason: str) -> Any:
+def _refuse(scheduler: Any, reason: str) -> NoReturn:
     raise UnsupportedScheduler(
         f"{type(scheduler).__name__} cannot be probed: {reason}. Use metric='cosine', or calibrate with another "
         "scheduler of the same model: hsd.load(model).with_scheduler(...)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ def smaller(adapter: AdapterT) -> AdapterT:
     if not isinstance(height, int) or not isinstance(width, int) or max(height, width) <= MOST_PIXELS:
         return adapter
     scale = MOST_PIXELS / max(height, width)
-    sides = {name: max(64, round(side * scale / 64) * 64) for name, side in (("height", height), ("width", width))}
+    sides: dict[str, Any] = {
+        name: max(64, round(side * scale / 64) * 64) for name, side in (("height", height), ("width", width))
+    }
     try:
         return dataclasses.replace(adapter, **sides)
     except ValueError:

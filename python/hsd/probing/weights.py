@@ -134,11 +134,9 @@ class _Runs:
         chosen = is_mean[at].to(self.device)
         rows = {
             name: torch.where(
-                chosen.view(-1, *(1,) * (own[name].ndim - 1)),
-                mean[name].index_select(0, owner),
-                own[name].index_select(0, owner),
+                chosen.view(-1, *(1,) * (row.ndim - 1)), mean[name].index_select(0, owner), row.index_select(0, owner)
             )
-            for name in own
+            for name, row in own.items()
         }
         state = states[at]
         rows |= {name: row.expand(len(state), *row.shape[1:]) for name, row in self.shared.items()}

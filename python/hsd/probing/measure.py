@@ -80,7 +80,7 @@ def calibrate(
     conditioning = encode([adapter], everything, given, seed_array, progress=whole.part(0.0, 0.3))
     vectors = conditioning.vectors
     predicted = predictions(adapter, conditioning, progress=whole.part(0.3, 0.6))
-    fitted = fit(vectors.astype(np.float64), predicted)
+    fitted = fit(vectors, predicted)
     values: dict[str, Any] = {
         "matrix": fitted.matrix,
         "mean": fitted.mean,
@@ -122,7 +122,8 @@ def _sample(adapter: Adapter, prompts: Iterable[str] | None) -> list[str]:
         )
     if len(given) < FEWEST:
         raise PromptError(
-            f"{len(given)} different prompts are too few to calibrate with: give at least {FEWEST}, better a few hundred"
+            f"{len(given)} different prompts are too few to calibrate with: give at least {FEWEST}, better a few "
+            "hundred"
         )
     return given
 
