@@ -143,6 +143,41 @@ def test_the_papers_sharing_does_not_catch_up(lab, model, tmp_path):
     assert different == joined.tolist() != []
 
 
+@pytest.fixture(scope="module")
+def demo():
+    return hsd.load("demo", prior_steps=2)
+
+
+SHAPES = PromptSet("shapes", tuple(f"a {c} {s}" for c in ("red", "blue", "pink") for s in ("star", "ring", "cross")))
+
+
+@pytest.mark.parametrize("metric", ["calibrated", "direct"])
+def test_plans_are_those_of_compile(demo, tmp_path, metric):
+    """Without encoding and probing the prompts for each of them."""
+    lab = make_lab(demo, tmp_path, sets=(SHAPES,), seeds=2)
+    assert lab.measures(metric)
+    for prompt_set, seed in zip(lab.sets, (5, 1005), strict=True):
+        plan = lab.plan(prompt_set, Variant(budget=0.4, steps=5, metric=metric))
+        same = hsd.compile(prompt_set.prompts, budget=0.4, model=demo, steps=5, seeds=seed, metric=metric, catch_up=0.0)
+        assert np.array_equal(plan.segments, same.segments)
+        assert plan.tau == same.tau
+        assert plan.tree.leaf_order.tolist() == same.tree.leaf_order.tolist()
+    cosine = lab.plan(lab.sets[0], Variant(budget=0.4, steps=5))
+    assert not np.array_equal(
+        cosine.tree.merges, lab.plan(lab.sets[0], Variant(budget=0.4, steps=5, metric=metric)).tree.merges
+    )
+
+
+def test_a_model_without_a_calibration_lacks_its_ways(lab, demo, tmp_path):
+    assert not lab.measures("calibrated")
+    with pytest.raises(Skipped, match="is not calibrated: run `hsd calibrate`"):
+        lab.plan(FIRST, Variant(budget=0.4, steps=5, metric="calibrated"))
+    ways = {point.way for point in frontier.points(lab, None)}
+    assert ways == {"own steps", "the paper's sharing", "catch-up alone", "both, direct metric"}
+    calibrated = make_lab(demo, tmp_path, sets=(SHAPES,), evaluations=[3])
+    assert {point.way for point in frontier.points(calibrated, None)} == {"own steps", *frontier.WAYS}
+
+
 # The experiment.
 
 
