@@ -96,6 +96,30 @@ def test_more_seeds_continue_a_study(model, tmp_path):
     assert more.generate(FIRST, Variant(tau=0.9)).folder == shared.folder
 
 
+def test_sets_that_differ_do_not_widen_an_interval_within_sets(lab, monkeypatch):
+    ours, theirs = ([lab.generate(s, v) for s in lab.sets] for v in (Variant(budget=0.4, steps=5), Variant()))
+    levels = {"first": 1.0, "second": 3.0}
+    noise = {
+        one.folder: np.random.default_rng(i).normal(size=len(one.prompt_set.prompts)) for i, one in enumerate(ours)
+    }
+
+    def scores(one, spread):
+        return levels[one.prompt_set.name] + spread * noise.get(one.folder, 0.0)
+
+    monkeypatch.setattr(lab, "scores", lambda one: scores(one, 0.0) if one in ours else np.zeros(len(one.plan)))
+    flat = experiment.mean_difference(lab, ours, theirs, within_sets=True)
+    mean = (12 * 1.0 + 10 * 3.0) / 22
+    assert flat.value == pytest.approx(mean)
+    assert flat.interval == pytest.approx((mean, mean))
+    assert experiment.mean_difference(lab, ours, theirs).interval[0] < mean - 0.1
+    # Within one set it makes no difference.
+    monkeypatch.setattr(lab, "scores", lambda one: scores(one, 1.0) if one in ours else np.zeros(len(one.plan)))
+    first = [one for one in ours if one.prompt_set.name == "first"]
+    within, without = (experiment.score(lab, first, within_sets=w) for w in (True, False))
+    assert within.value == pytest.approx(without.value)
+    assert within.interval == pytest.approx(without.interval)
+
+
 def test_a_mean_of_pairs_over_several_seeds(lab, model, tmp_path):
     both = [lab.generate(s, Variant()) for s in lab.sets if s.name == "first"]
     each = [experiment.similarity(lab, [one]) for one in both]
