@@ -239,7 +239,7 @@ def test_a_shared_run_is_resampled_by_its_trunks(tmp_path):
     )
     assert ours.mean == pytest.approx(means[0])
     assert ours.interval == pytest.approx((min(means[1]), max(means[1])))
-    assert "by 3 root clusters; few: the intervals are too narrow" in str(found)
+    assert "by 3 root clusters; few: the intervals are rough" in str(found)
     assert found.numbers()["wins"]["clustered_by"] == "root clusters"
     # The other side's trunks count as well, and the order of lines does not.
     plan_for(b, PROMPTS, [i % 4 for i in range(12)], 0.3)

@@ -96,6 +96,30 @@ def test_more_seeds_continue_a_study(model, tmp_path):
     assert more.generate(FIRST, Variant(tau=0.9)).folder == shared.folder
 
 
+def test_sets_that_differ_do_not_widen_an_interval_within_sets(lab, monkeypatch):
+    ours, theirs = ([lab.generate(s, v) for s in lab.sets] for v in (Variant(budget=0.4, steps=5), Variant()))
+    levels = {"first": 1.0, "second": 3.0}
+    noise = {
+        one.folder: np.random.default_rng(i).normal(size=len(one.prompt_set.prompts)) for i, one in enumerate(ours)
+    }
+
+    def scores(one, spread):
+        return levels[one.prompt_set.name] + spread * noise.get(one.folder, 0.0)
+
+    monkeypatch.setattr(lab, "scores", lambda one: scores(one, 0.0) if one in ours else np.zeros(len(one.plan)))
+    flat = experiment.mean_difference(lab, ours, theirs, within_sets=True)
+    mean = (12 * 1.0 + 10 * 3.0) / 22
+    assert flat.value == pytest.approx(mean)
+    assert flat.interval == pytest.approx((mean, mean))
+    assert experiment.mean_difference(lab, ours, theirs).interval[0] < mean - 0.1
+    # Within one set it makes no difference.
+    monkeypatch.setattr(lab, "scores", lambda one: scores(one, 1.0) if one in ours else np.zeros(len(one.plan)))
+    first = [one for one in ours if one.prompt_set.name == "first"]
+    within, without = (experiment.score(lab, first, within_sets=w) for w in (True, False))
+    assert within.value == pytest.approx(without.value)
+    assert within.interval == pytest.approx(without.interval)
+
+
 def test_a_mean_of_pairs_over_several_seeds(lab, model, tmp_path):
     both = [lab.generate(s, Variant()) for s in lab.sets if s.name == "first"]
     each = [experiment.similarity(lab, [one]) for one in both]
@@ -141,6 +165,41 @@ def test_the_papers_sharing_does_not_catch_up(lab, model, tmp_path):
         i for i in range(6) if (first / f"{i:05d}.png").read_bytes() != (caught.folder / f"{i:05d}.png").read_bytes()
     ]
     assert different == joined.tolist() != []
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return hsd.load("demo", prior_steps=2)
+
+
+SHAPES = PromptSet("shapes", tuple(f"a {c} {s}" for c in ("red", "blue", "pink") for s in ("star", "ring", "cross")))
+
+
+@pytest.mark.parametrize("metric", ["calibrated", "direct"])
+def test_plans_are_those_of_compile(demo, tmp_path, metric):
+    """Without encoding and probing the prompts for each of them."""
+    lab = make_lab(demo, tmp_path, sets=(SHAPES,), seeds=2)
+    assert lab.measures(metric)
+    for prompt_set, seed in zip(lab.sets, (5, 1005), strict=True):
+        plan = lab.plan(prompt_set, Variant(budget=0.4, steps=5, metric=metric))
+        same = hsd.compile(prompt_set.prompts, budget=0.4, model=demo, steps=5, seeds=seed, metric=metric, catch_up=0.0)
+        assert np.array_equal(plan.segments, same.segments)
+        assert plan.tau == same.tau
+        assert plan.tree.leaf_order.tolist() == same.tree.leaf_order.tolist()
+    cosine = lab.plan(lab.sets[0], Variant(budget=0.4, steps=5))
+    assert not np.array_equal(
+        cosine.tree.merges, lab.plan(lab.sets[0], Variant(budget=0.4, steps=5, metric=metric)).tree.merges
+    )
+
+
+def test_a_model_without_a_calibration_lacks_its_ways(lab, demo, tmp_path):
+    assert not lab.measures("calibrated")
+    with pytest.raises(Skipped, match="is not calibrated: run `hsd calibrate`"):
+        lab.plan(FIRST, Variant(budget=0.4, steps=5, metric="calibrated"))
+    ways = {point.way for point in frontier.points(lab, None)}
+    assert ways == {"own steps", "the paper's sharing", "catch-up alone", "both, direct metric"}
+    calibrated = make_lab(demo, tmp_path, sets=(SHAPES,), evaluations=[3])
+    assert {point.way for point in frontier.points(calibrated, None)} == {"own steps", *frontier.WAYS}
 
 
 # The experiment.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 ClusterKind = Literal["prompts", "root clusters", "prompts and root clusters"]
 
 FEW = 8
-"""Intervals from fewer clusters than this are marked: they are too narrow."""
+"""Intervals from fewer clusters than this are marked as rough: a bootstrap's are too narrow."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Clusters:
 
     @property
     def few(self) -> bool:
-        """Whether an interval rests on so few clusters that it is too narrow."""
+        """Whether an interval rests on so few clusters that it is rough."""
         return self.effective < FEW
 
     @property

@@ -28,7 +28,7 @@ class Fidelity:
     clustered_by: ClusterKind
     """What these clusters are: prompts, or also root clusters, whose images began from one trunk."""
     few_clusters: bool
-    """Whether the interval rests on so few clusters that it is too narrow."""
+    """Whether the interval rests on so few clusters that it is rough: a bootstrap's is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _wins(found: WinRate) -> list[tuple[str, str]]:
 
 def _clusters(found: Fidelity | WinRate) -> list[tuple[str, str]]:
     """What was resampled, where this is not one cluster for each prompt, or where it is little."""
-    few = "; few: the intervals are too narrow" if found.few_clusters and found.clusters > 1 else ""
+    few = "; few: the intervals are rough" if found.few_clusters and found.clusters > 1 else ""
     if found.clustered_by == "prompts":
         return [("  intervals", f"by {found.clusters:,} prompts{few}")] if few else []
     return [("  intervals", f"by {found.clusters:,} {found.clustered_by}{few}")]

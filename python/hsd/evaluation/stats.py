@@ -211,7 +211,7 @@ class WinRate:
     clustered_by: ClusterKind
     """What these clusters are: prompts, or also root clusters of either side."""
     few_clusters: bool
-    """Whether the intervals rest on so few clusters that they are too narrow; Wilson's does not depend on it."""
+    """Whether the intervals, but not Wilson's, rest on so few clusters that they are rough."""
 
 
 def win_rate(

@@ -123,7 +123,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "At each number of evaluations an image: own steps, the paper's sharing, and two changes of it, each alone and "
         "both: catch-up conditioning and the model's own metric. Steps, share saved, gamma and schedule are fixed for "
         "each number of evaluations and were chosen on other prompts. With the model's own sampler and a deterministic "
-        "one.",
+        "one. Intervals over all sets are those of a stratified sample: other prompts in the same sets.",
         frontier.frontier_needs,
         frontier.frontier,
     ),

@@ -75,9 +75,9 @@ def saved(lab: Lab, generated: Sequence[GeneratedSet]) -> float:
     return 1.0 - sum(one.plan.node_steps for one in generated) / standard
 
 
-def score(lab: Lab, generated: Sequence[GeneratedSet]) -> Estimate:
-    """Mean score; its interval resamples :meth:`Lab.clusters`."""
-    mean, interval, clusters = lab.mean(generated)
+def score(lab: Lab, generated: Sequence[GeneratedSet], *, within_sets: bool = False) -> Estimate:
+    """Mean score; its interval resamples :meth:`Lab.clusters`, and ``within_sets`` is as in :meth:`Lab.mean`."""
+    mean, interval, clusters = lab.mean(generated, within_sets=within_sets)
     return Estimate(mean, interval, clusters.few)
 
 
@@ -86,9 +86,11 @@ def difference(wins: WinRate) -> Estimate:
     return Estimate(wins.difference, wins.difference_interval, wins.few_clusters)
 
 
-def mean_difference(lab: Lab, ours: Sequence[GeneratedSet], theirs: Sequence[GeneratedSet]) -> Estimate:
-    """The mean of :func:`difference`, without the win rates."""
-    mean, interval, clusters = lab.mean(ours, theirs)
+def mean_difference(
+    lab: Lab, ours: Sequence[GeneratedSet], theirs: Sequence[GeneratedSet], *, within_sets: bool = False
+) -> Estimate:
+    """The mean of :func:`difference` without the win rates; ``within_sets`` is as in :meth:`Lab.mean`."""
+    mean, interval, clusters = lab.mean(ours, theirs, within_sets=within_sets)
     return Estimate(mean, interval, clusters.few)
 
 

@@ -281,17 +281,29 @@ class Lab:
         return clusters_of(prompts, _roots(generated), None if against is None else _roots(against))
 
     def mean(
-        self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None
+        self,
+        generated: Sequence[GeneratedSet],
+        against: Sequence[GeneratedSet] | None = None,
+        *,
+        within_sets: bool = False,
     ) -> tuple[float | None, Interval | None, Clusters]:
         """The mean score of several sets together, its interval, and what was resampled for it.
 
-        With ``against``, whose sets are the same, of the differences image by image.
+        With ``against``, whose sets are the same, of the differences image by image. ``within_sets``: the interval
+        shows how the mean varies with other prompts in these same sets, and not with other sets. Then scores are taken
+        relative to the mean of their set, as in stratified samples; without it, sets that differ widen the interval.
         """
         scores, _ = self.pooled(generated)
         if against is not None:
             scores = scores - self.pooled(against)[0]
         clusters = self.clusters(generated, against)
-        return *mean_of_known(scores, clusters, seed=self.seed), clusters.take(~np.isnan(scores))
+        known = ~np.isnan(scores)
+        if within_sets and known.any():
+            mean = scores[known].mean()
+            names = np.array([one.prompt_set.name for one in generated for _ in one.prompt_set.prompts])
+            for name in set(names[known].tolist()):
+                scores[names == name] += mean - scores[known & (names == name)].mean()
+        return *mean_of_known(scores, clusters, seed=self.seed), clusters.take(known)
 
     def win_rate(self, generated: Iterable[GeneratedSet], against: Iterable[GeneratedSet]) -> WinRate:
         """Compare image by image, over all sets together; both sides have the same sets in the same order."""

@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     value: float | None
     interval: Interval | None = None
     few: bool = False
-    """Whether the interval rests on so few clusters that it is too narrow."""
+    """Whether the interval rests on so few clusters that it is rough."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ Result = Table | Figure
 MARK = "†"
 """Marks an interval that rests on few clusters."""
 
-MARKED = f"{MARK} Too narrow: the interval rests on few clusters, as much as fewer than {FEW} of equal size."
+MARKED = f"{MARK} A rough interval: it rests on few clusters, fewer than {FEW} of equal size would show as much."
 """The explanation below a table."""
 
 
