@@ -327,6 +327,7 @@ def test_the_plan_of_an_earlier_run_is_reused(earlier, model, monkeypatch):
         {"budget": None, "tau": 0.5},
         {"steps": 5},
         {"linkage": "average"},
+        {"metric": "euclidean"},
         {"schedule": "cosine"},
         {"schedule": [1.0, 0.9, 0.8, 0.0]},
         {"noise": "shared"},

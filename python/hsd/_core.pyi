@@ -58,13 +58,13 @@ def schedule_shape(name: str, steps: int) -> NDArray[np.float64]:
 def measured_shape(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The threshold curve for tau = 1 that is best for weights (K,) of the error at each step: (K,) values in [0, 1].
 
-    It is proportional to 1 / sqrt(weights), 1 at its largest, never rises, and is 0 at the last step. With a Euclidean
-    ward tree and weights that never fall, no plan of that tree that costs the same has a lower sum over steps of
-    weights[k] times the sum of squared distances from the means of the clusters.
+    It is proportional to 1 / sqrt(pooled weights), 1 at its largest, never rises, and is 0 at the last step. With a
+    Euclidean ward tree, no plan of that tree that costs the same has a lower sum over steps of weights[k] times the
+    sum of squared distances from the means of the clusters.
 
-    Where weights fall, the thresholds stay: a cluster that was split cannot be joined again. A weight <= 0 limits
-    nothing by itself: its step has the threshold of the step before; first steps of this kind have that of the first
-    other one. The last weight does not count.
+    Weights that fall are pooled, that is, replaced by their mean (isotonic regression), because a cluster that was
+    split cannot be joined again. A negative weight counts as 0; first steps of pooled weight 0 have the threshold of the
+    first other one. The last weight does not count.
 
     Raises ``ValueError`` for no weights, a weight that is not finite (names the step), and if none before the last is
     over 0.

@@ -21,7 +21,7 @@ def schedule_shape(
     """The schedule for tau = 1: (steps,) float64 in [0, 1], non-increasing, 0 at the last step.
 
     ``phi = tau * schedule_shape(schedule, steps)``. ``linear`` (the authors' code) falls from 1 to 0;
-    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; ``measured`` is proportional to 1 / sqrt(weights), see
+    ``paper-eq7`` is 1 - (k+1)/K, Eq. 7 of the paper; ``measured`` is proportional to 1 / sqrt(pooled weights), see
     :func:`hsd._core.measured_shape`; a callable gets k/(K-1) in [0, 1]; an array is used unchanged.
 
     ``weights`` (steps,), for ``measured`` only: how much the final image moves for each unit of the squared distance

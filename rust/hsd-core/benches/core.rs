@@ -10,7 +10,7 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
 use hsd_core::cluster::build_tree;
 use hsd_core::plan::file::PlanFile;
 use hsd_core::plan::schedule;
-use hsd_core::{Embeddings, Linkage, Method, Order, Plan, Program, Progress, Resources, Schedule, Tree};
+use hsd_core::{Embeddings, Linkage, Method, Metric, Order, Plan, Program, Progress, Resources, Schedule, Tree};
 use ndarray::Array2;
 
 /// A small generator written here (SplitMix64), so that the numbers never change.
@@ -40,13 +40,13 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-fn check(rows: &Array2<f64>) -> Embeddings<'_> {
+fn check(rows: &Array2<f64>, metric: Metric) -> Embeddings<'_> {
     Embeddings::new(rows.view(), |x| x, metric, threads(), &mut Progress::unwatched()).expect("sound rows")
 }
 
-fn build(rows: &Array2<f64>, by: Linkage, method: Method, memory: usize) -> Tree {
+fn build(rows: &Array2<f64>, by: Linkage, metric: Metric, method: Method, memory: usize) -> Tree {
     let resources = Resources { threads: threads(), memory };
-    build_tree(&check(rows), by, method, resources, &mut Progress::unwatched()).expect("sound rows")
+    build_tree(&check(rows, metric), by, method, resources, &mut Progress::unwatched()).expect("sound rows")
 }
 
 fn trees(c: &mut Criterion) {
@@ -55,9 +55,12 @@ fn trees(c: &mut Criterion) {
     for (rows, columns) in [(1000, 384), (4000, 384)] {
         let set = embeddings(rows, columns);
         let size = format!("{rows}x{columns}");
-        assert_eq!(check(&set).lengths().len(), rows);
-        group.bench_function(BenchmarkId::new("check", &size), |b| b.iter(|| check(black_box(&set))));
-        for by in Linkage::ALL {
+        let cosine = Metric::Cosine;
+        assert_eq!(check(&set, cosine).lengths().len(), rows);
+        group.bench_function(BenchmarkId::new("check", &size), |b| b.iter(|| check(black_box(&set), cosine)));
+        let kinds = Linkage::ALL.into_iter().flat_map(|by| Metric::ALL.map(|metric| (by, metric)));
+        for (by, metric) in kinds.filter(|kind| *kind != (Linkage::Centroid, Metric::Euclidean)) {
+            let kind = if metric == cosine { by.to_string() } else { format!("{by}, {metric}") };
             // Half of the matrix takes longer than all of it; a quarter of the clusters at a time is approximate.
             let ways = [
                 ("", Method::Exact, usize::MAX),
@@ -65,10 +68,10 @@ fn trees(c: &mut Criterion) {
                 (", approximate", Method::Approximate, rows * rows / 4),
             ];
             for (suffix, method, memory) in ways {
-                let tree = build(&set, by, method, memory);
+                let tree = build(&set, by, metric, method, memory);
                 assert_eq!((tree.n_leaves(), tree.exact()), (rows, method == Method::Exact));
-                group.bench_function(BenchmarkId::new(format!("{by}{suffix}"), &size), |b| {
-                    b.iter(|| build(black_box(&set), by, method, memory));
+                group.bench_function(BenchmarkId::new(format!("{kind}{suffix}"), &size), |b| {
+                    b.iter(|| build(black_box(&set), by, metric, method, memory));
                 });
             }
         }

@@ -72,16 +72,17 @@ fn every_plan(rows: &[Vec<f64>], weights: &[f64], tree: &Tree) -> Vec<Outcome> {
     outcomes
 }
 
-/// Points and weights that never fall.
+/// Points and weights, with rises and falls.
 fn cases() -> impl Strategy<Value = (Vec<Vec<f64>>, Vec<f64>)> {
     let coordinate = prop_oneof![-1.0..1.0f64, (-2..3i32).prop_map(f64::from)];
     let rows = (2..=6usize, 1..=3usize)
         .prop_flat_map(move |(n, d)| prop::collection::vec(prop::collection::vec(coordinate.clone(), d), n));
-    let weights = prop::collection::vec(prop_oneof![0.01..10.0f64, (1..4i32).prop_map(f64::from)], 1..=3);
-    (rows, weights).prop_map(|(rows, mut weights)| {
-        weights.sort_by(f64::total_cmp);
-        (rows, weights)
-    })
+    let weights = prop::collection::vec(prop_oneof![0.01..10.0f64, (0..4i32).prop_map(f64::from)], 1..=4)
+        .prop_filter("no weight counts", |weights| {
+            weights.len() == 1 || weights[..weights.len() - 1].iter().any(|&x| x > 0.0)
+        })
+        .prop_filter("no weight", |weights| weights.iter().any(|&x| x > 0.0));
+    (rows, weights)
 }
 
 proptest! {
@@ -105,15 +106,21 @@ proptest! {
         let tree = build(&rows, WARD).unwrap();
         let all = every_plan(&rows, &weights, &tree);
         let shape = measured_shape(&weights).unwrap();
-        let top = tree.sorted_heights().last().unwrap() * (weights.last().unwrap() / weights[0]).sqrt();
+        // The first pooled weight by its definition: the least mean of any number of first weights. (If it is 0, joining
+        // costs nothing at these steps, and the shape shares less than it could.)
+        let sums = weights.iter().scan(0.0, |sum, weight| { *sum += weight; Some(*sum) });
+        let means = sums.take((weights.len() - 1).max(1)).zip(1..).map(|(sum, count)| sum / f64::from(count));
+        let first = means.fold(f64::INFINITY, f64::min);
+        prop_assume!(first > 0.0);
         // Anywhere, and exactly where a height meets a threshold.
-        let ratios: Vec<f64> = weights.iter().map(|weight| (weight / weights[0]).sqrt()).collect();
+        let ratios: Vec<f64> = shape.iter().filter(|&&x| x > 0.0).map(|x| 1.0 / x).collect();
+        let top = tree.sorted_heights().last().unwrap() * ratios.last().unwrap_or(&1.0);
         let ties = tree.heights().iter().flat_map(|height| ratios.iter().map(move |ratio| height * ratio));
         for tau in ties.chain([place * top]) {
             let phi: Vec<f64> = shape.iter().map(|x| tau * x).collect();
             let ours = planned(&rows, &weights, &tree, &phi);
             // The price of a node-step in units of the error. Tau is the threshold of the first step.
-            let price = weights[0] * tau * tau / 2.0;
+            let price = first * tau * tau / 2.0;
             for other in &all {
                 let slack = 1e-5 * (ours.error + other.error) + 1e-9;
                 let (own, others) = (
@@ -159,9 +166,12 @@ fn shapes() {
     assert_eq!(shape(&[5.0, 5.0, 0.0]), [1.0, 1.0, 0.0]);
     assert!(shape(&[5e-324, f64::MAX, 1.0])[1] > 0.0);
     assert_eq!(shape(&[7.0]), [0.0]);
-    // Where weights fall, the thresholds stay.
-    assert_eq!(shape(&[1.0, 4.0, 1.0, 16.0, 0.0, 1.0]), [1.0, 0.5, 0.5, 0.25, 0.25, 0.0]);
+    // Where weights fall, their mean counts.
+    let (two, eight) = (1.0 / 2.5f64.sqrt(), 1.0 / 8f64.sqrt());
+    assert_eq!(shape(&[1.0, 4.0, 1.0, 16.0, 0.0, 1.0]), [1.0, two, two, eight, eight, 0.0]);
     assert_eq!(shape(&[4.0, 1.0, 1.0]), [1.0, 1.0, 0.0]);
+    let huge = shape(&[f64::MAX, f64::MAX, 1.0, f64::MAX, 1.0]);
+    assert!(huge[..3] == [1.0; 3] && (huge[3] - (2.0f64 / 3.0).sqrt()).abs() < 1e-12);
     // Weights that limit nothing.
     assert_eq!(shape(&[0.0, -1.0, 1.0, 4.0, 1.0]), [1.0, 1.0, 1.0, 0.5, 0.0]);
 }

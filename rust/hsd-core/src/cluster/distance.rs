@@ -3,11 +3,11 @@
 //! The distance is half the squared difference. For unit rows that is `1 - dot`, the cosine distance; for other rows the
 //! linkage takes the root, which makes it the Euclidean one.
 //!
-//! It is computed from dot products, `(|x|² + |y|²) / 2 - dot`. For unit rows, `1 - dot` in single precision has an error near 1e-7 times the product of the lengths. For two near-duplicate
-//! prompts that is a whole percent of their distance. Three things keep the digits. A common centre is subtracted from
-//! all points first, so that only their differences from it are multiplied, which are shorter. Pairs that are much
-//! nearer to each other than to the centre are computed again in double precision. Where a tile is full of such pairs,
-//! the whole tile is.
+//! It is computed from dot products, as `(|x|² + |y|²) / 2 - dot`. In single precision that has an error near 1e-7 times
+//! the product of the lengths. For two near-duplicate prompts that is a whole percent of their distance. Three things
+//! keep the digits. A common centre is subtracted from all points first, so that only their differences from it are
+//! multiplied, which are shorter. Pairs that are much nearer to each other than to the centre are computed again in
+//! double precision. Where a tile is full of such pairs, the whole tile is.
 
 use std::ops::Range;
 

@@ -45,8 +45,8 @@ impl Schedule {
 }
 
 /// The curve for tau = 1 that is best if sharing costs `weights[k]` at step k for each unit of the sum of squared
-/// distances of prompts from the means of their clusters: proportional to `1 / sqrt(weights[k])`, 1 at its largest, made
-/// to never rise, 0 at the last step.
+/// distances of prompts from the means of their clusters: proportional to `1 / sqrt(pooled weight)`, 1 at its largest,
+/// never rising, 0 at the last step.
 ///
 /// Why it is best, on a tree of Ward's method with Euclidean distances. There a join of height h adds h²/2 to the sum of
 /// squares. So for any price λ of a node-step, joining two clusters at step k pays if and only if `weights[k] h²/2 < λ`,
@@ -54,13 +54,15 @@ impl Schedule {
 /// all cuts of the tree at step k (cost-complexity pruning: Breiman et al., *Classification and Regression Trees*, 1984,
 /// section 3.3). At equality both choices are equally good, and the cut splits. If the weights never fall, the thresholds
 /// never rise, so that the best cuts of all steps are nested and together a plan. Then no plan of the tree that costs the
-/// same has a lower error. (A plan whose cost is between those of two τ may have a lower error than a straight line
-/// between these two, but none is below that line.)
+/// same has a lower error.
 ///
-/// Where the weights fall, a threshold is limited by those before it, because a cluster that was split cannot be joined
-/// again. A weight that is 0 or negative, as a measurement may give it, limits nothing by itself: its step takes the
-/// threshold of the step before, and first steps of this kind take the first one that is limited, instead of a larger one
-/// of which nothing is known.
+/// Where weights fall, a cluster that was split cannot be joined again. A join that lasts until step s has the error
+/// `h²/2` times the sum of the first s weights, so the best s is where a line of slope `2 λ / h²` touches these sums from
+/// below: only their greatest convex minorant counts, and its slopes are the pooled weights (isotonic regression, pool
+/// adjacent violators). So with these the same holds for all weights.
+///
+/// A negative weight, as a measurement may give it, counts as 0. First steps whose pooled weight is 0 take the first
+/// threshold that is limited, instead of a larger one of which nothing is known.
 pub fn measured_shape(weights: &[f64]) -> Result<Vec<f64>> {
     if weights.is_empty() {
         return Err(Error::Empty { what: "weights" });
@@ -69,21 +71,34 @@ pub fn measured_shape(weights: &[f64]) -> Result<Vec<f64>> {
         return Err(Error::BadWeight { step, value });
     }
     let steps = weights.len() - 1;
-    let mut most = 0.0f64;
-    // The thresholds are compared by their weights: the largest weight so far is the smallest threshold so far.
-    let so_far: Vec<f64> = weights[..steps]
-        .iter()
-        .map(|&weight| {
-            most = most.max(weight);
-            most
-        })
-        .collect();
-    let Some(&first) = so_far.iter().find(|&&weight| weight > 0.0) else {
-        return if steps == 0 && weights[0] > 0.0 { Ok(vec![0.0]) } else { Err(Error::NoPositiveWeight { steps }) };
+    if steps == 0 && weights[0] > 0.0 {
+        return Ok(vec![0.0]);
+    }
+    // All prompts are single at the last step, whatever its weight.
+    let pooled = pool(&weights[..steps]);
+    let Some(&first) = pooled.iter().find(|&&weight| weight > 0.0) else {
+        return Err(Error::NoPositiveWeight { steps });
     };
     // Roots first: the quotient of a tiny and a huge weight may be 0.
     let threshold = |weight: &f64| first.sqrt() / weight.max(first).sqrt();
-    Ok(so_far.iter().map(threshold).chain([0.0]).collect())
+    Ok(pooled.iter().map(threshold).chain([0.0]).collect())
+}
+
+/// Weights with neighbours that fall replaced by their mean, until none fall.
+fn pool(weights: &[f64]) -> Vec<f64> {
+    let mut runs: Vec<(f64, usize)> = Vec::with_capacity(weights.len());
+    for weight in weights {
+        let (mut mean, mut count) = (weight.max(0.0), 1);
+        while let Some(&(before, length)) = runs.last().filter(|(before, _)| *before > mean) {
+            runs.pop();
+            // Shares first: the sum of two weights may be too large for a number.
+            let total = (length + count) as f64;
+            mean = before * (length as f64 / total) + mean * (count as f64 / total);
+            count += length;
+        }
+        runs.push((mean, count));
+    }
+    runs.into_iter().flat_map(|(mean, count)| std::iter::repeat_n(mean, count)).collect()
 }
 
 /// Checks thresholds: finite, not negative, never rising, 0 at the end.
