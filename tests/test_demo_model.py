@@ -122,6 +122,28 @@ def test_prompts_file_is_what_the_generator_writes() -> None:
     assert prompts() == PROMPTS
 
 
+def test_draws_of_prompt_sets_have_nothing_in_common(tmp_path) -> None:
+    from demo_draw import KINDS, draw
+    from demo_sets import FOLDER
+    from hsd.demo.evaluator import named_attributes
+
+    first = draw(1, 64, [])
+    assert draw(1, 64, []) == first
+    for kind, texts in first.items():
+        (tmp_path / f"{kind}.txt").write_text("\n".join(texts) + "\n")
+    second = draw(2, 64, [tmp_path])
+    bundled = {kind: (FOLDER / f"{kind}.txt").read_text().splitlines() for kind in KINDS}
+    scenes = [{parse(text) for texts in made.values() for text in texts} for made in (bundled, first, second)]
+    assert not any(scenes[i] & scenes[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+    for kind in KINDS:
+        # Of the same kind: equally many prompts, which name as many attributes, except that objects have a size too.
+        for made in (first, second):
+            assert len(made[kind]) == len(bundled[kind]) == 64
+            named = [np.mean([len(named_attributes(text)) for text in sets[kind]]) for sets in (made, bundled)]
+            assert named[0] - named[1] == pytest.approx(1 if kind == "objects" else 0, abs=1)
+    assert draw(3, 8, [tmp_path])["templates"] != draw(4, 8, [tmp_path])["templates"]
+
+
 def test_model_folder_is_small_and_complete() -> None:
     files = [path for path in (DEMO / "model").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16_000_000

@@ -223,8 +223,8 @@ def diversity(lab: Lab) -> list[Result]:
 
 
 def families_needs(lab: Lab) -> Needed:
-    """The images of Table 1."""
-    return for_all_sets(lab, [Variant(), Variant(tau=lab.tau)])
+    """The images of Table 1, with the first seeds."""
+    return [(prompt_set, variant) for variant in (Variant(), Variant(tau=lab.tau)) for prompt_set in lab.first_sets]
 
 
 def families(lab: Lab) -> list[Result]:

@@ -41,7 +41,9 @@ def line(axes: Any, label: str, points: Sequence[tuple[float, Estimate]], index:
     """Draw estimates against numbers as a line, with the intervals as error bars."""
     known = sorted((x, e.value, e.interval or (e.value, e.value)) for x, e in points if e.value is not None)
     x, y = [at for at, _, _ in known], [value for _, value, _ in known]
-    below, above = [value - low for _, value, (low, _) in known], [high - value for _, value, (_, high) in known]
+    # The ends of an interval without width may miss the value by a rounding error.
+    below = [max(0.0, value - low) for _, value, (low, _) in known]
+    above = [max(0.0, high - value) for _, value, (_, high) in known]
     style = "--" if dashed else "-"
     marker = MARKERS[index % len(MARKERS)]
     axes.errorbar(
@@ -59,7 +61,7 @@ def bars(axes: Any, values: Mapping[str, Estimate], baseline: float | None = Non
         axes.errorbar(
             [estimate.value],
             [row],
-            xerr=[[estimate.value - low], [high - estimate.value]],
+            xerr=[[max(0.0, estimate.value - low)], [max(0.0, high - estimate.value)]],
             fmt="o",
             color=f"C{row}",
             capsize=3,
