@@ -37,12 +37,14 @@ def algorithm1(
     new_generator,
     scale_input=True,
     step_kwargs=None,
+    guided=None,
+    unguided=None,
 ):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
     ``set_timesteps(scheduler)`` prepares a copy of the scheduler, ``mean(leaves)`` gives a cluster's conditioning,
     ``evaluate(latent, t, conditioning)`` the guided model output, ``first_noise(generator)`` pure noise and
-    ``new_generator(seed)`` a generator.
+    ``new_generator(seed)`` a generator. With ``guided``, one flag per step, the other steps evaluate ``unguided``.
     """
     scheduler = copy.deepcopy(scheduler)
     set_timesteps(scheduler)
@@ -70,7 +72,7 @@ def algorithm1(
         state = {}
         for first, (leaves, latent, own, generator) in now.items():
             x = own.scale_model_input(latent, t) if scale_input else latent
-            output = evaluate(x, t, mean(leaves))
+            output = (evaluate if guided is None or guided[k] else unguided)(x, t, mean(leaves))
             rows += 1
             kwargs = dict(step_kwargs or {})
             if "generator" in takes:

@@ -254,9 +254,7 @@ class Plan:
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
-    def lower_bound(
-        self, batch_size: int, *, mixed_steps: bool = True, rows: NDArray[np.int64] | None = None
-    ) -> int:
+    def lower_bound(self, batch_size: int, *, mixed_steps: bool = True, rows: NDArray[np.int64] | None = None) -> int:
         """Max over k of k + ceil(rows at steps >= k / rows of a call): no program has fewer calls.
 
         Without mixed steps, the sum over k of ceil(node-steps at step k / lanes of a call at step k): no call has lanes
