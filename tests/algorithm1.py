@@ -58,12 +58,15 @@ def algorithm1(
     scale_input=True,
     step_kwargs=None,
     catch_up=0.0,
+    guided=None,
+    unguided=None,
 ):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
     ``set_timesteps(scheduler)`` prepares a copy of the scheduler, ``mean(leaves)`` gives a cluster's conditioning,
     ``evaluate(latent, t, conditioning)`` the guided model output, ``first_noise(generator)`` pure noise and
-    ``new_generator(seed)`` a generator. ``catch_up`` is the gamma of :func:`caught_up`.
+    ``new_generator(seed)`` a generator. ``catch_up`` is the gamma of :func:`caught_up`. With ``guided``, one flag per
+    step, the other steps evaluate ``unguided``.
     """
     scheduler = copy.deepcopy(scheduler)
     set_timesteps(scheduler)
@@ -92,7 +95,7 @@ def algorithm1(
         for first, (leaves, latent, own, generator, given) in now.items():
             x = own.scale_model_input(latent, t) if scale_input else latent
             conditioning = caught_up(mean(leaves), given, catch_up)
-            output = evaluate(x, t, conditioning)
+            output = (evaluate if guided is None or guided[k] else unguided)(x, t, conditioning)
             rows += 1
             kwargs = dict(step_kwargs or {})
             if "generator" in takes:

@@ -85,6 +85,8 @@ class Sharing:
     expected_rows: int
     rows: int
     """Counted in lanes: with guidance, which needs two rows per lane, half of the rows."""
+    network_rows: int
+    """Rows that the network has seen."""
 
     @property
     def error(self) -> float:
@@ -98,19 +100,26 @@ def sharing(
     family: Family,
     scheduler: str | None,
     tau: float,
+    interval: tuple[float, float] | None = None,
     *,
     catch_up: float = 0.0,
     settings: dict[str, Any] | None = None,
     batch_size: int = 3,
 ) -> Sharing:
-    """One plan, by Algorithm 1 around the networks themselves, and by us; guided unless there are ``settings``."""
+    """One plan, by Algorithm 1 around the networks themselves, and by us; guided unless there are ``settings``.
+
+    With an ``interval``, it is guided in this part of the run only.
+    """
     pipe = with_scheduler(family, scheduler)
     settings, size = family.guided if settings is None else settings, family.size
-    model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
+    own_settings = {} if interval is None else {"guidance_interval": interval}
+    model = hsd.load(family.loadable(pipe), **family.settings(settings, size), **own_settings)
     plan = hsd.compile(SHARED_PROMPTS, tau, embeddings=EMBEDDINGS, model=model, steps=family.steps, seeds=SHARED_SEEDS)
     family.seeds = SHARED_SEEDS
     conditioning = family.conditioning(pipe, SHARED_PROMPTS)
     own = getattr(owner(pipe), family.scheduler)
+    scale = "true_cfg_scale" if "true_cfg_scale" in settings else "guidance_scale"
+    neutral = {**settings, scale: family.unguided[scale]}
     expected, expected_rows = algorithm1(
         plan.tree,
         plan.phi,
@@ -124,6 +133,10 @@ def sharing(
         scale_input=family.scales_input,
         step_kwargs=family.step_kwargs(own),
         catch_up=catch_up,
+        guided=None
+        if interval is None
+        else [interval[0] <= k / plan.n_steps < interval[1] for k in range(plan.n_steps)],
+        unguided=family.evaluate(pipe, neutral, size),
     )
     seen: list[int] = []
     hook = family.denoiser(pipe).register_forward_pre_hook(
@@ -131,7 +144,7 @@ def sharing(
     )
     latents = latents_of(plan, model, {"catch_up": catch_up}, batch_size=batch_size)
     hook.remove()
-    return Sharing(plan, expected, latents, expected_rows, sum(seen) // (2 if model.guided else 1))
+    return Sharing(plan, expected, latents, expected_rows, sum(seen) // (2 if model.guided else 1), sum(seen))
 
 
 def _rows_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

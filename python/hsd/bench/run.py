@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .. import _core
+from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..generation.decoding import BATCH as DECODED_AT_ONCE
 from ..generation.session import stream
@@ -154,6 +155,7 @@ class _Bench:
                 ),
                 free_bytes=free_memory(self.device),
                 mixed_steps=self.adapter.mixed_timesteps,
+                rows=self.adapter.rows_by_step(plan.n_steps),
                 padded=base.cuda_graphs,
             )
         best = min(bases, key=lambda base: choices[base].seconds)
@@ -187,12 +189,13 @@ class _Bench:
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
         """The predicted time of the plan at the chosen batch size, by the measured seconds of the denoiser."""
         size, per_lane = alone.batch_size, alone.seconds_per_lane[best.name]
-        program = plan.program(size, "depth", mixed_steps=self.adapter.mixed_timesteps)
+        program = self._program(plan, size)
         curve = alone.curves[Setting(cuda_graphs=best.cuda_graphs).name]
-        lanes = program.lanes
-        full = int((lanes == size).sum()) * size * per_lane
+        filled, most = program.rows_per_call, program.max_rows
+        full = int((filled == most).sum()) * size * per_lane
         # Calls that are not full: by the curve, scaled by what the chosen layout gains in full calls.
-        rest = curve.total(lanes[lanes < size], padded_to=size if best.cuda_graphs or best.compile else None)
+        padded_to = most if best.cuda_graphs or best.compile else None
+        rest = curve.total(filled[filled < most], padded_to, rows=most // size)
         if not best.compile:
             rest *= per_lane / curve.seconds_per_lane(size)
         return Planned(
@@ -231,7 +234,7 @@ class _Bench:
     def executor(self, part: Plan, alone: Alone, setting: Setting) -> Executed:
         """Replay a part of the plan, and drop the latents."""
         self.say(f"the executor, on {len(part):,} prompts")
-        program = part.program(alone.batch_size, "depth", mixed_steps=self.adapter.mixed_timesteps)
+        program = self._program(part, alone.batch_size)
 
         def executor() -> Executor:
             return Executor(
@@ -246,7 +249,7 @@ class _Bench:
             )
 
         if setting.compile:  # the first full call compiles the networks, which would be most of a short run
-            any(lanes == program.batch_size for lanes, _ in executor().run())
+            any(rows == program.max_rows for rows, _ in zip(program.rows_per_call, executor().run(), strict=False))
         machine, first, node_steps, finished = executor(), 0.0, 0, 0
         synchronize(self.device)
         start = time.perf_counter()
@@ -259,7 +262,7 @@ class _Bench:
         machine.wait()
         seconds = time.perf_counter() - start
         assert (node_steps, finished) == (part.node_steps, len(part))
-        by_denoiser = node_steps * alone.seconds_per_lane[setting.name]
+        by_denoiser = program.n_rows * alone.batch_size / program.max_rows * alone.seconds_per_lane[setting.name]
         base = Setting(cuda_graphs=setting.cuda_graphs)
         return Executed(
             prompts=len(part),
@@ -273,6 +276,10 @@ class _Bench:
             first_image_seconds=first,
             one_image_seconds=part.n_steps * alone.curves[base.name].seconds(1),
         )
+
+    def _program(self, plan: Plan, batch_size: int) -> Program:
+        rows = self.adapter.rows_by_step(plan.n_steps)
+        return plan.program(batch_size, "depth", mixed_steps=self.adapter.mixed_timesteps, rows=rows)
 
     def images(self, part: Plan, batch_size: int, setting: Setting) -> EndToEnd:
         """Generate images with HSD; they are decoded, not stored."""

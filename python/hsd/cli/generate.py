@@ -33,6 +33,7 @@ def generate(
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     guidance_scale: opt.Guidance = None,
+    guidance_interval: opt.GuidanceInterval = None,
     negative_prompt: opt.Negative = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -61,7 +62,7 @@ def generate(
     seeds = file.seeds_from(seed, images_per_prompt)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = opt.load(model, device, settings, **common)
+    adapter = opt.load(model, device, settings, **common, guidance_interval=guidance_interval)
     with Stages() as stages:
         plan = compile_plan(
             file.prompts,

@@ -73,6 +73,14 @@ CatchUp = Annotated[
     ),
 ]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="A B",
+        help="The part of the run that is guided: fractions, 0 to 1. Steps outside of it cost half as much.",
+        show_default="0 1: all of it",
+    ),
+]
 Negative = Annotated[str | None, typer.Option(help="What the images should not show.", show_default=False)]
 Height = Annotated[int | None, typer.Option(help="Height of the images in pixels.", show_default="the model's")]
 Width = Annotated[int | None, typer.Option(help="Width of the images in pixels.", show_default="the model's")]

@@ -40,13 +40,16 @@ def plan(
     catch_up: opt.CatchUp = None,
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
+    guidance_interval: opt.GuidanceInterval = None,
     device: opt.Device = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Print the cost of a set of prompts, before anything runs."""
     file = opt.read(prompts)
-    adapter = opt.load(model, device) if model is not None else None
+    if model is None and guidance_interval is not None:
+        raise ValueError("--guidance-interval is a setting of a model: give --model too")
+    adapter = opt.load(model, device, guidance_interval=guidance_interval) if model is not None else None
     vectors = None
     if embeddings is not None:
         try:
