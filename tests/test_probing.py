@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
+from typer.testing import CliRunner
 
 import hsd
 import tiny
 from families import EVERY, Family
 from helpers import PROMPTS, make_scheduler
-from hsd.calibration import Identity
+from hsd import cli
+from hsd.calibration import Identity, store
 from hsd.models.encode import encode
 from hsd.models.identity import identity_of
 from hsd.probing.direct import MOST, direct_vectors
@@ -466,3 +469,41 @@ def test_the_bundled_model_is_calibrated():
     assert found.correlation > 0.8 > 0.5 > found.cosine_correlation
     assert hsd.demo.CALIBRATION.stat().st_size < 300_000
     assert hsd.demo.CALIBRATION_PROMPTS.stat().st_size < 40_000
+
+
+# -- found again
+
+
+def test_load_finds_it_by_the_weights():
+    model = hsd.load(tiny.stable_diffusion(), height=32, width=32)
+    assert model.calibration is None
+    found = calibrated(model).calibration
+    store.keep(found)
+    again = hsd.load(tiny.stable_diffusion(), guidance_scale=2.0)
+    assert again.calibration is not None
+    assert again.calibration.digest == found.digest
+    finetuned = tiny.stable_diffusion()
+    with torch.no_grad():
+        for weight in finetuned.unet.parameters():
+            weight *= 1.1
+    assert hsd.load(finetuned).calibration is None
+
+
+def test_calibrate_on_the_command_line(monkeypatch, tmp_path):
+    """Kept for the next load of the same model, or written to a file."""
+    monkeypatch.setattr("hsd.probing.measure._CLUSTERS", 1)  # the slowest part
+    lines = hsd.demo.CALIBRATION_PROMPTS.read_text().splitlines()[:24]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    command = ["calibrate", "demo", "--prompts", str(tmp_path / "prompts.txt"), "--set", "prior_steps=2"]
+    run = CliRunner().invoke(cli.app, [*command, "--device", "cpu"])
+    assert run.exit_code == 0, run.output
+    assert re.search(r"with a correlation of -?\d\.\d\d; cosine distances do with -?\d\.\d\d\.", run.stdout)
+    (kept,) = store.folder().iterdir()
+    assert str(kept) in run.stdout.replace("\n", "")
+    mine = hsd.load("demo", device="cpu").calibration
+    assert mine is not None
+    assert mine.prompts == 24  # before the one that is bundled
+    run = CliRunner().invoke(cli.app, ["plan", str(tmp_path / "prompts.txt"), "--model", "demo", "--steps", "4"])
+    assert "calibrated metric" in run.stdout
+    run = CliRunner().invoke(cli.app, ["calibrate", "demo", "--prompts", str(tmp_path / "nowhere")])
+    assert isinstance(run.exception, hsd.PromptError)
