@@ -171,6 +171,7 @@ def test_schedules():
     np.testing.assert_allclose(_core.schedule_shape("paper-eq7", 40), 1 - np.arange(1, 41) / 40, atol=1e-15)
     np.testing.assert_allclose(_core.schedule_shape("cosine", 40), np.cos(x * np.pi / 2), atol=1e-15)
     np.testing.assert_allclose(_core.schedule_shape("log", 40), np.log1p((np.e - 1) * (1 - x)), rtol=1e-12)
+    np.testing.assert_allclose(_core.schedule_shape("quadratic", 40), (1 - x) ** 2, atol=1e-15)
     for name in _core.SCHEDULES:
         assert _core.schedule_shape(name, 1).tolist() == [0.0]
         assert _core.schedule_shape(name, 40)[-1] == 0.0
@@ -442,7 +443,7 @@ def test_ctrl_c_stops_a_check():
 def test_names_are_those_that_are_taken():
     assert _core.LINKAGES == ("ward", "centroid", "average", "complete")
     assert _core.ORDERS == ("depth", "breadth")
-    assert _core.SCHEDULES == ("linear", "paper-eq7", "cosine", "log")
+    assert _core.SCHEDULES == ("linear", "paper-eq7", "cosine", "log", "quadratic")
     for name in _core.LINKAGES:
         assert _core.Tree.build(GOOD, name).linkage == name
     plan = _core.Plan.compile(_core.Tree.build(GOOD), _core.schedule_shape(_core.SCHEDULES[0], 3))

@@ -37,6 +37,7 @@ def plan(
     metric: opt.MetricOption = "auto",
     schedule: opt.ScheduleOption = "linear",
     noise: opt.NoiseOption = "independent",
+    catch_up: opt.CatchUp = None,
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     device: opt.Device = None,
@@ -67,6 +68,7 @@ def plan(
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
+            catch_up=catch_up,
             progress=stages,
         )
     if save is not None:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..names import Linkage, ScheduleName
+from .._core import SCHEDULES
+from ..names import Linkage
 from . import plots
 from .experiment import Needed, compare, comparison_columns, count_images, for_all_sets, generate_all_sets
 from .lab import Lab, PromptSet, Skipped, Variant
@@ -76,7 +77,7 @@ def linkage(lab: Lab) -> list[Result]:
 
 def schedule_variants() -> dict[str, Variant]:
     """One per named schedule, saving half of the evaluations."""
-    return {name: Variant(budget=0.5, schedule=name) for name in get_args(ScheduleName)}
+    return {name: Variant(budget=0.5, schedule=name) for name in SCHEDULES}
 
 
 def schedule_needs(lab: Lab) -> Needed:
@@ -211,7 +212,7 @@ def sampler(lab: Lab) -> list[Result]:
 
 def trunk_set(lab: Lab) -> PromptSet:
     """The last set by name; if the sets are named as in the paper, that is ``templates``."""
-    return lab.sets[-1]
+    return lab.first_sets[-1]
 
 
 def trunk_variants(lab: Lab) -> dict[int, dict[float, Variant]]:
