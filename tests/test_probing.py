@@ -223,19 +223,19 @@ def test_levels_are_balanced():
 
 
 def test_step_weights_are_differences_of_whole_runs(model):
-    """Each run again, by itself, with one step's conditioning replaced."""
+    """Each run again, by itself, with the cluster's mean at its first steps."""
     conditioning = conditioned(model)
     vectors = np.random.default_rng(0).normal(size=(len(PROMPTS), 3)).astype(np.float32)
     clusters, steps = [np.array([0, 1]), np.array([2, 3, 5])], 3
     found = step_weights(model, conditioning, clusters, vectors, SEEDS, steps=steps)
     sampler = model.sampler(steps).to("cpu", torch.float32)
 
-    def run(prompt: int, cluster: np.ndarray, other: int | None) -> torch.Tensor:
+    def run(prompt: int, cluster: np.ndarray, shared: int) -> torch.Tensor:
         generator = model.generator(int(SEEDS[prompt]))
         state = torch.zeros(1, sampler.n_state, *model.latent_shape())
         state[:, 0] = model.first_noise(generator) * sampler.init_noise_sigma
         for k in range(steps):
-            who = cluster if k == other else np.array([prompt])
+            who = cluster if k < shared else np.array([prompt])
             rows = {name: row[None] for name, row in conditioning.mean(who).items()}
             at = torch.tensor([k])
             with torch.no_grad():
@@ -244,14 +244,14 @@ def test_step_weights_are_differences_of_whole_runs(model):
             state = sampler.update(state, output, noise, at, variance)
         return state[0, 0]
 
-    moved, error = np.zeros(steps), 0.0
+    moved, error = np.zeros(steps + 1), 0.0
     for cluster in clusters:
         for prompt in cluster:
             error += ((vectors[prompt] - vectors[cluster].mean(0)) ** 2).sum()
-            base = run(prompt, cluster, None)
-            moved += [float(((run(prompt, cluster, k) - base) ** 2).sum()) for k in range(steps)]
-    assert found == pytest.approx(moved / error, rel=1e-3)
-    assert (found > 0).all()
+            base = run(prompt, cluster, 0)
+            moved += [float(((run(prompt, cluster, k) - base) ** 2).sum()) for k in range(steps + 1)]
+    assert found == pytest.approx(np.diff(moved) / error, rel=1e-3)
+    assert found[0] > 0
 
 
 def test_smoothed_weights():
@@ -334,6 +334,18 @@ def test_settings_keep_the_calibration(model):
     assert hsd.load(ready, guidance_scale=1.0).calibration is ready.calibration
     assert "calibration" not in ready.setting_names()
     assert ready.with_calibration(None).calibration is None
+
+
+def test_the_measured_schedule_is_that_of_the_weights(model):
+    ready = calibrated(model, weights=np.array([1.0, 4.0, 16.0, 64.0]))
+    plan = hsd.compile(PROMPTS, model=ready, steps=4, schedule="measured")
+    steps = len(plan.phi)
+    expected = 1.0 / np.sqrt(ready.calibration.weights_at(steps))
+    assert plan.phi[:-1] / plan.phi[0] == pytest.approx((expected / expected[0])[:-1])
+    assert plan.phi[-1] == 0.0
+    assert plan.request["calibration"] == ready.calibration.digest
+    cosine = hsd.compile(PROMPTS, model=ready, steps=4, schedule="measured", metric="cosine")
+    assert cosine.request["calibration"] == ready.calibration.digest
 
 
 def test_the_summary_judges_the_metric(model):
