@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
+from typer.testing import CliRunner
 
 import hsd
 import tiny
 from families import EVERY, Family
 from helpers import PROMPTS, make_scheduler
-from hsd.calibration import Identity
+from hsd import cli
+from hsd.calibration import Identity, store
 from hsd.models.encode import encode
 from hsd.models.identity import identity_of
 from hsd.probing.direct import MOST, direct_vectors
@@ -220,19 +223,19 @@ def test_levels_are_balanced():
 
 
 def test_step_weights_are_differences_of_whole_runs(model):
-    """Each run again, by itself, with one step's conditioning replaced."""
+    """Each run again, by itself, with the cluster's mean at its first steps."""
     conditioning = conditioned(model)
     vectors = np.random.default_rng(0).normal(size=(len(PROMPTS), 3)).astype(np.float32)
     clusters, steps = [np.array([0, 1]), np.array([2, 3, 5])], 3
     found = step_weights(model, conditioning, clusters, vectors, SEEDS, steps=steps)
     sampler = model.sampler(steps).to("cpu", torch.float32)
 
-    def run(prompt: int, cluster: np.ndarray, other: int | None) -> torch.Tensor:
+    def run(prompt: int, cluster: np.ndarray, shared: int) -> torch.Tensor:
         generator = model.generator(int(SEEDS[prompt]))
         state = torch.zeros(1, sampler.n_state, *model.latent_shape())
         state[:, 0] = model.first_noise(generator) * sampler.init_noise_sigma
         for k in range(steps):
-            who = cluster if k == other else np.array([prompt])
+            who = cluster if k < shared else np.array([prompt])
             rows = {name: row[None] for name, row in conditioning.mean(who).items()}
             at = torch.tensor([k])
             with torch.no_grad():
@@ -241,14 +244,14 @@ def test_step_weights_are_differences_of_whole_runs(model):
             state = sampler.update(state, output, noise, at, variance)
         return state[0, 0]
 
-    moved, error = np.zeros(steps), 0.0
+    moved, error = np.zeros(steps + 1), 0.0
     for cluster in clusters:
         for prompt in cluster:
             error += ((vectors[prompt] - vectors[cluster].mean(0)) ** 2).sum()
-            base = run(prompt, cluster, None)
-            moved += [float(((run(prompt, cluster, k) - base) ** 2).sum()) for k in range(steps)]
-    assert found == pytest.approx(moved / error, rel=1e-3)
-    assert (found > 0).all()
+            base = run(prompt, cluster, 0)
+            moved += [float(((run(prompt, cluster, k) - base) ** 2).sum()) for k in range(steps + 1)]
+    assert found == pytest.approx(np.diff(moved) / error, rel=1e-3)
+    assert found[0] > 0
 
 
 def test_smoothed_weights():
@@ -331,6 +334,18 @@ def test_settings_keep_the_calibration(model):
     assert hsd.load(ready, guidance_scale=1.0).calibration is ready.calibration
     assert "calibration" not in ready.setting_names()
     assert ready.with_calibration(None).calibration is None
+
+
+def test_the_measured_schedule_is_that_of_the_weights(model):
+    ready = calibrated(model, weights=np.array([1.0, 4.0, 16.0, 64.0]))
+    plan = hsd.compile(PROMPTS, model=ready, steps=4, schedule="measured")
+    steps = len(plan.phi)
+    expected = 1.0 / np.sqrt(ready.calibration.weights_at(steps))
+    assert plan.phi[:-1] / plan.phi[0] == pytest.approx((expected / expected[0])[:-1])
+    assert plan.phi[-1] == 0.0
+    assert plan.request["calibration"] == ready.calibration.digest
+    cosine = hsd.compile(PROMPTS, model=ready, steps=4, schedule="measured", metric="cosine")
+    assert cosine.request["calibration"] == ready.calibration.digest
 
 
 def test_the_summary_judges_the_metric(model):
@@ -466,3 +481,41 @@ def test_the_bundled_model_is_calibrated():
     assert found.correlation > 0.8 > 0.5 > found.cosine_correlation
     assert hsd.demo.CALIBRATION.stat().st_size < 300_000
     assert hsd.demo.CALIBRATION_PROMPTS.stat().st_size < 40_000
+
+
+# -- found again
+
+
+def test_load_finds_it_by_the_weights():
+    model = hsd.load(tiny.stable_diffusion(), height=32, width=32)
+    assert model.calibration is None
+    found = calibrated(model).calibration
+    store.keep(found)
+    again = hsd.load(tiny.stable_diffusion(), guidance_scale=2.0)
+    assert again.calibration is not None
+    assert again.calibration.digest == found.digest
+    finetuned = tiny.stable_diffusion()
+    with torch.no_grad():
+        for weight in finetuned.unet.parameters():
+            weight *= 1.1
+    assert hsd.load(finetuned).calibration is None
+
+
+def test_calibrate_on_the_command_line(monkeypatch, tmp_path):
+    """Kept for the next load of the same model, or written to a file."""
+    monkeypatch.setattr("hsd.probing.measure._CLUSTERS", 1)  # the slowest part
+    lines = hsd.demo.CALIBRATION_PROMPTS.read_text().splitlines()[:24]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    command = ["calibrate", "demo", "--prompts", str(tmp_path / "prompts.txt"), "--set", "prior_steps=2"]
+    run = CliRunner().invoke(cli.app, [*command, "--device", "cpu"])
+    assert run.exit_code == 0, run.output
+    assert re.search(r"with a correlation of -?\d\.\d\d; cosine distances do with -?\d\.\d\d\.", run.stdout)
+    (kept,) = store.folder().iterdir()
+    assert str(kept) in run.stdout.replace("\n", "")
+    mine = hsd.load("demo", device="cpu").calibration
+    assert mine is not None
+    assert mine.prompts == 24  # before the one that is bundled
+    run = CliRunner().invoke(cli.app, ["plan", str(tmp_path / "prompts.txt"), "--model", "demo", "--steps", "4"])
+    assert "calibrated metric" in run.stdout
+    run = CliRunner().invoke(cli.app, ["calibrate", "demo", "--prompts", str(tmp_path / "nowhere")])
+    assert isinstance(run.exception, hsd.PromptError)

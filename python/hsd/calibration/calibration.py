@@ -42,8 +42,8 @@ class Calibration:
     mean
         (D,) float32, the sample's mean vector.
     weights
-        (W,) float64, positive, their mean 1: how much an error of the conditioning at one step moves the final latent,
-        at the fractions (i + 1/2) / W of a run.
+        (W,) float64, positive, their mean 1: how much further the final latent moves if one step more is shared, at the
+        fractions (i + 1/2) / W of a run.
     tau
         The default threshold, in the scale of the transformed vectors.
     correlation

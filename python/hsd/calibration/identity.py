@@ -15,7 +15,7 @@ class Identity:
     family: str
     """Name of the adapter's class."""
     networks: str
-    """Hex digest of the networks' configurations and of the names and shapes of their weights, LoRA layers included."""
+    """Hex digest of the networks' names and of the shapes of their weights, LoRA layers included."""
     weights: tuple[float, ...]
     """Some of the weights, at fixed places."""
 

@@ -32,12 +32,13 @@ def step_weights(
     steps: int = STEPS,
     progress: Report | None = None,
 ) -> NDArray[np.float64]:
-    """(K,) how far finished latents move when one step is conditioned on a cluster's mean, per squared distance to it.
+    """(K,) how much further finished latents move for each step that is conditioned on a cluster's mean.
 
-    For each member of each cluster there are K + 1 runs from the same noise: one with the member's own conditioning at
-    all steps, and for each step k one that has the cluster's mean at k. w_k is the sum of the squared distances of
-    their latents over the sum of the squared distances of ``vectors`` to their clusters' means. Runs that are equal up
-    to a step are evaluated once up to there: (K + 1)(K + 2) / 2 - 1 evaluations a member.
+    Sharing always begins with a run, so for each member of each cluster there are K + 1 runs from the same noise: run j
+    has the cluster's mean at the first j steps, then the member's own conditioning. With e_j the sum of the squared
+    distances of the latents of run j to those of run 0, w_k is e_{k+1} - e_k, over the sum of the squared distances of
+    ``vectors`` to their clusters' means. So the weights of shared steps add up to the error of sharing them. Runs that
+    are equal up to a step are evaluated once up to there.
 
     Parameters
     ----------
@@ -66,18 +67,18 @@ def step_weights(
     ]  # each prompt's own, then its cluster's mean
     runs = _Runs(adapter, sampler.to(device, torch.float32), rows, shared, [int(seeds[i]) for i in prompts])
     n, report = len(prompts), Progress(progress)
-    states = runs.first()  # [n, S, *latent]: first the runs with own conditioning, then one group for each step so far
+    states = runs.first()  # [n, S, *latent]: run 0, then one more group of n at each step
     whose, is_mean = torch.arange(n), torch.zeros(n, dtype=torch.bool)
     for k in range(steps):
-        states = torch.cat([states, states[:n]])  # the runs that have the mean at this step
+        states = torch.cat([states, states[-n:]])  # the runs that have had the mean so far, and have it once more
         whose = torch.cat([whose, torch.arange(n)])
         is_mean = torch.cat([torch.zeros_like(is_mean), torch.ones(n, dtype=torch.bool)])
         states = runs.step(k, states, whose, is_mean)
         report((k + 1) * (k + 4) / (steps * (steps + 3)))
     adapter.free()
     latents = states[:, 0].view(steps + 1, n, -1).double().cpu()
-    moved = ((latents[1:] - latents[0]) ** 2).sum((1, 2)).numpy()  # [K]
-    return moved / max(float(np.sum(errors)), 1e-30)
+    moved = ((latents - latents[0]) ** 2).sum((1, 2)).numpy()  # [K + 1]
+    return np.diff(moved) / max(float(np.sum(errors)), 1e-30)
 
 
 class _Runs:
@@ -149,8 +150,8 @@ class _Runs:
 
 
 def smooth(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positive weights, smoothed on a logarithmic scale, with mean 1."""
-    logs = np.log(np.maximum(weights, max(float(weights.max()), 1e-30) * 1e-6))
+    """Positive weights, smoothed on a logarithmic scale, with mean 1; the smallest count as 2 % of the largest."""
+    logs = np.log(np.maximum(weights, max(float(weights.max()), 1e-30) * 0.02))
     padded = np.pad(logs, 1, mode="edge")
     out = np.exp(0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:])
     return out / out.mean()
