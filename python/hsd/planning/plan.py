@@ -308,7 +308,7 @@ class Plan:
         parts: dict[str, Any] = {"noise": self.noise}
         if "settings" in self.request:
             parts["settings"] = self.request["settings"]
-        if self.request.get("catch_up") is not None:
+        if self.catch_up:  # 0 is what plans without it have
             parts["catch_up"] = self.catch_up
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
 
