@@ -29,6 +29,7 @@ LAYERS = [
     {"generation"},
     {"bench"},
     {"evaluation"},
+    {"choice"},
     {"reproduction"},
     {"cli"},
     {""},  # hsd itself

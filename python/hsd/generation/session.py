@@ -165,7 +165,10 @@ def generate(
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     session = Session(plan, adapter, options)
-    folder = ImageFolder(out, plan, {"name": adapter.name, "settings": adapter.settings}, image_format)
+    identity = {"name": adapter.name, "settings": adapter.settings}
+    if adapter.other_scheduler is not None:  # the plan does not say which scheduler runs its steps
+        identity["scheduler"] = type(adapter.other_scheduler).__name__
+    folder = ImageFolder(out, plan, identity, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone = alone_from(plan)
