@@ -25,6 +25,26 @@ def clusters(merges: np.ndarray, heights: np.ndarray, n: int, threshold: float) 
     return sorted(sorted(m) for m in members.values())
 
 
+def caught_up(mean, given, gamma):
+    """m + gamma (m - h) with h the plain mean of all that was ``given``, one entry per step (DESIGN section 2).
+
+    ``mean`` and the entries are tensors, or tensors by name. Token sequences (1, L, D) may differ in length: h is the
+    mean over the entries that have a position, and a position that none of them has is that of ``mean``.
+    """
+    if not given or not gamma:
+        return mean
+    if isinstance(mean, dict):
+        return {name: caught_up(row, [entry[name] for entry in given], gamma) for name, row in mean.items()}
+    if all(entry.shape == mean.shape for entry in given):
+        return mean + gamma * (mean - torch.stack([entry.float() for entry in given]).mean(0))
+    assert mean.ndim == 3, mean.shape
+    out = []
+    for position in range(mean.shape[1]):
+        before = [entry[0, position] for entry in given if entry.shape[1] > position]
+        out.append(caught_up(mean[0, position], before, gamma))
+    return torch.stack(out)[None]
+
+
 def algorithm1(
     tree,
     phi,
@@ -37,19 +57,20 @@ def algorithm1(
     new_generator,
     scale_input=True,
     step_kwargs=None,
+    catch_up=0.0,
 ):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
     ``set_timesteps(scheduler)`` prepares a copy of the scheduler, ``mean(leaves)`` gives a cluster's conditioning,
     ``evaluate(latent, t, conditioning)`` the guided model output, ``first_noise(generator)`` pure noise and
-    ``new_generator(seed)`` a generator.
+    ``new_generator(seed)`` a generator. ``catch_up`` is the gamma of :func:`caught_up`.
     """
     scheduler = copy.deepcopy(scheduler)
     set_timesteps(scheduler)
     timesteps = scheduler.timesteps
     takes = inspect.signature(scheduler.step).parameters
     n = tree.n_leaves
-    state = {}  # representative -> (leaves, latent, scheduler, generator)
+    state = {}  # representative -> (leaves, latent, scheduler, generator, conditioning that was given at each step)
     rows = 0
     for k, t in enumerate(timesteps):
         now = {}
@@ -60,17 +81,18 @@ def algorithm1(
                 assert k == 0
                 generator = new_generator(int(seeds[first]))
                 latent = first_noise(generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-                now[first] = (leaves, latent, copy.deepcopy(scheduler), generator)
+                now[first] = (leaves, latent, copy.deepcopy(scheduler), generator, [])
             elif parent[0] == leaves:
                 now[first] = parent
             else:
                 keeps = parent[0][0] == first
                 generator = parent[3] if keeps else new_generator(int(seeds[first]))
-                now[first] = (leaves, parent[1].clone(), copy.deepcopy(parent[2]), generator)
+                now[first] = (leaves, parent[1].clone(), copy.deepcopy(parent[2]), generator, parent[4])
         state = {}
-        for first, (leaves, latent, own, generator) in now.items():
+        for first, (leaves, latent, own, generator, given) in now.items():
             x = own.scale_model_input(latent, t) if scale_input else latent
-            output = evaluate(x, t, mean(leaves))
+            conditioning = caught_up(mean(leaves), given, catch_up)
+            output = evaluate(x, t, conditioning)
             rows += 1
             kwargs = dict(step_kwargs or {})
             if "generator" in takes:
@@ -78,6 +100,6 @@ def algorithm1(
             if "prev_timestep" in takes and "prev_timestep" not in kwargs:
                 kwargs["prev_timestep"] = timesteps[k + 1] if k + 1 < len(timesteps) else None
             latent = own.step(output, t, latent, return_dict=False, **kwargs)[0].float()
-            state[first] = (leaves, latent, own, generator)
+            state[first] = (leaves, latent, own, generator, [*given, conditioning])
     assert all(len(leaves) == 1 for leaves, *_ in state.values())
     return {first: torch.as_tensor(latent) for first, (_, latent, *_) in state.items()}, rows

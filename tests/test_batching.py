@@ -337,7 +337,7 @@ def test_on_a_real_denoiser(plan, model):
     program = plan.program(4)
     executor = Executor(plan, program, model, c, model.sampler(6))
     buffers = [executor.state, *executor._rows.values()]
-    per_slot = batching.slot_bytes(model, c, model.sampler(6), plan.covered())
+    per_slot = batching.slot_bytes(model, c, model.sampler(6), plan)
     assert per_slot * (program.n_slots + 1) == sum(buffer.nbytes for buffer in buffers)
     assert batching.free_memory(torch.device("cpu")) > 0
 

@@ -94,10 +94,18 @@ class Sharing:
         )
 
 
-def sharing(family: Family, scheduler: str | None, tau: float) -> Sharing:
-    """One plan, by Algorithm 1 around the networks themselves, and by us."""
+def sharing(
+    family: Family,
+    scheduler: str | None,
+    tau: float,
+    *,
+    catch_up: float = 0.0,
+    settings: dict[str, Any] | None = None,
+    batch_size: int = 3,
+) -> Sharing:
+    """One plan, by Algorithm 1 around the networks themselves, and by us; guided unless there are ``settings``."""
     pipe = with_scheduler(family, scheduler)
-    settings, size = family.guided, family.size
+    settings, size = family.guided if settings is None else settings, family.size
     model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
     plan = hsd.compile(SHARED_PROMPTS, tau, embeddings=EMBEDDINGS, model=model, steps=family.steps, seeds=SHARED_SEEDS)
     family.seeds = SHARED_SEEDS
@@ -115,12 +123,13 @@ def sharing(family: Family, scheduler: str | None, tau: float) -> Sharing:
         new_generator=lambda seed: family.generator(pipe, seed),
         scale_input=family.scales_input,
         step_kwargs=family.step_kwargs(own),
+        catch_up=catch_up,
     )
     seen: list[int] = []
     hook = family.denoiser(pipe).register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(_rows_in(args, kwargs)), with_kwargs=True
     )
-    latents = latents_of(plan, model, batch_size=3)
+    latents = latents_of(plan, model, {"catch_up": catch_up}, batch_size=batch_size)
     hook.remove()
     return Sharing(plan, expected, latents, expected_rows, sum(seen) // (2 if model.guided else 1))
 

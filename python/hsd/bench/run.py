@@ -31,6 +31,7 @@ from ..models.encode import encode, recall
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
+from ..replay.catch_up import catch_up_of
 from ..replay.executor import Executor
 from ..replay.graphs import Compiled, can_capture
 from ..sampler import SamplerTable
@@ -150,7 +151,9 @@ class _Bench:
                 plan,
                 curve,
                 order="depth",
-                slot_bytes=slot_bytes(self.adapter, self.conditioning, self.sampler, leaves),
+                slot_bytes=slot_bytes(
+                    self.adapter, self.conditioning, self.sampler, plan, catch_up_of(plan, self.adapter)
+                ),
                 free_bytes=free_memory(self.device),
                 mixed_steps=self.adapter.mixed_timesteps,
                 padded=base.cuda_graphs,
@@ -241,6 +244,7 @@ class _Bench:
                 self.sampler,
                 cuda_graphs=setting.cuda_graphs,
                 compile=setting.compile,
+                catch_up=catch_up_of(part, self.adapter),
             )
 
         if setting.compile:  # the first full call compiles the networks, which would be most of a short run

@@ -28,6 +28,7 @@ def generate(
     linkage: opt.LinkageOption = "ward",
     schedule: opt.ScheduleOption = "linear",
     noise: opt.NoiseOption = "independent",
+    catch_up: opt.CatchUp = None,
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     guidance_scale: opt.Guidance = None,
@@ -73,6 +74,7 @@ def generate(
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
+            catch_up=catch_up,
             reuse=out,
             progress=stages,
         )

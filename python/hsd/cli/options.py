@@ -57,6 +57,14 @@ ScheduleOption = Annotated[ScheduleName, typer.Option(help="How the threshold fa
 NoiseOption = Annotated[
     Noise, typer.Option(help="independent: one first latent per root cluster; shared: one for all images.")
 ]
+CatchUp = Annotated[
+    float | None,
+    typer.Option(
+        "--catch-up",
+        help="After a split, condition an image beyond its own prompt, away from what it shared before; 0 is off.",
+        show_default="1.0 for Kandinsky 2.2, demo, Karlo and Stable unCLIP; else 0",
+    ),
+]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")]
 Negative = Annotated[str | None, typer.Option(help="What the images should not show.", show_default=False)]
 Height = Annotated[int | None, typer.Option(help="Height of the images in pixels.", show_default="the model's")]

@@ -36,6 +36,7 @@ def plan(
     linkage: opt.LinkageOption = "ward",
     schedule: opt.ScheduleOption = "linear",
     noise: opt.NoiseOption = "independent",
+    catch_up: opt.CatchUp = None,
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     device: opt.Device = None,
@@ -65,6 +66,7 @@ def plan(
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
+            catch_up=catch_up,
             progress=stages,
         )
     if save is not None:

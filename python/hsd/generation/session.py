@@ -26,6 +26,7 @@ from ..models.caches import refuse_step_caches
 from ..models.encode import encode, recall
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
+from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
 from ..tuning import speeds
@@ -165,10 +166,12 @@ def generate(
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     session = Session(plan, adapter, options)
-    identity = {"name": adapter.name, "settings": adapter.settings}
-    if adapter.other_scheduler is not None:  # the plan does not say which scheduler runs its steps
-        identity["scheduler"] = type(adapter.other_scheduler).__name__
-    folder = ImageFolder(out, plan, identity, image_format)
+    made_by: dict[str, Any] = {"name": adapter.name, "settings": adapter.settings}
+    if session.catch_up:  # it may be the model's default, which the plan does not record
+        made_by["catch_up"] = session.catch_up
+    if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
+        made_by["scheduler"] = type(adapter.other_scheduler).__name__
+    folder = ImageFolder(out, plan, made_by, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone = alone_from(plan)
@@ -221,6 +224,8 @@ class Session:
     ) -> None:
         self.adapter, self.options, self.observer = adapter, options, observer
         self.variants = variants_of(adapter, plan.settings)
+        self.catch_up = catch_up_of(plan, adapter)
+        """gamma of catch-up conditioning: the plan's, or the model's default."""
         if isinstance(options.batch_size, str) and options.batch_size != "auto":
             raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
@@ -262,6 +267,7 @@ class Session:
             sampler,
             cuda_graphs=options.cuda_graphs,
             compile=options.compile,
+            catch_up=self.catch_up,
             observer=self.observer,
         )
         calls = executor.run()
@@ -286,6 +292,7 @@ class Session:
             max_slots=options.max_slots,
             cuda_graphs=options.cuda_graphs,
             compile=options.compile,
+            catch_up=self.catch_up,
         )
         return choice.batch_size
 
@@ -359,6 +366,7 @@ def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[st
             "n_steps": plan.n_steps,
             "tau": plan.tau,
         },
+        "catch_up": session.catch_up,
         "batch_size": session.batch_size,
         "order": session.options.order,
         "compile": session.options.compile,

@@ -38,6 +38,7 @@ class StableUnCLIP(Adapter):
     share_prior: bool = False
     prior_tau: float = 1.0
 
+    default_catch_up: ClassVar[float] = 1.0
     encodes_seeds: ClassVar[bool] = True
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"negative_prompt", "guidance_scale", "noise_level", "prior_guidance_scale", "share_prior", "prior_tau"}

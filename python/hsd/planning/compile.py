@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import Tree
 from ..names import Linkage, Noise, check_count, check_name
+from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, as_vectors, replica_tree
 from .encoders import Encoder, StaticEncoder, default_encoder
 from .plan import PLAN_FILE, Plan
@@ -42,6 +43,7 @@ def compile(
     seeds: int | Sequence[int] | NDArray[np.integer] = 0,
     images_per_prompt: int = 1,
     noise: Noise = "independent",
+    catch_up: float | None = None,
     settings: Sequence[Mapping[str, Any]] | None = None,
     exact: bool | None = None,
     threads: int | None = None,
@@ -83,6 +85,11 @@ def compile(
         r images of each prompt, each in a separate tree. Images of one prompt are neighbours in the list.
     noise
         ``independent``: each root cluster draws its own first latent; ``shared``: all start from one.
+    catch_up
+        gamma >= 0 of catch-up conditioning: a cluster that begins after the first step is conditioned on
+        m + gamma (m - h), its mean m and the mean h of what its path was given before; 0 is the paper. Default: that of
+        the model which runs the plan, 1 where conditioning is an image embedding, else 0. Images that share nothing do
+        not change.
     settings
         One mapping per given prompt, with the settings of the model for its images only: ``negative_prompt``,
         ``guidance_scale``, ``height``, ``width``... Prompts whose settings differ never share a step.
@@ -115,6 +122,7 @@ def compile(
     repeats = check_count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
     check_name("noise", noise, Noise)
+    gamma = None if catch_up is None else check_catch_up(catch_up)
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
     limits = Limits(exact, threads, memory)
@@ -141,6 +149,7 @@ def compile(
         "schedule": schedule if isinstance(schedule, str) else "custom",
         "images_per_prompt": repeats,
         "noise": noise,
+        "catch_up": gamma,
         "encoder": _source(embeddings, encoder, adapter),
         "hsd_version": _core.__version__,
     }
@@ -151,6 +160,8 @@ def compile(
         variants = variants_of(adapter, values)
         n_steps = adapter.sampler(steps).n_steps
     shape = schedule_shape(schedule, n_steps)
+    if gamma is not None:
+        catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
     if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
         earlier = _earlier(Path(reuse), request, n_steps, texts, seed_array, exact)

@@ -17,6 +17,7 @@ from .._core import Program, Tree
 from ..errors import Error, PlanMismatch
 from ..names import Noise, Order, check_name
 from ..work.files import write_atomically
+from .catch_up import check_catch_up
 from .summary import Calls, Summary
 
 PLAN_FILE = "plan.safetensors"
@@ -34,7 +35,7 @@ class Plan:
     seeds
         (N,) int64, the seed of each prompt's generator. Read-only.
     request
-        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, encoder.
+        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, catch_up, encoder.
     """
 
     prompts: list[str]
@@ -89,6 +90,12 @@ class Plan:
     def noise(self) -> str:
         """``independent`` (one first latent for every root cluster) or ``shared`` (one for all)."""
         return str(self.request["noise"])
+
+    @property
+    def catch_up(self) -> float | None:
+        """Gamma of catch-up conditioning; None: the default of the model. Plans from before there was any have 0."""
+        gamma = self.request.get("catch_up", 0.0)
+        return None if gamma is None else float(gamma)
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -245,10 +252,14 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of prompts, seeds, tree, phi and noise: equal for all shards of one plan, and only for those."""
+        """Hex SHA-256 of prompts, seeds, tree, phi, noise and catch-up: equal for all shards of one plan, and only
+        for those. A catch-up of None, the default of the model, does not count.
+        """
         parts: dict[str, Any] = {"noise": self.noise}
         if "settings" in self.request:
             parts["settings"] = self.request["settings"]
+        if self.request.get("catch_up") is not None:
+            parts["catch_up"] = self.catch_up
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
 
     def whole(self) -> Plan:
@@ -283,9 +294,11 @@ class Plan:
             check_name("noise", request.get("noise"), Noise)
             if not isinstance(request.get("tau"), (int, float)) or not isinstance(request.get("steps"), int):
                 raise ValueError("its metadata lacks tau or steps")
+            if request.get("catch_up") is not None:
+                check_catch_up(request["catch_up"])
             plan = cls(core, prompts, seeds, request)
             plan._check_settings()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise Error(f"{path} is not a plan that can be used: {error}. Compile it again.") from None
         return plan
 

@@ -64,6 +64,9 @@ class Denoiser(ABC):
     encode_batch: ClassVar[int] = 32
     """Largest number of prompts in one call of :meth:`encode`."""
 
+    default_catch_up: ClassVar[float] = 0.0
+    """The gamma of catch-up conditioning where a plan has none of its own, see ``docs/catch-up.md``; 0 is off."""
+
     encodes_seeds: ClassVar[bool] = False
     """Whether conditioning depends on the seed. If not, equal prompts are encoded once."""
 

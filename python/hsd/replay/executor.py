@@ -13,10 +13,13 @@ from torch import Tensor
 from .._core import Program
 from ..conditioning.rows import MASK, Conditioning
 from ..errors import PlanMismatch
+from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
 from ..sampler import SamplerTable
+from ..work.broadcast import per_row
 from ..work.device import FittingSize, synchronize
 from ..work.threads import ahead
+from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
 from .feed import Feed, Feeder, Throttle
 from .graphs import Compiled, Graphs, bucket, can_capture
@@ -65,7 +68,7 @@ class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
     Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (padding writes to the
-    last row), and one row of conditioning per slot. What a call needs from the host comes from a
+    last row), and one row of conditioning per slot, two with catch-up. What a call needs from the host comes from a
     :class:`~hsd.replay.feed.Feeder`, which on a GPU is some calls ahead; the loop only enqueues. The memory
     does not grow with the number of calls.
 
@@ -79,6 +82,8 @@ class Executor:
         Replay calls as CUDA graphs where that is possible: on a GPU, for a denoiser that is not offloaded.
     compile
         Run full calls through ``torch.compile``. Other calls, whose size varies, run uncompiled.
+    catch_up
+        The gamma of catch-up conditioning; 0, the paper, is off.
     observer
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     """
@@ -93,6 +98,7 @@ class Executor:
         *,
         cuda_graphs: bool = True,
         compile: bool = False,
+        catch_up: float = 0.0,
         observer: Callable[[Evaluation], object] | None = None,
     ) -> None:
         check_fit(plan, sampler)
@@ -117,10 +123,15 @@ class Executor:
         for name, rows in self._rows.items():
             if rows.dtype == torch.bool and name.endswith(MASK):
                 rows[-1] = True  # padded lanes attend to it: an empty mask would give nan
-        self._feeder = Feeder(plan, program, denoiser, own, sampler, pinned=self._on_gpu)
+        late = caught_up_fields(plan, own, catch_up)
+        self._differences = {name: torch.zeros_like(self._rows[name]) for name in late}
+        weights = torch.from_numpy(catch_up_weights(plan.n_steps, catch_up)) if late else None
+        self._weights = None if weights is None else weights.flatten().to(device)
+        history = History(plan, late, catch_up) if late else None
+        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
         # Captured calls read their lanes and their noise from these buffers.
-        self._table = torch.zeros((3, lanes), dtype=torch.int64, device=device)
-        self._table[1:] = program.n_slots
+        self._table = torch.zeros((4 if late else 3, lanes), dtype=torch.int64, device=device)
+        self._table[1:3] = program.n_slots
         self._noise = torch.zeros((lanes, self.sampler.n_noise, *shape), device=device) if sampler.n_noise else None
         self._observer, watched = observer, observer is not None
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
@@ -163,6 +174,9 @@ class Executor:
         for slot, row in feed.rows:
             for name, value in row.items():
                 self._rows[name][slot].copy_(value, non_blocking=True)
+        for slot, row in feed.differences:
+            for name, value in row.items():
+                self._differences[name][slot].copy_(value, non_blocking=True)
         for slot, latent in feed.first:
             self.state[slot, 0].copy_(latent, non_blocking=True)
             self.state[slot, 1:].zero_()
@@ -195,7 +209,7 @@ class Executor:
             return
         size = bucket(lanes, self._lanes.most)
         self._table[:, :lanes].copy_(table[:, begin:end])
-        self._table[1:, lanes:size] = self.program.n_slots  # padded lanes read and write the scratch slot
+        self._table[1:3, lanes:size] = self.program.n_slots  # padded lanes read and write the scratch slot
         if noise is not None:
             assert self._noise is not None
             self._noise[:lanes].copy_(noise, non_blocking=True)
@@ -214,11 +228,17 @@ class Executor:
 
         Every lane reads its source before any lane writes its target.
 
-        ``table`` (3, B) int64: step, source and target; ``noise`` (B, Z, *latent) float32.
+        ``table`` (3, B) int64: step, source and target, with catch-up (4, B) and the place of the weight; ``noise``
+        (B, Z, *latent) float32.
         """
-        step, source, target = table.unbind(0)
+        step, source, target, *place = table.unbind(0)
         state = self.state.index_select(0, source)  # [B, S, *latent]
         rows = {name: buffer.index_select(0, target) for name, buffer in self._rows.items()}
+        if self._weights is not None:
+            weight = self._weights.index_select(0, place[0])
+            for name, buffer in self._differences.items():  # 0 where a row is padded; the weight is 0 in a root segment
+                late = torch.addcmul(rows[name], buffer.index_select(0, target), per_row(weight, rows[name]))
+                rows[name] = late.to(buffer.dtype)  # added in float32
         rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in self._shared.items()}
         latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
         output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)

@@ -19,6 +19,7 @@ from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..planning.plan import Plan
 from ..sampler import SamplerTable
+from .catch_up import History
 from .denoiser import Denoiser
 
 CHUNK = 1024
@@ -43,13 +44,16 @@ class Feed:
 
     lanes: int
     table: Tensor
-    """(3, B) int64: step, source and target of each lane, padding included; calls of one chunk share their storage."""
+    """(3, B) int64: step, source and target of each lane, padding included; calls of one chunk share their storage.
+    With catch-up (4, B): the last row is the lane's place in the table of weights (K, K), flattened."""
     noise: Tensor | None
     """(lanes, Z, *latent) float32; None if the scheduler draws none."""
     first: list[tuple[int, Tensor]]
     """(slot, latent) of each root that begins with this call; the latent is (*latent) float32."""
     rows: list[tuple[int, dict[str, Tensor]]]
     """(slot, conditioning by name) of each segment that begins with this call."""
+    differences: list[tuple[int, dict[str, Tensor]]]
+    """(slot, difference by name) of each of them that catches up; empty without catch-up."""
     finals: list[Final]
 
 
@@ -62,6 +66,8 @@ class Feeder:
         As for the executor.
     conditioning
         What differs between the plan's prompts.
+    history
+        For catch-up; None without it.
     pinned
         Whether tensors are in pinned memory, from which a GPU reads while the host continues.
     """
@@ -73,15 +79,17 @@ class Feeder:
         denoiser: Denoiser,
         conditioning: Conditioning,
         sampler: SamplerTable,
+        history: History | None,
         pinned: bool,
     ) -> None:
         self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
-        self._pinned = pinned
+        self._history, self._pinned = history, pinned
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
         self._seeds, self._leaf_order = plan.seeds, plan.tree.leaf_order
         self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
         self._representative = segments["representative"]
+        self._weight_row = segments["first_step"].astype(np.int64) * plan.n_steps
         self._last_step = segments["end_step"] - 1
         self._shared_latent = plan.noise == "shared"
         # A generator is kept as long as some segment draws from it. The child with the same representative continues
@@ -97,6 +105,9 @@ class Feeder:
         """One :class:`Feed` per call."""
         for chunk in self._program.chunks(CHUNK):
             columns = np.stack([chunk[name] for name in ("step", "source", "target")], axis=1)  # [calls, 3, B]
+            if self._history is not None:  # of padded lanes too, whose segment is -1: some place inside the table
+                place = self._weight_row[chunk["segment"]] + chunk["step"]
+                columns = np.concatenate([columns, place[:, None]], axis=1)  # [calls, 4, B]
             tables = self._on_host(torch.from_numpy(columns.astype(np.int64)))
             real = chunk["segment"] >= 0
             lanes_of = real.sum(axis=1).tolist()
@@ -109,12 +120,15 @@ class Feeder:
                     self._generators.pop(int(representative[call, lane]), None)
 
     def _feed(self, entries: NDArray[np.void], representative: list[int], lanes: int, table: Tensor) -> Feed:
-        rows = []
+        rows, differences = [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = entries["segment"][lane]
             leaves = self._leaf_order[self._leaf_begin[segment] : self._leaf_end[segment]]
             means = self._conditioning.mean(leaves)
-            rows.append((int(entries["target"][lane]), {name: self._on_host(row) for name, row in means.items()}))
+            slot = int(entries["target"][lane])
+            rows.append((slot, {name: self._on_host(row) for name, row in means.items()}))
+            if self._history is not None and (caught := self._history.begin(int(segment), means)):
+                differences.append((slot, {name: self._on_host(row) for name, row in caught.items()}))
         first = []
         for lane in np.flatnonzero(entries["fresh"]).tolist():
             first.append((int(entries["source"][lane]), self._on_host(self._first_latent(representative[lane]))))
@@ -123,7 +137,7 @@ class Feeder:
         for lane in np.flatnonzero(entries["final"]).tolist():
             generator = self._generator(representative[lane])
             finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
-        return Feed(lanes, table, noise, first, rows, finals)
+        return Feed(lanes, table, noise, first, rows, differences, finals)
 
     def _on_host(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._pinned else tensor

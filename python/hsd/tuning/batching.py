@@ -14,12 +14,12 @@ from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..conditioning.rows import Conditioning
 from ..errors import OutOfMemory
 from ..names import Order, check_count
 from ..planning.plan import Plan
+from ..replay.catch_up import caught_up_fields
 from ..replay.denoiser import Denoiser
 from ..replay.graphs import can_capture
 from ..sampler import SamplerTable
@@ -87,10 +87,17 @@ def free_memory(device: torch.device) -> int:
     return memory_budget()
 
 
-def slot_bytes(denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, leaves: NDArray[np.int64]) -> int:
-    """Bytes of a slot in the executor: the state in float32, and a row of the conditioning that prompts differ in."""
-    _, own = conditioning.split(leaves)
-    rows = sum(math.prod(row) * dtype.itemsize for row, dtype in own.shapes().values())
+def slot_bytes(
+    denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, plan: Plan, catch_up: float = 0.0
+) -> int:
+    """Bytes of a slot in the executor: the state in float32, and the conditioning that prompts differ in.
+
+    That is one row of each tensor, and with catch-up a second one of those that it changes.
+    """
+    _, own = conditioning.split(plan.covered())
+    late = caught_up_fields(plan, own, catch_up)
+    bytes_of = {name: math.prod(row) * dtype.itemsize for name, (row, dtype) in own.shapes().items()}
+    rows = sum(bytes_of.values()) + sum(bytes_of[name] for name in late)
     return sampler.n_state * math.prod(denoiser.latent_shape()) * 4 + rows
 
 
@@ -104,6 +111,7 @@ def automatic(
     max_slots: int | None = None,
     cuda_graphs: bool = True,
     compile: bool = False,
+    catch_up: float = 0.0,
 ) -> Choice:
     """What ``batch_size="auto"`` means: :func:`measure`, then :func:`choose`, for the executor with these arguments.
 
@@ -121,7 +129,7 @@ def automatic(
         curve,
         order=order,
         max_slots=max_slots,
-        slot_bytes=slot_bytes(denoiser, conditioning, sampler, leaves),
+        slot_bytes=slot_bytes(denoiser, conditioning, sampler, plan, catch_up),
         free_bytes=free_memory(device),
         mixed_steps=denoiser.mixed_timesteps,
         padded=cuda_graphs or compile,

@@ -1,0 +1,89 @@
+"""Catch-up conditioning in a run: the difference of each segment to what its path was given before."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ..conditioning.rows import MASK, Conditioning
+from ..planning.catch_up import check_catch_up, differences_left
+from ..planning.plan import Plan
+from .denoiser import Denoiser
+
+
+def catch_up_of(plan: Plan, denoiser: Denoiser) -> float:
+    """The gamma that ``plan`` runs with: the plan's own, or the default of the model where the plan has none."""
+    return denoiser.default_catch_up if plan.catch_up is None else plan.catch_up
+
+
+def caught_up_fields(plan: Plan, conditioning: Conditioning, gamma: float) -> list[str]:
+    """Names of the fields that catch-up changes: floating-point ones whose rows differ within some root cluster.
+
+    In all other fields, and in all fields of a plan without sharing, each segment has the mean of its parent.
+    """
+    if not check_catch_up(gamma):
+        return []
+    roots = plan.segments[plan.segments["parent"] < 0]
+    names = []
+    for name, field in conditioning.fields.items():
+        if field.rows.dtype.is_floating_point:
+            # (N + 1,) how often the row changes up to each leaf, in leaf order
+            changes = np.concatenate([[0], np.cumsum(np.diff(field.index[plan.tree.leaf_order]) != 0)])
+            if (changes[roots["leaf_end"] - 1] != changes[roots["leaf_begin"]]).any():
+                names.append(name)
+    return names
+
+
+class History:
+    """What each path was given up to where a segment begins, h, and the segment's difference to it, d = m - h.
+
+    An h is kept from the begin of the segment whose end it belongs to until the last child of that segment has begun.
+    Segments have to begin in an order in which parents come first.
+
+    Parameters
+    ----------
+    plan
+        What runs.
+    fields
+        From :func:`caught_up_fields`.
+    gamma
+        Above 0.
+    """
+
+    def __init__(self, plan: Plan, fields: list[str], gamma: float) -> None:
+        segments = plan.segments
+        self._fields = fields
+        self._parent, self._first, self._end = segments["parent"], segments["first_step"], segments["end_step"]
+        parents = self._parent[self._parent >= 0]
+        self._children = np.bincount(parents, minlength=len(segments))
+        self._left = differences_left(plan.n_steps, gamma)
+        self._given: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Number of segments whose h is kept."""
+        return len(self._given)
+
+    def begin(self, segment: int, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The row d of each field, (...) in the dtype of its mean; none for a segment that begins at step 0.
+
+        ``means`` are the segment's rows. Where a row is padded, d is 0. A parent's mean is at least as long as those
+        of its children, so h has a token at every position of m.
+        """
+        rows = {name: means[name].float() for name in self._fields}
+        parent = int(self._parent[segment])
+        differences: dict[str, Tensor] = {}
+        if parent >= 0:
+            before = self._given[parent]
+            for name, row in rows.items():
+                differences[name] = row - before[name]
+                if (mask := means.get(name + MASK)) is not None:
+                    differences[name][~mask] = 0.0
+            self._children[parent] -= 1
+            if not self._children[parent]:
+                del self._given[parent]
+        if self._children[segment]:
+            left = float(self._left[self._first[segment], self._end[segment]])
+            self._given[segment] = {
+                name: row - left * differences[name] if name in differences else row for name, row in rows.items()
+            }
+        return {name: row.to(means[name].dtype) for name, row in differences.items()}
