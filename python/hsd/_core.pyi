@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "LINKAGES",
+    "METRICS",
     "ORDERS",
     "SCHEDULES",
     "Chunks",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 LINKAGES: tuple[str, ...]
+"""Names that :meth:`Tree.build` takes."""
+
+METRICS: tuple[str, ...]
 """Names that :meth:`Tree.build` takes."""
 
 ORDERS: tuple[str, ...]
@@ -51,15 +55,19 @@ def schedule_shape(name: str, steps: int) -> NDArray[np.float64]:
     """
 
 def check_embeddings(
-    embeddings: NDArray[np.floating] | NDArray[np.uint16], *, bfloat16: bool = False, threads: int | None = None
+    embeddings: NDArray[np.floating] | NDArray[np.uint16],
+    *,
+    metric: str = "cosine",
+    bfloat16: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Check the rows of ``embeddings`` (N, D) as :meth:`Tree.build` does, without clustering them.
 
-    Every row has to be finite and to have an entry that is not 0. ``bfloat16`` takes uint16 for the bits of bfloat16.
+    Every row has to be finite and, with the metric ``cosine``, to have an entry that is not 0. ``bfloat16`` takes uint16 for the bits of bfloat16.
     ``threads`` is as in :meth:`Tree.build`. The GIL is released during the work. Ctrl-C stops it within a second.
 
     Raises ``ValueError`` for an empty set, for the first row that has a NaN or an infinite entry (names row and column)
-    or only zeros (names the row), and for threads below 1; ``TypeError`` for anything but such an array.
+    or, with ``cosine``, only zeros (names the row), and for an unknown metric and threads below 1; ``TypeError`` for anything but such an array.
     """
 
 def check_thresholds(phi: NDArray[np.float64]) -> None:
@@ -78,6 +86,7 @@ class Tree:
         embeddings: NDArray[np.floating] | NDArray[np.uint16],
         linkage: str = "ward",
         *,
+        metric: str = "cosine",
         rows: NDArray[np.int64] | None = None,
         exact: bool | None = None,
         threads: int | None = None,
@@ -85,7 +94,10 @@ class Tree:
         bfloat16: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> Tree:
-        """Cluster the rows of ``embeddings``, (N, D) float16, float32 or float64 in any layout, by cosine distance.
+        """Cluster the rows of ``embeddings``, (N, D) float16, float32 or float64 in any layout.
+
+        ``metric`` is ``cosine``, the distance 1 - cos, or ``euclidean``, that of the rows as given. SciPy's linkages
+        of the same distances are the same, up to ties and rounding (``ward`` squares cosine distances too).
 
         They are read in place and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
         ``rows`` clusters some of them only: leaf i is row ``rows[i]``.
@@ -99,7 +111,8 @@ class Tree:
         GIL is released during the work.
 
         Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names row and column),
-        for a row of zeros (names the row) and for an unknown linkage, a row that does not exist, and threads
+        for a row of zeros with ``cosine`` (names the row), for an unknown linkage or metric, for ``centroid`` with
+        ``euclidean``, for a row that does not exist, and threads
         or memory below 1; ``TypeError`` for anything but such an array; ``MemoryError`` if ``exact=True`` does not fit.
         """
     @staticmethod

@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 
-from ._core import LINKAGES, ORDERS, SCHEDULES
+from ._core import LINKAGES, METRICS, ORDERS, SCHEDULES
 
 if TYPE_CHECKING:
     Linkage = str
+    Metric = str
     Order = str
     ScheduleName = str
+    TreeMetric = str
 else:  # The names are listed once, in Rust. A type checker cannot read them, but get_args and the command line can.
     Linkage = Literal[LINKAGES]
+    Metric = Literal[("auto", *METRICS, "calibrated", "direct")]
     Order = Literal[ORDERS]
     ScheduleName = Literal[SCHEDULES]
+    TreeMetric = Literal[METRICS]
 Noise = Literal["independent", "shared"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
@@ -35,6 +39,7 @@ ExperimentName = Literal[
     "prior",
     "sampler",
     "trunk",
+    "frontier",
 ]
 
 T = TypeVar("T")

@@ -49,6 +49,16 @@ def reproduce(
     ] = None,
     steps: opt.Steps = 40,
     seed: opt.Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(help="Seed ranges: every set is generated once for each, and scores are pooled.")
+    ] = 1,
+    evaluations: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Only for frontier: the evaluations an image to compare at; can be given several times.",
+            show_default="all",
+        ),
+    ] = None,
     batch_size: opt.Batch = 16,
     guidance_scale: opt.Guidance = None,
     negative_prompt: opt.Negative = None,
@@ -80,6 +90,8 @@ def reproduce(
             steps=steps,
             seed=seed,
             batch_size=batch_size,
+            seeds=seeds,
+            evaluations=evaluations or None,
             say=say,
         )
     for name, reason in study.skipped.items():

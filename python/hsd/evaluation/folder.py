@@ -11,9 +11,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 
 from ..errors import Error
+from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA
 
 
@@ -77,6 +80,33 @@ def read_folder(path: str | os.PathLike[str]) -> Folder:
     else:
         entries.sort(key=lambda entry: (entry.text, entry.seed or 0, entry.file_name))
     return Folder(path, tuple(entries))
+
+
+def root_clusters(folder: Folder) -> NDArray[np.int64] | None:
+    """(n,) the root cluster of each image by the folder's plan: the segment that is active at step 0.
+
+    None if the folder has no plan: then nothing is known about what its images share.
+
+    Raises
+    ------
+    FolderError
+        If the plan is not that of the images. Names the line of the first that it does not fit.
+    Error
+        If the file is not a valid plan.
+    """
+    path = folder.path / PLAN_FILE
+    if not path.is_file():
+        return None
+    plan = Plan.load(path).whole()
+    for entry in folder.entries:
+        index = entry.index
+        if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
+            found = "no image" if index is None or not 0 <= index < plan.n_prompts else repr(plan.prompts[index])
+            raise FolderError(
+                f"{path} is not the plan of these images: for {_identity(entry)} ({entry.where}) it has {found}; "
+                "if they share no steps, or if only prompts should be resampled, move the plan away"
+            )
+    return plan.active(0)[[entry.index for entry in folder.entries]]
 
 
 def load_image(entry: Entry) -> PIL.Image.Image:

@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from ..names import ScorerName, check_count, check_name
 from .by_name import make_scorer
 from .cache import ScoreCache
-from .folder import Folder, load_image, pair, read_folder
+from .clusters import Clusters, clusters_of
+from .folder import Folder, load_image, pair, read_folder, root_clusters
 from .results import Diversity, Evaluation, Fidelity, Measured, Spread, SpreadWithin
 from .scorers import Scorer, check_scorer, embed_batch, score_batch
-from .stats import cluster_bootstrap, mean_cosine, mean_of_known, vendi_score, win_rate
+from .stats import mean_cosine, mean_intervals, mean_of_known, vendi_score, win_rate
 
 Path_ = str | os.PathLike[str]
 
@@ -40,6 +41,9 @@ def evaluate(
     progress: bool = True,
 ) -> Evaluation:
     """Measure a folder of images: how well they match their prompts, how diverse they are, how often they beat others.
+
+    Intervals draw clusters of images that are not independent: those of one prompt, and those that began from one
+    trunk, by the ``plan.safetensors`` of a folder if it has one (of either folder, for a comparison).
 
     Every batch of scores is appended to ``scores-<scorer>.jsonl``; calling again scores only what is missing.
 
@@ -73,7 +77,8 @@ def evaluate(
     Raises
     ------
     FolderError
-        If a folder cannot be read, or the two do not have the same prompts. Raised before a scorer is loaded.
+        If a folder cannot be read, its plan is not that of its images, or the two do not have the same prompts.
+        Raised before a scorer is loaded.
     ScorerError
         If the scorer cannot be loaded, or does not return scores.
     OutputError
@@ -98,18 +103,20 @@ def evaluate(
     ours = read_folder(folder)
     theirs = None if against is None else read_folder(against)
     order = None if theirs is None else pair(ours, theirs)
+    our_roots, their_roots = root_clusters(ours), None if theirs is None else root_clusters(theirs)
     with contextlib.ExitStack() as stack:
         if isinstance(scorer, str):
             scorer = make_scorer(scorer, model=model, device=device, python=python)
             stack.callback(getattr(scorer, "close", lambda: None))
         measurer = Measurer(scorer, batch_size, samples, int(seed), progress)
         our_scores = measurer.scores(ours, ours.path if cache is None else Path(cache))
-        measured = measurer.measured(ours, our_scores, None)
+        measured = measurer.measured(ours, our_scores, None, clusters_of(ours.prompts, our_roots))
         if theirs is None or order is None:
             return Evaluation(scorer.name, scorer.version, measured, None, None)
         their_scores = measurer.scores(theirs, theirs.path if cache is None else Path(cache))
-        compared = measurer.measured(theirs, their_scores, order)
-    wins = win_rate(our_scores, their_scores[order], ours.prompts, tolerance=tolerance, seed=measurer.seed)
+        compared = measurer.measured(theirs, their_scores, order, clusters_of(theirs.prompts, their_roots))
+    clusters = clusters_of(ours.prompts, our_roots, None if their_roots is None else their_roots[order])
+    wins = win_rate(our_scores, their_scores[order], clusters, tolerance=tolerance, seed=measurer.seed)
     return Evaluation(scorer.name, scorer.version, measured, compared, wins)
 
 
@@ -129,22 +136,29 @@ class Measurer:
             cache.add(batch, score_batch(self.scorer, images, [entry.text for entry in batch]))
         return cache.scores(folder.entries)
 
-    def measured(self, folder: Folder, scores: NDArray[np.float64], order: list[int] | None) -> Measured:
+    def measured(
+        self, folder: Folder, scores: NDArray[np.float64], order: list[int] | None, clusters: Clusters
+    ) -> Measured:
         """Measure one folder.
 
         ``order`` lists its images in the order of the folder it is compared with, so that both draw the same sample.
+        ``clusters`` are those of its own images.
         """
         prompts = [text for text, score in zip(folder.prompts, scores, strict=True) if not math.isnan(score)]
-        mean, interval = mean_of_known(scores, folder.prompts, seed=self.seed)
+        mean, interval = mean_of_known(scores, clusters, seed=self.seed)
+        scored = clusters.take(~np.isnan(scores))
         fidelity = Fidelity(
             images=len(prompts),
             unscored=len(scores) - len(prompts),
             prompts=len(set(prompts)),
             mean=mean,
             interval=interval,
+            clusters=scored.count,
+            clustered_by=scored.by,
+            few_clusters=scored.few,
         )
         order = list(range(len(scores))) if order is None else order
-        return Measured(str(folder.path), len(scores), fidelity, self._diversity(folder, order))
+        return Measured(str(folder.path), len(scores), fidelity, self._diversity(folder, order, clusters))
 
     @property
     def embeds(self) -> bool:
@@ -164,7 +178,7 @@ class Measurer:
             return list(items)
         return [items[i] for i in np.sort(rng.choice(len(items), self.samples, replace=False))]
 
-    def _diversity(self, folder: Folder, order: list[int]) -> Diversity | None:
+    def _diversity(self, folder: Folder, order: list[int], clusters: Clusters) -> Diversity | None:
         if not self.embeds:
             return None
         rng = np.random.default_rng(self.seed)
@@ -177,7 +191,9 @@ class Measurer:
         needed = sorted({*sample, *(i for group in groups for i in group)})
         embedding = dict(zip(needed, self.embeddings(folder, needed), strict=True))
         within = [[embedding[i] for i in group] for group in groups]
-        return Diversity(_spread([embedding[i] for i in sample]), _within(within, self.seed))
+        # The number that is averaged belongs to a prompt, and so does one of its images here.
+        by_group = clusters.take(np.array([group[0] for group in groups], dtype=np.int64))
+        return Diversity(_spread([embedding[i] for i in sample]), _within(within, by_group, self.seed))
 
     def _batches(self, items: Sequence[Any], what: str) -> Any:
         with tqdm(
@@ -195,12 +211,12 @@ def _spread(rows: list[NDArray[np.float64]]) -> Spread | None:
     return None if cosine is None or vendi is None else Spread(len(rows), cosine, vendi)
 
 
-def _within(groups: list[list[NDArray[np.float64]]], seed: int) -> SpreadWithin | None:
+def _within(groups: list[list[NDArray[np.float64]]], clusters: Clusters, seed: int) -> SpreadWithin | None:
     found = [spread for spread in map(_spread, groups) if spread is not None]
     if not found:
         return None
     cosines = [spread.mean_cosine for spread in found]
-    interval = cluster_bootstrap(cosines, range(len(found)), seed=seed)
+    interval = mean_intervals(cosines, clusters, seed=seed)
     return SpreadWithin(
         prompts=len(found),
         images_a_prompt=float(np.mean([spread.images for spread in found])),

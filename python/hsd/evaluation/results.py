@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .clusters import ClusterKind
 from .stats import Interval, WinRate
 
 
@@ -21,7 +22,13 @@ class Fidelity:
     """Different prompts of the images with a score."""
     mean: float | None
     interval: Interval | None
-    """95 %, by a bootstrap over prompts; None with fewer than two prompts."""
+    """95 %, by resampling clusters (:func:`hsd.evaluation.stats.mean_intervals`); None with fewer than two."""
+    clusters: int
+    """The number of clusters of images that are not independent."""
+    clustered_by: ClusterKind
+    """What these clusters are: prompts, or also root clusters, whose images began from one trunk."""
+    few_clusters: bool
+    """Whether the interval rests on so few clusters that it is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class SpreadWithin:
     images_a_prompt: float
     mean_cosine: float
     interval: Interval | None
-    """95 %, for ``mean_cosine``, by a bootstrap over prompts."""
+    """95 %, for ``mean_cosine``, by resampling prompts, or the root clusters that they are in."""
     vendi: float
 
 
@@ -98,6 +105,7 @@ def _folder(found: Measured) -> list[tuple[str, str]]:
         ("folder", found.folder),
         ("images", f"{found.images:,}{left_out}"),
         ("mean score", f"{_number(score.mean)}{_between(score.interval)}, {score.prompts:,} prompts"),
+        *_clusters(score),
     ]
     if found.diversity is None:
         return [*lines, ("diversity", "not measured: this scorer does not embed images")]
@@ -131,7 +139,16 @@ def _wins(found: WinRate) -> list[tuple[str, str]]:
             f"{_share(found.win_rate_half_ties)}{_between(found.win_rate_half_ties_interval, _share)}",
         ),
         ("difference", f"{_number(found.difference, '+')}{_between(found.difference_interval, _signed)}"),
+        *_clusters(found),
     ]
+
+
+def _clusters(found: Fidelity | WinRate) -> list[tuple[str, str]]:
+    """What was resampled, where this is not one cluster for each prompt, or where it is little."""
+    few = "; few: the intervals are too narrow" if found.few_clusters and found.clusters > 1 else ""
+    if found.clustered_by == "prompts":
+        return [("  intervals", f"by {found.clusters:,} prompts{few}")] if few else []
+    return [("  intervals", f"by {found.clusters:,} {found.clustered_by}{few}")]
 
 
 def _number(value: float | None, sign: str = "") -> str:

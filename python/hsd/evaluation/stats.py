@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .clusters import ClusterKind, Clusters, clusters_of
 
 Interval = tuple[float, float]
 
@@ -74,15 +77,88 @@ def cluster_bootstrap(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
+def mean_intervals(
+    values: ArrayLike,
+    clusters: Clusters,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> list[Interval] | None:
+    """Intervals of the means of (n,) or (n, c) values: a bootstrap of whole clusters, or :func:`crossed_intervals`."""
+    if len(clusters.groupings) > 1:
+        return crossed_intervals(values, clusters, confidence=confidence)
+    return cluster_bootstrap(
+        values, clusters.groupings[0].tolist(), seed=seed, confidence=confidence, resamples=resamples
+    )
+
+
+def crossed_intervals(values: ArrayLike, clusters: Clusters, *, confidence: float = 0.95) -> list[Interval] | None:
+    """Intervals of means where images depend on each other in several ways, for example by prompt and by trunk.
+
+    mean -+ t sqrt(V), with Student's t of G - 1 degrees of freedom, where G is the smallest effective number of groups
+    of a grouping (Cameron & Miller, J. Hum. Resour. 50, 2015, section VI), and V of :func:`clustered_variance`.
+
+    A bootstrap that draws the groups of each grouping is no alternative: it counts the noise of single images once for
+    each grouping and once more for both (Owen, Ann. Appl. Stat. 1, 2007: three times for two groupings).
+
+    Returns
+    -------
+    list of (low, high) or None
+        One interval per column of ``values``; None if a grouping has fewer than two groups.
+    """
+    columns = np.asarray(values, dtype=np.float64)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if clusters.count < 2:
+        return None
+    half = student(max(1, int(clusters.effective) - 1), confidence) * np.sqrt(clustered_variance(columns, clusters))
+    mean = columns.mean(axis=0)
+    return [(float(low), float(high)) for low, high in zip(mean - half, mean + half, strict=True)]
+
+
+def clustered_variance(columns: NDArray[np.float64], clusters: Clusters) -> NDArray[np.float64]:
+    """(c,) variance of the means of (n, c) values: the products of deviations, summed over pairs with a common group.
+
+    Multiway clustering of Cameron, Gelbach & Miller, J. Bus. Econ. Stat. 29 (2011), equation 2.13: each grouping's
+    variance, less that of the groups that two have in common, and so on, each with its factor G / (G - 1). The
+    estimate can be smaller than that of one grouping alone, even negative. So the largest of all of these is returned,
+    which is the cautious choice. Every grouping needs at least two groups.
+    """
+    deviation = columns - columns.mean(axis=0)
+    codes = [np.unique(labels, return_inverse=True)[1] for labels in clusters.groupings]
+    single: list[NDArray[np.float64]] = []
+    total = np.zeros(columns.shape[1])
+    for size in range(1, len(codes) + 1):
+        for chosen in itertools.combinations(codes, size):
+            group = np.unique(np.stack(chosen), axis=1, return_inverse=True)[1].reshape(-1)
+            count = int(group.max()) + 1
+            sums = np.stack([np.bincount(group, column) for column in deviation.T], axis=1)  # [groups, c]
+            variance = np.square(sums).sum(axis=0) / len(columns) ** 2 * count / (count - 1)
+            total += variance if size % 2 else -variance
+            if size == 1:
+                single.append(variance)
+    return np.max([total, *single], axis=0)
+
+
+def student(degrees: int, confidence: float = 0.95) -> float:
+    """The two-sided quantile of Student's t. With t = sqrt(degrees) tan(a), a has the density cos(a)^(degrees - 1)."""
+    if degrees > 1_000:  # there the difference to the normal quantile is below 0.2 %
+        return NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    angle = np.linspace(0.0, np.pi / 2.0, 200_001)
+    density = np.cos(angle) ** (degrees - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2.0)])
+    return float(math.sqrt(degrees) * math.tan(np.interp(confidence, mass / mass[-1], angle)))
+
+
 def mean_of_known(
-    scores: NDArray[np.float64], clusters: Sequence[object], *, seed: int = 0
+    scores: NDArray[np.float64], clusters: Sequence[object] | Clusters, *, seed: int = 0
 ) -> tuple[float | None, Interval | None]:
-    """Mean of the scores (n,) that are not nan, and its interval by :func:`cluster_bootstrap`; None if all are nan."""
+    """Mean of the scores (n,) that are not nan, and its interval by :func:`mean_intervals`; None if all are nan."""
     known = ~np.isnan(scores)
     if not known.any():
         return None, None
-    kept = [cluster for cluster, scored in zip(clusters, known, strict=True) if scored]
-    found = cluster_bootstrap(scores[known], kept, seed=seed)
+    clusters = clusters if isinstance(clusters, Clusters) else clusters_of(clusters)
+    found = mean_intervals(scores[known], clusters.take(known), seed=seed)
     return float(scores[known].mean()), None if found is None else found[0]
 
 
@@ -120,21 +196,28 @@ class WinRate:
     """wins / pairs: a tie does not count as a win."""
     win_rate_interval: Interval | None
     interval: str
-    """The method of ``win_rate_interval``: ``wilson``, or ``bootstrap`` if prompts have several pairs."""
+    """The method of ``win_rate_interval``: ``wilson`` if all pairs are independent, else ``bootstrap`` of clusters, or
+    ``crossed`` (:func:`crossed_intervals`)."""
     win_rate_half_ties: float | None
     """(wins + ties / 2) / pairs: 0.5 means that A and B score equally well."""
     win_rate_half_ties_interval: Interval | None
-    """Bootstrap over prompts."""
+    """Bootstrap of clusters, or ``crossed``."""
     difference: float | None
     """Mean of A's score minus B's."""
     difference_interval: Interval | None
-    """Bootstrap over prompts, for the mean difference of pairs."""
+    """Bootstrap of clusters, or ``crossed``, for the mean difference of pairs."""
+    clusters: int
+    """The number of clusters of pairs that are not independent."""
+    clustered_by: ClusterKind
+    """What these clusters are: prompts, or also root clusters of either side."""
+    few_clusters: bool
+    """Whether the intervals rest on so few clusters that they are too narrow; Wilson's does not depend on it."""
 
 
 def win_rate(
     a: ArrayLike,
     b: ArrayLike,
-    clusters: Sequence[object],
+    clusters: Sequence[object] | Clusters,
     *,
     tolerance: float = 0.0,
     seed: int = 0,
@@ -153,24 +236,24 @@ def win_rate(
     a, b
         (n,) scores, nan for images without a score; their pairs are left out.
     clusters
-        n labels, for example prompts: pairs with the same label are not taken as independent.
+        n labels, for example prompts: pairs with the same label are not taken as independent. Or :class:`Clusters`.
     tolerance
         Two scores that differ by at most this are a tie.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or len(first) != len(clusters):
-        raise ValueError(
-            f"scores {first.shape} and {second.shape} of {len(clusters)} pairs: their numbers have to be equal"
-        )
+    clusters = clusters if isinstance(clusters, Clusters) else clusters_of(clusters)
+    labelled = len(clusters.groupings[0])
+    if first.shape != second.shape or first.ndim != 1 or len(first) != labelled:
+        raise ValueError(f"scores {first.shape} and {second.shape} of {labelled} pairs: their numbers have to be equal")
     known = ~(np.isnan(first) | np.isnan(second))
-    kept = [cluster for cluster, scored in zip(clusters, known, strict=True) if scored]
+    kept = clusters.take(known)
     delta = (first - second)[known]
     won, lost = delta > tolerance, delta < -tolerance
     n, wins, losses = len(delta), int(won.sum()), int(lost.sum())
     columns = np.stack([won, (won - 1.0 * lost + 1.0) / 2.0, delta], axis=1)  # [pairs, 3]
-    found = cluster_bootstrap(columns, kept, seed=seed, confidence=confidence, resamples=resamples)
+    found = mean_intervals(columns, kept, seed=seed, confidence=confidence, resamples=resamples)
     strict, half, difference = (None, None, None) if found is None else found
-    independent = len(set(kept)) == n
+    independent = kept.singles
     return WinRate(
         pairs=n,
         unscored=len(first) - n,
@@ -179,13 +262,21 @@ def win_rate(
         losses=losses,
         tolerance=tolerance,
         win_rate=wins / n if n else None,
-        win_rate_interval=wilson(wins, n, confidence) if independent else strict,
-        interval="wilson" if independent else "bootstrap",
+        win_rate_interval=wilson(wins, n, confidence) if independent else _share(strict),
+        interval="wilson" if independent else "bootstrap" if len(kept.groupings) == 1 else "crossed",
         win_rate_half_ties=(2 * wins + (n - wins - losses)) / (2 * n) if n else None,
-        win_rate_half_ties_interval=half,
+        win_rate_half_ties_interval=_share(half),
         difference=float(delta.mean()) if n else None,
         difference_interval=difference,
+        clusters=kept.count,
+        clustered_by=kept.by,
+        few_clusters=kept.few,
     )
+
+
+def _share(interval: Interval | None) -> Interval | None:
+    """The interval of a share: no end is outside [0, 1]."""
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def unit_rows(embeddings: ArrayLike) -> NDArray[np.float64]:
@@ -230,16 +321,27 @@ def similarity_to_others(embeddings: ArrayLike) -> NDArray[np.float64] | None:
     return None if n < 2 else (rows @ rows.sum(axis=0) - 1.0) / (n - 1)
 
 
-def pair_mean_interval(of_items: ArrayLike, confidence: float = 0.95) -> Interval:
+def pair_mean_interval(
+    of_items: ArrayLike, confidence: float = 0.95, clusters: Clusters | None = None
+) -> Interval | None:
     """Normal interval of a mean over all pairs, from the mean (n,) that each item has over its pairs.
 
     Pairs that have an item in common are not independent: the variance of such a mean is 4 Var(of_items) / n to first
     order (Hoeffding, Ann. Math. Stat. 19, 1948, theorem 7.1). For two sets of the same n prompts, the difference of
     their ``of_items`` gives the paired interval of the difference. A bootstrap would not work here: an item that is
     drawn twice forms a pair with itself.
+
+    Where items are not independent of each other (``clusters``), Var(of_items) / n is that of
+    :func:`clustered_variance`, and the quantile is Student's; None with fewer than two clusters.
     """
     values = np.asarray(of_items, dtype=np.float64)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2.0) * 2.0 * values.std(ddof=1) / math.sqrt(len(values))
+    quantile, error = NormalDist().inv_cdf(0.5 + confidence / 2.0), values.std(ddof=1) / math.sqrt(len(values))
+    if clusters is not None and not clusters.singles:
+        if clusters.count < 2:
+            return None
+        error = math.sqrt(clustered_variance(values[:, None], clusters)[0])
+        quantile = student(max(1, int(clusters.effective) - 1), confidence)
+    half = 2.0 * quantile * error
     return float(values.mean() - half), float(values.mean() + half)
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
-from ..names import Linkage, check_count, check_name
+from ..names import Linkage, TreeMetric, check_count, check_name
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
+from .metric import check_linkage
 
 
 class Vectors(NamedTuple):
@@ -46,12 +47,13 @@ def build_tree(
     embeddings: Any,
     linkage: Linkage = "ward",
     *,
+    metric: TreeMetric = "cosine",
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
     progress: Report | None = None,
 ) -> Tree:
-    """Cluster embeddings by cosine distance.
+    """Cluster embeddings by cosine or Euclidean distance.
 
     Parameters
     ----------
@@ -60,6 +62,9 @@ def build_tree(
         (bfloat16 too). Read in place; only tensors on a device are copied, to the host.
     linkage
         ``ward``, ``centroid``, ``average`` or ``complete``.
+    metric
+        ``cosine``: 1 - cos, as in the paper. ``euclidean``: distances of the rows as given; ``centroid`` has no such
+        form, and a row of zeros is a row like any other.
     exact
         True: the linkage as SciPy defines it, or ``MemoryError``. False: approximately, cell by cell. Default: exact
         up to 100,000 prompts if their distances fit in the memory: 2 N² bytes (4 N² is faster).
@@ -73,14 +78,24 @@ def build_tree(
     Raises
     ------
     ValueError
-        For an empty set, a NaN, infinite or all-zero row (named), or an unknown linkage.
+        For an empty set, a NaN, infinite or (with ``cosine``) all-zero row (named), an unknown linkage or metric, or
+        ``centroid`` with ``euclidean``.
     MemoryError
         If ``exact=True`` needs more than ``memory``.
     """
     check_name("linkage", linkage, Linkage)
+    check_name("metric", metric, TreeMetric)
+    check_linkage(metric, linkage)
     vectors = as_vectors(embeddings, None, "embeddings")
     limits = Limits(exact, threads, memory)
-    return Tree.build(vectors.array, linkage, bfloat16=vectors.bfloat16, progress=progress, **limits.arguments())
+    return Tree.build(
+        vectors.array,
+        linkage,
+        metric=metric,
+        bfloat16=vectors.bfloat16,
+        progress=progress,
+        **limits.arguments(),
+    )
 
 
 def replica_tree(
@@ -90,19 +105,20 @@ def replica_tree(
     linkage: Linkage,
     limits: Limits,
     progress: Report | None,
+    metric: TreeMetric = "cosine",
 ) -> Tree:
     """One tree per replica, joined at infinite height: images of one prompt never share a step.
 
     ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to: any
     numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once.
     """
-    arguments = {**limits.arguments(), "bfloat16": vectors.bfloat16}
+    arguments = {**limits.arguments(), "metric": metric, "bfloat16": vectors.bfloat16}
     by_replica = np.argsort(replica, kind="stable")
     groups = np.split(by_replica, np.flatnonzero(np.diff(replica[by_replica])) + 1)
     parts = {rows[group].tobytes(): rows[group] for group in groups}
     if len(parts) > 1:
         # All rows are checked before any is clustered: a bad one in a late part would waste the work on early ones.
-        _core.check_embeddings(vectors.array, bfloat16=vectors.bfloat16, threads=arguments["threads"])
+        _core.check_embeddings(vectors.array, metric=metric, bfloat16=vectors.bfloat16, threads=arguments["threads"])
     everything = np.arange(len(vectors.array), dtype=np.int64)
     built: dict[bytes, Tree] = {}
     for done, (key, part) in enumerate(parts.items()):

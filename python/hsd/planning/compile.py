@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
-from ..names import Linkage, Noise, check_count, check_name
+from ..names import Linkage, Metric, Noise, check_count, check_name
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, as_vectors, replica_tree
 from .encoders import Encoder, StaticEncoder, default_encoder
+from .metric import check_threshold_given, resolve_metric
 from .plan import PLAN_FILE, Plan
 from .prompts import check_prompts, make_seeds, occurrences
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
@@ -39,6 +40,7 @@ def compile(
     budget: float | None = None,
     steps: int = 40,
     linkage: Linkage = "ward",
+    metric: Metric = "auto",
     schedule: Schedule = "linear",
     seeds: int | Sequence[int] | NDArray[np.integer] = 0,
     images_per_prompt: int = 1,
@@ -60,7 +62,7 @@ def compile(
         N non-empty strings. One that occurs r times gives r different images.
     tau
         The largest dissimilarity of the prompts of one cluster at the first step; 0 shares nothing. Default: the
-        model's own default where its embeddings are used, else 1.0.
+        model's own default where its embeddings are used, else 1.0; with ``metric="euclidean"`` there is none.
     budget
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
         saves at least this share is used.
@@ -69,13 +71,16 @@ def compile(
         embeddings, and ``steps`` are counted by its scheduler.
     embeddings
         (N, D) floats to cluster by instead, one row per given prompt: NumPy (memory-mapped too), or a torch tensor
-        on any device. Compared by cosine distance. Read in place, not copied.
+        on any device. Compared by ``metric``. Read in place, not copied.
     encoder
         A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network.
     steps
         ``num_inference_steps`` of the scheduler. Without a model, evaluations of the denoiser.
     linkage
         ``ward`` (default: the authors' code), ``centroid`` (the paper's Eqs. 3-5), ``average`` or ``complete``.
+    metric
+        ``cosine`` (the paper) or ``euclidean`` distances of the embeddings. ``auto`` is ``cosine``. ``centroid`` takes
+        ``cosine`` only.
     schedule
         How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, a callable of
         k/(K-1), or K fractions of tau.
@@ -122,6 +127,8 @@ def compile(
     repeats = check_count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
     check_name("noise", noise, Noise)
+    metric = resolve_metric(metric, linkage)
+    check_threshold_given(metric, tau, budget)
     gamma = None if catch_up is None else check_catch_up(catch_up)
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
@@ -146,6 +153,7 @@ def compile(
         "budget": budget,
         "steps": steps,
         "linkage": linkage,
+        "metric": metric,
         "schedule": schedule if isinstance(schedule, str) else "custom",
         "images_per_prompt": repeats,
         "noise": noise,
@@ -188,7 +196,7 @@ def compile(
     # Images of one prompt, and prompts that differ in their settings, are in separate trees.
     replica = occurrences(texts) * len(values) + variant
     report = None if progress is None else partial(progress, "cluster")
-    tree = replica_tree(vectors, rows, replica, linkage, limits, report)
+    tree = replica_tree(vectors, rows, replica, linkage, limits, report, metric)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
@@ -222,7 +230,8 @@ def _earlier(
     plan = Plan.load(path)
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
-    same = all(plan.request.get(name) == request.get(name) for name in {*request, "settings"} - ignored)
+    found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
+    same = all(found.get(name) == request.get(name) for name in {*request, "settings"} - ignored)
     same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
     same = same and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
     same = same and (exact is None or plan.tree.exact == exact)

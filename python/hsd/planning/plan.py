@@ -35,7 +35,7 @@ class Plan:
     seeds
         (N,) int64, the seed of each prompt's generator. Read-only.
     request
-        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, schedule, noise, catch_up, encoder.
+        The arguments of :func:`hsd.compile`: tau or budget, steps, linkage, metric, schedule, noise, catch_up, encoder.
     """
 
     prompts: list[str]
@@ -85,6 +85,11 @@ class Plan:
     def tau(self) -> float:
         """The threshold: 0 shares nothing."""
         return float(self.request["tau"])
+
+    @property
+    def metric(self) -> str:
+        """How the embeddings were compared; ``cosine`` in files from before there was a choice."""
+        return str(self.request.get("metric", "cosine"))
 
     @property
     def noise(self) -> str:
@@ -221,6 +226,7 @@ class Plan:
             steps=self.n_steps,
             exact=self.tree.exact,
             linkage=str(self.request["linkage"]),
+            metric=self.metric,
             encoder=str(self.request["encoder"]),
             tau=self.tau,
             settings=len(self.settings),

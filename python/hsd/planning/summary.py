@@ -36,6 +36,7 @@ class Summary:
     exact: bool
     """Whether the tree is exact."""
     linkage: str
+    metric: str
     encoder: str
     tau: float
     settings: int
@@ -84,10 +85,11 @@ class Summary:
     def __str__(self) -> str:
         share = f" ({self.kept:,} kept)" if self.kept < self.prompts else ""
         approximate = "" if self.exact else "approximate "
+        metric = "" if self.metric == "cosine" else f", {self.metric} metric"
         lines = [
             ("prompts", f"{self.prompts:,}{share}"),
             ("steps", f"{self.steps}"),
-            ("clustering", f"{approximate}{self.linkage} on {self.encoder}, tau {self.tau:.4g}"),
+            ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
         if self.settings > 1:
             lines.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from ..names import ExperimentName
-from . import open_questions, paper, pictures
+from . import frontier, open_questions, paper, pictures
 from .experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -116,6 +116,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "once.",
         open_questions.trunk_needs,
         open_questions.trunk,
+    ),
+    Experiment(
+        "frontier",
+        "The frontier: is sharing better than fewer steps?",
+        "At each number of evaluations an image: own steps, the paper's sharing, and two changes of it, each alone and "
+        "both: catch-up conditioning and the model's own metric. Steps, share saved, gamma and schedule are fixed for "
+        "each number of evaluations and were chosen on other prompts. With the model's own sampler and a deterministic "
+        "one.",
+        frontier.frontier_needs,
+        frontier.frontier,
     ),
 )
 

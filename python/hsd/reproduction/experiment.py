@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.stats import WinRate, mean_of_known, pair_mean_interval, similarity_to_others, vendi_score
+from ..evaluation.stats import WinRate, pair_mean_interval, similarity_to_others, vendi_score
 from .lab import GeneratedSet, Lab, PromptSet, Variant
 from .results import Column, Estimate, Result
 
@@ -40,14 +40,16 @@ def for_all_sets(lab: Lab, variants: Iterable[Variant]) -> Needed:
 
 
 def by_set(lab: Lab, variant: Variant) -> dict[str, list[GeneratedSet]]:
-    """The images of one variant, by set, and under ``ALL`` those of all sets if there are several."""
+    """The images of one variant, by set, with all seed ranges; under ``ALL`` those of all sets if there are several."""
     return grouped(generate_all_sets(lab, variant))
 
 
 def grouped(generated: Sequence[GeneratedSet]) -> dict[str, list[GeneratedSet]]:
-    """Generated sets by name, and under ``ALL`` all of them if there are several."""
-    out = {one.prompt_set.name: [one] for one in generated}
-    if len(generated) > 1:
+    """Generated sets by name, and under ``ALL`` all of them if there are several names."""
+    out: dict[str, list[GeneratedSet]] = {}
+    for one in generated:
+        out.setdefault(one.prompt_set.name, []).append(one)
+    if len(out) > 1:
         out[ALL] = list(generated)
     return out
 
@@ -74,23 +76,30 @@ def saved(lab: Lab, generated: Sequence[GeneratedSet]) -> float:
 
 
 def score(lab: Lab, generated: Sequence[GeneratedSet]) -> Estimate:
-    """Mean score; its interval is a bootstrap over prompts."""
-    return Estimate(*mean_of_known(*lab.pooled(generated), seed=lab.seed))
+    """Mean score; its interval resamples :meth:`Lab.clusters`."""
+    mean, interval, clusters = lab.mean(generated)
+    return Estimate(mean, interval, clusters.few)
 
 
 def difference(wins: WinRate) -> Estimate:
     """Mean of our score minus the other's, image by image."""
-    return Estimate(wins.difference, wins.difference_interval)
+    return Estimate(wins.difference, wins.difference_interval, wins.few_clusters)
+
+
+def mean_difference(lab: Lab, ours: Sequence[GeneratedSet], theirs: Sequence[GeneratedSet]) -> Estimate:
+    """The mean of :func:`difference`, without the win rates."""
+    mean, interval, clusters = lab.mean(ours, theirs)
+    return Estimate(mean, interval, clusters.few)
 
 
 def win(wins: WinRate) -> Estimate:
     """Share of the pairs that our image wins; a tie does not count as a win."""
-    return Estimate(wins.win_rate, wins.win_rate_interval)
+    return Estimate(wins.win_rate, wins.win_rate_interval, wins.few_clusters and wins.interval != "wilson")
 
 
 def win_half(wins: WinRate) -> Estimate:
     """The same with ties as half: 50 % means that both score equally well."""
-    return Estimate(wins.win_rate_half_ties, wins.win_rate_half_ties_interval)
+    return Estimate(wins.win_rate_half_ties, wins.win_rate_half_ties_interval, wins.few_clusters)
 
 
 def similarity(lab: Lab, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Estimate:
@@ -99,15 +108,23 @@ def similarity(lab: Lab, generated: Sequence[GeneratedSet], against: Sequence[Ge
     known = [values for values in found if values is not None]
     if len(known) < len(found):
         return Estimate(None)
-    if len(known) == 1:
-        return Estimate(float(known[0].mean()), pair_mean_interval(known[0]))
-    # Sets are independent of each other, so the variances of their means add.
-    half = [(high - low) / 2.0 for low, high in map(pair_mean_interval, known)]
-    mean, error = (
-        float(np.mean([values.mean() for values in known])),
-        float(np.sqrt(np.square(half).sum()) / len(known)),
-    )
-    return Estimate(mean, (mean - error, mean + error))
+    mean = float(np.mean([values.mean() for values in known]))
+    # Sets are independent of each other, so the variances of their means add. Seed ranges of one set are not.
+    halves, few = [], False
+    for name in dict.fromkeys(one.prompt_set.name for one in generated):
+        at = [i for i, one in enumerate(generated) if one.prompt_set.name == name]
+        clusters = lab.clusters([generated[i] for i in at], None if against is None else [against[i] for i in at])
+        starts = np.cumsum([0, *(len(generated[i].prompt_set.prompts) for i in at)])
+        clusters = clusters.take(
+            np.concatenate([s + lab.sample(generated[i]) for s, i in zip(starts, at, strict=False)])
+        )
+        interval = pair_mean_interval(np.concatenate([known[i] for i in at]), clusters=clusters)
+        if interval is None:
+            return Estimate(mean)
+        halves.append((interval[1] - interval[0]) / 2.0)
+        few = few or clusters.few
+    error = float(np.sqrt(np.square(halves).sum()) / len(halves))
+    return Estimate(mean, (mean - error, mean + error), few)
 
 
 def _similarities(lab: Lab, generated: GeneratedSet, against: GeneratedSet | None) -> np.ndarray | None:

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from ..conditioning.rows import Conditioning
 from ..errors import Error
+from ..evaluation.clusters import Clusters, clusters_of
 from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
-from ..evaluation.stats import WinRate, win_rate
+from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
 from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import encode, recall, remember
-from ..names import Linkage, Noise, ScheduleName
+from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
@@ -29,6 +30,9 @@ from ..work.files import make_folder, write_atomically
 from .samplers import sampler_named
 
 STUDY = "study.json"
+
+SEED_STEP = 1000
+"""Distance of the seed ranges of a study with several seeds a prompt."""
 
 
 class Skipped(Error):
@@ -41,6 +45,13 @@ class PromptSet:
 
     name: str
     prompts: tuple[str, ...]
+    repeat: int = 0
+    """Which of the study's seed ranges its images have: prompt i has the seed ``seed + 1000 repeat + i``."""
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder below ``runs``. The first range has none of its own, as studies with one seed."""
+        return f"{self.name}_seeds-{SEED_STEP * self.repeat}" if self.repeat else self.name
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,10 @@ class Variant:
     """One of :data:`hsd.reproduction.samplers.SAMPLERS`; None: the model's own."""
     prior_tau: float = 0.0
     """The tau of the prior, whose steps are shared by a tree of text embeddings; 0: nothing is shared."""
+    catch_up: float = 0.0
+    """gamma of catch-up conditioning; 0: the paper, where a prompt is conditioned on its cluster's mean alone."""
+    metric: Metric = "cosine"
+    """``cosine`` (the paper), ``calibrated`` or ``direct``: how the dissimilarity of prompts is measured."""
 
     @property
     def name(self) -> str:
@@ -103,6 +118,8 @@ class Lab:
         A loaded model.
     sets
         Prompt sets; their names have to differ.
+    seeds
+        Number of seed ranges: every set is generated once for each, and the scores are pooled.
     out
         Folder for images and results; an interrupted study continues there.
     measurer
@@ -112,9 +129,16 @@ class Lab:
     steps
         ``num_inference_steps``, unless an experiment sets another number.
     seed
-        Prompt i of a set has the seed ``seed + i``.
+        Prompt i of a set has the seed ``seed + i``; in the next seed range ``seed + 1000 + i``, and so on.
     batch_size
         Largest number of lanes in a call of the denoiser.
+    evaluations
+        The evaluations an image at which ``frontier`` compares; None: all that its table has.
+
+    Attributes
+    ----------
+    sets
+        Every set with every seed range; ``first_sets`` are those of the first range, for what shows single images.
     """
 
     def __init__(
@@ -128,14 +152,19 @@ class Lab:
         steps: int,
         seed: int,
         batch_size: int,
+        seeds: int = 1,
+        evaluations: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.sets, self.out, self.measurer = model, tuple(sets), make_folder(out), measurer
+        self.model, self.out, self.measurer = model, make_folder(out), measurer
+        self.first_sets = tuple(sets)
+        self.sets = tuple(dataclasses.replace(s, repeat=r) for r in range(seeds) for s in sets)
+        self.evaluations = evaluations
         self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
         self.progress: CallReport | None = None
-        self._encoded: dict[tuple[str, float], Conditioning] = {}
-        self._plans: dict[tuple[str, Variant], Plan] = {}
-        self._generated: dict[tuple[str, Variant], GeneratedSet] = {}
+        self._encoded: dict[tuple[PromptSet, float], Conditioning] = {}
+        self._plans: dict[tuple[PromptSet, Variant], Plan] = {}
+        self._generated: dict[tuple[PromptSet, Variant], GeneratedSet] = {}
         self._scores: dict[Path, NDArray[np.float64]] = {}
         self._embeddings: dict[Path, NDArray[np.float64]] = {}
         self._check_study()
@@ -156,13 +185,23 @@ class Lab:
             adapter = adapter.with_scheduler(sampler_named(variant.sampler, adapter.scheduler()))
         return adapter
 
+    def measures(self, metric: Metric) -> bool:
+        """Whether the model allows this metric."""
+        if metric == "cosine":
+            return True
+        return getattr(self.model, "calibration", None) is not None
+
+    def seed_of(self, prompt_set: PromptSet) -> int:
+        """The seed of the first prompt of a set."""
+        return self.seed + SEED_STEP * prompt_set.repeat
+
     def vectors(self, prompt_set: PromptSet, variant: Variant | None = None) -> NDArray[np.float32]:
         """The (n, D) embeddings that the set is clustered by, in the order of its prompts."""
         return np.asarray(self._conditioning(prompt_set, variant or Variant()).vectors, dtype=np.float32)
 
     def plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:
         """The plan of a set. The set is encoded at the first call."""
-        key = prompt_set.name, variant
+        key = prompt_set, variant
         if key not in self._plans:
             self._plans[key] = self._plan(prompt_set, variant)
         return self._plans[key]
@@ -172,19 +211,19 @@ class Lab:
         prior, n = self.adapter(variant).prior(), len(prompt_set.prompts)
         if prior is None or not variant.prior_tau:
             return 0.0
-        prompts, seeds = list(prompt_set.prompts), self.seed + np.arange(n)
+        prompts, seeds = list(prompt_set.prompts), self.seed_of(prompt_set) + np.arange(n)
         texts = encode([prior], np.zeros(n, np.int64), prompts, seeds)
         return plan_of(texts.vectors, prompts, seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
 
     def generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
         """Generate the images of a set that are missing, and return all of them."""
-        key = prompt_set.name, variant
+        key = prompt_set, variant
         if key not in self._generated:
             self._generated[key] = self._generate(prompt_set, variant)
         return self._generated[key]
 
     def _folder(self, prompt_set: PromptSet, variant: Variant) -> Path:
-        return self.out / "runs" / prompt_set.name / variant.name
+        return self.out / "runs" / prompt_set.folder / variant.name
 
     def _generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
         plan, adapter = self.plan(prompt_set, variant), self.adapter(variant)
@@ -214,15 +253,12 @@ class Lab:
         if not self.measurer.embeds:
             return None
         if generated.folder not in self._embeddings:
-            folder, sample = read_folder(generated.folder), self._sample(generated)
+            folder, sample = read_folder(generated.folder), self.sample(generated)
             self._embeddings[generated.folder] = np.stack(self.measurer.embeddings(folder, sample))
         return self._embeddings[generated.folder]
 
-    def sampled(self, generated: GeneratedSet) -> int:
-        """m, the number of images whose diversity is measured."""
-        return len(self._sample(generated))
-
-    def _sample(self, generated: GeneratedSet) -> list[int]:
+    def sample(self, generated: GeneratedSet) -> list[int]:
+        """Positions of the m images whose diversity is measured."""
         return self.measurer.drawn(np.random.default_rng(self.seed), range(len(generated.prompt_set.prompts)))
 
     def pooled(self, generated: Iterable[GeneratedSet]) -> tuple[NDArray[np.float64], list[str]]:
@@ -231,24 +267,46 @@ class Lab:
         prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
         return np.concatenate([self.scores(one) for one in generated]), prompts
 
+    def clusters(self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Clusters:
+        """Which of the images are not independent: those of one prompt, in all seed ranges, and those of one trunk.
+
+        For differences, trunks of ``against`` too, whose sets are the same.
+        """
+        prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
+        return clusters_of(prompts, _roots(generated), None if against is None else _roots(against))
+
+    def mean(
+        self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None
+    ) -> tuple[float | None, Interval | None, Clusters]:
+        """The mean score of several sets together, its interval, and what was resampled for it.
+
+        With ``against``, whose sets are the same, of the differences image by image.
+        """
+        scores, _ = self.pooled(generated)
+        if against is not None:
+            scores = scores - self.pooled(against)[0]
+        clusters = self.clusters(generated, against)
+        return *mean_of_known(scores, clusters, seed=self.seed), clusters.take(~np.isnan(scores))
+
     def win_rate(self, generated: Iterable[GeneratedSet], against: Iterable[GeneratedSet]) -> WinRate:
         """Compare image by image, over all sets together; both sides have the same sets in the same order."""
+        generated, against = list(generated), list(against)
         ours, prompts = self.pooled(generated)
         theirs, same = self.pooled(against)
         assert prompts == same, "two sides of a comparison have different prompts"
-        return self.win_rate_of_scores(ours, theirs, prompts)
+        return self.win_rate_of_scores(ours, theirs, self.clusters(generated, against))
 
-    def win_rate_of_scores(
-        self, ours: NDArray[np.float64], theirs: NDArray[np.float64], prompts: Sequence[str]
-    ) -> WinRate:
+    def win_rate_of_scores(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], clusters: Clusters) -> WinRate:
         """Compare the scores (n,) of two variants pair by pair; ties are defined as in :func:`hsd.evaluate`."""
-        return win_rate(ours, theirs, prompts, tolerance=1e-6, seed=self.seed)
+        return win_rate(ours, theirs, clusters, tolerance=1e-6, seed=self.seed)
 
     def _conditioning(self, prompt_set: PromptSet, variant: Variant) -> Conditioning:
-        key = prompt_set.name, variant.prior_tau
+        key = prompt_set, variant.prior_tau
         if key not in self._encoded:
             adapter = self.adapter(Variant(prior_tau=variant.prior_tau))
-            plan = compile_plan(prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed)
+            plan = compile_plan(
+                prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed_of(prompt_set)
+            )
             conditioning = recall(plan, adapter.encoding_key())
             assert conditioning is not None
             self._encoded[key] = conditioning
@@ -262,7 +320,13 @@ class Lab:
         tau: float | None = 0.0 if variant.tau is None and variant.budget is None else variant.tau
         if variant.group:
             vectors, tau = self._grouped(prompt_set, variant.group), 0.5
-        adapter = self.adapter(variant)
+        adapter, metric = self.adapter(variant), variant.metric
+        if metric == "calibrated":
+            # The same tree as hsd.compile makes of this model, without encoding the prompts again for every variant.
+            calibration = getattr(adapter, "calibration", None)
+            if calibration is None:
+                raise Skipped(f"{adapter.name} is not calibrated")
+            vectors, metric = calibration.transform(vectors), "euclidean"
         try:
             return compile_plan(
                 prompt_set.prompts,
@@ -273,8 +337,10 @@ class Lab:
                 steps=variant.steps or self.steps,
                 linkage=variant.linkage,
                 schedule=variant.schedule,
-                seeds=self.seed,
+                seeds=self.seed_of(prompt_set),
                 noise=variant.noise,
+                metric=metric,
+                catch_up=variant.catch_up,
             )
         except ValueError as error:  # with few prompts or steps, the budget may be out of reach
             raise Skipped(f"{prompt_set.name}: {error}") from None
@@ -293,8 +359,10 @@ class Lab:
             "settings": json.loads(json.dumps(self.model.settings, default=repr)),
             "steps": self.steps,
             "seed": self.seed,
+            # Not the number of seed ranges: a study with more of them continues one with fewer.
             "sets": {
-                s.name: hashlib.blake2b("\n".join(s.prompts).encode(), digest_size=8).hexdigest() for s in self.sets
+                s.name: hashlib.blake2b("\n".join(s.prompts).encode(), digest_size=8).hexdigest()
+                for s in self.first_sets
             },
         }
         path = self.out / STUDY
@@ -307,3 +375,8 @@ class Lab:
                     f"{study[differs[0]]!r}; choose another folder"
                 )
         write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+
+
+def _roots(generated: Sequence[GeneratedSet]) -> list[str]:
+    """The root cluster of each image: its set with its seed range, and the segment that is active at step 0."""
+    return [f"{one.prompt_set.folder}: {segment}" for one in generated for segment in one.plan.active(0).tolist()]

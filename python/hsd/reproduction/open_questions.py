@@ -211,7 +211,7 @@ def sampler(lab: Lab) -> list[Result]:
 
 def trunk_set(lab: Lab) -> PromptSet:
     """The last set by name; if the sets are named as in the paper, that is ``templates``."""
-    return lab.sets[-1]
+    return lab.first_sets[-1]
 
 
 def trunk_variants(lab: Lab) -> dict[int, dict[float, Variant]]:

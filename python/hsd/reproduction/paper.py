@@ -208,7 +208,7 @@ def diversity(lab: Lab) -> list[Result]:
         for name, generated in by_set(lab, variant).items():
             more = Estimate(None) if variant == Variant() else similarity(lab, generated, standard[name])
             cells = (similarity(lab, generated), more, vendi(lab, generated))
-            rows.append((label, name, sum(lab.sampled(one) for one in generated), saved(lab, generated), *cells))
+            rows.append((label, name, sum(len(lab.sample(one)) for one in generated), saved(lab, generated), *cells))
     columns = (
         Column("variant", "text"),
         SET,
@@ -230,7 +230,7 @@ def families_needs(lab: Lab) -> Needed:
 def families(lab: Lab) -> list[Result]:
     """The supplement's table by family: prompts that share the first step at the model's tau."""
     rows = []
-    for prompt_set in lab.sets:
+    for prompt_set in lab.first_sets:
         generated = lab.generate(prompt_set, Variant(tau=lab.tau))
         ours, theirs = lab.scores(generated), lab.scores(lab.generate(prompt_set, Variant()))
         family = generated.plan.active(0)
@@ -265,7 +265,7 @@ def _family_row(
     lab: Lab, generated: GeneratedSet, members: np.ndarray, label: str, ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[str | float | int | Estimate | None, ...]:
     prompts = [generated.prompt_set.prompts[i] for i in members]
-    wins = lab.win_rate_of_scores(ours[members], theirs[members], prompts)
+    wins = lab.win_rate_of_scores(ours[members], theirs[members], lab.clusters([generated]).take(members))
     means = [mean_of_known(scores[members], prompts)[0] for scores in (theirs, ours)]
     share, counts = generated.plan.prune(members).savings, (wins.wins, wins.ties, wins.losses)
     return (generated.prompt_set.name, label, len(members), share, *means, wins.difference, *counts)

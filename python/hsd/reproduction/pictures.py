@@ -101,7 +101,7 @@ def chain(lab: Lab) -> list[Result]:
 def chain_set(lab: Lab) -> PromptSet:
     """Prompts of which each is a special case of the one before."""
     name = "general-to-special"
-    while name in {prompt_set.name for prompt_set in lab.sets}:
+    while name in {prompt_set.name for prompt_set in lab.first_sets}:
         name += "-"
     return PromptSet(name, DEMO_CHAIN if lab.model.name == "demo" else CHAIN)
 
@@ -182,7 +182,7 @@ def mean_embedding(lab: Lab) -> list[Result]:
     if n_steps < 2:
         raise Skipped("a mean needs a step before the last, which is never shared")
     rows: list[tuple[str, list[str], list[PIL.Image.Image]]] = []
-    for prompt_set in lab.sets[:4]:
+    for prompt_set in lab.first_sets[:4]:
         for members in families(lab, prompt_set)[:1]:
             prompts = [prompt_set.prompts[i] for i in members]
             rows.append((prompt_set.name, [f"mean of {len(prompts)}", *prompts], mean_and_members(lab, prompts)))
@@ -238,7 +238,9 @@ def families(lab: Lab, prompt_set: PromptSet) -> list[list[int]]:
 
 
 def _no_family(lab: Lab) -> str:
-    return f"no set has {RELATED} different prompts: {', '.join(f'{s.name} ({len(s.prompts)})' for s in lab.sets)}"
+    return (
+        f"no set has {RELATED} different prompts: {', '.join(f'{s.name} ({len(s.prompts)})' for s in lab.first_sets)}"
+    )
 
 
 # -- Fig. 2
@@ -284,7 +286,7 @@ def disjoint_families(lab: Lab) -> list[list[str]]:
     """At most ``FAMILIES`` disjoint families of ``RELATED`` prompts; the closest family of each set first."""
     out: list[list[str]] = []
     taken: set[str] = set()
-    each = [[[s.prompts[i] for i in members] for members in families(lab, s)] for s in lab.sets]
+    each = [[[s.prompts[i] for i in members] for members in families(lab, s)] for s in lab.first_sets]
     for some in itertools.zip_longest(*each):
         for family in some:
             if family is not None and taken.isdisjoint(family) and len(out) < FAMILIES:

@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from ..evaluation.clusters import FEW
 from ..evaluation.stats import Interval
 
 Kind = Literal["text", "count", "number", "share", "signed"]
@@ -17,6 +18,8 @@ class Estimate(NamedTuple):
 
     value: float | None
     interval: Interval | None = None
+    few: bool = False
+    """Whether the interval rests on so few clusters that it is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Table:
         body = [[_text(c, column.kind) for c, column in zip(row, self.columns, strict=True)] for row in self.rows]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rules, *body])
 
+    @property
+    def marked(self) -> bool:
+        """Whether any interval rests on few clusters."""
+        return any(isinstance(c, Estimate) and c.few and c.interval is not None for row in self.rows for c in row)
+
     def csv(self) -> str:
         """For programs: numbers are exact; estimates have three columns, two for the ends ``... low``, ``... high``."""
         estimated = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
@@ -62,7 +70,7 @@ class Table:
                 if not wide:
                     cells.append(cell)
                     continue
-                value, interval = cell if isinstance(cell, Estimate) else (cell, None)
+                value, interval = cell[:2] if isinstance(cell, Estimate) else (cell, None)
                 cells += [value, *(interval or (None, None))]
             writer.writerow(cells)
         return out.getvalue()
@@ -80,6 +88,12 @@ class Figure:
 
 Result = Table | Figure
 
+MARK = "†"
+"""Marks an interval that rests on few clusters."""
+
+MARKED = f"{MARK} Too narrow: the interval rests on few clusters, as much as fewer than {FEW} of equal size."
+"""The explanation below a table."""
+
 
 def _text(cell: Cell, kind: Kind) -> str:
     if isinstance(cell, Estimate):
@@ -87,7 +101,7 @@ def _text(cell: Cell, kind: Kind) -> str:
         if cell.interval is None or cell.value is None:
             return value
         low, high = (_text(end, kind) for end in cell.interval)
-        return f"{value} ({low} to {high})"
+        return f"{value} ({low} to {high}){MARK * cell.few}"
     if cell is None:
         return "–"
     if isinstance(cell, str):

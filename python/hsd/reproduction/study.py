@@ -26,8 +26,9 @@ from ..work.files import write_atomically
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
-from .lab import Lab, PromptSet, Skipped, Variant
-from .results import Figure, Result, Table
+from .frontier import check_evaluations
+from .lab import SEED_STEP, Lab, PromptSet, Skipped, Variant
+from .results import MARKED, Figure, Result, Table
 
 PROMPTS = Path(__file__).parent / "prompts"
 """The folder of the demo model's four prompt sets."""
@@ -66,6 +67,8 @@ def reproduce(
     steps: int = 40,
     seed: int = 0,
     batch_size: int = 16,
+    seeds: int = 1,
+    evaluations: Iterable[int] | None = None,
     samples: int = 100,
     progress: bool = True,
     say: Callable[[str], object] = lambda text: None,
@@ -96,6 +99,12 @@ def reproduce(
         ``num_inference_steps`` of standard diffusion.
     seed
         Prompt i of a set gets the seed ``seed + i`` in every variant.
+    seeds
+        Number of seed ranges. Every set is generated once for each, with a plan of its own; prompt i of range r has
+        the seed ``seed + 1000 r + i``. The scores are pooled. A study with more ranges continues one with fewer.
+        Experiments that show single images or families use the first range.
+    evaluations
+        The evaluations an image at which ``frontier`` compares. Default: all that it has settings for.
     batch_size
         Largest number of lanes in a call of the denoiser, and images scored at once.
     samples
@@ -113,6 +122,8 @@ def reproduce(
     chosen = _chosen(only)
     plots.figure(1, 1)  # fails here if matplotlib is missing
     check_count("batch_size", batch_size)
+    check_count("seeds", seeds)
+    evaluations = None if evaluations is None else check_evaluations(evaluations)
     tau = None if tau is None else check_tau(tau)
     sets = read_sets(PROMPTS if prompts is None else prompts, None if limit is None else check_count("limit", limit))
     adapter = load(model, **settings)
@@ -130,6 +141,8 @@ def reproduce(
         steps=check_count("steps", steps),
         seed=seed,
         batch_size=batch_size,
+        seeds=seeds,
+        evaluations=evaluations,
     )
     try:
         skipped = _generate_all(lab, chosen, progress, say)
@@ -237,19 +250,27 @@ def _written(out: Path, result: Result) -> str:
     assert isinstance(result, Table)
     write_atomically(out / "tables" / f"{result.name}.csv", result.csv().encode())
     write_atomically(out / "tables" / f"{result.name}.md", (result.markdown() + "\n").encode())
-    return f"**{result.title}**\n\n{result.markdown()}"
+    below = f"\n\n{MARKED}" if result.marked else ""
+    return f"**{result.title}**\n\n{result.markdown()}{below}"
 
 
 def _setup(lab: Lab, seconds: float) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in lab.model.settings.items() if value is not None)
-    sets = ", ".join(f"{s.name} ({len(s.prompts)})" for s in lab.sets)
+    sets = ", ".join(f"{s.name} ({len(s.prompts)})" for s in lab.first_sets)
+    ranges = len(lab.sets) // len(lab.first_sets)
+    several = "" if ranges == 1 else f", and {ranges - 1} times more with {SEED_STEP} added to it"
     scheduler = type(lab.model.scheduler()).__name__
     device, dtype = lab.model.device.type, str(lab.model.dtype).removeprefix("torch.")
     return (
         f"Model {lab.model.name} ({settings}), {scheduler}, {lab.steps} steps, on {device} in {dtype}; sets: {sets}; "
-        f"prompt i of a set has the seed {lab.seed} + i in every variant. Scores by {lab.scorer.name} "
-        f"({lab.scorer.version}). Brackets are 95 % intervals: bootstraps over prompts (of mean scores, differences, "
-        "wins with ties as half), Wilson's (wins), normal ones of a mean over pairs (mean cosine). They show how much "
-        "the numbers would vary with other prompts like these, not with other seeds. "
+        f"prompt i of a set has the seed {lab.seed} + i in every variant{several}. Scores by {lab.scorer.name} "
+        f"({lab.scorer.version}). Brackets are 95 % intervals: bootstraps (of mean scores, differences, wins with ties "
+        "as half), Wilson's (wins of independent pairs), normal ones of a mean over pairs (mean cosine). What is "
+        "resampled are prompts and, where images share steps, root clusters: the prompts that began from one trunk. "
+        f"They show how much the numbers would vary with other prompts like these{_not_seeds(ranges)}. "
         f"HSD {__version__}, {duration(seconds)} in all."
     )
+
+
+def _not_seeds(ranges: int) -> str:
+    return ", not with other seeds" if ranges == 1 else " and with other seeds"

@@ -41,7 +41,7 @@ fn threads() -> usize {
 }
 
 fn check(rows: &Array2<f64>) -> Embeddings<'_> {
-    Embeddings::new(rows.view(), |x| x, threads(), &mut Progress::unwatched()).expect("sound rows")
+    Embeddings::new(rows.view(), |x| x, metric, threads(), &mut Progress::unwatched()).expect("sound rows")
 }
 
 fn build(rows: &Array2<f64>, by: Linkage, method: Method, memory: usize) -> Tree {

@@ -40,6 +40,12 @@ pub enum Error {
         /// The names there are.
         choices: &'static [&'static str],
     },
+    /// Centroid linkage with Euclidean distances.
+    #[error(
+        "centroid linkage compares mean embeddings by cosine distance, so it has no Euclidean form; \
+         choose metric \"cosine\", or with \"euclidean\" one of \"ward\", \"average\", \"complete\""
+    )]
+    NoEuclideanCentroid,
     /// More of something than the tables' 32-bit indices can hold.
     #[error("{count} {what} are more than the {limit} that fit; split the set")]
     TooMany {

@@ -21,6 +21,7 @@ mod work;
 
 pub use cluster::embeddings::Embeddings;
 pub use cluster::linkage::Linkage;
+pub use cluster::metric::Metric;
 pub use cluster::{Method, Resources};
 pub use error::{Error, Result};
 pub use plan::schedule::Schedule;

@@ -3,13 +3,13 @@
 use std::num::NonZeroUsize;
 
 use half::{bf16, f16};
-use hsd_core::Embeddings;
+use hsd_core::{Embeddings, Metric};
 use numpy::ndarray::ArrayView2;
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
 
 use crate::arrays::{aligned, wrong_type};
-use crate::errors::positive;
+use crate::errors::{positive, raise};
 use crate::progress::watched;
 
 /// A borrowed array of embeddings.
@@ -54,10 +54,11 @@ pub fn thread_count(threads: Option<i64>) -> PyResult<usize> {
 
 /// Raises what `Tree.build` would raise for these embeddings, without clustering them.
 #[pyfunction]
-#[pyo3(signature = (embeddings, *, bfloat16 = false, threads = None))]
+#[pyo3(signature = (embeddings, *, metric = "cosine", bfloat16 = false, threads = None))]
 pub fn check_embeddings(
     py: Python<'_>,
     embeddings: &Bound<'_, PyAny>,
+    metric: &str,
     bfloat16: bool,
     threads: Option<i64>,
 ) -> PyResult<()> {
@@ -65,16 +66,18 @@ pub fn check_embeddings(
         py: Python<'_>,
         view: ArrayView2<'_, T>,
         value: fn(T) -> f64,
+        metric: Metric,
         threads: usize,
     ) -> PyResult<()> {
-        watched(py, None, |progress| Embeddings::new(view, value, threads, progress).map(drop))
+        watched(py, None, |progress| Embeddings::new(view, value, metric, threads, progress).map(drop))
     }
 
     let threads = thread_count(threads)?;
+    let metric = metric.parse().map_err(raise)?;
     match Borrowed::new(embeddings, bfloat16)? {
-        Borrowed::Half(array) => check(py, array.as_array(), f16::to_f64, threads),
-        Borrowed::Bfloat16(array) => check(py, array.as_array(), bf16_to_f64, threads),
-        Borrowed::Single(array) => check(py, array.as_array(), f64::from, threads),
-        Borrowed::Double(array) => check(py, array.as_array(), |x| x, threads),
+        Borrowed::Half(array) => check(py, array.as_array(), f16::to_f64, metric, threads),
+        Borrowed::Bfloat16(array) => check(py, array.as_array(), bf16_to_f64, metric, threads),
+        Borrowed::Single(array) => check(py, array.as_array(), f64::from, metric, threads),
+        Borrowed::Double(array) => check(py, array.as_array(), |x| x, metric, threads),
     }
 }

@@ -10,7 +10,7 @@ mod progress;
 mod schedule;
 mod tree;
 
-use hsd_core::{Linkage, Order, Schedule};
+use hsd_core::{Linkage, Metric, Order, Schedule};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -35,6 +35,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
         module.add("LINKAGES", PyTuple::new(py, Linkage::NAMES)?)?;
+        module.add("METRICS", PyTuple::new(py, Metric::NAMES)?)?;
         module.add("ORDERS", PyTuple::new(py, Order::NAMES)?)?;
         module.add("SCHEDULES", PyTuple::new(py, Schedule::NAMES)?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))

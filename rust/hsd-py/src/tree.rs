@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::f16;
 use hsd_core::cluster::build_tree;
 use hsd_core::plan::schedule;
-use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Resources};
+use hsd_core::{Embeddings, Error, Linkage, Method, Metric, Progress, Resources};
 use numpy::ndarray::ArrayView2;
 use numpy::{PyArray1, PyArray2, ToPyArray};
 use pyo3::prelude::*;
@@ -33,14 +33,15 @@ impl From<hsd_core::Tree> for Tree {
 impl Tree {
     #[staticmethod]
     #[pyo3(signature = (
-        embeddings, linkage = "ward", *, rows = None, exact = None, threads = None, memory = None, bfloat16 = false,
-        progress = None
+        embeddings, linkage = "ward", *, metric = "cosine", rows = None, exact = None, threads = None, memory = None,
+        bfloat16 = false, progress = None
     ))]
     #[allow(clippy::too_many_arguments)] // Keywords, each with a default.
     fn build(
         py: Python<'_>,
         embeddings: &Bound<'_, PyAny>,
         linkage: &str,
+        metric: &str,
         rows: Option<&Bound<'_, PyAny>>,
         exact: Option<bool>,
         threads: Option<i64>,
@@ -59,7 +60,8 @@ impl Tree {
         let method = exact.map_or(Method::Auto, |exact| if exact { Method::Exact } else { Method::Approximate });
         let resources = Resources { threads, memory };
         let rows = rows.map(row_indices).transpose()?;
-        let options = Options { linkage: linkage.parse().map_err(raise)?, method, resources, rows };
+        let (linkage, metric) = (linkage.parse().map_err(raise)?, metric.parse().map_err(raise)?);
+        let options = Options { linkage, metric, method, resources, rows };
         match Borrowed::new(embeddings, bfloat16)? {
             Borrowed::Half(array) => options.build(py, array.as_array(), f16::to_f64, progress),
             Borrowed::Bfloat16(array) => options.build(py, array.as_array(), bf16_to_f64, progress),
@@ -170,6 +172,7 @@ const CHECK: f64 = 0.02;
 /// How a tree is to be built.
 struct Options {
     linkage: Linkage,
+    metric: Metric,
     method: Method,
     resources: Resources,
     rows: Option<Vec<usize>>,
@@ -192,8 +195,8 @@ impl Options {
         let build = |progress: &mut Progress<'_>| {
             let threads = self.resources.threads;
             let embeddings = progress.part(0.0, CHECK, |progress| match &self.rows {
-                None => Embeddings::new(view, value, threads, progress),
-                Some(rows) => Embeddings::of_rows(view, value, rows, threads, progress),
+                None => Embeddings::new(view, value, self.metric, threads, progress),
+                Some(rows) => Embeddings::of_rows(view, value, self.metric, rows, threads, progress),
             })?;
             progress.part(CHECK, 1.0, |progress| {
                 build_tree(&embeddings, self.linkage, self.method, self.resources, progress)

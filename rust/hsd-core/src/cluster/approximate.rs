@@ -5,10 +5,11 @@
 //! Merges across the borders of cells are lost. Every level draws the borders elsewhere, so that two clusters that one
 //! level separates can still meet on the next, at little more than their height.
 //!
-//! One or more points represent a cluster of many prompts; [`Linkage::definition`] says which. One is exact where the
+//! One or more points represent a cluster of many prompts; `Linkage::definition` says which. One is exact where the
 //! distances depend on nothing but the mean. Where they depend on all members, one point represents each of the highest
 //! clusters inside it.
 
+use std::borrow::Cow;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
@@ -18,8 +19,9 @@ use super::distance::Points;
 use super::embeddings::Embeddings;
 use super::exact::agglomerate;
 use super::join::{Join, UnionFind};
-use super::linkage::{Linkage, Point, Representation, POINTS};
+use super::linkage::{Definition, Point, Representation, POINTS};
 use super::matrix::Storage;
+use super::metric::Metric;
 use crate::error::{reserve, Result};
 use crate::tree::Tree;
 use crate::work::parallel::{runs, share, Task};
@@ -52,13 +54,13 @@ pub fn most_clusters(memory: usize, columns: usize) -> usize {
 /// Clusters the embeddings, approximately.
 pub fn build(
     embeddings: &Embeddings<'_>,
-    linkage: Linkage,
+    definition: Definition,
     sizes: Sizes,
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
     let n = embeddings.len();
-    let mut partial = PartialTree::new(embeddings, linkage);
+    let mut partial = PartialTree::new(embeddings, definition);
     let mut level = 0;
     while partial.roots.len() > sizes.last {
         let count = partial.roots.len();
@@ -78,13 +80,14 @@ pub fn build(
     })?;
     progress.finish()?;
     let merges: Vec<[i64; 2]> = partial.merges.iter().map(|pair| pair.map(i64::from)).collect();
-    Ok(Tree::from_merges(&merges, partial.scores, linkage.name())?.approximate())
+    let scores = partial.scores.into_iter().map(|score| embeddings.in_units(score)).collect();
+    Ok(Tree::from_merges(&merges, scores, definition.linkage.name())?.approximate())
 }
 
 /// The merges so far: a binary tree for each cluster that has no parent yet.
 struct PartialTree<'a> {
     embeddings: &'a Embeddings<'a>,
-    linkage: Linkage,
+    definition: Definition,
     /// Children of node `n + j`.
     merges: Vec<[u32; 2]>,
     scores: Vec<f64>,
@@ -99,12 +102,12 @@ struct PartialTree<'a> {
 }
 
 impl<'a> PartialTree<'a> {
-    fn new(embeddings: &'a Embeddings<'a>, linkage: Linkage) -> Self {
+    fn new(embeddings: &'a Embeddings<'a>, definition: Definition) -> Self {
         let n = embeddings.len();
         let all: Vec<u32> = (0..n as u32).collect();
         PartialTree {
             embeddings,
-            linkage,
+            definition,
             merges: Vec::with_capacity(n - 1),
             scores: Vec::with_capacity(n - 1),
             sizes: vec![1; n],
@@ -145,34 +148,36 @@ impl<'a> PartialTree<'a> {
 
     /// Clusters some roots by one matrix: exactly, as far as their points represent them.
     fn cluster(&self, roots: &[usize], threads: usize, progress: &mut Progress<'_>) -> Result<Vec<Join>> {
+        let definition = self.definition;
         let nodes: Vec<u32> = roots.iter().map(|&root| self.roots[root]).collect();
         let n = self.embeddings.len();
         if nodes.iter().all(|&node| (node as usize) < n) {
             let points = Subset { points: self.embeddings, members: &nodes };
             let lengths: Vec<f64> = nodes.iter().map(|&node| self.embeddings.lengths()[node as usize]).collect();
             let clusters = Clusters::singles(&points, &lengths);
-            return agglomerate(&clusters, self.linkage, Storage::Whole, threads, progress);
+            return agglomerate(&clusters, definition, definition.entries, Storage::Whole, threads, progress);
         }
-        let representation = self.linkage.definition().representation;
+        let Representation { most_points, entries, .. } = definition.representation;
         let mut starts = vec![0];
         let mut parts = Vec::new();
         let mut shares = Vec::new();
         for &node in &nodes {
-            for part in self.parts(node, representation.most_points()) {
+            for part in self.parts(node, most_points) {
                 shares.push(f64::from(self.sizes[part as usize]) / f64::from(self.sizes[node as usize]));
                 parts.push(part);
             }
             starts.push(parts.len());
         }
         let points = progress.part(0.0, 0.1, |progress| Rows::new(self, &parts, threads, progress))?;
-        let (starts, lengths) = match representation {
-            Representation::One(_) => (None, points.lengths.clone()),
+        let (starts, lengths) = match most_points {
+            1 => (None, points.lengths.clone()),
             // The length of a whole cluster's sum is not known. No linkage with several points needs it.
-            Representation::Several(..) => (Some(starts), vec![1.0; nodes.len()]),
+            _ => (Some(starts), vec![1.0; nodes.len()]),
         };
         let sizes = nodes.iter().map(|&node| self.sizes[node as usize].into()).collect();
         let clusters = Clusters { points: &points, starts, shares, sizes, lengths };
-        progress.part(0.1, 1.0, |progress| agglomerate(&clusters, self.linkage, Storage::Whole, threads, progress))
+        progress
+            .part(0.1, 1.0, |progress| agglomerate(&clusters, definition, entries, Storage::Whole, threads, progress))
     }
 
     /// At most `most` nodes that make up `node`: the highest merges undone.
@@ -251,11 +256,11 @@ impl<'a> PartialTree<'a> {
         let length_of = |member: u32| self.embeddings.lengths()[member as usize];
         let point = match members {
             [_] => Point::Member,
-            _ => self.linkage.definition().representation.point(),
+            _ => self.definition.representation.point,
         };
         match point {
             Point::Member => {
-                self.embeddings.read(members[0] as usize, out);
+                self.read(members[0], out);
                 Measures { length: length_of(members[0]), spread: 0.0 }
             }
             Point::MeanDirection => {
@@ -264,24 +269,55 @@ impl<'a> PartialTree<'a> {
                 out.iter_mut().for_each(|x| *x /= divisor);
                 Measures { length, spread: 0.0 }
             }
-            Point::Mean => {
+            Point::Mean | Point::MeanOnly => {
                 let length = self.add_up(members, |_| 1.0, row, out);
                 out.iter_mut().for_each(|x| *x /= members.len() as f64);
-                let square: f64 = out.iter().map(|x| x * x).sum();
-                Measures { length, spread: (1.0 - square).max(0.0) }
+                let spread = if point == Point::Mean { self.spread(members, row, out) } else { 0.0 };
+                Measures { length, spread }
             }
         }
     }
 
-    /// Writes the weighted sum of the unit rows of `members`, and returns its length.
+    /// A prompt as a point. Euclidean points are moved so that the centre is the origin, where single precision is finest.
+    fn read(&self, member: u32, out: &mut [f64]) {
+        self.embeddings.read(member as usize, out);
+        match self.embeddings.metric() {
+            Metric::Cosine => {}
+            Metric::Euclidean => out.iter_mut().zip(self.embeddings.centre()).for_each(|(x, centre)| *x -= centre),
+        }
+    }
+
+    /// Writes the weighted sum of the rows of `members`, and returns its length.
     fn add_up(&self, members: &[u32], weight: impl Fn(u32) -> f64, row: &mut [f64], out: &mut [f64]) -> f64 {
         out.fill(0.0);
         for &member in members {
-            self.embeddings.read(member as usize, row);
+            self.read(member, row);
             let weight = weight(member);
             out.iter_mut().zip(&*row).for_each(|(sum, x)| *sum += weight * x);
         }
         out.iter().map(|x| x * x).sum::<f64>().sqrt()
+    }
+
+    /// The mean squared difference between `members` and their mean. `row` is scratch.
+    fn spread(&self, members: &[u32], row: &mut [f64], mean: &[f64]) -> f64 {
+        match self.embeddings.metric() {
+            Metric::Cosine => (1.0 - mean.iter().map(|x| x * x).sum::<f64>()).max(0.0),
+            Metric::Euclidean => {
+                let square = |&member: &u32| {
+                    self.read(member, row);
+                    row.iter().zip(mean).map(|(x, mean)| (x - mean) * (x - mean)).sum::<f64>()
+                };
+                members.iter().map(square).sum::<f64>() / members.len() as f64
+            }
+        }
+    }
+
+    /// A point near all points that represent nodes.
+    fn centre(&self) -> Cow<'a, [f64]> {
+        match self.embeddings.metric() {
+            Metric::Cosine => Cow::Borrowed(self.embeddings.centre()),
+            Metric::Euclidean => Cow::Owned(vec![0.0; self.embeddings.columns()]),
+        }
     }
 }
 
@@ -319,6 +355,10 @@ impl Points for Means<'_> {
         self.partial.embeddings.columns()
     }
 
+    fn metric(&self) -> Metric {
+        self.partial.embeddings.metric()
+    }
+
     fn centre(&self) -> &[f64] {
         self.partial.embeddings.centre()
     }
@@ -348,6 +388,10 @@ impl Points for Subset<'_> {
         self.points.columns()
     }
 
+    fn metric(&self) -> Metric {
+        self.points.metric()
+    }
+
     fn centre(&self) -> &[f64] {
         self.points.centre()
     }
@@ -365,13 +409,14 @@ impl Points for Subset<'_> {
 struct Rows<'a> {
     rows: Vec<f32>,
     columns: usize,
-    centre: &'a [f64],
+    metric: Metric,
+    centre: Cow<'a, [f64]>,
     spreads: Vec<f64>,
     lengths: Vec<f64>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(partial: &'a PartialTree<'_>, nodes: &[u32], threads: usize, progress: &mut Progress<'_>) -> Result<Self> {
+    fn new(partial: &PartialTree<'a>, nodes: &[u32], threads: usize, progress: &mut Progress<'_>) -> Result<Self> {
         let columns = partial.embeddings.columns();
         let mut rows = reserve("the points that represent clusters", nodes.len() * columns)?;
         rows.resize(nodes.len() * columns, 0.0f32);
@@ -387,7 +432,8 @@ impl<'a> Rows<'a> {
         };
         share(threads, tasks.collect(), progress, || (vec![0.0; columns], vec![0.0; columns]), work)?;
         let (spreads, lengths) = measures.into_iter().map(|Measures { length, spread }| (spread, length)).unzip();
-        Ok(Rows { rows, columns, centre: partial.embeddings.centre(), spreads, lengths })
+        let metric = partial.embeddings.metric();
+        Ok(Rows { rows, columns, metric, centre: partial.centre(), spreads, lengths })
     }
 
     fn range(&self, i: usize) -> Range<usize> {
@@ -404,8 +450,12 @@ impl Points for Rows<'_> {
         self.columns
     }
 
+    fn metric(&self) -> Metric {
+        self.metric
+    }
+
     fn centre(&self) -> &[f64] {
-        self.centre
+        &self.centre
     }
 
     fn read(&self, i: usize, out: &mut [f64]) {

@@ -62,7 +62,12 @@ impl<'a> Clusters<'a> {
     pub fn spreads(&self, entries: Entries, threads: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
         match entries {
             Entries::Spread => {}
-            Entries::Plain | Entries::Squared | Entries::Farthest => return Ok(Vec::new()),
+            Entries::Plain
+            | Entries::Squared
+            | Entries::Root
+            | Entries::Increase
+            | Entries::MeanRoot
+            | Entries::Farthest => return Ok(Vec::new()),
         }
         let mut spreads = vec![0.0; self.len()];
         let mut rest = spreads.as_mut_slice();
@@ -91,29 +96,29 @@ impl<'a> Clusters<'a> {
     }
 }
 
-/// How the entry for two clusters follows from the distances between their points.
+/// How the entry for two clusters follows from the distances between their points, as a tile has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entries {
     /// The distance; every cluster is one point.
     Plain,
     /// The distance squared; every cluster is one point.
     Squared,
+    /// The root of the distance; every cluster is one point.
+    Root,
+    /// The distance of two means times `2 a b / (a + b)` for clusters of sizes a and b: if the distance is half a
+    /// squared one, what joining the two adds to the sum of squared distances from the means of the clusters (Ward,
+    /// 1963). Every cluster is one point.
+    Increase,
     /// Ward's, squared: what the Lance-Williams update gives for two clusters of sizes a and b, in whatever order their
     /// members were joined: `2 a b / (a + b) (mean d² between the two - half the sum of the mean d² within each)`.
     Spread,
+    /// The mean root of the distances.
+    MeanRoot,
     /// The largest distance.
     Farthest,
 }
 
 impl Entries {
-    /// Whether the entries are squared distances.
-    pub fn are_squares(self) -> bool {
-        match self {
-            Entries::Squared | Entries::Spread => true,
-            Entries::Plain | Entries::Farthest => false,
-        }
-    }
-
     /// Writes the entries that follow from a tile into the rows of `band`, at the places of `block` before each row's
     /// own.
     pub fn write(
@@ -136,6 +141,21 @@ impl Entries {
             Entries::Squared => {
                 for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
                     row[before(cluster)].iter_mut().zip(cells).for_each(|(to, &cell)| *to = cell * cell);
+                }
+            }
+            Entries::Root => {
+                for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
+                    row[before(cluster)].iter_mut().zip(cells).for_each(|(to, &cell)| *to = cell.sqrt());
+                }
+            }
+            Entries::Increase => {
+                for ((cluster, row), cells) in band.zip(rows).zip(tile.rows()) {
+                    let (a, sizes) = (clusters.sizes[cluster], &clusters.sizes[block.clone()]);
+                    widest(|| {
+                        for ((to, &cell), b) in row[before(cluster)].iter_mut().zip(cells).zip(sizes) {
+                            *to = (2.0 * a * b / (a + b) * f64::from(cell)) as f32;
+                        }
+                    });
                 }
             }
             Entries::Spread => {
@@ -161,6 +181,28 @@ impl Entries {
                         let b = clusters.sizes[other];
                         let spread = between - (own + spreads[other]) / 2.0;
                         *to = (2.0 * a * b / (a + b) * spread).max(0.0) as f32;
+                    }
+                }
+            }
+            Entries::MeanRoot => {
+                let columns = clusters.points_of(block.clone());
+                let shares = &clusters.shares[columns.clone()];
+                let mut roots = vec![0.0f64; columns.len()];
+                let mut tile = tile.rows();
+                for (cluster, row) in band.zip(rows) {
+                    roots.fill(0.0);
+                    for (point, cells) in clusters.points_of(cluster..cluster + 1).zip(tile.by_ref()) {
+                        let own = clusters.shares[point];
+                        widest(|| {
+                            for ((sum, &cell), share) in roots.iter_mut().zip(cells).zip(shares) {
+                                *sum += own * share * f64::from(cell.sqrt());
+                            }
+                        });
+                    }
+                    for (to, other) in row[before(cluster)].iter_mut().zip(block.clone()) {
+                        let points = clusters.points_of(other..other + 1);
+                        let mean: f64 = roots[points.start - columns.start..points.end - columns.start].iter().sum();
+                        *to = mean as f32;
                     }
                 }
             }

@@ -1,6 +1,9 @@
-//! Cosine distances, a tile at a time.
+//! Distances of points, a tile at a time.
 //!
-//! `1 - dot` in single precision has an error near 1e-7 times the product of the lengths. For two near-duplicate
+//! The distance is half the squared difference. For unit rows that is `1 - dot`, the cosine distance; for other rows the
+//! linkage takes the root, which makes it the Euclidean one.
+//!
+//! It is computed from dot products, `(|x|² + |y|²) / 2 - dot`. For unit rows, `1 - dot` in single precision has an error near 1e-7 times the product of the lengths. For two near-duplicate
 //! prompts that is a whole percent of their distance. Three things keep the digits. A common centre is subtracted from
 //! all points first, so that only their differences from it are multiplied, which are shorter. Pairs that are much
 //! nearer to each other than to the centre are computed again in double precision. Where a tile is full of such pairs,
@@ -11,10 +14,12 @@ use std::ops::Range;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use super::metric::Metric;
 use crate::work::simd::widest;
 
-/// Points of at most unit length. The distance of two is `1 - dot`: for unit rows the cosine distance, for means of
-/// unit rows the mean cosine distance between the members of one and the members of the other.
+/// Points of about unit length at most. The distance of two is half their squared difference plus half of both spreads:
+/// for single rows the half squared difference of these, for means of rows the mean of it over the members of one and
+/// the members of the other. With the cosine metric all rows are unit rows, so it is `1 - dot`, for means too.
 pub trait Points: Sync {
     /// Number of points.
     fn len(&self) -> usize;
@@ -22,13 +27,17 @@ pub trait Points: Sync {
     /// Number of coordinates.
     fn columns(&self) -> usize;
 
+    /// What the rows are: unit rows with the cosine metric.
+    fn metric(&self) -> Metric;
+
     /// A point near all of them.
     fn centre(&self) -> &[f64];
 
     /// Point `i`.
     fn read(&self, i: usize, out: &mut [f64]);
 
-    /// The distance of point `i` from itself, `1 - |i|²`: 0 for a unit row.
+    /// The mean squared difference between point `i` and the rows that it is the mean of: 0 for a row. For a mean of unit
+    /// rows it is `1 - |i|²`.
     fn spread(&self, i: usize) -> f64;
 }
 
@@ -41,7 +50,8 @@ const NEAR: f64 = 1.0 / 8.0;
 /// If more than one pair in this many is near, the whole tile is computed again.
 const CROWDED: usize = 128;
 
-/// Below this distance, `1 - dot` in double precision has lost more digits than single precision holds.
+/// Below this share of a pair's distances from the origin, double precision has lost more digits than single precision
+/// holds.
 const NEAR_DOUBLE: f64 = 1e-7;
 
 /// Up to [`BLOCK`] consecutive points, ready to be multiplied.
@@ -94,9 +104,39 @@ pub struct Tile {
 /// Scratch memory for a tile in double precision.
 #[derive(Debug, Default)]
 struct Doubles {
-    rows: Vec<f64>,
-    columns: Vec<f64>,
+    rows: Doubled,
+    columns: Doubled,
     cells: Vec<f64>,
+}
+
+/// Points of a tile in double precision.
+#[derive(Debug, Default)]
+struct Doubled {
+    entries: Vec<f64>,
+    /// As in a [`Block`].
+    halves: Vec<f64>,
+}
+
+impl Doubled {
+    /// Replaces the points.
+    fn load(&mut self, points: &dyn Points, range: Range<usize>) {
+        let depth = points.columns();
+        self.entries.resize(range.len() * depth, 0.0);
+        self.halves.clear();
+        for (row, i) in self.entries.chunks_exact_mut(depth).zip(range) {
+            points.read(i, row);
+            self.halves.push(match points.metric() {
+                Metric::Cosine => 0.5, // Exactly, which a sum of squares is not.
+                Metric::Euclidean => {
+                    let square = widest(|| {
+                        row.iter_mut().zip(points.centre()).for_each(|(x, centre)| *x -= centre);
+                        sum_of(row, row, |x, y| x * y)
+                    });
+                    (square + points.spread(i)) / 2.0
+                }
+            });
+        }
+    }
 }
 
 impl Tile {
@@ -163,19 +203,15 @@ impl Tile {
     /// Computes all distances again.
     fn fill_in_doubles(&mut self, points: &dyn Points, rows: Range<usize>, columns: Range<usize>) {
         let depth = points.columns();
-        let read = |out: &mut Vec<f64>, range: Range<usize>| {
-            out.resize(range.len() * depth, 0.0);
-            out.chunks_exact_mut(depth).zip(range).for_each(|(out, i)| points.read(i, out));
-        };
-        read(&mut self.doubles.rows, rows.clone());
-        read(&mut self.doubles.columns, columns.clone());
+        self.doubles.rows.load(points, rows.clone());
+        self.doubles.columns.load(points, columns.clone());
         let Doubles { rows: left, columns: right, cells } = &mut self.doubles;
         cells.resize(rows.len() * columns.len(), 0.0);
         matmul(
             MatMut::from_row_major_slice_mut(cells, rows.len(), columns.len()),
             Accum::Replace,
-            MatRef::from_row_major_slice(left, rows.len(), depth),
-            MatRef::from_row_major_slice(right, columns.len(), depth).transpose(),
+            MatRef::from_row_major_slice(&left.entries, rows.len(), depth),
+            MatRef::from_row_major_slice(&right.entries, columns.len(), depth).transpose(),
             1.0,
             Par::Seq,
         );
@@ -183,9 +219,10 @@ impl Tile {
             self.cells.chunks_exact_mut(self.width).zip(cells.chunks_exact(columns.len())).enumerate()
         {
             for (j, (cell, dot)) in cells.iter_mut().zip(dots).enumerate() {
-                let far = 1.0 - dot;
-                let distance = if far < NEAR_DOUBLE && columns.start + j < rows.start + i {
-                    let (one, other) = (&left[i * depth..][..depth], &right[j * depth..][..depth]);
+                let sum = left.halves[i] + right.halves[j];
+                let far = sum - dot;
+                let distance = if far < NEAR_DOUBLE * sum && columns.start + j < rows.start + i {
+                    let (one, other) = (&left.entries[i * depth..][..depth], &right.entries[j * depth..][..depth]);
                     exact(one, other, points.spread(rows.start + i), points.spread(columns.start + j))
                 } else {
                     far
@@ -212,8 +249,7 @@ fn sum_of<X: Copy, Y: Copy>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> f64) -> f64 {
     lanes.iter().sum::<f64>() + rest
 }
 
-/// `1 - dot` as half the squared difference plus half of both spreads: exact to the last digits however near two points
-/// are, and 0 for equal unit rows.
+/// The distance without dot products: exact to the last digits however near two points are, and 0 for equal rows.
 fn exact(x: &[f64], y: &[f64], spread_x: f64, spread_y: f64) -> f64 {
     (widest(|| sum_of(x, y, |x, y| (x - y) * (x - y))) + spread_x + spread_y) / 2.0
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use ndarray::ArrayView2;
 
 use super::distance::Points;
+use super::metric::Metric;
 use crate::error::{index_count, Error, Result};
 use crate::work::parallel::{runs, share, Task};
 use crate::work::progress::Progress;
@@ -44,12 +45,17 @@ impl<T: Copy + Sync, F: Fn(T) -> f64 + Sync> Source for Selection<'_, T, F> {
     }
 }
 
-/// Embeddings, checked: (N, D) finite numbers without a row of zeros. Borrowed, never copied as a whole.
+/// Embeddings, checked: (N, D) finite numbers, for the cosine distance without a row of zeros. Borrowed, never copied as
+/// a whole. As points they are unit rows for the cosine distance; for the Euclidean one, the rows in a unit in which the
+/// largest entry of all is near 1.
 pub struct Embeddings<'a> {
     source: Box<dyn Source + 'a>,
     columns: usize,
-    /// The factor that makes each row a unit row; not a normal number if it is out of range.
+    metric: Metric,
+    /// The factor that makes each row a point; not a normal number if it is out of range.
     scales: Vec<f64>,
+    /// The distance that a distance of 1 between points stands for.
+    unit: f64,
     lengths: Vec<f64>,
     centre: Vec<f64>,
 }
@@ -60,16 +66,18 @@ impl<'a> Embeddings<'a> {
     pub fn new<T: Copy + Sync>(
         view: ArrayView2<'a, T>,
         value: impl Fn(T) -> f64 + Sync + 'a,
+        metric: Metric,
         threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
-        Embeddings::check(view, value, None, threads, progress)
+        Embeddings::check(view, value, metric, None, threads, progress)
     }
 
     /// The same of some rows only, in the order given. An error names the row of the whole.
     pub fn of_rows<T: Copy + Sync>(
         view: ArrayView2<'a, T>,
         value: impl Fn(T) -> f64 + Sync + 'a,
+        metric: Metric,
         rows: &'a [usize],
         threads: usize,
         progress: &mut Progress<'_>,
@@ -78,12 +86,13 @@ impl<'a> Embeddings<'a> {
         if let Some(&row) = rows.iter().find(|&&row| row >= count) {
             return Err(Error::OutOfRange { what: "row", index: row as i64, count });
         }
-        Embeddings::check(view, value, Some(rows), threads, progress)
+        Embeddings::check(view, value, metric, Some(rows), threads, progress)
     }
 
     fn check<T: Copy + Sync>(
         view: ArrayView2<'a, T>,
         value: impl Fn(T) -> f64 + Sync + 'a,
+        metric: Metric,
         chosen: Option<&'a [usize]>,
         threads: usize,
         progress: &mut Progress<'_>,
@@ -102,7 +111,7 @@ impl<'a> Embeddings<'a> {
         let check = |entries: &mut Vec<f64>, (range, out): (Range<usize>, &mut [(f64, f64)]), _: &_| {
             for (row, measure) in range.zip(out) {
                 source.read(row, entries);
-                match measure_row(chosen.map_or(row, |chosen| chosen[row]), entries) {
+                match measure_row(chosen.map_or(row, |chosen| chosen[row]), entries, metric) {
                     Ok(found) => *measure = found,
                     Err(error) => {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,11 +128,29 @@ impl<'a> Embeddings<'a> {
             return Err(error);
         }
         let largest = measures.iter().fold(0.0, |most: f64, &(entry, _)| most.max(entry));
+        // The maximum ignores the NaN of a set of zeros.
         let lengths = measures.iter().map(|&(entry, length)| (length * (entry / largest)).max(LEAST_LENGTH)).collect();
-        let scales = measures.iter().map(|&(entry, length)| 1.0 / (entry * length)).collect();
-        let mut embeddings = Embeddings { source, columns, scales, lengths, centre: vec![0.0; columns] };
+        let (scales, unit) = match metric {
+            Metric::Cosine => (measures.iter().map(|&(entry, length)| 1.0 / (entry * length)).collect(), 1.0),
+            Metric::Euclidean => {
+                let scale = scale_for(largest);
+                (vec![scale; rows], 1.0 / scale)
+            }
+        };
+        let centre = vec![0.0; columns];
+        let mut embeddings = Embeddings { source, columns, metric, scales, unit, lengths, centre };
         embeddings.centre = embeddings.mean_of_sample();
         Ok(embeddings)
+    }
+
+    /// How far apart two of them are.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// The distance of two clusters, of their distance as points. Finite: the largest number there is where it is more.
+    pub(super) fn in_units(&self, distance: f64) -> f64 {
+        (distance * self.unit).min(f64::MAX)
     }
 
     /// The rows' lengths, in units of the largest entry of all.
@@ -131,7 +158,7 @@ impl<'a> Embeddings<'a> {
         &self.lengths
     }
 
-    /// The mean of some unit rows, evenly spaced. Distances are right for any centre; a near one keeps more digits.
+    /// The mean of some points, evenly spaced. Distances are right for any centre; a near one keeps more digits.
     fn mean_of_sample(&self) -> Vec<f64> {
         let step = self.len().div_ceil(SAMPLE);
         let mut sum = vec![0.0; self.columns];
@@ -155,6 +182,10 @@ impl Points for Embeddings<'_> {
         self.columns
     }
 
+    fn metric(&self) -> Metric {
+        self.metric
+    }
+
     fn centre(&self) -> &[f64] {
         &self.centre
     }
@@ -164,7 +195,7 @@ impl Points for Embeddings<'_> {
         let scale = self.scales[i];
         if scale.is_normal() {
             widest(|| out.iter_mut().for_each(|x| *x *= scale));
-        } else if let Ok((entry, length)) = measure_row(i, out) {
+        } else if let Ok((entry, length)) = measure_row(i, out, self.metric) {
             out.iter_mut().for_each(|x| *x = *x / entry / length);
         }
     }
@@ -174,8 +205,18 @@ impl Points for Embeddings<'_> {
     }
 }
 
+/// A power of two, so that nothing is rounded, that brings a set whose largest entry this is near 1: squares of huge and
+/// tiny entries fit.
+fn scale_for(largest: f64) -> f64 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // Both ends are normal numbers, and so are their inverses.
+    2f64.powi((-largest.log2().floor()).clamp(-1022.0, 1022.0) as i32)
+}
+
 /// The largest entry of a row, and the row's length in units of it.
-fn measure_row(row: usize, entries: &[f64]) -> Result<(f64, f64)> {
+fn measure_row(row: usize, entries: &[f64], metric: Metric) -> Result<(f64, f64)> {
     let most = entries.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
     // The maximum ignores NaN; the sum does not.
     if !most.is_finite() || entries.iter().sum::<f64>().is_nan() {
@@ -184,7 +225,10 @@ fn measure_row(row: usize, entries: &[f64]) -> Result<(f64, f64)> {
         }
     }
     if most == 0.0 {
-        return Err(Error::ZeroRow { row });
+        return match metric {
+            Metric::Cosine => Err(Error::ZeroRow { row }),
+            Metric::Euclidean => Ok((0.0, 0.0)),
+        };
     }
     Ok((most, entries.iter().map(|x| (x / most) * (x / most)).sum::<f64>().sqrt()))
 }

@@ -1,10 +1,10 @@
 //! Exact clustering: by the matrix of the distances between all clusters.
 
-use super::clusters::Clusters;
+use super::clusters::{Clusters, Entries};
 use super::distance::Points;
 use super::embeddings::Embeddings;
 use super::join::{tree_of, Join};
-use super::linkage::{Joining, Linkage, Representation};
+use super::linkage::{Definition, Joining};
 use super::matrix::{Matrix, Storage};
 use crate::error::Result;
 use crate::tree::Tree;
@@ -13,40 +13,35 @@ use crate::work::progress::Progress;
 /// Clusters the embeddings by the linkage itself.
 pub fn build(
     embeddings: &Embeddings<'_>,
-    linkage: Linkage,
+    definition: Definition,
     storage: Storage,
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
     let clusters = Clusters::singles(embeddings, embeddings.lengths());
-    let mut joins = agglomerate(&clusters, linkage, storage, threads, progress)?;
-    if linkage.is_reducible() {
+    let mut joins = agglomerate(&clusters, definition, definition.entries, storage, threads, progress)?;
+    joins.iter_mut().for_each(|join| join.distance = embeddings.in_units(join.distance));
+    if definition.linkage.is_reducible() {
         // Pairs are found out of order. No join is nearer than those below it, so sorting keeps children before
         // parents.
         joins.sort_by(|x, y| x.distance.total_cmp(&y.distance));
     }
     progress.finish()?;
-    tree_of(embeddings.len(), &joins, linkage.name())
+    tree_of(embeddings.len(), &joins, definition.linkage.name())
 }
 
-/// Joins clusters until one is left. Children come before parents.
+/// Joins clusters until one is left, by a matrix of such entries. Children come before parents.
 pub fn agglomerate(
     clusters: &Clusters<'_>,
-    linkage: Linkage,
+    definition: Definition,
+    entries: Entries,
     storage: Storage,
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<Join>> {
-    let definition = linkage.definition();
-    let entries = match (&clusters.starts, definition.representation) {
-        (Some(_), Representation::Several(_, entries)) => entries,
-        (None, _) | (Some(_), Representation::One(_)) => definition.entries,
-    };
     let distances = progress.part(0.0, 0.6, |progress| Matrix::new(clusters, entries, storage, threads, progress))?;
     let (Joining::Reducible(join_all) | Joining::NearestFirst(join_all)) = definition.joining;
     let mut joins = progress.part(0.6, 1.0, |progress| join_all(distances, clusters, threads, progress))?;
-    if entries.are_squares() {
-        joins.iter_mut().for_each(|join| join.distance = join.distance.sqrt());
-    }
+    joins.iter_mut().for_each(|join| join.distance = (definition.distance)(join.distance));
     Ok(joins)
 }

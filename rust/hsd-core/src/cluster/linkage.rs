@@ -4,10 +4,11 @@ use super::centroid;
 use super::clusters::{Clusters, Entries};
 use super::join::Join;
 use super::matrix::Matrix;
+use super::metric::Metric;
 use super::reducible;
 use super::update::{Average, Complete, Ward};
 use crate::choice::named_choice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::work::progress::Progress;
 
 named_choice! {
@@ -17,14 +18,17 @@ named_choice! {
     /// # To add a linkage
     ///
     /// 1. Add the variant and its name here. The name reaches errors and Python from here.
-    /// 2. The compiler now asks for its arm in [`Linkage::definition`]. If it is reducible (a joined cluster is not nearer
-    ///    to a third than the nearer of its parts was), write its formula in `update.rs`.
+    /// 2. The compiler now asks for its arms in `joining` and `definition`. If it is reducible (a joined cluster is not
+    ///    nearer to a third than the nearer of its parts was), write its formula in `update.rs`.
     /// 3. The compiler also asks for its formula in `naive.rs`, the slow form that the tests compare with. All tests
     ///    that run over [`Linkage::ALL`] then cover it.
     pub enum Linkage {
-        /// Ward's Lance-Williams update run on cosine distances, as the paper's authors do.
+        /// Ward's Lance-Williams update. Of cosine distances it is what the paper's authors use; of Euclidean ones it is
+        /// Ward's method itself: the square of a join's distance is twice what the join adds to the sum of the squared
+        /// distances from the means of the clusters.
         Ward = "ward",
-        /// The cosine distance of the clusters' mean embeddings: the paper's Eqs. 3-5 (arXiv 2508.21032).
+        /// The cosine distance of the clusters' mean embeddings: the paper's Eqs. 3-5 (arXiv 2508.21032). There is no
+        /// Euclidean form of it.
         Centroid = "centroid",
         /// The mean distance between members of one and members of the other.
         Average = "average",
@@ -36,14 +40,17 @@ named_choice! {
 /// The most points that represent a cluster. More than four change nothing that can be measured.
 pub(super) const POINTS: usize = 4;
 
-/// All that the rest of the clustering has to know of a linkage.
+/// All that the rest of the clustering has to know of a linkage and a metric.
 #[derive(Clone, Copy)]
 pub(super) struct Definition {
+    /// The linkage.
+    pub linkage: Linkage,
     /// How clusters are joined.
     pub joining: Joining,
-    /// How an entry of the matrix is formed for two clusters of one point each. If entries are squared distances, so
-    /// are the distances of the joins, and their roots are taken at the end.
+    /// How an entry of the matrix is formed for two prompts.
     pub entries: Entries,
+    /// The distance that an entry stands for. It rises with the entry, so it is taken at the end, of the joins only.
+    pub distance: fn(f64) -> f64,
     /// What represents a cluster of many prompts in an approximate clustering.
     pub representation: Representation,
 }
@@ -64,19 +71,23 @@ pub(super) enum Joining {
 
 /// What represents a cluster of many prompts.
 #[derive(Clone, Copy)]
-pub(super) enum Representation {
-    /// One point: the distances depend on nothing else. Entries are formed as for single prompts.
-    One(Point),
-    /// Up to [`POINTS`] points, one for each of the highest clusters inside it, weighted by size, and how an entry is
-    /// formed for two clusters of several points: the distances depend on all members.
-    Several(Point, Entries),
+pub(super) struct Representation {
+    /// What kind of point it is.
+    pub point: Point,
+    /// The most points of a cluster. One, if the distances depend on nothing else than it. Otherwise up to [`POINTS`],
+    /// one for each of the highest clusters inside it, weighted by size.
+    pub most_points: usize,
+    /// How an entry is formed for two such clusters.
+    pub entries: Entries,
 }
 
 /// The point that represents some prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Point {
-    /// The mean of their unit rows.
+    /// The mean of their rows, which knows how far they are spread about it: its distance is the mean over them.
     Mean,
+    /// The mean of their rows, as if all of them were there.
+    MeanOnly,
     /// The direction of the mean of their rows as given: a unit row.
     MeanDirection,
     /// One of them.
@@ -87,52 +98,50 @@ impl Linkage {
     /// Whether a joined cluster is never nearer to a third than the nearer of its parts was. Then scores do not fall on
     /// the way up.
     pub fn is_reducible(self) -> bool {
-        match self.definition().joining {
+        match self.joining() {
             Joining::Reducible(_) => true,
             Joining::NearestFirst(_) => false,
         }
     }
 
-    /// What the linkage is.
-    pub(super) fn definition(self) -> Definition {
+    fn joining(self) -> Joining {
         match self {
-            Linkage::Ward => Definition {
-                joining: Joining::Reducible(reducible::agglomerate::<Ward>),
-                entries: Entries::Squared,
-                representation: Representation::Several(Point::Mean, Entries::Spread),
-            },
-            Linkage::Centroid => Definition {
-                joining: Joining::NearestFirst(centroid::agglomerate),
-                entries: Entries::Plain,
-                representation: Representation::One(Point::MeanDirection),
-            },
-            Linkage::Average => Definition {
-                joining: Joining::Reducible(reducible::agglomerate::<Average>),
-                entries: Entries::Plain,
-                representation: Representation::One(Point::Mean),
-            },
-            Linkage::Complete => Definition {
-                joining: Joining::Reducible(reducible::agglomerate::<Complete>),
-                entries: Entries::Plain,
-                representation: Representation::Several(Point::Member, Entries::Farthest),
-            },
-        }
-    }
-}
-
-impl Representation {
-    /// What kind of point it is.
-    pub fn point(self) -> Point {
-        match self {
-            Representation::One(point) | Representation::Several(point, _) => point,
+            Linkage::Ward => Joining::Reducible(reducible::agglomerate::<Ward>),
+            Linkage::Centroid => Joining::NearestFirst(centroid::agglomerate),
+            Linkage::Average => Joining::Reducible(reducible::agglomerate::<Average>),
+            Linkage::Complete => Joining::Reducible(reducible::agglomerate::<Complete>),
         }
     }
 
-    /// The most points of a cluster.
-    pub fn most_points(self) -> usize {
-        match self {
-            Representation::One(_) => 1,
-            Representation::Several(..) => POINTS,
-        }
+    /// What the linkage is with this metric, or an error if it is nothing.
+    pub(super) fn definition(self, metric: Metric) -> Result<Definition> {
+        let one = |point, entries| Representation { point, most_points: 1, entries };
+        let several = |point, entries| Representation { point, most_points: POINTS, entries };
+        // A tile holds half of each squared distance.
+        let half_square: fn(f64) -> f64 = |entry| (2.0 * entry).sqrt();
+        type Parts = (Entries, fn(f64) -> f64, Representation);
+        let (entries, distance, representation): Parts = match (self, metric) {
+            (Linkage::Ward, Metric::Cosine) => (Entries::Squared, f64::sqrt, several(Point::Mean, Entries::Spread)),
+            (Linkage::Ward, Metric::Euclidean) => {
+                (Entries::Plain, half_square, one(Point::MeanOnly, Entries::Increase))
+            }
+            (Linkage::Centroid, Metric::Cosine) => {
+                (Entries::Plain, |entry| entry, one(Point::MeanDirection, Entries::Plain))
+            }
+            (Linkage::Centroid, Metric::Euclidean) => return Err(Error::NoEuclideanCentroid),
+            (Linkage::Average, Metric::Cosine) => (Entries::Plain, |entry| entry, one(Point::Mean, Entries::Plain)),
+            (Linkage::Average, Metric::Euclidean) => {
+                let root_of_half: fn(f64) -> f64 = |entry| entry * std::f64::consts::SQRT_2;
+                (Entries::Root, root_of_half, several(Point::Mean, Entries::MeanRoot))
+            }
+            (Linkage::Complete, Metric::Cosine) => {
+                (Entries::Plain, |entry| entry, several(Point::Member, Entries::Farthest))
+            }
+            // The farthest pair is the farthest pair by half squares too.
+            (Linkage::Complete, Metric::Euclidean) => {
+                (Entries::Plain, half_square, several(Point::Member, Entries::Farthest))
+            }
+        };
+        Ok(Definition { linkage: self, joining: self.joining(), entries, distance, representation })
     }
 }

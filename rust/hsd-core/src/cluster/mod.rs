@@ -1,7 +1,8 @@
-//! Embeddings in, a tree out: agglomerative clustering by cosine distance, exact or approximate.
+//! Embeddings in, a tree out: agglomerative clustering by cosine or Euclidean distance, exact or approximate.
 
 pub mod embeddings;
 pub mod linkage;
+pub mod metric;
 pub mod naive;
 
 mod approximate;
@@ -54,7 +55,7 @@ pub const MOST_EXACT: usize = 100_000;
 const CELL: usize = 16_384;
 const LAST: usize = 30_000;
 
-/// Clusters the embeddings by cosine distance.
+/// Clusters the embeddings by their metric. An error if the linkage has no form for it.
 pub fn build_tree(
     embeddings: &Embeddings<'_>,
     linkage: Linkage,
@@ -62,6 +63,7 @@ pub fn build_tree(
     resources: Resources,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
+    let definition = linkage.definition(embeddings.metric())?;
     let n = embeddings.len();
     let Resources { threads, memory } = resources;
     let fits = |storage: Storage| Matrix::bytes(n, storage) <= memory;
@@ -76,11 +78,11 @@ pub fn build_tree(
         Method::Approximate => false,
     };
     if is_exact {
-        return exact::build(embeddings, linkage, storage, threads, progress);
+        return exact::build(embeddings, definition, storage, threads, progress);
     }
     let fitting = approximate::most_clusters(memory, embeddings.columns());
     let sizes = Sizes { cell: fitting.clamp(2, CELL), last: fitting.clamp(2, LAST) };
-    approximate::build(embeddings, linkage, sizes, threads, progress)
+    approximate::build(embeddings, definition, sizes, threads, progress)
 }
 
 #[cfg(test)]
@@ -89,6 +91,7 @@ mod tests {
 
     use ndarray::Array2;
 
+    use super::metric::Metric;
     use super::*;
 
     /// Checks rows and clusters them in each way there is; `report` gets every report, however small.
@@ -100,7 +103,8 @@ mod tests {
             for linkage in Linkage::ALL {
                 let resources = Resources { threads: 2, memory };
                 check(&mut |progress| {
-                    let rows = progress.part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, 2, progress))?;
+                    let rows = progress
+                        .part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, Metric::Cosine, 2, progress))?;
                     progress.part(0.1, 1.0, |progress| build_tree(&rows, linkage, method, resources, progress))
                 });
             }

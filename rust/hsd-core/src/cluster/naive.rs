@@ -4,6 +4,7 @@
 //! row by row, matrices are whole and in double precision, and centroids are vectors.
 
 use super::linkage::Linkage;
+use super::metric::Metric;
 
 /// One merge: the smaller id, the larger id, and their distance. Ids as in SciPy.
 pub type Merge = (usize, usize, f64);
@@ -12,6 +13,7 @@ pub type Merge = (usize, usize, f64);
 #[derive(Debug, Clone)]
 pub struct Clustering {
     linkage: Linkage,
+    metric: Metric,
     distance: Vec<Vec<f64>>,
     sum: Vec<Vec<f64>>,
     size: Vec<f64>,
@@ -28,12 +30,25 @@ pub fn cosine_distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(p, q)| (p / a - q / b).powi(2)).sum::<f64>() / 2.0
 }
 
+/// `|x - y|`.
+pub fn euclidean_distance(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(p, q)| (p - q).powi(2)).sum::<f64>().sqrt()
+}
+
+fn distance_of(metric: Metric, x: &[f64], y: &[f64]) -> f64 {
+    match metric {
+        Metric::Cosine => cosine_distance(x, y),
+        Metric::Euclidean => euclidean_distance(x, y),
+    }
+}
+
 impl Clustering {
     /// Every row is a cluster.
-    pub fn new(rows: &[Vec<f64>], linkage: Linkage) -> Self {
+    pub fn new(rows: &[Vec<f64>], linkage: Linkage, metric: Metric) -> Self {
         Clustering {
             linkage,
-            distance: rows.iter().map(|x| rows.iter().map(|y| cosine_distance(x, y)).collect()).collect(),
+            metric,
+            distance: rows.iter().map(|x| rows.iter().map(|y| distance_of(metric, x, y)).collect()).collect(),
             sum: rows.to_vec(),
             size: vec![1.0; rows.len()],
             alive: vec![true; rows.len()],
@@ -66,7 +81,8 @@ impl Clustering {
                 match self.linkage {
                     Linkage::Complete => ac.max(bc),
                     Linkage::Average => (na * ac + nb * bc) / (na + nb),
-                    Linkage::Centroid => cosine_distance(&sum, &self.sum[c]),
+                    // Sums for means: they have the same direction.
+                    Linkage::Centroid => distance_of(self.metric, &sum, &self.sum[c]),
                     Linkage::Ward => {
                         let squares = (na + nc) * ac.powi(2) + (nb + nc) * bc.powi(2) - nc * ab.powi(2);
                         (squares.max(0.0) / (na + nb + nc)).sqrt()
@@ -88,8 +104,8 @@ impl Clustering {
 }
 
 /// All merges, nearest pair first.
-pub fn agglomerate(rows: &[Vec<f64>], linkage: Linkage) -> Vec<Merge> {
-    let mut clustering = Clustering::new(rows, linkage);
+pub fn agglomerate(rows: &[Vec<f64>], linkage: Linkage, metric: Metric) -> Vec<Merge> {
+    let mut clustering = Clustering::new(rows, linkage, metric);
     let mut merges = Vec::new();
     while let Some(merge) = clustering.nearest_pair() {
         clustering.join(merge.0, merge.1);
