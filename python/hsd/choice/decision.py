@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..evaluation.clusters import Clusters
+from ..evaluation.stats import crossed_intervals
 from .grid import Setting
 
 CONFIDENCE = 0.95
@@ -30,50 +32,31 @@ class Difference(NamedTuple):
     upper: float
     pairs: int
     clusters: int
+    """The number of clusters of equal size that show as much, rounded down."""
 
 
-def paired(ours: ArrayLike, theirs: ArrayLike, clusters: Sequence[Hashable]) -> Difference:
-    """The mean difference of scores (n,) and its one-sided 95 % bounds, for clusters of dependent pairs.
-
-    Cluster-robust variance of a mean, with Student's t of clusters - 1 degrees of freedom: Cameron & Miller, A
-    Practitioner's Guide to Cluster-Robust Inference, J. Human Resources 50 (2015), sections II and VI. A percentile
-    bootstrap is too narrow for the few clusters that a sample has.
+def paired(ours: ArrayLike, theirs: ArrayLike, *groupings: NDArray[np.int64]) -> Difference:
+    """The mean difference of scores (n,) and its one-sided 95 % bounds, where pairs depend on each other.
 
     Parameters
     ----------
     ours, theirs
         Scores of the same prompts and seeds; pairs with a nan are left out.
-    clusters
-        n labels: pairs with the same label are not taken as independent.
+    groupings
+        Each (n,): pairs are independent if they have different labels in all of them. The bounds are those of
+        :func:`hsd.evaluation.stats.crossed_intervals`: a percentile bootstrap is too narrow for the few clusters that a
+        sample has.
     """
     first, second = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    assert first.shape == second.shape == (len(clusters),), (first.shape, second.shape, len(clusters))
+    assert first.ndim == 1 and all(len(labels) == len(first) for labels in (second, *groupings)), first.shape
     known = ~(np.isnan(first) | np.isnan(second))
     delta = (first - second)[known]
     if not len(delta):
         return Difference(math.nan, -math.inf, math.inf, 0, 0)
-    index: dict[Hashable, int] = {}
-    label = np.array([index.setdefault(c, len(index)) for c, is_known in zip(clusters, known, strict=True) if is_known])
-    mean, n = float(delta.mean()), len(index)
-    if n < 2:
-        return Difference(mean, -math.inf, math.inf, len(delta), n)
-    deviation = np.bincount(label, delta - mean)
-    error = math.sqrt(n / (n - 1) * float(deviation @ deviation)) / len(delta)
-    half = t_quantile(CONFIDENCE, n - 1) * error
-    return Difference(mean, mean - half, mean + half, len(delta), n)
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, for probabilities above a half, to about five digits.
-
-    With x = sqrt(degrees) tan(angle) its density becomes proportional to cos(angle)^(degrees - 1), which is integrated
-    on a grid.
-    """
-    angle = np.linspace(0.0, math.pi / 2, 200_001)
-    density = np.cos(angle) ** (degrees - 1)
-    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2.0)])
-    found = float(np.interp(2.0 * probability - 1.0, area / area[-1], angle))
-    return math.sqrt(degrees) * math.tan(found)
+    clusters = Clusters(tuple(labels[known].astype(str) for labels in groupings), "prompts and root clusters")
+    found = crossed_intervals(delta, clusters, confidence=2.0 * CONFIDENCE - 1.0)
+    lower, upper = (-math.inf, math.inf) if found is None else found[0]
+    return Difference(float(delta.mean()), lower, upper, len(delta), int(clusters.effective))
 
 
 @dataclass(frozen=True)
@@ -184,21 +167,3 @@ def _caveats(one: Comparison | None, margin: float) -> tuple[str, ...]:
             "would show it"
         )
     return tuple(out)
-
-
-def components(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """(n,) labels of the groups of items that are linked by an equal label in any of the ``labels`` (n,)."""
-    out = np.unique(labels[0], return_inverse=True)[1]
-    for other in labels[1:]:
-        while True:
-            # Each group takes the lowest label among those that it is linked with, until nothing changes.
-            before = out
-            _, place = np.unique(other, return_inverse=True)
-            lowest = np.full(place.max() + 1, len(out))
-            np.minimum.at(lowest, place, out)
-            joined = np.full(out.max() + 1, len(out))
-            np.minimum.at(joined, out, lowest[place])
-            out = joined[out]
-            if np.array_equal(out, before):
-                break
-    return np.unique(out, return_inverse=True)[1]

@@ -23,7 +23,7 @@ from ..names import check_count
 from ..planning.prompts import check_prompts
 from ..planning.summary import duration
 from ..tuning.speeds import recall
-from .decision import Comparison, components, decide, paired
+from .decision import Comparison, decide, paired
 from .grid import Axes, Setting, grid
 from .halving import Rung, rungs, survivors
 from .neighbourhoods import draw, largest_size, neighbourhoods
@@ -306,23 +306,24 @@ class Tuning:
             rung=number,
             score=float(ours[known].mean()) if known.any() else math.nan,
             standard_score=float(theirs[known].mean()) if known.any() else math.nan,
-            difference=paired(ours, theirs, self.clusters(setting, rung).tolist()),
+            difference=paired(ours, theirs, *self.groupings(setting, rung)),
             cosine=cosines[0],
             standard_cosine=cosines[1],
         )
 
-    def clusters(self, setting: Setting, rung: Rung) -> NDArray[np.int64]:
-        """(m,) labels of a rung's pairs: pairs with different labels are independent.
+    def groupings(self, setting: Setting, rung: Rung) -> list[NDArray[np.int64]]:
+        """Labels (pairs,): pairs of a rung are independent if they differ in all groupings.
 
-        Images that share a trunk depend on each other. So do those of a neighbourhood, and those of one prompt, because
-        whole neighbourhoods were drawn; but not if the sample is the whole set: then nothing was drawn but seeds.
+        Images that share a trunk depend on each other. So do those of a neighbourhood, with all seeds, because whole
+        neighbourhoods were drawn; but not if the sample is the whole set: then nothing was drawn but seeds.
         """
-        members = self.members(rung)
-        by_root = [self.trials.roots(setting, replicate)[members] for replicate in range(rung.seeds)]
-        root = np.concatenate([labels + replicate * len(self.trials.prompts) * 2 for replicate, labels in enumerate(by_root)])
-        if sum(map(len, self.drawn)) == len(self.trials.prompts) and rung.neighbourhoods == len(self.drawn):
-            return components([root])
-        of_prompt = np.zeros(len(self.trials.prompts), dtype=np.int64)
+        members, n = self.members(rung), len(self.trials.prompts)
+        roots = [self.trials.roots(setting, r)[members] for r in range(rung.seeds)]
+        first = np.cumsum([0, *(int(labels.max()) + 1 for labels in roots)])
+        root = np.concatenate([labels + begin for labels, begin in zip(roots, first, strict=False)])
+        if len(members) == n:
+            return [root]
+        neighbourhood = np.zeros(n, dtype=np.int64)
         for number, some in enumerate(self.drawn):
-            of_prompt[some] = number
-        return components([root, np.tile(of_prompt[members], rung.seeds)])
+            neighbourhood[some] = number
+        return [np.tile(neighbourhood[members], rung.seeds), root]

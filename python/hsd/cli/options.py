@@ -10,6 +10,7 @@ import typer
 
 from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Noise, Order, ScheduleName
+from ..planning.chosen import load_settings
 from ..planning.prompts import PromptFile, read_prompts
 from .console import quiet
 
@@ -78,6 +79,15 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="Defaults of these options, as hsd tune writes them to hsd-settings.json; options that are given here win.",
+        show_default=False,
+    ),
+]
 ScorerModel = Annotated[
     str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
 ]
@@ -96,6 +106,31 @@ JsonFile = Annotated[
 def read(source: str) -> PromptFile:
     """The prompts of the argument ``PROMPTS``."""
     return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
+
+
+def with_file(ctx: typer.Context, path: Path | None, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords for ``hsd.compile``, and those for ``hsd.load``, with the file of ``--settings`` as defaults.
+
+    ``values`` are options of the command by the names of ``hsd.compile``. One that was not typed gives way to the file;
+    a threshold of the file gives way to a typed ``--tau`` or ``--budget``.
+    """
+    if path is None:
+        return values, {}
+    settings = load_settings(path)
+    typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    if typed & {"tau", "budget"}:
+        typed |= {"tau", "budget"}
+    own = {name: value for name, value in settings.compile_arguments().items() if name not in typed}
+    return {**values, **own}, settings.model_arguments()
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """The guidance interval of ``A:B``; None for the whole run."""
+    try:
+        begin, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(f"{text!r}: write A:B, two fractions of the run such as 0:0.6") from None
+    return None if (begin, end) == (0.0, 1.0) else (begin, end)
 
 
 def load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:

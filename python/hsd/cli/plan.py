@@ -16,6 +16,7 @@ from .console import Stages
 
 
 def plan(
+    ctx: typer.Context,
     prompts: opt.Prompts,
     model: Annotated[
         str | None,
@@ -39,13 +40,17 @@ def plan(
     catch_up: opt.CatchUp = None,
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
+    settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Print the cost of a set of prompts, before anything runs."""
     file = opt.read(prompts)
-    adapter = opt.load(model, device) if model is not None else None
+    planned, of_model = opt.with_file(
+        ctx, settings_file, tau=tau, budget=budget, steps=steps, schedule=schedule, catch_up=catch_up
+    )
+    adapter = opt.load(model, device, **of_model) if model is not None else None
     vectors = None
     if embeddings is not None:
         try:
@@ -55,19 +60,15 @@ def plan(
     with Stages() as stages:
         result = compile_plan(
             file.prompts,
-            tau,
-            budget=budget,
             model=adapter,
             embeddings=vectors,
-            steps=steps,
             linkage=linkage,
-            schedule=schedule,
             seeds=file.seeds_from(seed, images_per_prompt),
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
-            catch_up=catch_up,
             progress=stages,
+            **planned,
         )
     if save is not None:
         result.save(save)
