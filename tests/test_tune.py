@@ -18,7 +18,9 @@ from hsd.choice.grid import Axes, grid
 from hsd.choice.halving import Rung
 
 RUN = CliRunner()
-PROMPTS = [f"{what} {where}" for where in ("at night", "by day", "in oil") for what in ("a cat", "a dog", "the sea", "a hut")]
+PROMPTS = [
+    f"{what} {where}" for where in ("at night", "by day", "in oil") for what in ("a cat", "a dog", "the sea", "a hut")
+]
 STANDARD = Setting(4)
 AXES = Axes(steps=[4, 2], budgets=[0.0, 0.4], catch_up=[0.0], metrics=["cosine"])
 
@@ -303,7 +305,16 @@ def test_the_command(tmp_path):
     path, out = tmp_path / "prompts.txt", tmp_path / "tuning"
     path.write_text("a red star\na blue star\na green ring\na green star\na red ring\n")
     command = ["tune", "demo", str(path), "--out", str(out), "--steps", "4", "--try-steps", "4", "--try-steps", "2"]
-    command += ["--try-budget", "0", "--try-guidance", "0:1", "--set", "prior_steps=2", "--json", str(tmp_path / "n.json")]
+    command += [
+        "--try-budget",
+        "0",
+        "--try-guidance",
+        "0:1",
+        "--set",
+        "prior_steps=2",
+        "--json",
+        str(tmp_path / "n.json"),
+    ]
     dry = RUN.invoke(cli.app, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert "2 settings on 5 prompts" in dry.output

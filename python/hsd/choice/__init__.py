@@ -8,7 +8,7 @@
 `cost`             rows of the network for an image, the prior's included
 `decision`         paired differences with their bounds, and the choice
 `report`           the files and the table
-`tune`             all of the above
+`tuning`           all of the above
 =================  ==========================================================================================
 """
 
@@ -17,6 +17,6 @@ from __future__ import annotations
 from .decision import Comparison
 from .grid import Setting
 from .report import Choice
-from .tune import Tuning, tune
+from .tuning import Tuning, tune
 
 __all__ = ["Choice", "Comparison", "Setting", "Tuning", "tune"]

@@ -58,7 +58,9 @@ def load(
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
 
-def _load(model: Any, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]) -> Adapter:
+def _load(
+    model: Any, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]
+) -> Adapter:
     if isinstance(model, Adapter):
         _check_settings(type(model), settings)
         return dataclasses.replace(model, **settings) if settings else model
