@@ -331,6 +331,7 @@ def test_the_plan_of_an_earlier_run_is_reused(earlier, model, monkeypatch):
         {"schedule": "cosine"},
         {"schedule": [1.0, 0.9, 0.8, 0.0]},
         {"noise": "shared"},
+        {"catch_up": 1.0},
         {"settings": None},
         {"settings": [{}, {}, {"guidance_scale": 2.5}]},
         {"images_per_prompt": 1},

@@ -103,11 +103,12 @@ def test_graphs_are_the_calls_that_they_replace(long_run):
     assert 6 in executor._graphs._graphs  # it was captured, without a fallback
 
 
+@pytest.mark.parametrize("catch_up", [0.0, 1.0])
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_loop_never_waits_for_the_device(long_run, cuda_graphs):
+def test_the_loop_never_waits_for_the_device(long_run, cuda_graphs, catch_up):
     """torch raises where a call would wait for the device; the first calls may, which warm up and capture."""
     plan, model = long_run
-    executor = executor_of(plan, model, {"cuda_graphs": cuda_graphs}, batch_size=6)
+    executor = executor_of(plan, model, {"cuda_graphs": cuda_graphs, "catch_up": catch_up}, batch_size=6)
     calls = executor.run()
     try:
         for call, _ in enumerate(calls):
@@ -116,6 +117,27 @@ def test_the_loop_never_waits_for_the_device(long_run, cuda_graphs):
         assert call + 1 == executor.program.n_calls
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_catch_up_on_cuda(dtype):
+    """As on the CPU, one kernel at a time and as graphs; ragged tokens too."""
+    settings = {"height": 32, "width": 32, "use_resolution_binning": False}
+    prompts = [f"{prompt}{', in oil' * (i % 3)}" for i in range(8) for prompt in PROMPTS]
+    cpu = hsd.load(tiny.pixart_sigma(), **settings)
+    plan = hsd.compile(prompts, 0.6, steps=12)
+    expected, off = (latents_of(plan, cpu, {"catch_up": gamma}, batch_size=6) for gamma in (1.0, 0.0))
+    assert any((off[i] - expected[i]).norm() > 0.02 * expected[i].norm() for i in expected)
+    cuda = hsd.load(tiny.pixart_sigma().to("cuda", dtype), **settings)
+    executors = [
+        executor_of(plan, cuda, {"catch_up": 1.0, "cuda_graphs": graphs}, batch_size=6) for graphs in (False, True)
+    ]
+    eager, graphs = (finished_by(executor) for executor in executors)
+    assert 6 in executors[1]._graphs._graphs
+    tolerance = 1e-3 if dtype == torch.float32 else 2e-2
+    for i, latent in expected.items():
+        assert (eager[i].cpu() - latent).norm() < tolerance * latent.norm()
+        assert (graphs[i] - eager[i]).norm() < tolerance * latent.norm()
 
 
 def test_compiled_calls(long_run):

@@ -14,6 +14,7 @@ from plans import made_up
 
 import hsd
 from hsd.models import Batch
+from hsd.replay.catch_up import catch_up_of
 
 NAME = "memory"
 
@@ -36,9 +37,9 @@ def run(bench: Bench) -> None:
     for n in (few, few, many):  # the first is a warm-up: libraries take their workspaces once
         plan = made_up(n).plan(args.tau, args.steps)
         peak = _peak(bench, plan, calls)
-        slot = _slot_bytes(bench)
+        slot = _slot_bytes(bench, plan)
         slots = plan.program(args.batch_size).n_slots
-        tables = 3 * 8 * args.batch_size * 1024  # of a chunk of calls
+        tables = 4 * 8 * args.batch_size * 1024  # of a chunk of calls
         row = {"prompts": n, "savings": plan.savings, "slots": slots, "bytes_a_slot": slot, "tables": tables}
         rows.append({**row, "peak": peak})
     for row in rows[1:]:
@@ -77,9 +78,10 @@ def _peak(bench: Bench, plan: hsd.Plan, calls: int) -> int | None:
     return torch.cuda.max_memory_allocated(bench.device) - before if bench.on_gpu else None
 
 
-def _slot_bytes(bench: Bench) -> int:
-    """State in float32, and the conditioning that differs between prompts."""
+def _slot_bytes(bench: Bench, plan: hsd.Plan) -> int:
+    """State in float32, and the conditioning that differs between prompts: two rows of it with catch-up."""
     model = bench.decoder
     state = 4 * model.sampler(bench.args.steps).n_state * math.prod(model.latent_shape())
     rows = model.encode(Batch(["a prompt"], np.zeros(1, np.int64))).rows
-    return state + sum(row.nbytes for row in rows.values() if isinstance(row, torch.Tensor))
+    own = sum(row.nbytes for row in rows.values() if isinstance(row, torch.Tensor))
+    return state + (2 if catch_up_of(plan, model) else 1) * own
