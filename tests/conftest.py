@@ -23,9 +23,10 @@ WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Measured speeds go to a new folder for each test."""
+    """Measured speeds go to a new folder for each test, and so do calibrations: none of the user's is found."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
     return folder
 
 

@@ -19,12 +19,14 @@ LAYERS = [
     {"_core"},
     {"errors", "names"},
     {"work"},
+    {"calibration"},
     {"planning"},
     {"sampler"},
     {"conditioning"},
     {"replay"},
     {"demo"},
     {"models"},
+    {"probing"},
     {"tuning"},
     {"generation"},
     {"bench"},
@@ -41,6 +43,9 @@ EXCEPTIONS = {
     ("planning.compile", "models"),
     ("planning.compile", "models.base"),  # the type of an argument
     ("planning.compile", "models.encode"),
+    ("planning.compile", "probing.direct"),
+    ("planning.metric", "models.identity"),
+    ("planning.metric", "models.base"),  # the type of an argument
 }
 
 

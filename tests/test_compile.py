@@ -200,7 +200,9 @@ def test_progress_reports_both_stages(model):
 def test_default_tau_is_one_or_what_suits_the_model():
     assert hsd.compile(["a", "b"]).tau == 1.0
     demo = hsd.load("demo", prior_steps=2)
-    assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3).tau == demo.default_tau == 0.3
+    pair = ["a red star", "a blue star"]
+    assert hsd.compile(pair, model=demo, steps=3, metric="cosine").tau == demo.default_tau == 0.3
+    assert hsd.compile(pair, model=demo, steps=3).tau == demo.calibration.tau != 0.3
     assert hsd.compile(["a red star", "a blue star"], model=demo, steps=3, embeddings=np.eye(2)).tau == 1.0
     assert hsd.compile(["a red star", "a blue star"], 0.7, model=demo, steps=3).tau == 0.7
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._core import Program, Tree, __version__
+from .calibration import Calibration
 from .errors import (
     Error,
     OutOfMemory,
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .generation.session import Image, Run, generate, stream
     from .models import load
+    from .probing import calibrate
     from .reproduction import reproduce
 
 __all__ = [
+    "Calibration",
     "Choice",
     "Error",
     "Evaluation",
@@ -54,6 +57,7 @@ __all__ = [
     "UnsupportedScheduler",
     "__version__",
     "build_tree",
+    "calibrate",
     "compile",
     "evaluate",
     "generate",
@@ -76,6 +80,7 @@ _LAZY = {
     "Image": ".generation",
     "Run": ".generation",
     "load": ".models",
+    "calibrate": ".probing",
     "reproduce": ".reproduction",
 }
 

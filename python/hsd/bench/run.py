@@ -126,8 +126,6 @@ class _Bench:
         per_image = self._timed(lambda: self._encode(given[:few], seeds[:few])) / few
         n = min(len(given), max(few, int(self.share["encode"] / per_image)))
         picked = np.linspace(0, len(given) - 1, n).astype(np.int64)
-        if request["tau"] is None and request["budget"] is None:
-            request["tau"] = self.adapter.default_tau
         prompts = [given[i] for i in picked]
         start = time.perf_counter()
         plan = compile_plan(prompts, model=self.adapter, steps=steps, seeds=seeds[picked], **request)

@@ -1,4 +1,4 @@
-"""The command line: ``hsd generate``, ``plan``, ``bench``, ``check``, ``evaluate``, ``tune`` and
+"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``tune`` and
 ``reproduce``.
 
 It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
@@ -14,7 +14,7 @@ import typer
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, check, evaluate, generate, plan, reproduce, tune
+from . import bench, calibrate, check, evaluate, generate, plan, reproduce, tune
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 for command in (
     generate.generate,
     plan.plan,
+    calibrate.calibrate,
     bench.bench,
     check.check,
     evaluate.evaluate,

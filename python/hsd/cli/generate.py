@@ -27,6 +27,7 @@ def generate(
     seed: opt.Seed = 0,
     images_per_prompt: opt.Images = 1,
     linkage: opt.LinkageOption = "ward",
+    metric: opt.MetricOption = "auto",
     schedule: opt.ScheduleOption = "linear",
     noise: opt.NoiseOption = "independent",
     catch_up: opt.CatchUp = None,
@@ -61,9 +62,8 @@ def generate(
     file = opt.read(prompts)
     seeds = file.seeds_from(seed, images_per_prompt)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
-    planned, of_model = opt.with_file(
-        ctx, settings_file, tau=tau, budget=budget, steps=steps, schedule=schedule, catch_up=catch_up
-    )
+    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    planned, of_model = opt.with_file(ctx, settings_file, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     adapter = opt.load(model, device, settings, **of_model, **common)
     with Stages() as stages:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..demo import PROMPTS
-from ..names import BatchSize, Linkage, Noise, Order, ScheduleName
+from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
 from ..planning.prompts import PromptFile, read_prompts
 from .console import quiet
@@ -29,7 +29,7 @@ Tau = Annotated[
     float | None,
     typer.Option(
         help="Largest dissimilarity of prompts that share the first step; 0 shares nothing.",
-        show_default="1.0; 0.3 for demo",
+        show_default="the model's or its calibration's; else 1.0",
     ),
 ]
 Budget = Annotated[
@@ -54,6 +54,13 @@ MaxSlots = Annotated[
     int | None, typer.Option(help="Largest number of latents in memory at once.", show_default="as needed")
 ]
 LinkageOption = Annotated[Linkage, typer.Option(help="How the dissimilarity of two clusters is computed.")]
+MetricOption = Annotated[
+    Metric,
+    typer.Option(
+        help="How prompts are compared. cosine, euclidean: their embeddings; calibrated: as hsd calibrate measured; "
+        "direct: by the model's own first predictions; auto: calibrated if possible, else cosine."
+    ),
+]
 ScheduleOption = Annotated[ScheduleName, typer.Option(help="How the threshold falls from tau to 0 over the steps.")]
 NoiseOption = Annotated[
     Noise, typer.Option(help="independent: one first latent per root cluster; shared: one for all images.")

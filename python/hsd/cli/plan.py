@@ -35,6 +35,7 @@ def plan(
     seed: opt.Seed = 0,
     images_per_prompt: opt.Images = 1,
     linkage: opt.LinkageOption = "ward",
+    metric: opt.MetricOption = "auto",
     schedule: opt.ScheduleOption = "linear",
     noise: opt.NoiseOption = "independent",
     catch_up: opt.CatchUp = None,
@@ -47,9 +48,8 @@ def plan(
 ) -> None:
     """Print the cost of a set of prompts, before anything runs."""
     file = opt.read(prompts)
-    planned, of_model = opt.with_file(
-        ctx, settings_file, tau=tau, budget=budget, steps=steps, schedule=schedule, catch_up=catch_up
-    )
+    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    planned, of_model = opt.with_file(ctx, settings_file, **own)
     adapter = opt.load(model, device, **of_model) if model is not None else None
     vectors = None
     if embeddings is not None:

@@ -14,8 +14,14 @@ FOLDER = Path(__file__).parent / "model"
 PROMPTS = Path(__file__).parent / "prompts.txt"
 """The built-in example prompts, one per line."""
 
+CALIBRATION = Path(__file__).parent / "calibration.safetensors"
+"""What ``hsd calibrate demo`` measured of the model."""
+
+CALIBRATION_PROMPTS = Path(__file__).parent / "calibration.txt"
+"""The prompts of that, one per line; none of them is used elsewhere."""
+
 SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 2.0, "prior_guidance_scale": 1.0}
 """The settings with which the model draws best, as :func:`hsd.load` takes them."""
 
 TAU = 0.3
-"""The default threshold. This model's embeddings encode every attribute separately, so it tolerates less sharing."""
+"""The default threshold for cosine distances. This model's embeddings encode every attribute separately, so it tolerates less sharing."""

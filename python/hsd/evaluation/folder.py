@@ -98,6 +98,7 @@ def root_clusters(folder: Folder) -> NDArray[np.int64] | None:
     if not path.is_file():
         return None
     plan = Plan.load(path).whole()
+    indices: list[int] = []
     for entry in folder.entries:
         index = entry.index
         if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
@@ -106,7 +107,8 @@ def root_clusters(folder: Folder) -> NDArray[np.int64] | None:
                 f"{path} is not the plan of these images: for {_identity(entry)} ({entry.where}) it has {found}; "
                 "if they share no steps, or if only prompts should be resampled, move the plan away"
             )
-    return plan.active(0)[[entry.index for entry in folder.entries]]
+        indices.append(index)
+    return plan.active(0)[indices]
 
 
 def load_image(entry: Entry) -> PIL.Image.Image:

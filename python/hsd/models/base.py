@@ -19,11 +19,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..calibration.calibration import Calibration
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
 
-_NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler")
+_NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler", "calibration")
 """Fields of an adapter that :func:`hsd.load` takes no value for."""
 
 
@@ -35,6 +36,9 @@ class Adapter(Denoiser):
     name: str
     default_tau: float = field(default=1.0, kw_only=True)
     """The tau that suits the scale of the model's embeddings, used where none is given."""
+
+    calibration: Calibration | None = field(default=None, kw_only=True, repr=False)
+    """What :func:`hsd.calibrate` measured of the model; :meth:`with_calibration` sets it."""
 
     other_scheduler: Any = field(default=None, kw_only=True, repr=False)
     """The scheduler that :meth:`scheduler` returns instead of the pipeline's own; :meth:`with_scheduler` sets it."""
@@ -80,6 +84,10 @@ class Adapter(Denoiser):
         ``hsd.load(copy, **settings)`` and ``dataclasses.replace`` keep the scheduler. A prior keeps its own.
         """
         return dataclasses.replace(self, other_scheduler=scheduler)
+
+    def with_calibration(self: AdapterT, calibration: Calibration | None) -> AdapterT:
+        """A copy whose prompts are clustered by ``calibration``, where :func:`hsd.compile` is free to choose."""
+        return dataclasses.replace(self, calibration=calibration)
 
     @property
     def device(self) -> torch.device:

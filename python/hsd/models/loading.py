@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from .. import demo
+from ..calibration import Calibration
+from ..calibration.store import find
 from ..errors import UnknownModel
 from ..sampler.named import scheduler_named
 from .base import Adapter
+from .identity import family_and_networks, identity_of
 from .registry import MODELS, adapter_class, adapter_named
 
 
@@ -70,7 +73,9 @@ def _load(
         if name == "demo":
             bundled = _from_pretrained(demo.FOLDER, device, dtype)
             adapter = _wrap(bundled, name=name, settings={**demo.SETTINGS, **settings})
-            return dataclasses.replace(adapter, default_tau=demo.TAU)
+            bundled_calibration = Calibration.load(demo.CALIBRATION) if demo.CALIBRATION.is_file() else None
+            calibration = adapter.calibration or bundled_calibration
+            return dataclasses.replace(adapter, default_tau=demo.TAU, calibration=calibration)
         if (Path(name) / "model_index.json").is_file():
             source = name
         elif name in MODELS or _looks_like_hub_id(name):
@@ -115,7 +120,13 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
     _check_settings(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
-    return adapter(pipe, **options)
+    return _calibrated(adapter(pipe, **options))
+
+
+def _calibrated(adapter: Adapter) -> Adapter:
+    """``adapter`` with the calibration that the user's folder has of exactly its networks, if there is one."""
+    calibration = find(family_and_networks(adapter).key, lambda: identity_of(adapter))
+    return adapter if calibration is None else adapter.with_calibration(calibration)
 
 
 def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:

@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import Tree
 from ..names import Linkage, Metric, Noise, check_count, check_name
+from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, as_vectors, replica_tree
 from .encoders import Encoder, StaticEncoder, default_encoder
-from .metric import check_threshold_given, resolve_metric
+from .metric import (
+    check_linkage,
+    check_threshold_given,
+    checked_metric,
+    correlation_of,
+    default_threshold,
+    resolve_metric,
+)
 from .plan import PLAN_FILE, Plan
 from .prompts import check_prompts, make_seeds, occurrences
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
@@ -62,7 +70,8 @@ def compile(
         N non-empty strings. One that occurs r times gives r different images.
     tau
         The largest dissimilarity of the prompts of one cluster at the first step; 0 shares nothing. Default: the
-        model's own default where its embeddings are used, else 1.0; with ``metric="euclidean"`` there is none.
+        default of the model, or of its calibration, where its embeddings are used, else 1.0; with
+        ``metric="euclidean"`` there is none.
     budget
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
         saves at least this share is used.
@@ -79,11 +88,13 @@ def compile(
     linkage
         ``ward`` (default: the authors' code), ``centroid`` (the paper's Eqs. 3-5), ``average`` or ``complete``.
     metric
-        ``cosine`` (the paper) or ``euclidean`` distances of the embeddings. ``auto`` is ``cosine``. ``centroid`` takes
-        ``cosine`` only.
+        ``cosine`` (the paper) or ``euclidean`` distances of the embeddings; ``calibrated``: distances of the model's
+        own embeddings by which it tells prompts apart, see :func:`hsd.calibrate`; ``direct``: distances of the model's
+        own first predictions for each prompt, which costs half an evaluation a prompt. ``auto`` is ``calibrated`` where
+        the model's own embeddings are used and it is calibrated, else ``cosine``. ``centroid`` takes ``cosine`` only.
     schedule
-        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, a callable of
-        k/(K-1), or K fractions of tau.
+        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, ``measured`` (as the
+        model's calibration says), a callable of k/(K-1), or K fractions of tau.
     seeds
         One integer (prompt i gets ``seeds + i``) or one seed per image.
     images_per_prompt
@@ -127,7 +138,8 @@ def compile(
     repeats = check_count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
     check_name("noise", noise, Noise)
-    metric = resolve_metric(metric, linkage)
+    check_name("metric", metric, Metric)
+    check_linkage(metric, linkage)
     check_threshold_given(metric, tau, budget)
     gamma = None if catch_up is None else check_catch_up(catch_up)
     if embeddings is not None and encoder is not None:
@@ -146,14 +158,16 @@ def compile(
         from ..models import load, variants_of  # here, so that planning without a model does not import torch
 
         adapter = load(model)
-        if tau is None and embeddings is None and encoder is None:
-            threshold = adapter.default_tau  # it belongs to the scale of the model's own embeddings
+    own = adapter if embeddings is None and encoder is None else None
+    resolved = resolve_metric(metric, linkage, own)
+    if tau is None and own is not None:
+        threshold = default_threshold(resolved, own)  # it belongs to the scale of the model's own embeddings
     request: dict[str, Any] = {
         "tau": threshold,
         "budget": budget,
         "steps": steps,
         "linkage": linkage,
-        "metric": metric,
+        "metric": resolved,
         "schedule": schedule if isinstance(schedule, str) else "custom",
         "images_per_prompt": repeats,
         "noise": noise,
@@ -161,13 +175,15 @@ def compile(
         "encoder": _source(embeddings, encoder, adapter),
         "hsd_version": _core.__version__,
     }
+    _record_calibration(request, own)
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": variant.tolist()}
     n_steps = steps
     if adapter is not None:
         variants = variants_of(adapter, values)
         n_steps = adapter.sampler(steps).n_steps
-    shape = schedule_shape(schedule, n_steps)
+    weights = _step_weights(adapter, n_steps) if isinstance(schedule, str) and schedule == "measured" else None
+    shape = schedule_shape(schedule, n_steps, weights=weights)
     if gamma is not None:
         catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
@@ -184,9 +200,27 @@ def compile(
         # An image's seed may be part of its conditioning, so each image has its own row.
         from ..models.encode import encode, remember
 
-        report = None if progress is None else partial(progress, "encode")
+        if resolved == "direct":
+            from ..probing.direct import check_number, direct_vectors
+
+            check_number(len(texts))
+        encoding = Progress(None if progress is None else partial(progress, "encode"))
+        share = 0.3 if resolved == "direct" else 1.0
+        report = None if progress is None else encoding.part(0.0, share)
         conditioning = encode(variants, variant, texts, seed_array, memory=conditioning_memory, progress=report)
         vectors = as_vectors(conditioning.vectors, len(texts), "the model's embeddings")
+        checked = checked_metric(resolved, metric, adapter, vectors.array.shape[1])
+        if checked != resolved:
+            resolved = request["metric"] = checked
+            request["tau"] = default_threshold(resolved, adapter) if tau is None else threshold
+            request.pop("calibration", None)
+            request.pop("metric_correlation", None)
+        if resolved == "calibrated":
+            assert adapter.calibration is not None
+            vectors = as_vectors(adapter.calibration.transform(vectors.array), len(texts), "the calibrated embeddings")
+        elif resolved == "direct":
+            probed = direct_vectors(variants, variant, conditioning, progress=encoding.part(share, 1.0))
+            vectors = as_vectors(probed, len(texts), "the model's predictions")
         rows = np.arange(len(texts), dtype=np.int64)
     else:
         static = default_encoder()
@@ -196,13 +230,34 @@ def compile(
     # Images of one prompt, and prompts that differ in their settings, are in separate trees.
     replica = occurrences(texts) * len(values) + variant
     report = None if progress is None else partial(progress, "cluster")
-    tree = replica_tree(vectors, rows, replica, linkage, limits, report, metric)
+    kind = "cosine" if resolved == "cosine" else "euclidean"
+    tree = replica_tree(vectors, rows, replica, linkage, limits, report, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
     if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
+
+
+def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:
+    """Add what the plan takes from the model's calibration, and what that says about its metric."""
+    if own is None or own.calibration is None:
+        return
+    if request["metric"] in ("calibrated", "direct") or request["schedule"] == "measured":
+        request["calibration"] = own.calibration.digest
+    correlation = correlation_of(request["metric"], own)
+    if correlation is not None:
+        request["metric_correlation"] = correlation
+
+
+def _step_weights(adapter: Adapter | None, n_steps: int) -> NDArray[np.float64]:
+    """(K,) the weights of the steps, for the schedule ``measured``."""
+    if adapter is None or adapter.calibration is None:
+        raise ValueError(
+            "schedule 'measured' needs model= with a calibration: run `hsd calibrate MODEL` once, or use 'linear'"
+        )
+    return adapter.calibration.weights_at(n_steps)
 
 
 def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -> str:

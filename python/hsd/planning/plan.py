@@ -92,6 +92,14 @@ class Plan:
         return str(self.request.get("metric", "cosine"))
 
     @property
+    def metric_correlation(self) -> float | None:
+        """How well the distances used predict those of the model's own predictions: the Pearson correlation over
+        prompts that its calibration was not fitted to; None if that was not measured.
+        """
+        value = self.request.get("metric_correlation")
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @property
     def noise(self) -> str:
         """``independent`` (one first latent for every root cluster) or ``shared`` (one for all)."""
         return str(self.request["noise"])
@@ -227,6 +235,7 @@ class Plan:
             exact=self.tree.exact,
             linkage=str(self.request["linkage"]),
             metric=self.metric,
+            correlation=self.metric_correlation,
             encoder=str(self.request["encoder"]),
             tau=self.tau,
             settings=len(self.settings),

@@ -15,7 +15,9 @@ from ..names import ScheduleName, check_name
 Schedule = ScheduleName | Callable[[float], float] | Sequence[float] | NDArray[np.floating]
 
 
-def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
+def schedule_shape(
+    schedule: Schedule, steps: int, *, weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """The schedule for tau = 1: (steps,) float64 in [0, 1], non-increasing, 0 at the last step.
 
     ``phi = tau * schedule_shape(schedule, steps)``. ``linear`` (the authors' code) falls from 1 to 0;
@@ -26,6 +28,10 @@ def schedule_shape(schedule: Schedule, steps: int) -> NDArray[np.float64]:
     ValueError
         For an unknown name, a wrong length, or values that rise, leave [0, 1] or do not end at 0.
     """
+    if isinstance(schedule, str) and schedule == "measured":
+        if weights is None:
+            raise ValueError("schedule 'measured' needs the weights of the steps")
+        return _core.measured_shape(weights)
     if isinstance(schedule, str):
         check_name("schedule", schedule, ScheduleName)
         return _core.schedule_shape(schedule, steps)

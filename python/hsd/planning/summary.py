@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LEAST_CORRELATION = 0.5
+"""A metric that predicts the model's own distances worse than this is warned about."""
+
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -46,6 +49,8 @@ class Summary:
     """Node-steps of the same images without sharing."""
     active: tuple[int, ...]
     """K active clusters, one count per step."""
+    correlation: float | None = None
+    """Of the distances used with those of the model's own predictions; None if it was not measured."""
     run: Calls | None = None
     """None: the batch size is not known yet."""
     seconds_per_node_step: float | None = None
@@ -72,6 +77,8 @@ class Summary:
             "savings": self.savings,
             "active": list(self.active),
         }
+        if self.correlation is not None:
+            numbers["metric_correlation"] = self.correlation
         if self.run is not None:
             numbers |= {
                 "batch_size": self.run.batch_size,
@@ -91,6 +98,8 @@ class Summary:
             ("steps", f"{self.steps}"),
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
+        if self.correlation is not None:
+            lines.append(("metric", _judged(self.metric, self.correlation)))
         if self.settings > 1:
             lines.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
         lines += [
@@ -107,6 +116,14 @@ class Summary:
             lines.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _judged(metric: str, correlation: float) -> str:
+    """How well a metric predicts what the model does, and a warning where that is too little."""
+    text = f"{metric} distances predict how differently the model begins to draw: correlation {correlation:.2f}"
+    if correlation >= LEAST_CORRELATION:
+        return text
+    return f"WARNING: {text}, below {LEAST_CORRELATION}; --metric calibrated or direct would share better"
 
 
 def sparkline(counts: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from ..names import Metric, ScheduleName
 from . import plots
 from .experiment import ALL, SET, Needed, by_set, evaluations, for_all_sets, mean_difference, score
 from .lab import GeneratedSet, Lab, Skipped, Variant
-from .results import Column, Estimate, Figure, Result, Table
+from .results import Cell, Column, Estimate, Figure, Kind, Result, Table
 from .samplers import NoSuchSampler, SamplerName, describe, sampler_named
 
 
@@ -152,8 +152,8 @@ def frontier_needs(lab: Lab) -> Needed:
 
 def frontier(lab: Lab) -> list[Result]:
     """Tables over all sets and by set, and the frontier as a figure."""
-    rows: list[tuple[str | int | float | Estimate | None, ...]] = []
-    by_name: dict[str, list[tuple[str | int | float | Estimate | None, ...]]] = {key: [] for key in _BY_SET}
+    rows: list[tuple[Cell, ...]] = []
+    by_name: dict[str, list[tuple[Cell, ...]]] = {key: [] for key in _BY_SET}
     lines: dict[str, dict[str, dict[str, list[tuple[float, Estimate]]]]] = {}
     names: list[str] = []
     for sampler, kind in samplers(lab).items():
@@ -207,7 +207,7 @@ def frontier(lab: Lab) -> list[Result]:
     ]
 
 
-_BY_SET = {
+_BY_SET: dict[str, tuple[str, Kind]] = {
     "frontier-scores": ("Scores by set", "number"),
     "frontier-own-steps": ("More than own steps at equal evaluations, by set", "signed"),
     "frontier-standard": ("More than {steps} own steps, by set", "signed"),
@@ -220,7 +220,7 @@ def _difference(lab: Lab, ours: Sequence[GeneratedSet], theirs: Sequence[Generat
     return Estimate(None) if list(ours) == list(theirs) else mean_difference(lab, ours, theirs)
 
 
-def _settings(point: Point, generated: Sequence[GeneratedSet]) -> tuple[int | float | str | None, ...]:
+def _settings(point: Point, generated: Sequence[GeneratedSet]) -> tuple[Cell, ...]:
     """Steps, share saved, gamma, schedule, and the evaluations an image that this gave."""
     spent = evaluations(generated)
     if point.choice is None:

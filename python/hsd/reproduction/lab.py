@@ -26,6 +26,7 @@ from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
+from ..probing.direct import check_number, direct_vectors
 from ..work.files import make_folder, write_atomically
 from .samplers import sampler_named
 
@@ -163,6 +164,7 @@ class Lab:
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
         self.progress: CallReport | None = None
         self._encoded: dict[tuple[PromptSet, float], Conditioning] = {}
+        self._predicted: dict[tuple[PromptSet, float, str | None], NDArray[np.float32]] = {}
         self._plans: dict[tuple[PromptSet, Variant], Plan] = {}
         self._generated: dict[tuple[PromptSet, Variant], GeneratedSet] = {}
         self._scores: dict[Path, NDArray[np.float64]] = {}
@@ -186,10 +188,13 @@ class Lab:
         return adapter
 
     def measures(self, metric: Metric) -> bool:
-        """Whether the model allows this metric."""
-        if metric == "cosine":
-            return True
-        return getattr(self.model, "calibration", None) is not None
+        """Whether the model allows this metric: ``calibrated`` needs a calibration, ``direct`` small sets."""
+        try:
+            for prompt_set in self.sets:
+                self._clustered(prompt_set, Variant(metric=metric))
+        except Skipped:
+            return False
+        return True
 
     def seed_of(self, prompt_set: PromptSet) -> int:
         """The seed of the first prompt of a set."""
@@ -313,22 +318,16 @@ class Lab:
         return self._encoded[key]
 
     def _plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:
-        vectors = self.vectors(prompt_set, variant)
+        vectors, metric = self._clustered(prompt_set, variant)
         if variant.shuffled:
             # Permuted rows: the tree keeps its shape and its heights (except for ties), so the savings are equal.
             vectors = np.random.default_rng(self.seed).permutation(vectors)
         tau: float | None = 0.0 if variant.tau is None and variant.budget is None else variant.tau
         if variant.group:
-            vectors, tau = self._grouped(prompt_set, variant.group), 0.5
-        adapter, metric = self.adapter(variant), variant.metric
-        if metric == "calibrated":
-            # The same tree as hsd.compile makes of this model, without encoding the prompts again for every variant.
-            calibration = getattr(adapter, "calibration", None)
-            if calibration is None:
-                raise Skipped(f"{adapter.name} is not calibrated")
-            vectors, metric = calibration.transform(vectors), "euclidean"
+            vectors, metric, tau = self._grouped(prompt_set, variant.group), "cosine", 0.5
+        adapter = self.adapter(variant)
         try:
-            return compile_plan(
+            plan = compile_plan(
                 prompt_set.prompts,
                 tau,
                 model=adapter,
@@ -344,6 +343,39 @@ class Lab:
             )
         except ValueError as error:  # with few prompts or steps, the budget may be out of reach
             raise Skipped(f"{prompt_set.name}: {error}") from None
+        if not variant.catch_up:
+            # In a plan 0 is the same as none at all. Without it, folders of studies from before there was catch-up
+            # are continued: their plans have the same fingerprint.
+            del plan.request["catch_up"]
+        return plan
+
+    def _clustered(self, prompt_set: PromptSet, variant: Variant) -> tuple[NDArray[np.float32], Metric]:
+        """The (n, D) vectors that a variant is clustered by, and their metric.
+
+        ``hsd.compile`` makes the same tree of the model alone, but encodes and probes the prompts for every plan.
+        """
+        vectors = self.vectors(prompt_set, variant)
+        if variant.metric == "calibrated":
+            if self.model.calibration is None:
+                raise Skipped(f"{self.model.name} is not calibrated: run `hsd calibrate`")
+            return self.model.calibration.transform(vectors), "euclidean"
+        if variant.metric == "direct":
+            return self._probed(prompt_set, variant), "euclidean"
+        return vectors, variant.metric
+
+    def _probed(self, prompt_set: PromptSet, variant: Variant) -> NDArray[np.float32]:
+        """The (n, n) vectors of ``direct``: the model's own predictions for each prompt."""
+        key = prompt_set, variant.prior_tau, variant.sampler
+        if key not in self._predicted:
+            try:
+                check_number(len(prompt_set.prompts))
+            except ValueError as error:
+                raise Skipped(f"{prompt_set.name}: {error}") from None
+            variant = Variant(prior_tau=variant.prior_tau, sampler=variant.sampler)
+            members = np.zeros(len(prompt_set.prompts), dtype=np.int64)
+            conditioning = self._conditioning(prompt_set, variant)
+            self._predicted[key] = direct_vectors([self.adapter(variant)], members, conditioning)
+        return self._predicted[key]
 
     def _grouped(self, prompt_set: PromptSet, size: int) -> NDArray[np.float32]:
         """One-hot rows: distance 0 within a group, 1 between groups. So every tau inside (0, 1) gives these groups."""

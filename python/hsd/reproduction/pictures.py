@@ -223,6 +223,8 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
         schedule=(1.0,) * (members.n_steps - 1) + (0.0,),
         steps=lab.steps,
         seeds=seeds,
+        metric="cosine",
+        catch_up=0.0,
     )
     conditioning = recall(members, adapter.encoding_key())
     assert conditioning is not None
@@ -258,6 +260,7 @@ def latents(lab: Lab) -> list[Result]:
         raise Skipped(_no_family(lab))
     prompts = [prompt for family in related for prompt in family]
     options: dict[str, Any] = {"model": lab.model, "steps": lab.steps, "seeds": lab.seed, "noise": "shared"}
+    options |= {"metric": "cosine", "catch_up": 0.0}
     plan = compile_plan(prompts, 0.0, **options)
     standard = watch(plan, lab.model, batch_size=lab.batch_size)
     conditioning = recall(plan, lab.model.encoding_key())

@@ -258,7 +258,7 @@ def _setup(lab: Lab, seconds: float) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in lab.model.settings.items() if value is not None)
     sets = ", ".join(f"{s.name} ({len(s.prompts)})" for s in lab.first_sets)
     ranges = len(lab.sets) // len(lab.first_sets)
-    several = "" if ranges == 1 else f", and {ranges - 1} times more with {SEED_STEP} added to it"
+    several = "" if ranges == 1 else f" of the first of {ranges} seed ranges, which are {SEED_STEP:,} apart"
     scheduler = type(lab.model.scheduler()).__name__
     device, dtype = lab.model.device.type, str(lab.model.dtype).removeprefix("torch.")
     return (

@@ -1,0 +1,55 @@
+"""``hsd calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..calibration.store import keep
+from ..planning.prompts import read_prompts
+from . import options as opt
+from .console import Stages, quiet
+
+
+def calibrate(
+    model: opt.Model,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A few hundred prompts like those that you will generate, one per line or as .jsonl.",
+            show_default="the bundled model's own",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the calibration to this file.", show_default="the user's data folder"),
+    ] = None,
+    seed: opt.Seed = 0,
+    settings: opt.Settings = None,
+    device: opt.Device = None,
+) -> None:
+    """Measure how a model tells prompts apart, so that prompts share steps where the model draws them alike.
+
+    Done once per model. hsd plan and hsd generate then find the calibration by the model's weights.
+    """
+    quiet()
+    from ..probing import calibrate as measure
+
+    given = None if prompts is None else read_prompts(prompts).prompts
+    adapter = opt.load(model, device, settings)
+    with Stages() as stages:
+        calibration = measure(adapter, given, seeds=seed, progress=lambda done: stages("calibrate", done))
+    if out is None:
+        path = keep(calibration)
+    else:
+        calibration.save(out)
+        path = out
+    typer.echo(
+        f"{calibration.model}: on prompts that it was not fitted to, distances after the map predict the model's own "
+        f"with a correlation of {calibration.correlation:.2f}; cosine distances do with "
+        f"{calibration.cosine_correlation:.2f}."
+    )
+    typer.echo(f"{calibration.prompts} prompts, rank {calibration.rank}, default tau {calibration.tau:.3g}: {path}")

@@ -1,0 +1,158 @@
+"""How much each step matters: what a cluster's mean at one step changes in the finished latent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..conditioning.rows import Conditioning
+from ..models.base import Adapter
+from ..sampler import SamplerTable
+from ..work.device import FittingSize
+from ..work.progress import Progress, Report
+
+STEPS = 10
+
+_BATCH = 32
+
+
+@torch.no_grad()
+def step_weights(
+    adapter: Adapter,
+    conditioning: Conditioning,
+    clusters: Sequence[NDArray[np.int64]],
+    vectors: NDArray[np.float32],
+    seeds: NDArray[np.int64],
+    *,
+    steps: int = STEPS,
+    progress: Report | None = None,
+) -> NDArray[np.float64]:
+    """(K,) how far finished latents move when one step is conditioned on a cluster's mean, per squared distance to it.
+
+    For each member of each cluster there are K + 1 runs from the same noise: one with the member's own conditioning at
+    all steps, and for each step k one that has the cluster's mean at k. w_k is the sum of the squared distances of
+    their latents over the sum of the squared distances of ``vectors`` to their clusters' means. Runs that are equal up
+    to a step are evaluated once up to there: (K + 1)(K + 2) / 2 - 1 evaluations a member.
+
+    Parameters
+    ----------
+    adapter, conditioning
+        The model, with guidance as it is set, and its conditioning of N prompts.
+    clusters
+        Indices of prompts, at least two each.
+    vectors
+        (N, r) transformed vectors.
+    seeds
+        (N,) the seeds of the prompts.
+    """
+    sampler = adapter.sampler(steps)
+    steps = sampler.n_steps
+    prompts = np.concatenate(clusters)
+    shared, own = conditioning.split(prompts)
+    device = adapter.device
+    shared = {name: row.to(device) for name, row in shared.items()}
+    means, errors = [], []
+    for cluster in clusters:
+        means += [own.mean(np.sort(cluster))] * len(cluster)
+        errors += list(((vectors[cluster] - vectors[cluster].mean(0)) ** 2).sum(1))
+    single = [own.mean(np.array([prompt])) for prompt in prompts]
+    rows = [
+        {name: torch.stack([row[name] for row in each]).to(device) for name in each[0]} for each in (single, means)
+    ]  # each prompt's own, then its cluster's mean
+    runs = _Runs(adapter, sampler.to(device, torch.float32), rows, shared, [int(seeds[i]) for i in prompts])
+    n, report = len(prompts), Progress(progress)
+    states = runs.first()  # [n, S, *latent]: first the runs with own conditioning, then one group for each step so far
+    whose, is_mean = torch.arange(n), torch.zeros(n, dtype=torch.bool)
+    for k in range(steps):
+        states = torch.cat([states, states[:n]])  # the runs that have the mean at this step
+        whose = torch.cat([whose, torch.arange(n)])
+        is_mean = torch.cat([torch.zeros_like(is_mean), torch.ones(n, dtype=torch.bool)])
+        states = runs.step(k, states, whose, is_mean)
+        report((k + 1) * (k + 4) / (steps * (steps + 3)))
+    adapter.free()
+    latents = states[:, 0].view(steps + 1, n, -1).double().cpu()
+    moved = ((latents[1:] - latents[0]) ** 2).sum((1, 2)).numpy()  # [K]
+    return moved / max(float(np.sum(errors)), 1e-30)
+
+
+class _Runs:
+    """Runs of n prompts from their own noise, which is the same in every run of a prompt."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        sampler: SamplerTable,
+        rows: list[dict[str, Tensor]],
+        shared: dict[str, Tensor],
+        seeds: list[int],
+    ) -> None:
+        self.adapter, self.sampler, self.rows, self.shared = adapter, sampler, rows, shared
+        self.device = adapter.device
+        self.generators = [adapter.generator(seed) for seed in seeds]
+        self.fitting = FittingSize(_BATCH, "latents", self.device)
+
+    def first(self) -> Tensor:
+        """(n, S, *latent) states before the first step."""
+        noise = torch.cat([self.adapter.first_noise(generator) for generator in self.generators]).float()
+        state = torch.zeros((len(noise), self.sampler.n_state, *noise.shape[1:]), device=self.device)
+        state[:, 0] = (noise * self.sampler.init_noise_sigma).to(self.device)
+        return state
+
+    def step(self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor) -> Tensor:
+        """States (R, S, *latent) after step ``k``; ``whose`` (R,) prompt each is, ``is_mean`` (R,) its conditioning."""
+        noise = self._noise(k)
+        out, begin = [], 0
+        with self.adapter.running():
+            while begin < len(states):
+                work = partial(self._part, k, states, whose, is_mean, noise, begin)
+                new, size = self.fitting.run(work, len(states) - begin)
+                out.append(new)
+                begin += size
+        return torch.cat(out)
+
+    def _noise(self, k: int) -> Tensor | None:
+        """(n, Z, *latent) the draws of step ``k``."""
+        if not self.sampler.n_noise:
+            return None
+        shape = self.adapter.latent_shape()
+        noise = torch.zeros((len(self.generators), self.sampler.n_noise, *shape))
+        for i, generator in enumerate(self.generators):
+            for j, dtype in enumerate(self.sampler.noise_dtypes[k]):
+                noise[i, j] = torch.randn((1, *shape), generator=generator, dtype=dtype or self.adapter.noise_dtype)[0]
+        return noise.to(self.device)
+
+    def _part(
+        self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor, noise: Tensor | None, begin: int, size: int
+    ) -> Tensor:
+        at = slice(begin, begin + size)
+        own, mean, owner = *self.rows, whose[at].to(self.device)
+        chosen = is_mean[at].to(self.device)
+        rows = {
+            name: torch.where(
+                chosen.view(-1, *(1,) * (own[name].ndim - 1)),
+                mean[name].index_select(0, owner),
+                own[name].index_select(0, owner),
+            )
+            for name in own
+        }
+        state = states[at]
+        rows |= {name: row.expand(len(state), *row.shape[1:]) for name, row in self.shared.items()}
+        step = torch.full((len(state),), k, device=self.device)
+        latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]
+        timestep = self.sampler.timesteps.index_select(0, step)
+        output, variance = self.adapter.denoise(latents, timestep, rows)
+        draws = None if noise is None else noise.index_select(0, owner)
+        return self.sampler.update(state, output, draws, step, variance)
+
+
+def smooth(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positive weights, smoothed on a logarithmic scale, with mean 1."""
+    logs = np.log(np.maximum(weights, max(float(weights.max()), 1e-30) * 1e-6))
+    padded = np.pad(logs, 1, mode="edge")
+    out = np.exp(0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:])
+    return out / out.mean()
