@@ -7,7 +7,6 @@ import gc
 import json
 import pickle
 import weakref
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,14 +18,12 @@ from hypothesis import strategies as st
 import hsd
 from helpers import SHARED, needs_shared
 from hsd import _core
+from hsd._core import SCHEDULES
 from hsd.generation import cost
 from hsd.models.encode import recall
-from hsd.names import ScheduleName
 from hsd.planning.encoders import default_encoder
 from hsd.planning.prompts import read_prompts
 from hsd.planning.schedule import schedule_shape
-
-SCHEDULES = get_args(ScheduleName)
 
 SETS = {
     "style_variations": "style_variations.minilm384",

@@ -23,6 +23,7 @@ __all__ = [
     "build_info",
     "check_embeddings",
     "check_thresholds",
+    "measured_shape",
     "schedule_shape",
 ]
 
@@ -54,6 +55,21 @@ def schedule_shape(name: str, steps: int) -> NDArray[np.float64]:
     Raises ``ValueError`` for an unknown name and for steps < 1.
     """
 
+def measured_shape(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The threshold curve for tau = 1 that is best for weights (K,) of the error at each step: (K,) values in [0, 1].
+
+    It is proportional to 1 / sqrt(weights), 1 at its largest, never rises, and is 0 at the last step. With a Euclidean
+    ward tree and weights that never fall, no plan of that tree that costs the same has a lower sum over steps of
+    weights[k] times the sum of squared distances from the means of the clusters.
+
+    Where weights fall, the thresholds stay: a cluster that was split cannot be joined again. A weight <= 0 limits
+    nothing by itself: its step has the threshold of the step before; first steps of this kind have that of the first
+    other one. The last weight does not count.
+
+    Raises ``ValueError`` for no weights, a weight that is not finite (names the step), and if none before the last is
+    over 0.
+    """
+
 def check_embeddings(
     embeddings: NDArray[np.floating] | NDArray[np.uint16],
     *,
@@ -63,11 +79,13 @@ def check_embeddings(
 ) -> None:
     """Check the rows of ``embeddings`` (N, D) as :meth:`Tree.build` does, without clustering them.
 
-    Every row has to be finite and, with the metric ``cosine``, to have an entry that is not 0. ``bfloat16`` takes uint16 for the bits of bfloat16.
-    ``threads`` is as in :meth:`Tree.build`. The GIL is released during the work. Ctrl-C stops it within a second.
+    Every row has to be finite and, with the metric ``cosine``, to have an entry that is not 0. ``bfloat16`` takes
+    uint16 for the bits of bfloat16. ``threads`` is as in :meth:`Tree.build`. The GIL is released during the work.
+    Ctrl-C stops it within a second.
 
     Raises ``ValueError`` for an empty set, for the first row that has a NaN or an infinite entry (names row and column)
-    or, with ``cosine``, only zeros (names the row), and for an unknown metric and threads below 1; ``TypeError`` for anything but such an array.
+    or, with ``cosine``, only zeros (names the row), and for an unknown metric and threads below 1; ``TypeError`` for
+    anything but such an array.
     """
 
 def check_thresholds(phi: NDArray[np.float64]) -> None:
@@ -112,8 +130,8 @@ class Tree:
 
         Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names row and column),
         for a row of zeros with ``cosine`` (names the row), for an unknown linkage or metric, for ``centroid`` with
-        ``euclidean``, for a row that does not exist, and threads
-        or memory below 1; ``TypeError`` for anything but such an array; ``MemoryError`` if ``exact=True`` does not fit.
+        ``euclidean``, for a row that does not exist, and threads or memory below 1; ``TypeError`` for anything but
+        such an array; ``MemoryError`` if ``exact=True`` does not fit.
         """
     @staticmethod
     def from_merges(

@@ -8,6 +8,9 @@ import numpy as np
 
 from ._core import LINKAGES, METRICS, ORDERS, SCHEDULES
 
+_SCHEDULES = (*SCHEDULES, "measured")
+_METRICS = ("auto", *METRICS, "calibrated", "direct")
+
 if TYPE_CHECKING:
     Linkage = str
     Metric = str
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
     TreeMetric = str
 else:  # The names are listed once, in Rust. A type checker cannot read them, but get_args and the command line can.
     Linkage = Literal[LINKAGES]
-    Metric = Literal[("auto", *METRICS, "calibrated", "direct")]
+    Metric = Literal[_METRICS]
     Order = Literal[ORDERS]
-    ScheduleName = Literal[SCHEDULES]
+    ScheduleName = Literal[_SCHEDULES]
     TreeMetric = Literal[METRICS]
 Noise = Literal["independent", "shared"]
 BatchSize = int | Literal["auto"]

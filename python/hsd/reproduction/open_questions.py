@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..names import Linkage, ScheduleName
+from .._core import SCHEDULES
+from ..names import Linkage
 from . import plots
 from .experiment import Needed, compare, comparison_columns, count_images, for_all_sets, generate_all_sets
 from .lab import Lab, PromptSet, Skipped, Variant
@@ -76,7 +77,7 @@ def linkage(lab: Lab) -> list[Result]:
 
 def schedule_variants() -> dict[str, Variant]:
     """One per named schedule, saving half of the evaluations."""
-    return {name: Variant(budget=0.5, schedule=name) for name in get_args(ScheduleName)}
+    return {name: Variant(budget=0.5, schedule=name) for name in SCHEDULES}
 
 
 def schedule_needs(lab: Lab) -> Needed:

@@ -109,6 +109,20 @@ pub enum Error {
         /// Its threshold.
         value: f64,
     },
+    /// A weight that is NaN or infinite.
+    #[error("the weight of step {step} is {value}; weights must be finite")]
+    BadWeight {
+        /// The step.
+        step: usize,
+        /// Its weight.
+        value: f64,
+    },
+    /// Weights that limit no threshold.
+    #[error("none of the {steps} weights before the last is over 0, so nothing limits sharing; measure them again")]
+    NoPositiveWeight {
+        /// Number of steps before the last.
+        steps: usize,
+    },
     /// A threshold above the one before.
     #[error(
         "the threshold rises from {before} to {value} at step {step}; thresholds must not rise, \

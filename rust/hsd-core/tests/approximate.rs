@@ -4,9 +4,9 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{build, build_with, grouped, numbers, rows, tied_rows, PLENTY};
-use hsd_core::cluster::naive::cosine_distance;
-use hsd_core::{Linkage, Method, Resources, Tree};
+use common::{build, build_with, grouped, kind, kinds, numbers, rows, tied_rows, Kind, PLENTY};
+use hsd_core::cluster::naive::distance_of;
+use hsd_core::{Linkage, Method, Metric, Resources, Tree};
 use proptest::prelude::*;
 
 /// Memory for the matrix of this many clusters, and four points of each.
@@ -15,13 +15,14 @@ fn memory_for(rows: &[Vec<f64>], clusters: usize) -> usize {
 }
 
 /// In memory for this many clusters at a time.
-fn approximate(rows: &[Vec<f64>], linkage: Linkage, clusters: usize) -> Tree {
+fn approximate(rows: &[Vec<f64>], kind: impl Into<Kind>, clusters: usize) -> Tree {
     let resources = Resources { memory: memory_for(rows, clusters), ..PLENTY };
-    build_with(rows, linkage, Method::Approximate, resources).unwrap()
+    build_with(rows, kind, Method::Approximate, resources).unwrap()
 }
 
 /// One binary tree over `n` leaves, of sound heights, that says what it is.
-fn assert_sound(tree: &Tree, n: usize, linkage: Linkage) {
+fn assert_sound(tree: &Tree, n: usize, kind: impl Into<Kind>) {
+    let linkage = kind.into().linkage;
     assert_eq!(tree.n_leaves(), n);
     assert_eq!(tree.linkage(), linkage.name());
     assert!(!tree.exact());
@@ -50,13 +51,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_rows_give_a_tree(rows in rows(60), clusters in 1..12usize, linkage in prop::sample::select(Linkage::ALL.to_vec())) {
-        assert_sound(&approximate(&rows, linkage, clusters), rows.len(), linkage);
+    fn any_rows_give_a_tree(rows in rows(60), clusters in 1..12usize, kind in kind()) {
+        assert_sound(&approximate(&rows, kind, clusters), rows.len(), kind);
     }
 
     #[test]
-    fn tied_rows_give_a_tree(rows in tied_rows(60), clusters in 1..12usize, linkage in prop::sample::select(Linkage::ALL.to_vec())) {
-        assert_sound(&approximate(&rows, linkage, clusters), rows.len(), linkage);
+    fn tied_rows_give_a_tree(rows in tied_rows(60), clusters in 1..12usize, kind in kind()) {
+        assert_sound(&approximate(&rows, kind, clusters), rows.len(), kind);
     }
 }
 
@@ -64,12 +65,12 @@ proptest! {
 fn several_levels_give_one_tree() {
     // 700 rows in 40 clusters at a time: ten levels, dozens of cells.
     for rows in [grouped(700, 12, 50, 0.4), grouped(700, 3, 700, 0.0)] {
-        for linkage in Linkage::ALL {
-            let tree = approximate(&rows, linkage, 40);
-            assert_sound(&tree, rows.len(), linkage);
+        for kind in kinds() {
+            let tree = approximate(&rows, kind, 40);
+            assert_sound(&tree, rows.len(), kind);
             for threads in [1, 2, 3, 5] {
                 let resources = Resources { threads, memory: memory_for(&rows, 40) };
-                assert_eq!(build_with(&rows, linkage, Method::Approximate, resources).unwrap(), tree);
+                assert_eq!(build_with(&rows, kind, Method::Approximate, resources).unwrap(), tree);
             }
         }
     }
@@ -78,10 +79,10 @@ fn several_levels_give_one_tree() {
 #[test]
 fn what_fits_in_one_matrix_is_what_it_would_be() {
     let rows = grouped(200, 8, 20, 0.4);
-    for linkage in Linkage::ALL {
-        let tree = approximate(&rows, linkage, 200);
-        assert_sound(&tree, 200, linkage);
-        let exact = build(&rows, linkage).unwrap();
+    for kind in kinds() {
+        let tree = approximate(&rows, kind, 200);
+        assert_sound(&tree, 200, kind);
+        let exact = build(&rows, kind).unwrap();
         assert_eq!((tree.merges(), tree.scores()), (exact.merges(), exact.scores()));
     }
 }
@@ -91,16 +92,16 @@ fn groups_far_apart_are_found() {
     // The groups are mixed in the order given, and each is half as large as what fits at a time.
     let (n, groups) = (900, 30);
     let rows = grouped(n, 24, groups, 0.05);
-    for linkage in Linkage::ALL {
-        let exact = build(&rows, linkage).unwrap();
+    for kind in kinds() {
+        let exact = build(&rows, kind).unwrap();
         let heights = exact.sorted_heights();
         let (within, between) = (heights[n - groups - 1], heights[n - groups]);
         assert!(between > 3.0 * within, "the groups are not far apart: {within} {between}");
-        let tree = approximate(&rows, linkage, 60);
+        let tree = approximate(&rows, kind, 60);
         for labels in [exact.cut(between * 0.6).unwrap(), tree.cut(between * 0.6).unwrap()] {
             let pairs: BTreeSet<(usize, i64)> = labels.iter().enumerate().map(|(i, &l)| (i % groups, l)).collect();
             let found: BTreeSet<i64> = labels.iter().copied().collect();
-            assert_eq!((pairs.len(), found.len()), (groups, groups), "{linkage}");
+            assert_eq!((pairs.len(), found.len()), (groups, groups), "{kind:?}");
         }
     }
 }
@@ -112,12 +113,18 @@ fn near_duplicates_stay_together() {
         let mut draw = numbers(9);
         let near = half.iter().map(|row| row.iter().map(|x| x + far * draw()).collect::<Vec<_>>());
         let rows: Vec<Vec<f64>> = half.iter().cloned().chain(near).collect();
-        for linkage in Linkage::ALL {
-            let tree = approximate(&rows, linkage, 100);
+        for kind in kinds() {
+            let tree = approximate(&rows, kind, 100);
             for i in 0..700 {
-                let apart = cosine_distance(&rows[i], &rows[i + 700]);
+                let apart = distance_of(kind.metric, &rows[i], &rows[i + 700]);
                 let met = meeting(&tree, i, i + 700);
-                assert!(met <= 1.001 * apart + least, "{linkage}: rows {i}, {apart} apart, meet at {met}");
+                // What is rounded is half the squared difference: of unit rows, or of rows about two long.
+                let (half_square, least): (fn(f64) -> f64, f64) = match kind.metric {
+                    Metric::Cosine => (|distance| distance, least),
+                    Metric::Euclidean => (|distance| distance * distance / 2.0, 4.0 * least),
+                };
+                let most = 1.001 * half_square(apart) + least;
+                assert!(half_square(met) <= most, "{kind:?}: rows {i}, {apart} apart, meet at {met}");
             }
         }
     }

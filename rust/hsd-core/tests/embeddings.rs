@@ -4,11 +4,11 @@ mod common;
 
 use common::{grouped, table, PLENTY};
 use hsd_core::cluster::build_tree;
-use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Tree};
+use hsd_core::{Embeddings, Error, Linkage, Method, Metric, Progress, Tree};
 use ndarray::{concatenate, s, Array2, ArrayView2, Axis};
 
 fn sound<'a>(view: ArrayView2<'a, f64>) -> Embeddings<'a> {
-    Embeddings::new(view, |x| x, 2, &mut Progress::unwatched()).unwrap()
+    Embeddings::new(view, |x| x, Metric::Cosine, 2, &mut Progress::unwatched()).unwrap()
 }
 
 fn cluster(embeddings: &Embeddings<'_>, linkage: Linkage) -> Tree {
@@ -17,8 +17,8 @@ fn cluster(embeddings: &Embeddings<'_>, linkage: Linkage) -> Tree {
 
 fn error_of(view: ArrayView2<'_, f64>, rows: Option<&[usize]>) -> Error {
     let result = match rows {
-        None => Embeddings::new(view, |x| x, 3, &mut Progress::unwatched()),
-        Some(rows) => Embeddings::of_rows(view, |x| x, rows, 3, &mut Progress::unwatched()),
+        None => Embeddings::new(view, |x| x, Metric::Cosine, 3, &mut Progress::unwatched()),
+        Some(rows) => Embeddings::of_rows(view, |x| x, Metric::Cosine, rows, 3, &mut Progress::unwatched()),
     };
     result.err().expect("a bad row")
 }
@@ -61,9 +61,12 @@ fn the_type_does_not_show() {
     let bits = double.mapv(|x| (x * 2.0).round() as i16);
     let halves = bits.mapv(|x| f64::from(x) / 2.0);
     for linkage in Linkage::ALL {
-        let embeddings = Embeddings::new(single.view(), f64::from, 2, &mut Progress::unwatched()).unwrap();
+        let embeddings =
+            Embeddings::new(single.view(), f64::from, Metric::Cosine, 2, &mut Progress::unwatched()).unwrap();
         assert_eq!(cluster(&embeddings, linkage), cluster(&sound(double.view()), linkage));
-        let embeddings = Embeddings::new(bits.view(), |x| f64::from(x) / 2.0, 2, &mut Progress::unwatched()).unwrap();
+        let embeddings =
+            Embeddings::new(bits.view(), |x| f64::from(x) / 2.0, Metric::Cosine, 2, &mut Progress::unwatched())
+                .unwrap();
         assert_eq!(cluster(&embeddings, linkage), cluster(&sound(halves.view()), linkage));
     }
 }
@@ -74,7 +77,8 @@ fn some_rows_are_as_good_as_a_copy_of_them() {
     let rows: Vec<usize> = (0..60).map(|i| i * 53 % 90).chain([5, 5, 0]).collect();
     let copy = numbers.select(Axis(0), &rows);
     for linkage in Linkage::ALL {
-        let chosen = Embeddings::of_rows(numbers.view(), |x| x, &rows, 2, &mut Progress::unwatched()).unwrap();
+        let chosen =
+            Embeddings::of_rows(numbers.view(), |x| x, Metric::Cosine, &rows, 2, &mut Progress::unwatched()).unwrap();
         assert_eq!(cluster(&chosen, linkage), cluster(&sound(copy.view()), linkage));
     }
 }
@@ -130,5 +134,5 @@ fn errors_name_the_row_of_the_whole() {
     assert_eq!(error_of(numbers.view(), Some(&[])), Error::NoEmbeddings { rows: 0, columns: 7 });
     // A bad row that is not among the chosen ones does no harm.
     let rows = [1, 2, 3];
-    assert!(Embeddings::of_rows(numbers.view(), |x| x, &rows, 2, &mut Progress::unwatched()).is_ok());
+    assert!(Embeddings::of_rows(numbers.view(), |x| x, Metric::Cosine, &rows, 2, &mut Progress::unwatched()).is_ok());
 }

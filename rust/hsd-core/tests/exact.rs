@@ -2,17 +2,13 @@
 
 mod common;
 
-use common::{build, build_with, grouped, numbers, rows, tied_rows, PLENTY};
-use hsd_core::cluster::naive::{agglomerate, cosine_distance, Clustering};
-use hsd_core::{Error, Linkage, Method, Resources, Result, Tree};
+use common::{build, build_with, grouped, kind, kinds, numbers, rows, tied_rows, Kind, PLENTY};
+use hsd_core::cluster::naive::{agglomerate, cosine_distance, distance_of, Clustering};
+use hsd_core::{Error, Linkage, Method, Metric, Resources, Result, Tree};
 use proptest::prelude::*;
 
-fn reducible() -> impl Iterator<Item = Linkage> {
-    Linkage::ALL.into_iter().filter(|linkage| linkage.is_reducible())
-}
-
-fn linkage() -> impl Strategy<Value = Linkage> {
-    prop::sample::select(Linkage::ALL.to_vec())
+fn reducible() -> impl Iterator<Item = Kind> {
+    kinds().filter(|kind| kind.linkage.is_reducible())
 }
 
 fn near(x: f64, y: f64) -> bool {
@@ -20,14 +16,15 @@ fn near(x: f64, y: f64) -> bool {
 }
 
 /// With memory for half of the matrix only: the other half is completed as it is needed.
-fn build_lower(rows: &[Vec<f64>], linkage: Linkage) -> Result<Tree> {
+fn build_lower(rows: &[Vec<f64>], kind: impl Into<Kind>) -> Result<Tree> {
     let memory = 3 * rows.len() * rows.len();
-    build_with(rows, linkage, Method::Exact, Resources { memory, ..PLENTY })
+    build_with(rows, kind, Method::Exact, Resources { memory, ..PLENTY })
 }
 
 /// Replays a tree's merges on the oracle: each must join a nearest pair, at that pair's distance.
-fn replay(rows: &[Vec<f64>], linkage: Linkage, tree: &Tree) {
-    let mut clustering = Clustering::new(rows, linkage);
+fn replay(rows: &[Vec<f64>], kind: impl Into<Kind>, tree: &Tree) {
+    let Kind { linkage, metric } = kind.into();
+    let mut clustering = Clustering::new(rows, linkage, metric);
     for (&[a, b], &score) in tree.merges().iter().zip(tree.scores()) {
         let (a, b) = (a as usize, b as usize);
         let least = clustering.nearest_pair().unwrap().2;
@@ -65,9 +62,9 @@ fn repeated(n: usize, different: usize) -> Vec<Vec<f64>> {
 
 proptest! {
     #[test]
-    fn general_rows_give_the_oracles_merges(rows in rows(24), linkage in linkage()) {
-        let expected = agglomerate(&rows, linkage);
-        for tree in [build(&rows, linkage).unwrap(), build_lower(&rows, linkage).unwrap()] {
+    fn general_rows_give_the_oracles_merges(rows in rows(24), kind in kind()) {
+        let expected = agglomerate(&rows, kind.linkage, kind.metric);
+        for tree in [build(&rows, kind).unwrap(), build_lower(&rows, kind).unwrap()] {
             prop_assert!(tree.exact());
             prop_assert_eq!(tree.merges().len(), expected.len());
             for ((&[a, b], &score), &(x, y, distance)) in tree.merges().iter().zip(tree.scores()).zip(&expected) {
@@ -78,10 +75,10 @@ proptest! {
     }
 
     #[test]
-    fn tied_rows_give_a_nearest_pair_at_every_merge(rows in tied_rows(14), linkage in linkage()) {
-        for tree in [build(&rows, linkage).unwrap(), build_lower(&rows, linkage).unwrap()] {
-            replay(&rows, linkage, &tree);
-            if linkage.is_reducible() {
+    fn tied_rows_give_a_nearest_pair_at_every_merge(rows in tied_rows(14), kind in kind()) {
+        for tree in [build(&rows, kind).unwrap(), build_lower(&rows, kind).unwrap()] {
+            replay(&rows, kind, &tree);
+            if kind.linkage.is_reducible() {
                 prop_assert_eq!(tree.scores(), tree.heights());
                 prop_assert!(tree.scores().is_sorted());
             }
@@ -89,13 +86,13 @@ proptest! {
     }
 
     #[test]
-    fn two_rows_meet_at_their_distance(rows in rows(2), power in 0..7i32, linkage in linkage()) {
+    fn two_rows_meet_at_their_distance(rows in rows(2), power in 0..7i32, kind in kind()) {
         prop_assume!(rows.len() == 2);
         // From far apart to nearly the same.
         let other: Vec<f64> = rows[0].iter().zip(&rows[1]).map(|(x, y)| x + 10f64.powi(-power) * y).collect();
         prop_assume!(other.iter().map(|x| x * x).sum::<f64>() > 1e-6);
-        let expected = cosine_distance(&rows[0], &other);
-        let tree = build(&[rows[0].clone(), other], linkage).unwrap();
+        let expected = distance_of(kind.metric, &rows[0], &other);
+        let tree = build(&[rows[0].clone(), other], kind).unwrap();
         prop_assert!(near(tree.scores()[0], expected), "{} {expected}", tree.scores()[0]);
     }
 
@@ -104,10 +101,12 @@ proptest! {
         let mut other = row.clone();
         other[0] += 10f64.powi(-power);
         let rows = [row.clone(), other, row];
-        let tree = build(&rows, Linkage::Average).unwrap();
-        prop_assert_eq!(tree.scores()[0], 0.0);
-        let expected = cosine_distance(&rows[0], &rows[1]);
-        prop_assert!((tree.scores()[1] - expected).abs() <= 1e-6 * expected, "{} {expected}", tree.scores()[1]);
+        for metric in Metric::ALL {
+            let tree = build(&rows, Kind { linkage: Linkage::Average, metric }).unwrap();
+            prop_assert_eq!(tree.scores()[0], 0.0);
+            let expected = distance_of(metric, &rows[0], &rows[1]);
+            prop_assert!((tree.scores()[1] - expected).abs() <= 1e-6 * expected, "{} {expected}", tree.scores()[1]);
+        }
     }
 }
 
@@ -135,10 +134,10 @@ fn rounds_give_the_oracles_merges() {
 fn both_shapes_give_one_tree() {
     for (n, groups) in [(257, 3), (1000, 50), (1800, 900)] {
         let rows = grouped(n, 16, groups, 0.5);
-        for linkage in Linkage::ALL {
-            let whole = build(&rows, linkage).unwrap();
-            assert_same(&build_lower(&rows, linkage).unwrap(), &whole);
-            assert!(!linkage.is_reducible() || whole.scores().is_sorted());
+        for kind in kinds() {
+            let whole = build(&rows, kind).unwrap();
+            assert_same(&build_lower(&rows, kind).unwrap(), &whole);
+            assert!(!kind.linkage.is_reducible() || whole.scores().is_sorted());
         }
     }
 }
@@ -163,8 +162,8 @@ fn rounds_that_do_not_pay_are_left_to_the_chain() {
 fn many_equal_rows() {
     for n in [300, 2000] {
         let rows = repeated(n, 40);
-        for linkage in Linkage::ALL {
-            let (whole, lower) = (build(&rows, linkage).unwrap(), build_lower(&rows, linkage).unwrap());
+        for kind in kinds() {
+            let (whole, lower) = (build(&rows, kind).unwrap(), build_lower(&rows, kind).unwrap());
             for tree in [&whole, &lower] {
                 // 40 different rows: 39 merges join clusters that differ, all others are at 0.
                 assert_eq!(tree.scores().iter().filter(|&&score| score > 0.0).count(), 39);
@@ -174,13 +173,13 @@ fn many_equal_rows() {
             }
         }
         if n == 300 {
-            reducible().for_each(|linkage| replay(&rows, linkage, &build(&rows, linkage).unwrap()));
+            reducible().for_each(|kind| replay(&rows, kind, &build(&rows, kind).unwrap()));
         }
     }
-    for linkage in Linkage::ALL {
+    for kind in kinds() {
         let rows = vec![vec![0.3, -0.2, 0.9]; 700];
-        assert_eq!(build(&rows, linkage).unwrap().heights(), [0.0; 699]);
-        assert_eq!(build_lower(&rows, linkage).unwrap().heights(), [0.0; 699]);
+        assert_eq!(build(&rows, kind).unwrap().heights(), [0.0; 699]);
+        assert_eq!(build_lower(&rows, kind).unwrap().heights(), [0.0; 699]);
     }
 }
 
@@ -206,8 +205,8 @@ fn distances_keep_their_digits_wherever_the_rows_lie() {
     pair[91] = pair[14].iter().map(|x| x * (1.0 + 1e-7) + 1e-7).collect();
     sets.push(pair);
     for rows in &sets {
-        for linkage in Linkage::ALL {
-            replay(rows, linkage, &build(rows, linkage).unwrap());
+        for kind in kinds() {
+            replay(rows, kind, &build(rows, kind).unwrap());
         }
     }
 }
@@ -216,12 +215,12 @@ fn distances_keep_their_digits_wherever_the_rows_lie() {
 fn threads_do_not_change_a_bit() {
     let sets = [grouped(1100, 10, 90, 0.3), grouped(600, 6, 4, 1e-3), repeated(600, 50), line(300)];
     for rows in &sets {
-        for linkage in Linkage::ALL {
+        for kind in kinds() {
             for memory in [usize::MAX, 3 * rows.len() * rows.len()] {
-                let build = |threads| build_with(rows, linkage, Method::Exact, Resources { threads, memory }).unwrap();
+                let build = |threads| build_with(rows, kind, Method::Exact, Resources { threads, memory }).unwrap();
                 let one = build(1);
                 for threads in [2, 3, 5] {
-                    assert_eq!(build(threads), one, "{linkage}, {threads} threads");
+                    assert_eq!(build(threads), one, "{kind:?}, {threads} threads");
                 }
             }
         }
@@ -253,7 +252,7 @@ fn huge_and_tiny_rows_count_by_direction() {
     }
     // Squares that neither overflow nor vanish, down to the smallest number there is.
     let rows = [vec![f64::MAX, f64::MAX], vec![5e-324, 5e-324], vec![f64::MAX, -f64::MAX], vec![0.0, -5e-324]];
-    for linkage in reducible() {
+    for linkage in Linkage::ALL.into_iter().filter(|linkage| linkage.is_reducible()) {
         assert_eq!(build(&rows, linkage).unwrap().merges()[..2], [[0, 1], [2, 3]]);
     }
 }
@@ -271,8 +270,8 @@ fn centroid_weighs_rows_by_their_length() {
 fn memory_decides_what_is_exact() {
     let rows = grouped(100, 4, 10, 0.3);
     let half = 2 * 100 * 100;
-    for linkage in Linkage::ALL {
-        let build = |method, memory| build_with(&rows, linkage, method, Resources { memory, ..PLENTY });
+    for kind in kinds() {
+        let build = |method, memory| build_with(&rows, kind, method, Resources { memory, ..PLENTY });
         assert_same(&build(Method::Exact, half).unwrap(), &build(Method::Exact, 2 * half).unwrap());
         let refused = build(Method::Exact, half - 1).unwrap_err();
         let what = "the distances between all prompts";

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use common::{grouped, table};
 use hsd_core::cluster::build_tree;
-use hsd_core::{Embeddings, Error, Linkage, Method, Progress, Resources};
+use hsd_core::{Embeddings, Error, Linkage, Method, Metric, Progress, Resources};
 use ndarray::Array2;
 
 /// Enough for a report or two in an unoptimised build.
@@ -36,7 +36,8 @@ fn run(
             ControlFlow::Continue(())
         }
     };
-    let embeddings = Embeddings::new(rows.view(), |x| x, resources.threads, &mut Progress::unwatched()).unwrap();
+    let embeddings =
+        Embeddings::new(rows.view(), |x| x, Metric::Cosine, resources.threads, &mut Progress::unwatched()).unwrap();
     let result = build_tree(&embeddings, linkage, method, resources, &mut Progress::new(&mut report));
     (seen, result.err())
 }
@@ -88,7 +89,7 @@ fn checking_can_be_stopped() {
         seen.push(fraction);
         ControlFlow::Break(())
     };
-    let checked = Embeddings::new(rows.view(), |x| x, 2, &mut Progress::new(&mut stop));
+    let checked = Embeddings::new(rows.view(), |x| x, Metric::Cosine, 2, &mut Progress::new(&mut stop));
     assert_eq!(checked.err(), Some(Error::Interrupted));
     assert_eq!(seen.len(), 1);
 }

@@ -26,7 +26,7 @@ mod _core {
     #[pymodule_export]
     use super::program::{Chunks, Program};
     #[pymodule_export]
-    use super::schedule::{check_thresholds, schedule_shape};
+    use super::schedule::{check_thresholds, measured_shape, schedule_shape};
     #[pymodule_export]
     use super::tree::Tree;
     use super::*;

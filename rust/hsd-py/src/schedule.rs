@@ -1,6 +1,6 @@
 //! Thresholds: their shapes, and what is wrong with them.
 
-use hsd_core::plan::schedule::check;
+use hsd_core::plan::schedule;
 use hsd_core::Schedule;
 use numpy::{PyArray1, ToPyArray};
 use pyo3::prelude::*;
@@ -16,8 +16,15 @@ pub fn schedule_shape<'py>(py: Python<'py>, name: &str, steps: i64) -> PyResult<
     Ok(schedule.shape(steps).map_err(raise)?.to_pyarray(py))
 }
 
+/// The curve for tau = 1 that is best for weights (K,) of the error at each step.
+#[pyfunction]
+pub fn measured_shape<'py>(py: Python<'py>, weights: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let shape = schedule::measured_shape(&vector("weights", weights)?).map_err(raise)?;
+    Ok(PyArray1::from_vec(py, shape))
+}
+
 /// Raises what `Tree.counts` and `Plan.compile` would raise for these thresholds.
 #[pyfunction]
 pub fn check_thresholds(phi: &Bound<'_, PyAny>) -> PyResult<()> {
-    check(&vector("phi", phi)?).map_err(raise)
+    schedule::check(&vector("phi", phi)?).map_err(raise)
 }

@@ -100,11 +100,12 @@ mod tests {
         let rows = Array2::from_shape_fn((n, 5), |(i, j)| ((i * 7919 + j * 104_729 + i * j) % 1009) as f64 - 500.3);
         for (method, memory) in [(Method::Exact, usize::MAX), (Method::Exact, 3 * n * n), (Method::Approximate, n * n)]
         {
-            for linkage in Linkage::ALL {
+            let kinds = Metric::ALL.into_iter().flat_map(|metric| Linkage::ALL.map(|linkage| (linkage, metric)));
+            for (linkage, metric) in kinds.filter(|(linkage, metric)| linkage.definition(*metric).is_ok()) {
                 let resources = Resources { threads: 2, memory };
                 check(&mut |progress| {
-                    let rows = progress
-                        .part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, Metric::Cosine, 2, progress))?;
+                    let rows =
+                        progress.part(0.0, 0.1, |progress| Embeddings::new(rows.view(), |x| x, metric, 2, progress))?;
                     progress.part(0.1, 1.0, |progress| build_tree(&rows, linkage, method, resources, progress))
                 });
             }

@@ -35,7 +35,8 @@ pub fn euclidean_distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(p, q)| (p - q).powi(2)).sum::<f64>().sqrt()
 }
 
-fn distance_of(metric: Metric, x: &[f64], y: &[f64]) -> f64 {
+/// The distance of two rows by a metric.
+pub fn distance_of(metric: Metric, x: &[f64], y: &[f64]) -> f64 {
     match metric {
         Metric::Cosine => cosine_distance(x, y),
         Metric::Euclidean => euclidean_distance(x, y),

@@ -41,6 +41,48 @@ impl Schedule {
     }
 }
 
+/// The curve for tau = 1 that is best if sharing costs `weights[k]` at step k for each unit of the sum of squared
+/// distances of prompts from the means of their clusters: proportional to `1 / sqrt(weights[k])`, 1 at its largest, made
+/// to never rise, 0 at the last step.
+///
+/// Why it is best, on a tree of Ward's method with Euclidean distances. There a join of height h adds h²/2 to the sum of
+/// squares. So for any price λ of a node-step, joining two clusters at step k pays if and only if `weights[k] h²/2 < λ`,
+/// that is, `h < τ / sqrt(weights[k])` with `λ = τ²/2`: the cut at that threshold has the least error + λ · node-steps of
+/// all cuts of the tree at step k (cost-complexity pruning: Breiman et al., *Classification and Regression Trees*, 1984,
+/// section 3.3). At equality both choices are equally good, and the cut splits. If the weights never fall, the thresholds
+/// never rise, so that the best cuts of all steps are nested and together a plan. Then no plan of the tree that costs the
+/// same has a lower error. (A plan whose cost is between those of two τ may have a lower error than a straight line
+/// between these two, but none is below that line.)
+///
+/// Where the weights fall, a threshold is limited by those before it, because a cluster that was split cannot be joined
+/// again. A weight that is 0 or negative, as a measurement may give it, limits nothing by itself: its step takes the
+/// threshold of the step before, and first steps of this kind take the first one that is limited, instead of a larger one
+/// of which nothing is known.
+pub fn measured_shape(weights: &[f64]) -> Result<Vec<f64>> {
+    if weights.is_empty() {
+        return Err(Error::Empty { what: "weights" });
+    }
+    if let Some((step, &value)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
+        return Err(Error::BadWeight { step, value });
+    }
+    let steps = weights.len() - 1;
+    let mut most = 0.0f64;
+    // The thresholds are compared by their weights: the largest weight so far is the smallest threshold so far.
+    let so_far: Vec<f64> = weights[..steps]
+        .iter()
+        .map(|&weight| {
+            most = most.max(weight);
+            most
+        })
+        .collect();
+    let Some(&first) = so_far.iter().find(|&&weight| weight > 0.0) else {
+        return if steps == 0 && weights[0] > 0.0 { Ok(vec![0.0]) } else { Err(Error::NoPositiveWeight { steps }) };
+    };
+    // Roots first: the quotient of a tiny and a huge weight may be 0.
+    let threshold = |weight: &f64| first.sqrt() / weight.max(first).sqrt();
+    Ok(so_far.iter().map(threshold).chain([0.0]).collect())
+}
+
 /// Checks thresholds: finite, not negative, never rising, 0 at the end.
 pub fn check(phi: &[f64]) -> Result<()> {
     let Some(&last) = phi.last() else { return Err(Error::NoSteps) };

@@ -3,22 +3,47 @@
 
 use std::sync::Arc;
 
-use hsd_core::{Embeddings, Linkage, Method, Plan, Progress, Resources, Result, Tree};
+use hsd_core::{Embeddings, Linkage, Method, Metric, Plan, Progress, Resources, Result, Tree};
 use ndarray::Array2;
 use proptest::prelude::*;
 
 /// All memory, and two threads.
 pub const PLENTY: Resources = Resources { threads: 2, memory: usize::MAX };
 
+/// A linkage and a metric that it has a form for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    pub linkage: Linkage,
+    pub metric: Metric,
+}
+
+impl From<Linkage> for Kind {
+    fn from(linkage: Linkage) -> Self {
+        Kind { linkage, metric: Metric::Cosine }
+    }
+}
+
+/// All that there are.
+pub fn kinds() -> impl Iterator<Item = Kind> {
+    let kind = |metric| move |linkage| Kind { linkage, metric };
+    let with_euclidean = Linkage::ALL.into_iter().filter(|&linkage| linkage != Linkage::Centroid);
+    Linkage::ALL.into_iter().map(kind(Metric::Cosine)).chain(with_euclidean.map(kind(Metric::Euclidean)))
+}
+
+/// Any of them.
+pub fn kind() -> impl Strategy<Value = Kind> {
+    prop::sample::select(kinds().collect::<Vec<_>>())
+}
+
 /// Clusters rows exactly, with two threads and without a progress report.
-pub fn build(rows: &[Vec<f64>], linkage: Linkage) -> Result<Tree> {
-    build_with(rows, linkage, Method::Exact, PLENTY)
+pub fn build(rows: &[Vec<f64>], kind: impl Into<Kind>) -> Result<Tree> {
+    build_with(rows, kind, Method::Exact, PLENTY)
 }
 
 /// Clusters rows without a progress report.
-pub fn build_with(rows: &[Vec<f64>], linkage: Linkage, method: Method, resources: Resources) -> Result<Tree> {
-    let table = table(rows);
-    let embeddings = Embeddings::new(table.view(), |x| x, resources.threads, &mut Progress::unwatched())?;
+pub fn build_with(rows: &[Vec<f64>], kind: impl Into<Kind>, method: Method, resources: Resources) -> Result<Tree> {
+    let (table, Kind { linkage, metric }) = (table(rows), kind.into());
+    let embeddings = Embeddings::new(table.view(), |x| x, metric, resources.threads, &mut Progress::unwatched())?;
     hsd_core::cluster::build_tree(&embeddings, linkage, method, resources, &mut Progress::unwatched())
 }
 
