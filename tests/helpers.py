@@ -88,7 +88,7 @@ def fresh_generators(seeds):
 
 def executor_of(plan, model, execution=None, **lowering):
     """An executor of a plan; ``execution`` are its own options, the rest are the program's."""
-    lowering = {"batch_size": 4, "mixed_steps": model.mixed_timesteps, **lowering}
+    lowering = {"batch_size": 4, "mixed_steps": model.mixed_timesteps, "rows": model.rows_by_step(plan.n_steps), **lowering}
     conditioning, sampler = encoded(model, plan.prompts, plan.seeds), model.sampler(plan.request["steps"])
     return Executor(plan, plan.program(**lowering), model, conditioning, sampler, **(execution or {}))
 

@@ -77,7 +77,8 @@ def test_calls_come_in_chunks(plan, model, reference, calls, monkeypatch):
 
 def test_the_executor_never_asks_for_the_whole_table(plan, model):
     program = plan.program(4)
-    streamed = SimpleNamespace(chunks=program.chunks, n_slots=program.n_slots, batch_size=program.batch_size)
+    names = ("n_slots", "rows", "max_rows")
+    streamed = SimpleNamespace(chunks=program.chunks, **{name: getattr(program, name) for name in names})
     conditioning = encoded(model, plan.prompts, plan.seeds)
     executor = Executor(plan, streamed, model, conditioning, model.sampler(plan.request["steps"]))
     assert sum(lanes for lanes, _ in executor.run()) == plan.node_steps

@@ -258,25 +258,40 @@ class Plan:
         max_slots: int | None = None,
         *,
         mixed_steps: bool = True,
+        rows: NDArray[np.int64] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. See :class:`Program`.
 
+        ``rows`` (K,) gives the rows of the network that a lane has at each step, 1 or 2. Then a call has at most
+        ``2 batch_size`` rows: ``batch_size`` lanes of two rows, up to twice as many of one, or both. If one row is left
+        where the next lane by order has two, the next lane of one row takes it. Default: every lane is one row, and a
+        call has ``batch_size`` of them.
+
         ``mixed_steps=False``: all lanes of a call are at one step. Without ``max_slots`` both orders then meet
-        :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K batch_size latents alive.
+        :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K latents alive for each lane of a call.
 
         ``breadth`` runs depth first if that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
-        are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1 and for a ``max_slots`` below the
-        smallest number that suffices (the message gives it).
+        are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1, for a ``max_slots`` below the
+        smallest number that suffices (the message gives it), and for ``rows`` that are not K values of 1 or 2.
         """
     def check_program(
-        self, batch_size: int, order: str = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
+        self,
+        batch_size: int,
+        order: str = "depth",
+        max_slots: int | None = None,
+        *,
+        mixed_steps: bool = True,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
-    def lower_bound(self, batch_size: int, *, mixed_steps: bool = True) -> int:
-        """Max over k of k + ceil(node-steps at steps >= k / batch_size): no program has fewer calls.
+    def lower_bound(
+        self, batch_size: int, *, mixed_steps: bool = True, rows: NDArray[np.int64] | None = None
+    ) -> int:
+        """Max over k of k + ceil(rows at steps >= k / rows of a call): no program has fewer calls.
 
-        Without mixed steps, the sum over k of ceil(node-steps at step k / batch_size): no call has lanes of two steps.
+        Without mixed steps, the sum over k of ceil(node-steps at step k / lanes of a call at step k): no call has lanes
+        of two steps. Without ``rows`` a lane is one row, and a call has ``batch_size``.
         """
     def least_slots(self) -> int:
         """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
@@ -314,7 +329,7 @@ class Program:
 
     @property
     def calls(self) -> NDArray[np.void]:
-        """Structured array (n_calls, batch_size), filled lanes first. Read-only; the same array at every access.
+        """Structured array (n_calls, max_lanes), filled lanes first. Read-only; the same array at every access.
 
         It takes 20 bytes per lane, so the memory is linear in node-steps: for large plans use :meth:`chunks`.
 
@@ -336,12 +351,28 @@ class Program:
     def lanes(self) -> NDArray[np.int64]:
         """(n_calls,) filled lanes of each call. Computed at every access."""
     @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """(K,) rows of the network that a lane has at each step, as given; None: one at all steps."""
+    @property
+    def rows_per_call(self) -> NDArray[np.int64]:
+        """(n_calls,) filled rows of each call. Computed at every access."""
+    @property
+    def n_rows(self) -> int:
+        """Rows of the network of all calls."""
+    @property
+    def max_rows(self) -> int:
+        """The most rows of a call: ``batch_size``, or twice that where ``rows`` were given."""
+    @property
+    def max_lanes(self) -> int:
+        """The most lanes of a call: ``batch_size``, or twice that where some steps have one row and ``rows`` were given."""
+    @property
     def n_calls(self) -> int: ...
     @property
     def n_slots(self) -> int:
         """Slots used, without the scratch slot."""
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """The size of a call as it was given: lanes, or where ``rows`` were given, lanes of two rows."""
     @property
     def order(self) -> str: ...
     @property
@@ -349,7 +380,7 @@ class Program:
         """Whether lanes of one call may be at different steps."""
     @property
     def occupancy(self) -> float:
-        """Filled lanes / all lanes."""
+        """Filled rows / all rows, which are lanes unless ``rows`` were given."""
     @property
     def lower_bound(self) -> int:
         """No program of this plan has fewer calls at this batch size; see :meth:`Plan.lower_bound`."""

@@ -45,9 +45,21 @@ def cost(
         As :func:`hsd.generate` takes them. None: the batch size is not known yet, and calls and slots are left out.
     """
     adapter = load(model)
-    programs = []
-    if batch_size is not None:
-        variants = variants_of(adapter, plan.settings)
-        for v, part in plans_of(plan, passes_of(variants)):
-            programs.append(part.program(batch_size, order, max_slots, mixed_steps=variants[v].mixed_timesteps))
-    return plan.cost(programs, speeds.recall(adapter))
+    variants = variants_of(adapter, plan.settings)
+    programs, rows, standard = [], 0, 0
+    for v, part in plans_of(plan, passes_of(variants)):
+        variant = variants[v]
+        varying = variant.rows_by_step(part.n_steps)
+        if batch_size is not None:
+            programs.append(
+                part.program(batch_size, order, max_slots, mixed_steps=variant.mixed_timesteps, rows=varying)
+            )
+        rows += rows_of(part, variant)
+        standard += part.standard_node_steps * (2 if variant.guided else 1)
+    return plan.cost(programs, speeds.recall(adapter), (rows, standard))
+
+
+def rows_of(plan: Plan, adapter: Adapter) -> int:
+    """Rows of the network that ``plan`` takes with one variant of a model."""
+    varying = adapter.rows_by_step(plan.n_steps)
+    return plan.node_steps * (2 if adapter.guided else 1) if varying is None else int(plan.counts() @ varying)

@@ -34,7 +34,7 @@ from ..tuning.batching import automatic
 from ..work.device import describe
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
-from .passes import passes_of, plans_of
+from .passes import cost, passes_of, plans_of
 from .writers import Writers
 
 CallReport = Callable[[int, int], object]
@@ -65,7 +65,7 @@ class Run:
     standard_node_steps: int
     """Evaluations that this call's images need without sharing."""
     batch_size: int
-    """Lanes per call; the measured one for ``"auto"``."""
+    """Latents per call at full guidance; the measured one for ``"auto"``."""
     seconds: dict[str, float]
     """Wall time: ``total``, which includes ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
     ``decode``. Images are written at the same time; on a GPU most of the decoding is done at the same time too."""
@@ -99,7 +99,8 @@ def stream(
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size
-        Latents that the denoiser evaluates in one call (with guidance the network sees twice as many). ``"auto"``
+        Latents that the denoiser evaluates in one call at full guidance, where the network sees twice as many rows.
+        With a ``guidance_interval`` a call has as many rows, and so up to twice as many latents. ``"auto"``
         measures the denoiser for some seconds, within the free memory, and uses the size with which this plan
         finishes first. A call that does not fit into the memory is cut in two, and the run continues.
     order
@@ -199,7 +200,7 @@ def generate(
     run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
-        speeds.remember(adapter, seconds["denoise"] / node_steps)
+        speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
     return run
 
 
@@ -258,7 +259,13 @@ class Session:
                 module.to(memory_format=torch.channels_last)
         if options.batch_size == "auto":
             self.batch_size = self._clocked("measure", lambda: self._measured(plan, variant, conditioning, sampler))
-        program = plan.program(self.batch_size, options.order, options.max_slots, mixed_steps=variant.mixed_timesteps)
+        program = plan.program(
+            self.batch_size,
+            options.order,
+            options.max_slots,
+            mixed_steps=variant.mixed_timesteps,
+            rows=variant.rows_by_step(plan.n_steps),
+        )
         executor = Executor(
             plan,
             program,

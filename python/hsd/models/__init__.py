@@ -7,6 +7,7 @@ from ..work.broadcast import per_row
 from .base import Adapter
 from .check import BrokenAdapter, check
 from .guidance import Guidance, guide, scale_row
+from .guided import GuidedAdapter
 from .loading import load, variants_of
 from .parts import check_size, pad_tokens
 from .registry import MODELS, register, supported
@@ -19,6 +20,7 @@ __all__ = [
     "Denoiser",
     "Encoded",
     "Guidance",
+    "GuidedAdapter",
     "Prior",
     "check",
     "check_size",

@@ -52,6 +52,9 @@ class Adapter(Denoiser):
     lane_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 
+    denoising_settings: ClassVar[frozenset[str]] = frozenset({"guidance_interval"})
+    """Settings that do not change how prompts are encoded."""
+
     @abstractmethod
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """Images from finished latents (B, *latent_shape) float32.
@@ -154,7 +157,8 @@ class Adapter(Denoiser):
         """Equal as long as prompts are encoded to the same rows: by the same networks and LoRAs and settings."""
         parts = [part for pipe in self.pipes() for part in pipe.components.values()]
         networks = tuple(part for part in parts if isinstance(part, nn.Module) and part not in self.modules())
-        return (type(self), repr(sorted(self.settings.items())), networks, tuple(map(_lora_state, networks)))
+        settings = {k: v for k, v in self.settings.items() if k not in self.denoising_settings}
+        return (type(self), repr(sorted(settings.items())), networks, tuple(map(_lora_state, networks)))
 
     @property
     def offloads(self) -> bool:

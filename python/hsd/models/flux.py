@@ -12,14 +12,14 @@ from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
 @dataclass(eq=False)
-class Flux(Adapter):
+class Flux(GuidedAdapter):
     """``FluxPipeline``. Clusters by CLIP's pooled text, conditions on it and on T5's tokens.
 
     ``guidance_scale`` is an input of models that were distilled with it (dev); the others (schnell) ignore it.
@@ -44,6 +44,7 @@ class Flux(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..replay.layout import CONDITIONAL, PICK, UNCONDITIONAL
 from ..work.broadcast import per_row
 from .parts import pad_tokens
 
@@ -26,6 +27,9 @@ class Guidance:
         )
         return guidance.apply(output), None
 
+    Where only some steps are guided (``guidance_interval``), a call has R rows: two of each guided lane and one, the
+    conditional one, of the others. The methods are the same, and 2B is then R in what they say.
+
     Attributes
     ----------
     rows
@@ -43,7 +47,19 @@ class Guidance:
 
     def join(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
         """(2B, ...) from (B, ...) twice; ``conditional`` without guidance."""
-        return torch.cat([unconditional, conditional]) if self.on else conditional
+        if not self.on:
+            return conditional
+        both = torch.cat([unconditional, conditional])
+        return both if self.picked is None else both.index_select(0, self.picked)
+
+    @property
+    def picked(self) -> Tensor | None:
+        """(R,) which of the 2B inputs [unconditional; conditional] each row takes; None if each takes its own."""
+        return self.rows.get(PICK) if self.on else None
+
+    def whole(self) -> Guidance:
+        """Guidance of all 2B rows, also where some lanes need one only: for what is computed before the network."""
+        return replace(self, rows={name: row for name, row in self.rows.items() if name != PICK})
 
     def twice(self, value: Tensor) -> Tensor:
         """(2B, ...) from (B, ...): what is the same in both halves, such as latents and timesteps."""
@@ -67,11 +83,27 @@ class Guidance:
 
     def conditional(self, output: Tensor) -> Tensor:
         """(B, ...) the conditional half of an output (2B, ...)."""
-        return output.chunk(2)[1] if self.on else output
+        return self.halves(output)[1] if self.on else output
+
+    def halves(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, ...) twice: the unconditional and the conditional output, which are the same in unguided lanes."""
+        if self.picked is None:
+            unconditional, conditional = output.chunk(2)
+            return unconditional, conditional
+        return output.index_select(0, self.rows[UNCONDITIONAL]), output.index_select(0, self.rows[CONDITIONAL])
 
     def apply(self, output: Tensor) -> Tensor:
-        """(B, ...) the guided output, each lane with its own scale, from the network's (2B, ...)."""
-        return guide(output, self.rows[self.scale]) if self.on else output
+        """(B, ...) the guided output, each lane with its own scale, from the network's (2B, ...).
+
+        An unguided lane has its conditional output, exactly: u + s (c - u) with u = c.
+        """
+        return _guide(*self.halves(output), self.rows[self.scale]) if self.on else output
+
+    def where_guided(self, value: Tensor, otherwise: Tensor) -> Tensor:
+        """(B, ...) ``value`` in guided lanes, ``otherwise`` in the others."""
+        if not self.on or self.picked is None:
+            return value if self.on else otherwise
+        return torch.where(per_row(self.rows[UNCONDITIONAL] != self.rows[CONDITIONAL], value), value, otherwise)
 
 
 def guide(output: Tensor, scale: Tensor) -> Tensor:
@@ -80,6 +112,10 @@ def guide(output: Tensor, scale: Tensor) -> Tensor:
     ``scale`` (B,), one per row of the output.
     """
     unconditional, conditional = output.chunk(2)
+    return _guide(unconditional, conditional, scale)
+
+
+def _guide(unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
     return unconditional + per_row(scale, conditional) * (conditional - unconditional)
 
 

@@ -13,13 +13,13 @@ from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import downscale_hei
 from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .prior import TextPrior, skip
 
 
 @dataclass(eq=False)
-class Kandinsky22(Adapter):
+class Kandinsky22(GuidedAdapter):
     """``KandinskyV22CombinedPipeline``, or the pair (``KandinskyV22PriorPipeline``, ``KandinskyV22Pipeline``).
 
     Clusters by the prior's image embeddings, and conditions on them. With ``share_prior`` prompts of similar text
@@ -49,6 +49,7 @@ class Kandinsky22(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("KandinskyV22CombinedPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("height", "width", "prior_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")

@@ -17,13 +17,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .prior import TextPrior, padded_text, skip, text_rows
 
 
 @dataclass(eq=False)
-class Karlo(Adapter):
+class Karlo(GuidedAdapter):
     """``UnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it and on the text.
 
     The inputs of the pipeline's ``text_proj`` are averaged over a cluster (image embedding, pooled text, tokens), not
@@ -49,6 +49,7 @@ class Karlo(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("UnCLIPPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("prior_steps", "super_res_steps"):
             _check_steps(name, getattr(self, name))
 
@@ -144,12 +145,15 @@ class Karlo(Adapter):
         # the mask covers the pixels too: a mask with one entry per pixel by chance would be taken for one that does.
         guidance = Guidance(padded_text(rows, self.pipe.tokenizer.model_max_length), self.guided)
         mask = guidance.both("text_tokens_mask")  # [B or 2B, L]
+        whole = guidance.whole()  # text_proj makes the unconditional half itself, of every lane
         tokens, labels = self.pipe.text_proj(
             image_embeddings=rows["image_embeds"].to(self.noise_dtype),
-            prompt_embeds=guidance.both("text_embeds").to(self.noise_dtype),
-            text_encoder_hidden_states=guidance.both("text_tokens").to(self.noise_dtype),
+            prompt_embeds=whole.both("text_embeds").to(self.noise_dtype),
+            text_encoder_hidden_states=whole.both("text_tokens").to(self.noise_dtype),
             do_classifier_free_guidance=self.guided,
         )  # the image embedding becomes a few more tokens, before the text's
+        if guidance.picked is not None:
+            tokens, labels = (each.index_select(0, guidance.picked) for each in (tokens, labels))
         image_tokens = mask.new_ones(len(mask), self.pipe.text_proj.clip_extra_context_tokens)
         output = self.pipe.decoder(
             sample=guidance.twice(latents.to(self.dtype)),

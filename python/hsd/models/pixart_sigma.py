@@ -16,8 +16,8 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
@@ -31,7 +31,7 @@ _BINS = {
 
 
 @dataclass(eq=False)
-class PixArtSigma(Adapter):
+class PixArtSigma(GuidedAdapter):
     """``PixArtSigmaPipeline``. Clusters by the mean of the text's tokens, conditions on the tokens.
 
     With ``use_resolution_binning``, the default as in diffusers, an image is generated at the trained size (bin) of the
@@ -54,6 +54,7 @@ class PixArtSigma(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_text_encoders(self.pipe, "text_encoder")
         config = self.pipe.transformer.config
         self.height = self.height or config.sample_size * self.pipe.vae_scale_factor

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..errors import UnsupportedPipeline
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
 from .refusals import require_text_encoders
 
 
 @dataclass(eq=False)
-class QwenImage(Adapter):
+class QwenImage(GuidedAdapter):
     """``QwenImagePipeline``. Conditions on the tokens of the prompt, clusters by their mean.
 
     Classifier-free guidance needs a ``true_cfg_scale`` above 1 and a ``negative_prompt`` (``" "`` is enough), as in
@@ -44,6 +44,7 @@ class QwenImage(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_text_encoders(self.pipe, "text_encoder")
         if self.pipe.transformer.config.guidance_embeds:
             raise UnsupportedPipeline(
@@ -131,7 +132,8 @@ class QwenImage(Adapter):
         guided = guidance.apply(output)
         if self.guided:  # every token gets the length that it has without guidance
             length_of = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
-            guided = guided * (length_of(guidance.conditional(output)) / length_of(guided))
+            conditional = guidance.conditional(output)
+            guided = guidance.where_guided(guided * (length_of(conditional) / length_of(guided)), conditional)
         return guided, None
 
     @torch.no_grad()

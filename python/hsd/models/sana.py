@@ -12,8 +12,8 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_size, eta_for
 from .refusals import require_text_encoders
 
@@ -21,7 +21,7 @@ _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["comple
 
 
 @dataclass(eq=False)
-class Sana(Adapter):
+class Sana(GuidedAdapter):
     """``SanaPipeline``. Conditions on Gemma's tokens, clusters by their mean.
 
     Sizes are exact, as with ``use_resolution_binning=False``. ``complex_human_instruction`` is a text before every
@@ -45,6 +45,7 @@ class Sana(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_text_encoders(self.pipe, "text_encoder")
         if isinstance(self.complex_human_instruction, str):
             raise TypeError("complex_human_instruction is a string: give a list of lines, as the pipeline takes it")

@@ -11,13 +11,13 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_size, eta_for, unet_latent
 
 
 @dataclass(eq=False)
-class StableDiffusion(Adapter):
+class StableDiffusion(GuidedAdapter):
     """``StableDiffusionPipeline``. Clusters by the text encoder's pooled output, conditions on its tokens."""
 
     name: str = "stable-diffusion"
@@ -33,6 +33,7 @@ class StableDiffusion(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         size = self.pipe.unet.config.sample_size
         native = (size, size) if isinstance(size, int) else tuple(size)
         self.height = self.height or native[0] * self.pipe.vae_scale_factor
@@ -106,7 +107,8 @@ class StableDiffusion(Adapter):
         guided = guidance.apply(output)
         if self.guided and self.guidance_rescale > 0.0:
             conditional = guidance.conditional(output)
-            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+            rescaled = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+            guided = guidance.where_guided(rescaled, guided)
         return guided, None
 
     @torch.no_grad()

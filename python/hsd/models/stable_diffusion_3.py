@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, shift_for
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
 @dataclass(eq=False)
-class StableDiffusion3(Adapter):
+class StableDiffusion3(GuidedAdapter):
     """``StableDiffusion3Pipeline``. Clusters by both CLIPs' projected texts, conditions on them and on all tokens.
 
     T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``mu`` is the shift of a
@@ -40,6 +40,7 @@ class StableDiffusion3(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor

@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import eta_for, image_size, unet_latent
 from .refusals import refuse_ip_adapter, require_text_encoders
 
@@ -29,7 +29,7 @@ _PAIRS = (
 
 
 @dataclass(eq=False)
-class StableDiffusionXL(Adapter):
+class StableDiffusionXL(GuidedAdapter):
     """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on it, tokens and sizes.
 
     Sizes are (height, width). ``original_size`` and ``target_size`` are the image's size where they are None. Give both
@@ -57,6 +57,7 @@ class StableDiffusionXL(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         refuse_ip_adapter(self.pipe)
         require_text_encoders(self.pipe, "text_encoder_2")
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
@@ -143,7 +144,8 @@ class StableDiffusionXL(Adapter):
         guided = guidance.apply(output)
         if self.guided and self.guidance_rescale > 0.0:
             conditional = guidance.conditional(output)
-            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+            rescaled = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+            guided = guidance.where_guided(rescaled, guided)
         return guided, None
 
     @torch.no_grad()

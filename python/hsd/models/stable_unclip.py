@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import eta_for, image_size, unet_latent
 from .prior import TextPrior, skip
 
 
 @dataclass(eq=False)
-class StableUnCLIP(Adapter):
+class StableUnCLIP(GuidedAdapter):
     """``StableUnCLIPPipeline``. Clusters by the prior's image embedding; conditions on it, noised, and on tokens.
 
     ``noise_level`` is how much noise is added to the embedding: with more noise an image follows it less. Every prompt
@@ -46,6 +46,7 @@ class StableUnCLIP(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("StableUnCLIPPipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.unet.config.sample_size * factor, multiple=max(8, factor))
         if self.prior_steps < 1:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from ..work.broadcast import per_row
-from .base import Adapter
-from .guidance import scale_row
+from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .parts import check_size, shift_for
 from .refusals import require_text_encoders
 
 
 @dataclass(eq=False)
-class ZImage(Adapter):
+class ZImage(GuidedAdapter):
     """``ZImagePipeline``. Conditions on Qwen3's tokens, clusters by their mean.
 
     The output is ``conditional + scale (conditional - unconditional)``, so there is guidance with a scale above 0, not
@@ -45,6 +45,7 @@ class ZImage(Adapter):
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_text_encoders(self.pipe, "text_encoder")
         multiple = 2 * self.pipe.vae_scale_factor
         check_size("height", self.height, multiple)
@@ -111,10 +112,16 @@ class ZImage(Adapter):
         captions = [row[:length] for row, length in zip(padded, lengths, strict=True)]
         time = (1000 - timestep) / 1000  # 0 is noise, 1 is the image
         images, times = list(x) * len(tokens), time.repeat(len(tokens))
+        guidance = Guidance(rows, self.guided)
+        if guidance.picked is not None:  # it counts the unconditional half first
+            picked = ((guidance.picked + len(x)) % len(images)).tolist()
+            images, captions, times = [images[i] for i in picked], [captions[i] for i in picked], times[picked]
         output = torch.stack(self.pipe.transformer(images, times, captions, return_dict=False)[0])
         output = output.float().squeeze(2)  # [B or 2B, C, h, w]
         if self.guided:
-            output = self._guide(*output.chunk(2), time=(1000 - timestep.float()) / 1000, scale=rows["guidance_scale"])
+            halves = output.chunk(2) if guidance.picked is None else guidance.halves(output)[::-1]
+            guided = self._guide(*halves, time=(1000 - timestep.float()) / 1000, scale=rows["guidance_scale"])
+            output = guidance.where_guided(guided, halves[0])
         return -output, None
 
     def _guide(self, conditional: Tensor, unconditional: Tensor, *, time: Tensor, scale: Tensor) -> Tensor:

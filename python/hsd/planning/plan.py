@@ -193,22 +193,50 @@ class Plan:
         max_slots: int | None = None,
         *,
         mixed_steps: bool = True,
+        rows: NDArray[np.integer] | Sequence[int] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
         ``breadth`` needs the fewest calls. ``max_slots`` limits the latents alive at once; if it is too low for
         ``breadth``, the program goes depth first. With ``mixed_steps=False`` all lanes of a call are at the same step,
         for denoisers that take one timestep per call. ``progress`` gets the finished fraction.
+
+        ``rows`` (K,) says how many rows of the network a lane has at each step, where that differs: 2 if it is guided,
+        else 1 (:meth:`hsd.models.Adapter.rows_by_step`). Then calls have ``2 batch_size`` rows: ``batch_size`` lanes at
+        guided steps, up to twice as many at others, and both may be mixed.
         """
-        return self._core.program(batch_size, order, max_slots, mixed_steps=mixed_steps, progress=progress)
+        return self._core.program(
+            batch_size, order, max_slots, mixed_steps=mixed_steps, rows=_array(rows), progress=progress
+        )
 
     def check_program(
-        self, batch_size: int = 16, order: Order = "depth", max_slots: int | None = None, *, mixed_steps: bool = True
+        self,
+        batch_size: int = 16,
+        order: Order = "depth",
+        max_slots: int | None = None,
+        *,
+        mixed_steps: bool = True,
+        rows: NDArray[np.integer] | Sequence[int] | None = None,
     ) -> None:
         """Raise what :meth:`program` would raise for these arguments, without lowering the plan."""
-        self._core.check_program(batch_size, order, max_slots, mixed_steps=mixed_steps)
+        self._core.check_program(batch_size, order, max_slots, mixed_steps=mixed_steps, rows=_array(rows))
 
-    def cost(self, programs: Sequence[Program] = (), seconds_per_node_step: float | None = None) -> Summary:
+    def lower_bound(
+        self,
+        batch_size: int,
+        *,
+        mixed_steps: bool = True,
+        rows: NDArray[np.integer] | Sequence[int] | None = None,
+    ) -> int:
+        """No :meth:`program` with these arguments has fewer calls."""
+        return self._core.lower_bound(batch_size, mixed_steps=mixed_steps, rows=_array(rows))
+
+    def cost(
+        self,
+        programs: Sequence[Program] = (),
+        seconds_per_node_step: float | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Summary:
         """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
         Parameters
@@ -216,16 +244,21 @@ class Plan:
         programs
             What will run: one program, or one for each pass, all of one batch size. None: calls and slots are left out.
         seconds_per_node_step
-            The measured speed of the model. None: time is left out.
+            The measured speed of the model with guidance at every step. None: time is left out.
+        rows
+            Rows of the network: of the plan, and of the same images without sharing and with guidance at every step.
+            None: not known, as without a model.
         """
         calls = None
         if programs:
             n_calls, batch_size = sum(program.n_calls for program in programs), programs[0].batch_size
+            places = sum(program.n_calls * program.max_rows for program in programs)
             calls = Calls(
                 batch_size=batch_size,
                 calls=n_calls,
+                rows=max((program.max_rows for program in programs if program.rows is not None), default=None),
                 lower_bound=sum(program.lower_bound for program in programs),
-                occupancy=self.node_steps / (n_calls * batch_size),
+                occupancy=sum(program.n_rows for program in programs) / places,
                 slots=max(program.n_slots for program in programs),
             )
         return Summary(
@@ -242,6 +275,8 @@ class Plan:
             node_steps=self.node_steps,
             standard_node_steps=self.standard_node_steps,
             active=tuple(self.counts().tolist()),
+            rows=None if rows is None else rows[0],
+            standard_rows=None if rows is None else rows[1],
             run=calls,
             seconds_per_node_step=seconds_per_node_step,
         )
@@ -357,3 +392,13 @@ class Plan:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def _array(rows: NDArray[np.integer] | Sequence[int] | None) -> NDArray[np.int64] | None:
+    """The argument ``rows`` as the core takes it."""
+    if rows is None:
+        return None
+    values = np.asarray(rows)
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        raise TypeError(f"rows has to hold integers, 1 or 2 for each step, not {values.dtype}")
+    return np.ascontiguousarray(values, dtype=np.int64)

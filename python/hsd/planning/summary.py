@@ -17,12 +17,14 @@ class Calls:
     """The calls of a run: of its program, or of the programs of all its passes."""
 
     batch_size: int
-    """Lanes per call."""
+    """Lanes per call; where guidance varies, lanes at guided steps."""
     calls: int
+    rows: int | None
+    """Rows of the network per call where guidance varies; None where a lane has the same number at all steps."""
     lower_bound: int
     """No program of the plan has fewer calls at this batch size."""
     occupancy: float
-    """Filled lanes / all lanes."""
+    """Filled lanes / all lanes; where guidance varies, filled rows / all rows."""
     slots: int
     """Largest number of latents alive at once, in any pass."""
 
@@ -51,10 +53,14 @@ class Summary:
     """K active clusters, one count per step."""
     correlation: float | None = None
     """Of the distances used with those of the model's own predictions; None if it was not measured."""
+    rows: int | None = None
+    """Rows of the network: two for a guided node-step, one for another. None: not known, as without a model."""
+    standard_rows: int | None = None
+    """Rows of the same images without sharing, and with guidance at every step."""
     run: Calls | None = None
     """None: the batch size is not known yet."""
     seconds_per_node_step: float | None = None
-    """None: the speed of the model is not known."""
+    """With guidance at every step. None: the speed of the model is not known."""
 
     @property
     def savings(self) -> float:
@@ -63,8 +69,20 @@ class Summary:
 
     @property
     def seconds(self) -> float | None:
-        """Estimated denoising time of the plan."""
-        return None if self.seconds_per_node_step is None else self.seconds_per_node_step * self.node_steps
+        """Estimated denoising time of the plan, by its rows."""
+        return None if self.seconds_per_node_step is None else self.seconds_per_node_step * self.guided_node_steps
+
+    @property
+    def guided_node_steps(self) -> float:
+        """Node-steps with guidance at every step that have as many rows; ``node_steps`` unless guidance varies."""
+        if self.rows is None or self.standard_rows is None:
+            return float(self.node_steps)
+        return self.rows * self.standard_node_steps / self.standard_rows
+
+    @property
+    def guidance_varies(self) -> bool:
+        """Whether some node-steps of the plan have fewer rows than others, or than without ``guidance_interval``."""
+        return self.guided_node_steps != self.node_steps
 
     def numbers(self) -> dict[str, Any]:
         """For JSON. Without :attr:`run` its keys are left out."""
@@ -79,6 +97,8 @@ class Summary:
         }
         if self.correlation is not None:
             numbers["metric_correlation"] = self.correlation
+        if self.rows is not None:
+            numbers |= {"rows": self.rows, "standard_rows": self.standard_rows}
         if self.run is not None:
             numbers |= {
                 "batch_size": self.run.batch_size,
@@ -105,14 +125,21 @@ class Summary:
         lines += [
             ("node-steps", f"{self.node_steps:,} instead of {self.standard_node_steps:,}"),
             ("saved", f"{self.savings:.1%} of the denoiser's evaluations"),
+        ]
+        if self.guidance_varies and self.rows is not None and self.standard_rows is not None:
+            share = 1.0 - self.rows / self.standard_rows
+            lines.append(("network rows", f"{self.rows:,} instead of {self.standard_rows:,}, {share:.1%} saved"))
+        lines += [
             ("clusters by step", f"{self.active[0]:,} {sparkline(self.active)} {self.active[-1]:,}"),
             ("", step_table(self.active)),
         ]
         if (run := self.run) is not None:
-            calls = f"{run.calls:,} (lower bound {run.lower_bound:,}), {run.occupancy:.1%} of lanes filled"
-            lines += [(f"calls of {run.batch_size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
+            items, size = ("lanes", f"{run.batch_size}") if run.rows is None else ("rows", f"{run.rows} rows")
+            calls = f"{run.calls:,} (lower bound {run.lower_bound:,}), {run.occupancy:.1%} of {items} filled"
+            lines += [(f"calls of {size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
         if self.seconds_per_node_step is not None:
-            ours, standard = (self.seconds_per_node_step * n for n in (self.node_steps, self.standard_node_steps))
+            steps = (self.guided_node_steps, self.standard_node_steps)
+            ours, standard = (self.seconds_per_node_step * n for n in steps)
             lines.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

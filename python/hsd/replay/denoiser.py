@@ -139,6 +139,13 @@ class Denoiser(ABC):
         """Keyword arguments that the pipeline passes to ``scheduler.step`` (such as ``eta``)."""
         return {}
 
+    def rows_by_step(self, n_steps: int) -> NDArray[np.int64] | None:
+        """(K,) rows of the network that a lane has at each step: 2 where it is guided, else 1.
+
+        None if that is the same at all steps: what :meth:`hsd.Plan.program` takes.
+        """
+        return None
+
     def prior(self) -> Prior | None:
         """The denoiser that runs before :meth:`encode` and gives it an input; None if the model has none."""
         return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
 from .feed import Feed, Feeder, Throttle
 from .graphs import Compiled, Graphs, bucket, can_capture
+from .layout import Layout
 
 
 def check_fit(plan: Plan, sampler: SamplerTable) -> None:
@@ -104,6 +106,12 @@ class Executor:
         check_fit(plan, sampler)
         if conditioning.n_prompts != plan.n_prompts:
             raise PlanMismatch(f"{conditioning.n_prompts} rows of conditioning for {plan.n_prompts} prompts")
+        rows = denoiser.rows_by_step(plan.n_steps)
+        if not (rows is None if program.rows is None else np.array_equal(program.rows, rows)):
+            raise PlanMismatch(
+                "the program was made for other rows of the network at each step than the model's guidance_interval "
+                "gives: lower the plan with plan.program(..., rows=model.rows_by_step(plan.n_steps))"
+            )
         self.program = program
         self.denoiser = denoiser
         # Looked up once: a pipeline goes through all of its modules to find its device.
@@ -112,7 +120,10 @@ class Executor:
         self.sampler = sampler.to(device, torch.float32)
         self._scales_input = denoiser.scales_input
 
-        slots, lanes = program.n_slots + 1, program.batch_size
+        # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network
+        # then has few sizes, and a padded lane costs next to nothing.
+        slots, lanes = program.n_slots + 1, program.max_rows
+        self._layout = None if program.rows is None else Layout(program.rows, device)
         self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
         # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
         common, own = conditioning.split(plan.covered())
@@ -136,8 +147,9 @@ class Executor:
         self._observer, watched = observer, observer is not None
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
         self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) and not watched else None
-        self._lanes = FittingSize(lanes, "latents", device, on_change=self._fewer_lanes)
-        """Lanes of one evaluation: fewer than the program's after the memory ran out."""
+        items = "latents" if self._layout is None else "rows of the network"
+        self._lanes = FittingSize(lanes, items, device, on_change=self._fewer_lanes)
+        """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
@@ -189,8 +201,8 @@ class Executor:
         """
         begin = 0
         while begin < feed.lanes:
-            _, lanes = self._lanes.run(partial(self._evaluate, feed, begin), feed.lanes - begin)
-            begin += lanes
+            left = feed.lanes - begin if self._layout is None else self._layout.count(feed.table[0, begin : feed.lanes])
+            begin += self._lanes.run(partial(self._evaluate, feed, begin), left)[0]
 
     def _fewer_lanes(self) -> None:
         """Compiled and captured calls have another size from now on."""
@@ -199,15 +211,19 @@ class Executor:
         if self._graphs is not None:
             self._graphs.clear()
 
-    def _evaluate(self, feed: Feed, begin: int, lanes: int) -> None:
-        """``lanes`` lanes of a call, from ``begin`` on."""
+    def _evaluate(self, feed: Feed, begin: int, rows: int) -> int:
+        """The lanes of a call from ``begin`` on that have at most ``rows`` rows; returns their number."""
+        lanes = rows
+        if self._layout is not None:
+            lanes = self._layout.fitting(feed.table[0, begin : feed.lanes], rows)
+            rows = self._layout.count(feed.table[0, begin : begin + lanes])
         end = begin + lanes
         table = feed.table.to(self._device, non_blocking=True)  # the whole table: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
         if self._graphs is None and self._compiled is None:
-            self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True))
-            return
-        size = bucket(lanes, self._lanes.most)
+            self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows)
+            return lanes
+        size = bucket(rows, max(rows, self._lanes.most))
         self._table[:, :lanes].copy_(table[:, begin:end])
         self._table[1:3, lanes:size] = self.program.n_slots  # padded lanes read and write the scratch slot
         if noise is not None:
@@ -217,19 +233,20 @@ class Executor:
             self._padded(size)
         else:
             self._graphs.run(size, self._padded)
+        return lanes
 
     def _padded(self, size: int) -> None:
-        """A call of ``size`` lanes from the buffers; this is what CUDA graphs capture."""
+        """A call of ``size`` lanes (and rows) from the buffers; this is what CUDA graphs capture."""
         with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
-            self._step(self._table[:, :size], None if self._noise is None else self._noise[:size])
+            self._step(self._table[:, :size], None if self._noise is None else self._noise[:size], size)
 
-    def _step(self, table: Tensor, noise: Tensor | None) -> None:
+    def _step(self, table: Tensor, noise: Tensor | None, n_rows: int) -> None:
         """One step of each lane: gather, evaluate, update, scatter (Eq. 8 and Algorithm 1 of arXiv 2508.21032).
 
         Every lane reads its source before any lane writes its target.
 
         ``table`` (3, B) int64: step, source and target, with catch-up (4, B) and the place of the weight; ``noise``
-        (B, Z, *latent) float32.
+        (B, Z, *latent) float32; ``n_rows`` rows of the network, which are lanes unless guidance varies.
         """
         step, source, target, *place = table.unbind(0)
         state = self.state.index_select(0, source)  # [B, S, *latent]
@@ -240,6 +257,8 @@ class Executor:
                 late = torch.addcmul(rows[name], buffer.index_select(0, target), per_row(weight, rows[name]))
                 rows[name] = late.to(buffer.dtype)  # added in float32
         rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in self._shared.items()}
+        if self._layout is not None:
+            rows |= self._layout.of(step, target != self.program.n_slots, n_rows)
         latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
         output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)
         new = self.sampler.update(state, output, noise, step, variance)

@@ -95,7 +95,8 @@ def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
     images = {image.index: image for image in session.images(plan, None)}
 
     # Lanes are evaluated in the order of the program, also if a call is evaluated in several parts.
-    calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps).calls
+    rows = adapter.rows_by_step(plan.n_steps)
+    calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps, rows=rows).calls
     lanes = calls[calls["segment"] >= 0]
     assert np.array_equal(torch.cat(steps).numpy(), lanes["step"]), "the recorded lanes are not the program's"
     row = {(int(lane["segment"]), int(lane["step"])): i for i, lane in enumerate(lanes)}

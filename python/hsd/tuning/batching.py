@@ -15,6 +15,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..errors import OutOfMemory
 from ..names import Order, check_count
@@ -132,6 +133,7 @@ def automatic(
         slot_bytes=slot_bytes(denoiser, conditioning, sampler, plan, catch_up),
         free_bytes=free_memory(device),
         mixed_steps=denoiser.mixed_timesteps,
+        rows=denoiser.rows_by_step(plan.n_steps),
         padded=cuda_graphs or compile,
     )
 
@@ -145,6 +147,7 @@ def choose(
     slot_bytes: int = 0,
     free_bytes: int | None = None,
     mixed_steps: bool = True,
+    rows: NDArray[np.int64] | None = None,
     padded: bool = False,
     sizes: Iterable[int] | None = None,
 ) -> Choice:
@@ -158,8 +161,9 @@ def choose(
         From :func:`measure`.
     order
         The order of the calls. Default: the faster of both, if its slots fit.
-    max_slots, mixed_steps
-        As for :meth:`Plan.program`.
+    max_slots, mixed_steps, rows
+        As for :meth:`Plan.program`. With ``rows``, a call of n rows takes as long as one of n / 2 lanes of two rows,
+        which is what was measured.
     slot_bytes
         Bytes of one slot, see :func:`slot_bytes`.
     free_bytes
@@ -187,8 +191,8 @@ def choose(
         raise ValueError("sizes is empty: there is no batch size to choose from")
     orders: tuple[Order, ...] = get_args(Order) if order is None else (order,)
     for name in orders:
-        plan.check_program(wanted[0], name, max_slots, mixed_steps=mixed_steps)
-    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, padded)
+        plan.check_program(wanted[0], name, max_slots, mixed_steps=mixed_steps, rows=rows)
+    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, rows, padded)
     large, huge = plan.node_steps > _LOWERED_AT_ONCE, plan.node_steps > _LOWERED
     if huge and order is None:
         orders = ("depth",)  # an estimate cannot tell the orders apart, and breadth first keeps all prompts alive
@@ -225,11 +229,22 @@ class _Lowering:
     slot_bytes: int
     free_bytes: int | None
     mixed_steps: bool
+    rows: NDArray[np.int64] | None
     padded: bool
+
+    @property
+    def _full(self) -> int:
+        """Rows of a lane of the curve."""
+        return 1 if self.rows is None else 2
+
+    @property
+    def _lanes(self) -> float:
+        """Node-steps, or where guidance varies, as many guided ones as take the plan's rows."""
+        return self.plan.node_steps if self.rows is None else int(self.plan.counts() @ self.rows) / 2
 
     def guess(self, size: int, order: Order, huge: bool) -> Candidate:
         """Without lowering the plan: a lower bound of the seconds, or for huge plans an estimate."""
-        calls = self.plan._core.lower_bound(size, mixed_steps=self.mixed_steps)
+        calls = self.plan.lower_bound(size, mixed_steps=self.mixed_steps, rows=self.rows)
         seconds = self._estimate(size, calls) if huge else self._bound(size)
         return Candidate(size, order, seconds, calls, None, "not lowered")
 
@@ -239,27 +254,32 @@ class _Lowering:
         Between two measured points the time per lane changes in one direction only, so the best is one of them.
         """
         best = min(self.curve.seconds_per_lane(n) for n in (*self.curve.lanes, size) if n <= size)
-        return self.plan.node_steps * best
+        return self._lanes * best
 
     def _estimate(self, size: int, calls: int) -> float:
         """Seconds if calls meet their lower bound (both orders are within a few percent of it), all equally full."""
         if self.mixed_steps:
-            return calls * self.curve.seconds(self.plan.node_steps / calls)
-        full, rest = np.divmod(self.plan.counts(), size)  # exact: calls of one step meet the bound
-        return int(full.sum()) * self.curve.seconds(size) + self.curve.total(rest[rest > 0])
+            return calls * self.curve.seconds(self._lanes / calls)
+        rows = self.plan.counts() * (1 if self.rows is None else self.rows)
+        full, rest = np.divmod(rows, size * self._full)  # exact: calls of one step meet the bound
+        return int(full.sum()) * self.curve.seconds(size) + self.curve.total(rest[rest > 0], rows=self._full)
 
     def candidate(self, guess: Candidate, huge: bool) -> Candidate:
         """The plan lowered for the candidate: its seconds, calls and slots, and whether they fit."""
         size, order = guess.batch_size, guess.order
-        program = self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps)
+        program = self._program(size, order)
         seconds = guess.seconds
         if not huge:
-            lanes = program.lanes
-            if (widest := int(lanes.max())) < size:  # the same calls, without lanes that are never filled
+            filled = program.rows_per_call
+            if (widest := -(-int(filled.max()) // self._full)) < size:  # the same calls, without what is never filled
                 size = widest
-                program = self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps)
-                lanes = program.lanes
-            seconds = self.curve.total(lanes, padded_to=size if self.padded else None)
+                program = self._program(size, order)
+                filled = program.rows_per_call
+            padded_to = program.max_rows if self.padded else None
+            seconds = self.curve.total(filled, padded_to, rows=self._full)
         needed = (program.n_slots + 1) * self.slot_bytes + self.curve.memory(size)  # one more for padded lanes
         fits = self.free_bytes is None or needed <= self.free_bytes
         return Candidate(size, order, seconds, program.n_calls, program.n_slots, "fits" if fits else "too large")
+
+    def _program(self, size: int, order: Order) -> Program:
+        return self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps, rows=self.rows)

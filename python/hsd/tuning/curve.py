@@ -87,16 +87,16 @@ class Curve:
         """``seconds(lanes) / lanes``."""
         return self.seconds(lanes) / lanes
 
-    def total(self, lanes: NDArray[np.integer], padded_to: int | None = None) -> float:
-        """Seconds of n calls with ``lanes`` (n,) lanes.
+    def total(self, filled: NDArray[np.integer], padded_to: int | None = None, rows: int = 1) -> float:
+        """Seconds of n calls with ``filled`` (n,) rows of the network, of which each lane that was measured has ``rows``.
 
-        With ``padded_to``, calls are padded as the executor does it where it captures them, for programs of that
-        batch size.
+        With ``padded_to``, calls are padded as the executor does it where it captures them, for programs whose calls
+        have that many rows at most.
         """
-        counts = np.bincount(lanes)
-        filled = np.flatnonzero(counts).tolist()
-        sizes = filled if padded_to is None else [bucket(n, padded_to) for n in filled]
-        return math.fsum(int(counts[n]) * self.seconds(size) for n, size in zip(filled, sizes, strict=True))
+        counts = np.bincount(filled)
+        used = np.flatnonzero(counts).tolist()
+        sizes = used if padded_to is None else [bucket(n, padded_to) for n in used]
+        return math.fsum(int(counts[n]) * self.seconds(size / rows) for n, size in zip(used, sizes, strict=True))
 
     def memory(self, lanes: int) -> int:
         """Bytes of device memory of a call with ``lanes`` lanes; 0 if that was not measured."""

@@ -114,7 +114,8 @@ fn plans(c: &mut Criterion) {
         for max_slots in [None, Some(128)] {
             for mixed_steps in [true, false] {
                 let watch = &mut Progress::unwatched();
-                let mut compile = || Program::compile(Arc::clone(&plan), 32, order, max_slots, mixed_steps, watch);
+                let mut compile =
+                    || Program::compile(Arc::clone(&plan), 32, order, max_slots, mixed_steps, None, watch);
                 let slots = max_slots.map_or("any slots".to_owned(), |n| format!("{n} slots"));
                 let suffix = if mixed_steps { "" } else { ", one step a call" };
                 assert!(compile().is_ok());
@@ -122,7 +123,7 @@ fn plans(c: &mut Criterion) {
             }
         }
     }
-    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, true, &mut Progress::unwatched());
+    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, true, None, &mut Progress::unwatched());
     let program = program.expect("sound parameters");
     let lanes = || {
         let mut calls = program.calls();

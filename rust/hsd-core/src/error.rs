@@ -200,6 +200,14 @@ pub enum Error {
         /// Its value.
         value: i64,
     },
+    /// Rows of a lane that are neither one nor two.
+    #[error("rows is {value} at step {step}; a lane is 1 row of the network, or 2 where it is guided")]
+    BadRows {
+        /// The step.
+        step: usize,
+        /// Its rows.
+        value: i64,
+    },
     /// A buffer in which the plan cannot run.
     #[error("max_slots is {max_slots}, but this plan needs at least {least}; raise it to {least} or more")]
     TooFewSlots {

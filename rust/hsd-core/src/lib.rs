@@ -28,6 +28,7 @@ pub use plan::schedule::Schedule;
 pub use plan::segment::Segment;
 pub use plan::Plan;
 pub use program::lane::{Lane, Order};
+pub use program::rows::Rows;
 pub use program::{Calls, Program};
 pub use tree::Tree;
 pub use work::progress::{Progress, INTERVAL};

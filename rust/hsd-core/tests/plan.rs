@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{phi, plan, tree, whole_plan};
 use hsd_core::plan::schedule::counts;
 use hsd_core::plan::validate::validate;
-use hsd_core::{Error, Plan, Segment, Tree};
+use hsd_core::{Error, Plan, Rows, Segment, Tree};
 use proptest::prelude::*;
 
 /// The clusters of each step by cutting the tree step by step.
@@ -157,7 +157,8 @@ fn one_step_is_standard_diffusion() {
     let tree = Tree::from_merges(&[[0, 1]], vec![0.0], "ward").unwrap();
     let plan = Plan::compile(Arc::new(tree), &[0.0]).unwrap();
     assert_eq!(plan.counts(), [2]);
-    assert_eq!([plan.lower_bound(1, true), plan.lower_bound(1, false)], [2, 2]);
+    let rows = Rows::new(1, 1, None).unwrap();
+    assert_eq!([true, false].map(|mixed_steps| rows.lower_bound(&plan.counts(), mixed_steps)), [2, 2]);
     assert_eq!(plan.active(1), Err(Error::NoSuchStep { step: 1, last: 0 }));
     assert_eq!(plan.active(-1), Err(Error::NoSuchStep { step: -1, last: 0 }));
     assert_eq!(plan.prune(&[]), Err(Error::Empty { what: "prompts to keep" }));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::plan;
 use hsd_core::program::forest::least_slots;
 use hsd_core::program::validate::Checker;
-use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Segment, Tree};
+use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Rows, Segment, Tree};
 use proptest::prelude::*;
 
 fn order() -> impl Strategy<Value = Order> {
@@ -39,13 +39,26 @@ fn shape(most: i64) -> impl Strategy<Value = Shape> {
 }
 
 fn compile(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>) -> Result<Program> {
+    compile_rows(plan, shape, max_slots, None)
+}
+
+fn compile_rows(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>, rows: Option<&[i64]>) -> Result<Program> {
     let Shape { batch_size, order, mixed_steps } = shape;
-    Program::compile(Arc::clone(plan), batch_size, order, max_slots, mixed_steps, &mut Progress::unwatched())
+    Program::compile(Arc::clone(plan), batch_size, order, max_slots, mixed_steps, rows, &mut Progress::unwatched())
+}
+
+/// A plan, and one or two rows for each of its steps.
+fn plan_and_rows(most: usize) -> impl Strategy<Value = (Arc<Plan>, Vec<i64>)> {
+    plan(most).prop_flat_map(|plan| {
+        let rows = prop::collection::vec(1..=2i64, plan.n_steps());
+        (Just(Arc::new(plan)), rows)
+    })
 }
 
 /// Whether `calls` run `plan` in `n_slots` slots; at one step each, unless steps may be mixed.
 fn is_sound(plan: &Plan, batch_size: usize, mixed_steps: bool, n_slots: usize, calls: &[Vec<Lane>]) -> bool {
-    let mut checker = Checker::new(plan, batch_size, mixed_steps);
+    let rows = Rows::new(plan.n_steps(), batch_size as i64, None).unwrap();
+    let mut checker = Checker::new(plan, &rows, mixed_steps);
     calls.iter().all(|lanes| checker.check(lanes).is_ok()) && checker.finish() == Ok(n_slots)
 }
 
@@ -151,6 +164,83 @@ proptest! {
     }
 
     #[test]
+    fn calls_are_filled_with_rows(
+        (plan, rows) in plan_and_rows(40), shape in shape(20), spare in prop::option::of(0..40usize),
+    ) {
+        let limit = spare.map(|spare| (least_slots(plan.segments()) + spare) as i64);
+        let program = compile_rows(&plan, shape, limit, Some(&rows)).unwrap();
+        let (capacity, of_lane) = (2 * shape.batch_size, |lane: &Lane| rows[lane.step as usize]);
+        let mut total = 0;
+        let calls: Vec<Vec<Lane>> = program.calls().collect();
+        for lanes in &calls {
+            let filled: i64 = lanes.iter().map(of_lane).sum();
+            prop_assert!((1..=capacity).contains(&filled));
+            prop_assert!(lanes.len() <= program.rows().max_lanes());
+            total += filled;
+        }
+        // The bound in rows, written out.
+        let counts = plan.counts();
+        let of_step = |step: usize| counts[step] * rows[step];
+        let after = |step: usize| (step..plan.n_steps()).map(of_step).sum::<i64>();
+        let bound = if shape.mixed_steps {
+            (0..plan.n_steps()).map(|step| step as i64 + (after(step) + capacity - 1) / capacity).max().unwrap()
+        } else {
+            (0..plan.n_steps()).map(|step| (of_step(step) + capacity - 1) / capacity).sum()
+        };
+        prop_assert_eq!(program.lower_bound() as i64, bound);
+        prop_assert!(calls.len() as i64 >= bound);
+        prop_assert_eq!((program.n_rows() as i64, after(0)), (total, total));
+        prop_assert_eq!(program.occupancy(), total as f64 / (calls.len() as i64 * capacity) as f64);
+        if limit.is_none() && !shape.mixed_steps {
+            prop_assert_eq!(calls.len() as i64, bound);
+        }
+        // Rows are checked as well: one fewer in a call, and the same calls are refused where one of them is full.
+        let fewer = Rows::new(plan.n_steps(), capacity / 2 - 1, Some(&rows));
+        let full = calls.iter().any(|lanes| lanes.iter().map(of_lane).sum::<i64>() > capacity - 2);
+        if let Ok(fewer) = fewer {
+            let mut checker = Checker::new(&plan, &fewer, shape.mixed_steps);
+            prop_assert_eq!(calls.iter().all(|lanes| checker.check(lanes).is_ok()), !full);
+        }
+    }
+
+    #[test]
+    fn lanes_of_equal_rows_are_as_without_rows(plan in plan(40), shape in shape(20), few in any::<bool>()) {
+        let limit = few.then(|| least_slots(plan.segments()) as i64 + 2);
+        let plan = Arc::new(plan);
+        let all = |rows| vec![rows; plan.n_steps()];
+        let calls = |size, rows: Option<&[i64]>| {
+            compile_rows(&plan, Shape { batch_size: size, ..shape }, limit, rows).unwrap().calls().collect::<Vec<_>>()
+        };
+        prop_assert_eq!(calls(shape.batch_size, Some(&all(2))), calls(shape.batch_size, None));
+        prop_assert_eq!(calls(shape.batch_size, Some(&all(1))), calls(2 * shape.batch_size, None));
+    }
+
+    #[test]
+    fn a_row_that_is_left_takes_a_lane_of_one_row((plan, rows) in plan_and_rows(40), shape in shape(12)) {
+        // Without a limit of slots nothing else keeps a lane from running.
+        let shape = Shape { mixed_steps: true, ..shape };
+        let program = compile_rows(&plan, shape, None, Some(&rows)).unwrap();
+        let mut ready: Vec<(u32, u32)> = Vec::new(); // segment and step
+        let segments = plan.segments();
+        ready.extend((0..segments.len() as u32).filter(|&row| segments[row as usize].parent.is_none()).map(|row| (row, 0)));
+        for lanes in program.calls() {
+            let filled: i64 = lanes.iter().map(|lane| rows[lane.step as usize]).sum();
+            ready.retain(|&(row, step)| !lanes.iter().any(|lane| (lane.segment, lane.step) == (row, step)));
+            let left = 2 * shape.batch_size - filled;
+            prop_assert!(ready.iter().all(|&(_, step)| rows[step as usize] > left));
+            for lane in &lanes {
+                if lane.step + 1 < segments[lane.segment as usize].end_step {
+                    ready.push((lane.segment, lane.step + 1));
+                } else {
+                    let children = (0..segments.len() as u32).filter(|&row| segments[row as usize].parent == Some(lane.segment));
+                    ready.extend(children.map(|row| (row, lane.step + 1)));
+                }
+            }
+        }
+        prop_assert!(ready.is_empty());
+    }
+
+    #[test]
     fn a_changed_lane_is_refused(
         plan in plan(16), shape in shape(8), at in any::<prop::sample::Index>(),
         field in 0..7, value in 0..12u32,
@@ -228,6 +318,11 @@ fn parameters_that_do_not_fit_are_named() {
         |batch_size, slots| compile(&plan, Shape { batch_size, order: Order::Depth, mixed_steps: true }, slots);
     assert_eq!(compile(0, None), Err(Error::NotPositive { what: "batch_size", value: 0 }));
     assert_eq!(compile(1, Some(-1)), Err(Error::TooFewSlots { max_slots: -1, least: 1 }));
+    let rows = |rows: &[i64]| {
+        compile_rows(&plan, Shape { batch_size: 1, order: Order::Depth, mixed_steps: true }, None, Some(rows)).err()
+    };
+    assert_eq!(rows(&[3]), Some(Error::BadRows { step: 0, value: 3 }));
+    assert_eq!(rows(&[1, 1]), Some(Error::Length { what: "rows", found: 2, expected: 1 }));
     assert!("sideways".parse::<Order>().is_err());
     let program = compile(4, Some(1)).unwrap();
     assert_eq!((program.n_calls(), program.n_slots(), program.occupancy()), (1, 1, 0.25));

@@ -56,7 +56,7 @@ fn programs_take_no_memory_for_steps() {
             let plan = plan(1 << 10, n_steps);
             assert!(plan.node_steps() > 800 * n_steps / 3);
             let watch = &mut Progress::unwatched();
-            let compile = || Program::compile(Arc::clone(&plan), 4, order, None, mixed_steps, watch);
+            let compile = || Program::compile(Arc::clone(&plan), 4, order, None, mixed_steps, None, watch);
             let (compiling, program) = peak(compile);
             let mut calls = program.unwrap().calls();
             let (replaying, ()) = peak(|| while calls.next_call().is_some() {});

@@ -11,7 +11,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyTuple};
 
 use crate::arrays::{indices, records, vector};
-use crate::errors::{positive, raise};
+use crate::errors::raise;
 use crate::pickle::rebuild;
 use crate::program::Program;
 use crate::progress::watched;
@@ -44,6 +44,11 @@ const FIELDS: [(&str, &str); 6] = [
     ("leaf_end", "i4"),
     ("representative", "i4"),
 ];
+
+/// The argument `rows`.
+fn of_steps(rows: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<i64>>> {
+    rows.map(|rows| vector("rows", rows)).transpose()
+}
 
 #[pymethods]
 impl Plan {
@@ -115,35 +120,45 @@ impl Plan {
         Ok(shards.into_iter().map(Plan::from).collect())
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, progress = None))]
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, rows = None, progress = None))]
     fn program(
         slf: Bound<'_, Self>,
         batch_size: i64,
         order: &str,
         max_slots: Option<i64>,
         mixed_steps: bool,
+        rows: Option<&Bound<'_, PyAny>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Program> {
+        let rows = of_steps(rows)?;
         let order: Order = order.parse().map_err(raise)?;
         let plan = Arc::clone(&slf.get().inner);
         let compile = |progress: &mut Progress<'_>| {
-            hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, progress)
+            hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, rows.as_deref(), progress)
         };
         let program = watched(slf.py(), progress.as_ref(), compile)?;
         Ok(Program::new(program, slf.into_any().unbind()))
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true))]
+    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, rows = None))]
     #[allow(unused_variables)] // Both values of mixed_steps are valid; only its type is checked.
-    fn check_program(&self, batch_size: i64, order: &str, max_slots: Option<i64>, mixed_steps: bool) -> PyResult<()> {
+    fn check_program(
+        &self,
+        batch_size: i64,
+        order: &str,
+        max_slots: Option<i64>,
+        mixed_steps: bool,
+        rows: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         order.parse::<Order>().map_err(raise)?;
-        hsd_core::Program::check(&self.inner, batch_size, max_slots).map_err(raise)?;
+        hsd_core::Program::check(&self.inner, batch_size, max_slots, of_steps(rows)?.as_deref()).map_err(raise)?;
         Ok(())
     }
 
-    #[pyo3(signature = (batch_size, *, mixed_steps = true))]
-    fn lower_bound(&self, batch_size: i64, mixed_steps: bool) -> PyResult<usize> {
-        Ok(self.inner.lower_bound(positive("batch_size", batch_size)?, mixed_steps))
+    #[pyo3(signature = (batch_size, *, mixed_steps = true, rows = None))]
+    fn lower_bound(&self, batch_size: i64, mixed_steps: bool, rows: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
+        let rows = hsd_core::Rows::new(self.inner.n_steps(), batch_size, of_steps(rows)?.as_deref()).map_err(raise)?;
+        Ok(rows.lower_bound(&self.inner.counts(), mixed_steps))
     }
 
     fn least_slots(&self) -> usize {

@@ -58,12 +58,12 @@ fn table<'py>(
     calls: &mut hsd_core::Calls,
     count: usize,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let batch_size = program.batch_size();
+    let width = program.rows().max_lanes();
     let scratch = program.n_slots() as i32;
     let mut outcome = Ok(());
     let fill = |buffer: &mut [u8]| {
         outcome = watched(py, None, |progress| {
-            for (call, records) in buffer.chunks_exact_mut(ITEMSIZE * batch_size).enumerate() {
+            for (call, records) in buffer.chunks_exact_mut(ITEMSIZE * width).enumerate() {
                 let lanes = calls.next_call().unwrap_or_default();
                 for (at, record) in records.chunks_exact_mut(ITEMSIZE).enumerate() {
                     match lanes.get(at) {
@@ -79,7 +79,7 @@ fn table<'py>(
             Ok(())
         });
     };
-    let array = records(py, &FIELDS, ITEMSIZE, (count, Some(batch_size)), fill);
+    let array = records(py, &FIELDS, ITEMSIZE, (count, Some(width)), fill);
     outcome.and(array)
 }
 
@@ -122,6 +122,40 @@ impl Program {
     }
 
     #[getter]
+    fn rows_per_call<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let mut calls = self.inner.calls();
+        let count = |progress: &mut Progress<'_>| {
+            let mut rows = Vec::with_capacity(calls.len());
+            while let Some(call) = calls.next_call() {
+                rows.push(call.iter().map(|lane| self.inner.rows().at(lane.step) as i64).sum());
+                progress.at(rows.len(), self.inner.n_calls())?;
+            }
+            Ok(rows)
+        };
+        Ok(PyArray1::from_vec(py, watched(py, None, count)?))
+    }
+
+    #[getter]
+    fn rows<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i64>>> {
+        self.inner.rows().given().map(|rows| PyArray1::from_vec(py, rows))
+    }
+
+    #[getter]
+    fn n_rows(&self) -> usize {
+        self.inner.n_rows()
+    }
+
+    #[getter]
+    fn max_rows(&self) -> usize {
+        self.inner.rows().capacity()
+    }
+
+    #[getter]
+    fn max_lanes(&self) -> usize {
+        self.inner.rows().max_lanes()
+    }
+
+    #[getter]
     fn batch_size(&self) -> usize {
         self.inner.batch_size()
     }
@@ -153,9 +187,10 @@ impl Program {
 
     fn __repr__(&self) -> String {
         format!(
-            "Program({} calls of {} lanes, {} slots, order='{}'{})",
+            "Program({} calls of {} {}, {} slots, order='{}'{})",
             self.inner.n_calls(),
-            self.inner.batch_size(),
+            self.inner.rows().capacity(),
+            if self.inner.rows().given().is_some() { "rows" } else { "lanes" },
             self.inner.n_slots(),
             self.inner.order(),
             if self.inner.mixed_steps() { "" } else { ", mixed_steps=False" },
@@ -165,6 +200,9 @@ impl Program {
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let arguments = ("program", self.inner.batch_size(), self.inner.order().name(), self.inner.max_slots());
         let keywords = [("mixed_steps", self.inner.mixed_steps())].into_py_dict(py)?;
+        if let Some(rows) = self.rows(py) {
+            keywords.set_item("rows", rows)?;
+        }
         rebuild(py, arguments, Some(&keywords), self.plan.bind(py))
     }
 }

@@ -112,25 +112,6 @@ impl Plan {
         }
         Ok(rows)
     }
-
-    /// No program has fewer calls of `batch_size` lanes.
-    ///
-    /// With mixed steps it is `max_k (k + ceil(node-steps at steps >= k / batch_size))`: the k steps before need a call
-    /// each. Without, it is `sum_k ceil(node-steps at step k / batch_size)`: no call has lanes of two steps, and the
-    /// calls of step k have to take all of its node-steps.
-    pub fn lower_bound(&self, batch_size: usize, mixed_steps: bool) -> usize {
-        let counts = self.counts();
-        if !mixed_steps {
-            return counts.iter().map(|&count| (count as usize).div_ceil(batch_size)).sum();
-        }
-        let mut remaining = 0;
-        let mut most = 0;
-        for (step, &count) in counts.iter().enumerate().rev() {
-            remaining += count as usize;
-            most = most.max(step + remaining.div_ceil(batch_size));
-        }
-        most
-    }
 }
 
 /// The segments of a tree under thresholds: which clusters are active at which steps (Eq. 6 of arXiv 2508.21032, with

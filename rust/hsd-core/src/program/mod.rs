@@ -2,6 +2,7 @@
 
 pub mod forest;
 pub mod lane;
+pub mod rows;
 pub mod validate;
 
 mod ready;
@@ -13,9 +14,10 @@ use std::sync::Arc;
 
 use self::forest::{least_slots, Forest};
 use self::lane::{Lane, Order};
+use self::rows::Rows;
 use self::scheduler::{Rule, Scheduler};
 use self::validate::Checker;
-use crate::error::{index_count, Error, Result};
+use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::work::progress::Progress;
 
@@ -28,7 +30,7 @@ use crate::work::progress::Progress;
 pub struct Program {
     plan: Arc<Plan>,
     forest: Arc<Forest>,
-    batch_size: usize,
+    rows: Rows,
     order: Order,
     /// How the calls are made. Its order differs from `order` if that one would take more calls.
     rule: Rule,
@@ -39,7 +41,8 @@ pub struct Program {
 
 impl Program {
     /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots. All lanes of a
-    /// call are at one step, unless `mixed_steps`.
+    /// call are at one step, unless `mixed_steps`. With `rows`, the rows of a lane at each step, calls have at most
+    /// `2 batch_size` rows; see [`Rows`].
     ///
     /// The rule that is best in a large buffer can be bad in a small one. Breadth first fills the buffer with latents
     /// that all wait for a free slot to fork into, and then runs them one by one. Without mixed steps either order does
@@ -51,9 +54,10 @@ impl Program {
         order: Order,
         max_slots: Option<i64>,
         mixed_steps: bool,
+        rows: Option<&[i64]>,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
-        let (batch_size, max_slots) = Program::check(&plan, batch_size, max_slots)?;
+        let (rows, max_slots) = Program::check(&plan, batch_size, max_slots, rows)?;
         let forest = Arc::new(Forest::new(plan.segments()));
         let rule = Rule { order, mixed_steps, wave: None };
         let mut rules = vec![rule];
@@ -70,7 +74,7 @@ impl Program {
                 rules.splice(0..0, wave.map(|wave| Rule { order: Order::Depth, mixed_steps, wave: Some(wave) }));
             }
         }
-        let mut program = Program { plan, forest, batch_size, order, rule, max_slots, n_calls: usize::MAX, n_slots: 0 };
+        let mut program = Program { plan, forest, rows, order, rule, max_slots, n_calls: usize::MAX, n_slots: 0 };
         let share = 1.0 / rules.len() as f64;
         for (at, &rule) in rules.iter().enumerate() {
             let begin = at as f64 * share;
@@ -81,16 +85,18 @@ impl Program {
     }
 
     /// Checks the parameters of [`Program::compile`] without lowering the plan; as numbers of their true types.
-    pub fn check(plan: &Plan, batch_size: i64, max_slots: Option<i64>) -> Result<(usize, Option<usize>)> {
-        let Some(batch_size) = usize::try_from(batch_size).ok().filter(|&size| size > 0) else {
-            return Err(Error::NotPositive { what: "batch_size", value: batch_size });
-        };
-        index_count("lanes", batch_size)?;
-        let Some(max_slots) = max_slots else { return Ok((batch_size, None)) };
+    pub fn check(
+        plan: &Plan,
+        batch_size: i64,
+        max_slots: Option<i64>,
+        rows: Option<&[i64]>,
+    ) -> Result<(Rows, Option<usize>)> {
+        let rows = Rows::new(plan.n_steps(), batch_size, rows)?;
+        let Some(max_slots) = max_slots else { return Ok((rows, None)) };
         let least = least_slots(plan.segments());
         match usize::try_from(max_slots).ok().filter(|&most| most >= least) {
             None => Err(Error::TooFewSlots { max_slots, least }),
-            limit => Ok((batch_size, limit)),
+            limit => Ok((rows, limit)),
         }
     }
 
@@ -98,17 +104,17 @@ impl Program {
     /// the one before. Returns early when that is certain.
     fn try_rule(&mut self, rule: Rule, progress: &mut Progress<'_>) -> Result<()> {
         let mut scheduler = self.scheduler(rule);
-        let mut checker = Checker::new(&self.plan, self.batch_size, rule.mixed_steps);
+        let mut checker = Checker::new(&self.plan, &self.rows, rule.mixed_steps);
         let mut lanes = Vec::new();
-        let total = self.plan.node_steps();
+        let total = self.n_rows();
         let (mut done, mut n_calls) = (0, 0);
         while done < total {
-            if n_calls + (total - done).div_ceil(self.batch_size) > self.n_calls {
+            if n_calls + (total - done).div_ceil(self.rows.capacity()) > self.n_calls {
                 return Ok(());
             }
             scheduler.next_call(&mut lanes);
             checker.check(&lanes)?;
-            done += lanes.len();
+            done += lanes.iter().map(|lane| self.rows.at(lane.step)).sum::<usize>();
             n_calls += 1;
             progress.at(done, total)?;
         }
@@ -121,12 +127,22 @@ impl Program {
     }
 
     fn scheduler(&self, rule: Rule) -> Scheduler {
-        Scheduler::new(Arc::clone(&self.plan), Arc::clone(&self.forest), self.batch_size, rule, self.max_slots)
+        Scheduler::new(Arc::clone(&self.plan), Arc::clone(&self.forest), self.rows.clone(), rule, self.max_slots)
     }
 
-    /// The most lanes of a call.
+    /// How many rows of the network a lane takes at each step, and how many a call has.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// The size of a call as it was given: its most lanes, or where rows were given, its most lanes of two rows.
     pub fn batch_size(&self) -> usize {
-        self.batch_size
+        self.rows.capacity() / if self.rows.given().is_some() { 2 } else { 1 }
+    }
+
+    /// Rows of the network of all calls.
+    pub fn n_rows(&self) -> usize {
+        self.rows.total(&self.plan.counts())
     }
 
     /// The order that it was compiled for.
@@ -164,14 +180,14 @@ impl Program {
         Calls { scheduler: self.scheduler(self.rule), lanes: Vec::new(), left: self.n_calls }
     }
 
-    /// Filled lanes / all lanes.
+    /// Filled rows / all rows. (Without `rows`, a lane is one row.)
     pub fn occupancy(&self) -> f64 {
-        self.plan.node_steps() as f64 / (self.n_calls as f64 * self.batch_size as f64)
+        self.n_rows() as f64 / (self.n_calls as f64 * self.rows.capacity() as f64)
     }
 
-    /// No program of this plan has fewer calls of its kind at this batch size; see [`Plan::lower_bound`].
+    /// No program of this plan has fewer calls of its kind at this batch size; see [`Rows::lower_bound`].
     pub fn lower_bound(&self) -> usize {
-        self.plan.lower_bound(self.batch_size, self.rule.mixed_steps)
+        self.rows.lower_bound(&self.plan.counts(), self.rule.mixed_steps)
     }
 }
 

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::lane::Order;
+use super::rows::Rows;
 
 /// The position of a ready node-step in the order: by step, then by rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +21,8 @@ pub(super) struct Ready {
     by_step: Vec<BinaryHeap<Reverse<u32>>>,
     /// One bit a step: whether its heap holds anything.
     filled: Vec<u64>,
+    /// One bit a step: whether its lanes take one row.
+    narrow: Vec<u64>,
     /// Number of lanes that the entries of each step lead to. Only [`Ready::first_alone`] needs it.
     lanes: Vec<usize>,
     order: Order,
@@ -27,9 +30,13 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Nothing is ready.
-    pub fn new(n_steps: usize, order: Order) -> Self {
+    pub fn new(n_steps: usize, rows: &Rows, order: Order) -> Self {
         let by_step = (0..n_steps).map(|_| BinaryHeap::new()).collect();
-        Ready { by_step, filled: vec![0; n_steps.div_ceil(64)], lanes: vec![0; n_steps], order }
+        let mut narrow = vec![0; n_steps.div_ceil(64)];
+        for step in (0..n_steps).filter(|&step| rows.at(step as u32) == 1) {
+            narrow[step / 64] |= 1 << (step % 64);
+        }
+        Ready { by_step, filled: vec![0; n_steps.div_ceil(64)], narrow, lanes: vec![0; n_steps], order }
     }
 
     /// The turn of `rank` at `step`.
@@ -65,36 +72,43 @@ impl Ready {
         self.lanes[step as usize] -= lanes;
     }
 
-    /// The step that comes first in this order.
-    pub fn first(&self) -> Option<u32> {
-        match self.order {
-            Order::Depth => self.largest(),
-            Order::Breadth => self.smallest(),
+    /// The step that comes first in this order, among those whose lanes fit into the `left` rows of a call.
+    pub fn first(&self, left: usize) -> Option<u32> {
+        match (left, self.order) {
+            (0, _) => None,
+            (_, Order::Depth) => self.largest(left == 1),
+            (_, Order::Breadth) => self.smallest(left == 1),
         }
     }
 
     /// The step that comes first where all lanes of a call are at one step: the smallest breadth first, and depth first
-    /// the largest that fills a call of `batch_size` lanes, or the smallest if none does.
+    /// the largest that fills a call, or the smallest if none does.
     ///
     /// All steps before the smallest are done, so everything that remains of the smallest is ready and can run now. In
     /// either order, therefore, every step has at most one call that is not full, its last, and no program has fewer
     /// calls. Depth first, a step whose lanes fill a call runs before the steps that would add lanes to it. So a step
-    /// never has twice `batch_size` latents waiting, however many prompts there are.
-    pub fn first_alone(&self, batch_size: usize) -> Option<u32> {
+    /// never has the latents of two calls waiting, however many prompts there are.
+    pub fn first_alone(&self, rows: &Rows) -> Option<u32> {
         let full = match self.order {
-            Order::Depth => self.lanes.iter().rposition(|&lanes| lanes >= batch_size),
+            Order::Depth => (0..self.lanes.len() as u32).rfind(|&step| self.lanes[step as usize] >= rows.lanes(step)),
             Order::Breadth => None,
         };
-        full.map(|step| step as u32).or_else(|| self.smallest())
+        full.or_else(|| self.smallest(false))
     }
 
-    fn largest(&self) -> Option<u32> {
-        let (at, word) = self.filled.iter().enumerate().rfind(|(_, &word)| word != 0)?;
+    fn largest(&self, narrow: bool) -> Option<u32> {
+        let (at, word) = self.words(narrow).enumerate().rfind(|&(_, word)| word != 0)?;
         Some(at as u32 * 64 + 63 - word.leading_zeros())
     }
 
-    fn smallest(&self) -> Option<u32> {
-        let (at, word) = self.filled.iter().enumerate().find(|(_, &word)| word != 0)?;
+    fn smallest(&self, narrow: bool) -> Option<u32> {
+        let (at, word) = self.words(narrow).enumerate().find(|&(_, word)| word != 0)?;
         Some(at as u32 * 64 + word.trailing_zeros())
+    }
+
+    /// One bit a step: whether its heap holds anything, and, where asked for, whether its lanes take one row.
+    fn words(&self, narrow: bool) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
+        let mask = move |mask: u64| if narrow { mask } else { u64::MAX };
+        self.filled.iter().zip(&self.narrow).map(move |(&filled, &narrow)| filled & mask(narrow))
     }
 }

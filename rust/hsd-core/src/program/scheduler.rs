@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::forest::Forest;
 use super::lane::{Lane, Order};
 use super::ready::{Ready, Turn};
+use super::rows::Rows;
 use super::slots::{Reading, Request, Slots};
 use crate::plan::Plan;
 
@@ -30,7 +31,7 @@ pub(super) struct Rule {
 pub(super) struct Scheduler {
     plan: Arc<Plan>,
     forest: Arc<Forest>,
-    batch_size: usize,
+    rows: Rows,
     rule: Rule,
     ready: Ready,
     /// Segments of lower rank may begin: those of this wave and of the ones before.
@@ -50,14 +51,14 @@ pub(super) struct Scheduler {
 
 impl Scheduler {
     /// Before the first call.
-    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, batch_size: usize, rule: Rule, limit: Option<usize>) -> Self {
+    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, rows: Rows, rule: Rule, limit: Option<usize>) -> Self {
         let n = plan.segments().len();
-        let ready = Ready::new(plan.n_steps(), rule.order);
+        let ready = Ready::new(plan.n_steps(), &rows, rule.order);
         let later = forest.roots().first().map(|&root| (0, forest.rank(root))).into_iter().collect();
         Scheduler {
             plan,
             forest,
-            batch_size,
+            rows,
             rule,
             ready,
             wave_end: 0,
@@ -73,8 +74,9 @@ impl Scheduler {
     /// The lanes of the next call; none if all have run.
     pub fn next_call(&mut self, lanes: &mut Vec<Lane>) {
         lanes.clear();
-        while lanes.len() < self.batch_size {
-            let Some((step, rank)) = self.pop(lanes.first()) else {
+        let mut left = self.rows.capacity();
+        while left > 0 {
+            let Some((step, rank)) = self.pop(lanes.first(), left) else {
                 if lanes.is_empty() && !self.later.is_empty() {
                     self.open_wave();
                     continue;
@@ -82,7 +84,10 @@ impl Scheduler {
                 break;
             };
             match self.place(self.forest.with_rank(rank), step) {
-                Ok(lane) => lanes.push(lane),
+                Ok(lane) => {
+                    left -= self.rows.at(step);
+                    lanes.push(lane);
+                }
                 Err(request) => {
                     let turn = self.ready.turn(step, rank);
                     self.waiting.entry(request).or_default().push(Reverse(turn));
@@ -118,12 +123,14 @@ impl Scheduler {
         }
     }
 
-    /// Step and rank of what is tried next for a call whose first lane is `first`.
-    fn pop(&mut self, first: Option<&Lane>) -> Option<(u32, u32)> {
+    /// Step and rank of what is tried next for a call whose first lane is `first` and that has `left` rows.
+    ///
+    /// If one row is left, it takes the first lane of one row, although lanes of two rows may come before it.
+    fn pop(&mut self, first: Option<&Lane>, left: usize) -> Option<(u32, u32)> {
         let step = match first {
-            _ if self.rule.mixed_steps => self.ready.first()?,
-            Some(lane) => lane.step,
-            None => self.ready.first_alone(self.batch_size)?,
+            _ if self.rule.mixed_steps => self.ready.first(left)?,
+            Some(lane) => Some(lane.step).filter(|&step| self.rows.at(step) <= left)?,
+            None => self.ready.first_alone(&self.rows)?,
         };
         let rank = self.ready.lowest(step)?;
         self.ready.pop(step, self.lanes(rank));

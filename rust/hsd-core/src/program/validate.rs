@@ -2,6 +2,7 @@
 //! what each slot holds.
 
 use super::lane::Lane;
+use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 
@@ -31,7 +32,7 @@ struct State {
 
 /// Checks calls against a plan, one after the other. It stores the state of segments and slots, but no call.
 ///
-/// - Every call has 1 to `batch_size` lanes; of one step, unless steps may be mixed.
+/// - Every call has at least one lane, and no more rows than its capacity; all of one step, unless steps may be mixed.
 /// - Every node-step occurs once, after the one before it, in a later call than that.
 /// - Every lane reads exactly the latent that it continues: its own of the step before, its parent's last, or, at
 ///   the start of a root, the slot that it writes itself.
@@ -40,7 +41,7 @@ struct State {
 #[derive(Debug)]
 pub struct Checker<'a> {
     plan: &'a Plan,
-    batch_size: usize,
+    rows: &'a Rows,
     mixed_steps: bool,
     /// Number of calls so far.
     call: usize,
@@ -50,16 +51,19 @@ pub struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     /// Before the first call.
-    pub fn new(plan: &'a Plan, batch_size: usize, mixed_steps: bool) -> Self {
+    pub fn new(plan: &'a Plan, rows: &'a Rows, mixed_steps: bool) -> Self {
         let begin = |next_step| State { next_step, target: None };
         let segments = plan.segments().iter().map(|segment| begin(segment.first_step)).collect();
-        Checker { plan, batch_size, mixed_steps, call: 0, segments, slots: Vec::new() }
+        Checker { plan, rows, mixed_steps, call: 0, segments, slots: Vec::new() }
     }
 
     /// Checks the next call. After an error the checker cannot be used any more.
     pub fn check(&mut self, lanes: &[Lane]) -> Result<()> {
-        if lanes.is_empty() || lanes.len() > self.batch_size {
-            let why = format!("call {} has {} lanes of {}", self.call, lanes.len(), self.batch_size);
+        // A step that does not exist is found below, with the lane.
+        let steps = lanes.iter().map(|lane| lane.step).filter(|&step| (step as usize) < self.plan.n_steps());
+        let rows: usize = steps.map(|step| self.rows.at(step)).sum();
+        if lanes.is_empty() || rows > self.rows.capacity() {
+            let why = format!("call {} has {rows} rows of {}", self.call, self.rows.capacity());
             return Err(Error::BadProgram(why));
         }
         let other_step = lanes.iter().position(|lane| !self.mixed_steps && lane.step != lanes[0].step);
