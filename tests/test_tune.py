@@ -178,15 +178,13 @@ def test_cost_counts_rows(model):
 
 
 def test_the_guidance_interval_saves_rows(model):
-    class Part:
-        guided = True
-        guidance_interval = (0.25, 0.5)
-
-    assert rows_by_step(Part(), 8).tolist() == [1, 1, 2, 2, 1, 1, 1, 1]
-    Part.guidance_interval = (0.5, 1.0)
-    assert rows_by_step(Part(), 4).tolist() == [1, 1, 2, 2]
-    Part.guidance_interval = None
-    assert rows_by_step(Part(), 3).tolist() == [2, 2, 2]
+    assert rows_by_step(hsd.load(model, guidance_interval=(0.25, 0.5)), 8).tolist() == [1, 1, 2, 2, 1, 1, 1, 1]
+    assert rows_by_step(hsd.load(model, guidance_interval=(0.5, 1.0)), 4).tolist() == [1, 1, 2, 2]
+    assert rows_by_step(model, 3).tolist() == [2, 2, 2]
+    assert rows_by_step(hsd.load(model, guidance_scale=1.0), 3).tolist() == [1, 1, 1]
+    plan = hsd.compile(PROMPTS, model=model, budget=0.4, steps=6)
+    early = hsd.load(model, guidance_interval=(0.0, 0.5))
+    assert rows(plan, early) == plan.node_steps + plan.counts()[:3].sum()
 
 
 def test_the_prior_counts():

@@ -20,12 +20,9 @@ from ..planning.plan import Plan
 
 
 def rows_by_step(adapter: Adapter, n_steps: int) -> NDArray[np.int64]:
-    """(K,) rows of a lane at each step: 2 where it is guided, else 1. Step k is guided if a <= k / K < b."""
-    if not adapter.guided:
-        return np.ones(n_steps, dtype=np.int64)
-    begin, end = getattr(adapter, "guidance_interval", None) or (0.0, 1.0)
-    at = np.arange(n_steps) / n_steps
-    return np.where((at >= begin) & ((at < end) | (end >= 1.0)), 2, 1)
+    """(K,) rows of a lane at each step: 2 where it is guided, else 1."""
+    varying = adapter.rows_by_step(n_steps)
+    return np.full(n_steps, 2 if adapter.guided else 1) if varying is None else varying
 
 
 def rows(plan: Plan, adapter: Adapter) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..models import Adapter
 from ..planning.chosen import MEASURED, Settings
-from ..planning.compile import compile as compile_plan
 from ..sampler.named import NoSuchSampler, scheduler_named
 
 UNCALIBRATED = "has no calibration (hsd calibrate makes one)"
@@ -90,13 +89,10 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
         For a value that is not allowed, by the names of :class:`hsd.Settings`.
     """
     notes: list[str] = []
-    takes = inspect.signature(compile_plan).parameters
-    calibrated = getattr(adapter, "calibration", None) is not None
+    calibrated = adapter.calibration is not None
 
     steps = list(axes.steps or dict.fromkeys(max(1, round(share * standard_steps)) for share in STEPS))
     catch_up = list((0.0, 1.0) if axes.catch_up is None else axes.catch_up)
-    if "catch_up" not in takes:
-        catch_up = _without("catch-up", catch_up, [g for g in catch_up if g > 0], 0.0, "cannot catch up", notes)
     metrics = list((("calibrated",) if calibrated else ("cosine",)) if axes.metrics is None else axes.metrics)
     if not calibrated:
         missing = [metric for metric in metrics if metric == "calibrated"]
@@ -124,8 +120,15 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
     settings = [Setting(standard_steps)]
     for values in itertools.product(schedulers or [None], intervals, steps, axes.budgets, schedules, metrics, catch_up):
         scheduler, interval, n, budget, schedule, metric, gamma = values
-        sharing = {"catch_up": float(gamma), "metric": metric, "schedule": schedule} if budget else {}
-        setting = Setting(n, float(budget), guidance_interval=interval, scheduler=scheduler, **sharing)
+        setting = Setting(n, guidance_interval=interval, scheduler=scheduler)
+        if budget:
+            shared: dict[str, Any] = {
+                "budget": float(budget),
+                "catch_up": float(gamma),
+                "metric": metric,
+                "schedule": schedule,
+            }
+            setting = dataclasses.replace(setting, **shared)
         _check(setting)
         settings.append(setting)
     return list(dict.fromkeys(settings)), notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
@@ -26,6 +24,7 @@ from ..planning.chosen import MEASURED
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
+from ..planning.schedule import schedule_shape
 from ..work.files import METADATA, make_folder, write_atomically
 from .cost import prior_rows, rows
 from .grid import Setting
@@ -88,7 +87,9 @@ class Trials:
 
     def adapter(self, setting: Setting) -> Adapter:
         """The model with the scheduler and the guidance of a setting."""
-        own = {} if setting.guidance_interval is None else {"guidance_interval": setting.guidance_interval}
+        own: dict[str, Any] = {}
+        if setting.guidance_interval is not None:
+            own["guidance_interval"] = setting.guidance_interval
         return load(self.model, scheduler=setting.scheduler, **own)
 
     def plan(self, setting: Setting, replicate: int = 0) -> Plan:
@@ -218,20 +219,24 @@ def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.fl
     The prompts are encoded once and not for every setting. So what ``metric="calibrated"`` and ``schedule="measured"``
     would take from the model is passed as values: the plan is the same.
     """
+    calibration = adapter.calibration
     schedule: Any = setting.schedule
-    arguments: dict[str, Any] = {"steps": setting.steps, "embeddings": vectors}
-    calibration = getattr(adapter, "calibration", None)
     if setting.metric == "calibrated":
-        arguments |= {"embeddings": calibration.transform(vectors), "metric": "euclidean"}
-    elif "metric" in inspect.signature(compile_plan).parameters:
-        arguments |= {"metric": setting.metric}
+        assert calibration is not None, "the grid has this metric for calibrated models only"
+        vectors = calibration.transform(vectors)
     if schedule == MEASURED:
+        assert calibration is not None, "the grid has this schedule for calibrated models only"
         n_steps = adapter.sampler(setting.steps).n_steps
-        schedule = _core.measured_shape(calibration.weights_at(n_steps))
-    if "catch_up" in inspect.signature(compile_plan).parameters:
-        arguments |= {"catch_up": setting.catch_up}
-    sharing = {"budget": setting.budget} if setting.budget else {"tau": 0.0}
-    return {**arguments, **sharing, "schedule": schedule}
+        schedule = schedule_shape(schedule, n_steps, weights=calibration.weights_at(n_steps))
+    return {
+        "steps": setting.steps,
+        "tau": None if setting.budget else 0.0,
+        "budget": setting.budget or None,
+        "embeddings": vectors,
+        "metric": "euclidean" if setting.metric == "calibrated" else setting.metric,
+        "schedule": schedule,
+        "catch_up": setting.catch_up,
+    }
 
 
 def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import Error
-from ..names import ScheduleName, check_count
+from ..names import Metric, ScheduleName, check_count
 from ..work.files import write_atomically
 from .schedule import check_budget, check_tau
 
-METRICS = ("auto", "cosine", "euclidean", "calibrated", "direct")
 MEASURED = "measured"
 """The schedule whose shape the calibration of the model gives."""
 
@@ -158,8 +157,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "tau": lambda name, value: check_tau(_number(name, value)),
     "budget": lambda name, value: check_budget(_number(name, value)),
     "catch_up": _catch_up,
-    "metric": _one_of(*METRICS),
-    "schedule": _one_of(*get_args(ScheduleName), MEASURED),
+    "metric": _one_of(*get_args(Metric)),
+    "schedule": _one_of(*get_args(ScheduleName)),
     "guidance_interval": _interval,
     "scheduler": _text,
     "evidence": _evidence,
