@@ -22,7 +22,7 @@ PROMPTS = [
     f"{what} {where}" for where in ("at night", "by day", "in oil") for what in ("a cat", "a dog", "the sea", "a hut")
 ]
 STANDARD = Setting(4)
-AXES = Axes(steps=[4, 2], budgets=[0.0, 0.4], catch_up=[0.0], metrics=["cosine"])
+AXES = Axes(steps=[4, 2], budgets=[0.0, 0.4], catch_up=[0.0], metrics=["cosine"], guidance_intervals=[None])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -247,7 +247,7 @@ def test_bad_axes(model, axes, says):
 
 
 def test_a_budget_out_of_reach_is_left_out(model, tmp_path):
-    tuning = prepare(model, tmp_path, axes=Axes(steps=[4], budgets=[0.0, 0.99]))
+    tuning = prepare(model, tmp_path, axes=Axes(steps=[4], budgets=[0.0, 0.99], guidance_intervals=[None]))
     assert tuning.settings == [Setting(4)]
     assert any("a budget of 0.99 cannot be met" in note for note in tuning.notes)
     assert tuning.run().decision.answer == "keep the standard settings"

@@ -20,6 +20,9 @@ CONFIDENCE = 0.95
 FEW = 10
 """With fewer independent clusters the sentence warns: the bounds are approximate then."""
 
+MOST_TIMES = 100
+"""The largest factor by which the sentence says that a sample should be larger."""
+
 Answer = Literal["share", "do not share", "keep the standard settings"]
 
 
@@ -161,9 +164,10 @@ def _caveats(one: Comparison | None, margin: float) -> tuple[str, ...]:
         )
     if found.lower <= -margin < found.mean and math.isfinite(found.lower):
         # The width of the interval falls with the square root of the number of clusters.
-        times = math.ceil(((found.mean - found.lower) / (found.mean + margin)) ** 2)
+        ratio = (found.mean - found.lower) / (found.mean + margin)
+        times = f"about {math.ceil(ratio**2)}" if ratio < MOST_TIMES**0.5 else f"more than {MOST_TIMES}"
         out.append(
-            f"The sample is too small to tell: if the difference stays the same, about {times} times as many images "
-            "would show it"
+            f"The sample is too small to tell: if the difference stays the same, {times} times as many images would "
+            "show it"
         )
     return tuple(out)

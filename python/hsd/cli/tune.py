@@ -77,7 +77,7 @@ def tune(
 
     axes = Axes(
         steps=try_steps or None,
-        budgets=(0.0, 0.3, 0.5) if not try_budget else try_budget,
+        budgets=try_budget or (0.0, 0.3, 0.5),
         catch_up=try_catch_up or None,
         metrics=try_metric or None,
         schedules=try_schedule or None,
