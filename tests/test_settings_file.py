@@ -130,6 +130,15 @@ def test_a_bad_file_is_an_error_before_the_model_is_loaded(files, tmp_path):
     assert "did you mean 'steps'" in str(RUN.invoke(cli.app, command).exception)
 
 
+def test_settings_of_another_model_are_said(files):
+    prompts, path = files
+    hsd.Settings(steps=5, tau=0.7, evidence={"model": "sdxl"}).save(path)
+    command = ["plan", str(prompts), "--settings", str(path)]
+    assert "was chosen for sdxl" in RUN.invoke(cli.app, command).output
+    hsd.Settings(steps=5, tau=0.7).save(path)
+    assert "was chosen for" not in RUN.invoke(cli.app, command).output
+
+
 def test_schedulers_by_name(model):
     own = model.scheduler()
     assert type(scheduler_named("deterministic", own)) is DDIMScheduler

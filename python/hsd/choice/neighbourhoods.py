@@ -1,7 +1,7 @@
 """The prompts that settings are compared on: whole subtrees of the tree of all prompts.
 
-Prompts share steps with their neighbours. A random sample of single prompts would have hardly any, so that it would show
-nothing of what sharing does in the whole set.
+Prompts share steps with their neighbours. A random sample of single prompts would have hardly any, so that it would
+show nothing of what sharing does in the whole set.
 """
 
 from __future__ import annotations

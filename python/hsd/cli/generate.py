@@ -63,7 +63,7 @@ def generate(
     seeds = file.seeds_from(seed, images_per_prompt)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
-    planned, of_model = opt.with_file(ctx, settings_file, **own)
+    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     adapter = opt.load(model, device, settings, **of_model, **common)
     with Stages() as stages:

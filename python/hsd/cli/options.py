@@ -12,7 +12,7 @@ from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
 from ..planning.prompts import PromptFile, read_prompts
-from .console import quiet
+from .console import quiet, say
 
 Prompts = Annotated[
     str,
@@ -91,7 +91,7 @@ SettingsFile = Annotated[
     typer.Option(
         "--settings",
         metavar="FILE",
-        help="Defaults of these options, as hsd tune writes them to hsd-settings.json; options that are given here win.",
+        help="Defaults of the other options, as hsd tune writes them; options that are given win.",
         show_default=False,
     ),
 ]
@@ -115,15 +115,21 @@ def read(source: str) -> PromptFile:
     return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
 
 
-def with_file(ctx: typer.Context, path: Path | None, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_file(
+    ctx: typer.Context, path: Path | None, model: str | None, **values: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords for ``hsd.compile``, and those for ``hsd.load``, with the file of ``--settings`` as defaults.
 
     ``values`` are options of the command by the names of ``hsd.compile``. One that was not typed gives way to the file;
-    a threshold of the file gives way to a typed ``--tau`` or ``--budget``.
+    a threshold of the file gives way to a typed ``--tau`` or ``--budget``. Says so if they were chosen for another
+    model.
     """
     if path is None:
         return values, {}
     settings = load_settings(path)
+    chosen_for = settings.evidence.get("model", model)
+    if chosen_for != model:
+        say(f"{path} was chosen for {chosen_for}: its threshold may not suit {model or 'embeddings of no model'}")
     typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
     if typed & {"tau", "budget"}:
         typed |= {"tau", "budget"}

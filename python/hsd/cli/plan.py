@@ -49,7 +49,7 @@ def plan(
     """Print the cost of a set of prompts, before anything runs."""
     file = opt.read(prompts)
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
-    planned, of_model = opt.with_file(ctx, settings_file, **own)
+    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     adapter = opt.load(model, device, **of_model) if model is not None else None
     vectors = None
     if embeddings is not None:
