@@ -1,8 +1,8 @@
 """The cost of an image: rows of the network, on one latent and one conditioning each. A guided lane is two rows.
 
-A row of the prior counts as much as its network has parameters, compared with the denoiser. That is rough, but it is the
-same for all settings that are compared, so that it never changes which of them is the cheaper one; and unlike measured
-seconds it is the same on every machine.
+A row of the prior counts as much as its network has parameters, compared with the denoiser. That is rough, but it is
+the same for all settings that are compared, so that it never changes which of them is the cheaper one; and unlike
+measured seconds it is the same on every machine.
 """
 
 from __future__ import annotations

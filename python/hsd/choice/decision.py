@@ -51,7 +51,8 @@ def paired(ours: ArrayLike, theirs: ArrayLike, *groupings: NDArray[np.int64]) ->
         sample has.
     """
     first, second = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    assert first.ndim == 1 and all(len(labels) == len(first) for labels in (second, *groupings)), first.shape
+    assert first.shape == (len(first),), first.shape
+    assert all(labels.shape == first.shape for labels in (second, *groupings)), first.shape
     known = ~(np.isnan(first) | np.isnan(second))
     delta = (first - second)[known]
     if not len(delta):
