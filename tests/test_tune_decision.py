@@ -98,7 +98,7 @@ def test_what_is_dropped_is_dominated_or_less_promising(found):
     front = fronts(costs, gains)
     for out in set(range(len(found))) - set(kept):
         for i in kept:
-            assert (front[i], not hopeful[i], -gains[i]) <= (front[out], not hopeful[out], -gains[out])
+            assert (not hopeful[i], front[i], -gains[i]) <= (not hopeful[out], front[out], -gains[out])
 
 
 # Bounds.

@@ -131,7 +131,7 @@ def _take(best: Comparison, standard: Comparison, margin: float) -> str:
     what = f"Take {best.setting}" if best.setting.budget else f"Do not share: take {best.setting}"
     return (
         f"{what}: {best.cost:.3g} rows an image instead of {standard.cost:.3g} ({best.saved:.0%} less), score "
-        f"{best.score:.3f} against {best.standard_score:.3f}; the difference is {_signed(best.difference)}, "
+        f"{best.score:.3f} against {best.standard_score:.3f}; the difference is {_with_bound(best.difference)}, "
         f"within the margin of {margin:g}."
     )
 
@@ -142,15 +142,20 @@ def _keep(standard: Comparison, near: Comparison | None, margin: float) -> str:
         return f"{what}: no cheaper setting was compared on the whole sample."
     return (
         f"{what}: no cheaper one is shown to lose less than {margin:g}. The nearest is {near.setting}: score "
-        f"{near.score:.3f} against {near.standard_score:.3f}, a difference of {_signed(near.difference)}."
+        f"{near.score:.3f} against {near.standard_score:.3f}, a difference of {_with_bound(near.difference)}."
     )
 
 
-def _signed(found: Difference) -> str:
+def _with_bound(found: Difference) -> str:
     clusters = f"{found.clusters} independent cluster{'s' if found.clusters != 1 else ''}"
     if math.isinf(found.lower):
-        return f"{found.mean:+.4f} (no bound: {clusters})"
-    return f"{found.mean:+.4f} (95 %: above {found.lower:+.4f}; {found.pairs} pairs, {clusters})"
+        return f"{signed(found.mean)} (no bound: {clusters})"
+    return f"{signed(found.mean)} (95 %: above {signed(found.lower)}; {found.pairs} pairs, {clusters})"
+
+
+def signed(value: float) -> str:
+    """Four digits with a sign; what rounds to zero is not negative."""
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def _caveats(one: Comparison | None, margin: float) -> tuple[str, ...]:

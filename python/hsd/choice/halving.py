@@ -54,8 +54,8 @@ def survivors(
 ) -> list[int]:
     """The half of the settings (rounded up) that goes on to the next rung, ascending.
 
-    Fronts go on as a whole, the undominated one first. Of the last front that does, first those that may still be
-    chosen, then those that gain most.
+    First those that may still be chosen; of these fronts go on as a whole, the undominated one first; of the last front
+    that does, those that gain most.
 
     Parameters
     ----------
@@ -66,5 +66,5 @@ def survivors(
     """
     front = fronts(costs, gains)
     keep = -(-len(front) // 2) if keep is None else keep
-    ranked = sorted(range(len(front)), key=lambda i: (front[i], not hopeful[i], -gains[i], costs[i], i))
+    ranked = sorted(range(len(front)), key=lambda i: (not hopeful[i], front[i], -gains[i], costs[i], i))
     return sorted(ranked[:keep])

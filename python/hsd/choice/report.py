@@ -13,7 +13,7 @@ from typing import Any
 from .. import _core
 from ..planning.chosen import SETTINGS_FILE, Settings
 from ..work.files import write_atomically
-from .decision import Comparison, Decision
+from .decision import Comparison, Decision, signed
 from .halving import fronts
 
 FRONTIER_FILE = "frontier.json"
@@ -167,8 +167,8 @@ def _table(choice: Choice) -> list[str]:
                 f"{one.cost:.3g}",
                 f"{one.saved:.0%}",
                 f"{one.score:.3f}",
-                "" if is_standard else f"{one.difference.mean:+.4f}",
-                "" if is_standard or math.isinf(one.difference.lower) else f"{one.difference.lower:+.4f}",
+                "" if is_standard else signed(one.difference.mean),
+                "" if is_standard or math.isinf(one.difference.lower) else signed(one.difference.lower),
                 f"{one.difference.pairs}",
                 "" if one.cosine is None or one.standard_cosine is None else f"{one.cosine - one.standard_cosine:+.3f}",
                 f"{one.setting}{' (standard)' if is_standard else ''}",
