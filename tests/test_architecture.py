@@ -31,6 +31,7 @@ LAYERS = [
     {"generation"},
     {"bench"},
     {"evaluation"},
+    {"choice"},
     {"reproduction"},
     {"cli"},
     {""},  # hsd itself

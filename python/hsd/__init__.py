@@ -23,12 +23,14 @@ from .errors import (
     UnsupportedPipeline,
     UnsupportedScheduler,
 )
+from .planning.chosen import Settings, load_settings
 from .planning.clustering import build_tree
 from .planning.compile import compile
 from .planning.plan import Plan
 from .planning.prompts import read_prompts
 
 if TYPE_CHECKING:
+    from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
     from .generation.session import Image, Run, generate, stream
     from .models import load
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Choice",
     "Error",
     "Evaluation",
     "Image",
@@ -47,6 +50,7 @@ __all__ = [
     "Program",
     "PromptError",
     "Run",
+    "Settings",
     "Tree",
     "UnknownModel",
     "UnsupportedPipeline",
@@ -58,13 +62,17 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "load_settings",
     "read_prompts",
     "reproduce",
     "stream",
+    "tune",
 ]
 
 # Planning needs no torch: names that do are imported at first use.
 _LAZY = {
+    "Choice": ".choice",
+    "tune": ".choice",
     "Evaluation": ".evaluation",
     "evaluate": ".evaluation",
     "generate": ".generation",

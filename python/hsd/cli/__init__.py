@@ -1,4 +1,5 @@
-"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``reproduce``.
+"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``tune`` and
+``reproduce``.
 
 It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
 that ``hsd plan`` and ``hsd --help`` start without it.
@@ -13,7 +14,7 @@ import typer
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, calibrate, check, evaluate, generate, plan, reproduce
+from . import bench, calibrate, check, evaluate, generate, plan, reproduce, tune
 
 __all__ = ["app", "main"]
 
@@ -31,6 +32,7 @@ for command in (
     bench.bench,
     check.check,
     evaluate.evaluate,
+    tune.tune,
     reproduce.reproduce,
 ):
     app.command()(command)

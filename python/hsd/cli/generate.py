@@ -16,6 +16,7 @@ from .console import Stages, quiet, resumable
 
 
 def generate(
+    ctx: typer.Context,
     prompts: opt.Prompts,
     out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
     model: opt.ModelOption = "demo",
@@ -38,6 +39,7 @@ def generate(
     height: opt.Height = None,
     width: opt.Width = None,
     settings: opt.Settings = None,
+    settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the image files.")] = "png",
     compile: Annotated[
@@ -61,25 +63,22 @@ def generate(
     file = opt.read(prompts)
     seeds = file.seeds_from(seed, images_per_prompt)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
+    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = opt.load(model, device, settings, **common, guidance_interval=guidance_interval)
+    adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
     with Stages() as stages:
         plan = compile_plan(
             file.prompts,
-            tau,
-            budget=budget,
             model=adapter,
-            steps=steps,
             linkage=linkage,
-            metric=metric,
-            schedule=schedule,
             seeds=seeds,
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
-            catch_up=catch_up,
             reuse=out,
             progress=stages,
+            **planned,
         )
     if stages.started:  # else it is the plan of an earlier run, which printed its summary
         typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)

@@ -10,8 +10,9 @@ import typer
 
 from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
+from ..planning.chosen import load_settings
 from ..planning.prompts import PromptFile, read_prompts
-from .console import quiet
+from .console import quiet, say
 
 Prompts = Annotated[
     str,
@@ -93,6 +94,15 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="Defaults of the other options, as hsd tune writes them; options that are given win.",
+        show_default=False,
+    ),
+]
 ScorerModel = Annotated[
     str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
 ]
@@ -111,6 +121,39 @@ JsonFile = Annotated[
 def read(source: str) -> PromptFile:
     """The prompts of the argument ``PROMPTS``."""
     return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
+
+
+def with_file(
+    ctx: typer.Context, path: Path | None, model: str | None, **values: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords for ``hsd.compile``, and those for ``hsd.load``, with the file of ``--settings`` as defaults.
+
+    ``values`` are options of the command by the names of ``hsd.compile``. One that was not typed gives way to the file;
+    a threshold of the file gives way to a typed ``--tau`` or ``--budget``. Says so if they were chosen for another
+    model.
+    """
+    if path is None:
+        return values, {}
+    settings = load_settings(path)
+    chosen_for = settings.evidence.get("model", model)
+    if chosen_for != model:
+        say(f"{path} was chosen for {chosen_for}: its threshold may not suit {model or 'embeddings of no model'}")
+    of_model = settings.model_arguments()
+    every = {*values, *of_model}
+    typed = {name for name in every if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    if typed & {"tau", "budget"}:
+        typed |= {"tau", "budget"}
+    own = {name: value for name, value in settings.compile_arguments().items() if name not in typed}
+    return {**values, **own}, {name: value for name, value in of_model.items() if name not in typed}
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """The guidance interval of ``A:B``; None for the whole run."""
+    try:
+        begin, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(f"{text!r}: write A:B, two fractions of the run such as 0:0.6") from None
+    return None if (begin, end) == (0.0, 1.0) else (begin, end)
 
 
 def load(model: str, device: str | None, settings: list[str] | None = None, **common: Any) -> Any:

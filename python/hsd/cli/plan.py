@@ -16,6 +16,7 @@ from .console import Stages
 
 
 def plan(
+    ctx: typer.Context,
     prompts: opt.Prompts,
     model: Annotated[
         str | None,
@@ -41,6 +42,7 @@ def plan(
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     guidance_interval: opt.GuidanceInterval = None,
+    settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
@@ -49,7 +51,10 @@ def plan(
     file = opt.read(prompts)
     if model is None and guidance_interval is not None:
         raise ValueError("--guidance-interval is a setting of a model: give --model too")
-    adapter = opt.load(model, device, guidance_interval=guidance_interval) if model is not None else None
+    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
+    of_model = {"guidance_interval": guidance_interval, **of_model}
+    adapter = opt.load(model, device, **of_model) if model is not None else None
     vectors = None
     if embeddings is not None:
         try:
@@ -59,20 +64,15 @@ def plan(
     with Stages() as stages:
         result = compile_plan(
             file.prompts,
-            tau,
-            budget=budget,
             model=adapter,
             embeddings=vectors,
-            steps=steps,
             linkage=linkage,
-            metric=metric,
-            schedule=schedule,
             seeds=file.seeds_from(seed, images_per_prompt),
             settings=file.settings,
             images_per_prompt=images_per_prompt,
             noise=noise,
-            catch_up=catch_up,
             progress=stages,
+            **planned,
         )
     if save is not None:
         result.save(save)

@@ -170,6 +170,8 @@ def generate(
     made_by: dict[str, Any] = {"name": adapter.name, "settings": adapter.settings}
     if session.catch_up:  # it may be the model's default, which the plan does not record
         made_by["catch_up"] = session.catch_up
+    if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
+        made_by["scheduler"] = type(adapter.other_scheduler).__name__
     folder = ImageFolder(out, plan, made_by, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)

@@ -14,13 +14,19 @@ from .. import demo
 from ..calibration import Calibration
 from ..calibration.store import find
 from ..errors import UnknownModel
+from ..sampler.named import scheduler_named
 from .base import Adapter
 from .identity import family_and_networks, identity_of
 from .registry import MODELS, adapter_class, adapter_named
 
 
 def load(
-    model: Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **settings: Any
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    scheduler: str | None = None,
+    **settings: Any,
 ) -> Adapter:
     """A model that can generate, from a name, a folder, or a diffusers pipeline.
 
@@ -33,6 +39,10 @@ def load(
     device, dtype
         Device and dtype of a model that is loaded by name. By default CUDA, if there is a device, in the half precision
         that the family was released in; else the CPU in float32. Pipeline objects are not changed.
+    scheduler
+        Another scheduler by name, with the noise schedule of the model's own: ``deterministic`` or ``stochastic`` (DDIM
+        or DDPM; for flow matching, Euler steps without or with noise), or the class name of a diffusers scheduler. For
+        a scheduler object there is :meth:`Adapter.with_scheduler`.
     settings
         The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
@@ -44,7 +54,16 @@ def load(
         For a pipeline class without an adapter.
     TypeError
         For a setting that the family does not have.
+    NoSuchSampler
+        For a scheduler that does not exist or does not fit.
     """
+    adapter = _load(model, device, dtype, settings)
+    return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
+
+
+def _load(
+    model: Any, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]
+) -> Adapter:
     if isinstance(model, Adapter):
         _check_settings(type(model), settings)
         return dataclasses.replace(model, **settings) if settings else model
@@ -121,7 +140,7 @@ def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list
     out = []
     for own in settings:
         try:
-            out.append(load(adapter, **own))
+            out.append(_load(adapter, None, None, dict(own)))
         except (TypeError, ValueError) as error:
             raise type(error)(f"settings {dict(own)!r} of a prompt: {error}") from None
     return out

@@ -113,6 +113,11 @@ class TextPrior(Prior):
         """Number of embeddings in one latent."""
         return 2 if self._samples_negative else 1
 
+    @property
+    def rows(self) -> int:
+        """One for each embedding, twice as many with guidance."""
+        return self._n * (2 if self._guided else 1)
+
     def latent_shape(self) -> tuple[int, ...]:
         """(1, D), or (2, D) where a negative embedding is sampled."""
         return (self._n, self._prior.config.embedding_dim)

@@ -182,6 +182,11 @@ class Prior(Denoiser):
     tau: float
     """The largest dissimilarity between texts of one cluster at its first step; 0 shares nothing."""
 
+    @property
+    def rows(self) -> int:
+        """Rows of the network for one image at one step: two with guidance. For estimates of cost."""
+        return 1
+
 
 def has_offload_hooks(module: nn.Module) -> bool:
     """Whether accelerate or diffusers moves the weights of a network to the device and away from it."""

@@ -1,0 +1,254 @@
+"""Plans, images, scores and embeddings of settings. Images and scores stay in a folder: nothing is made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..conditioning.rows import Conditioning
+from ..errors import Error
+from ..evaluation.folder import Folder, read_folder
+from ..evaluation.measure import Measurer
+from ..generation.session import CallReport, generate
+from ..models import Adapter, load
+from ..models.encode import recall, remember
+from ..planning.chosen import MEASURED
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
+from ..planning.prompts import make_seeds
+from ..planning.schedule import schedule_shape
+from ..work.files import METADATA, make_folder, write_atomically
+from .cost import prior_rows, rows
+from .grid import Setting
+
+STUDY = "study.json"
+
+
+class Trials:
+    """The user's prompts with a model, and all images that are made of them.
+
+    The plan of a setting is always that of *all* prompts; only the sampled ones of its images are generated. So they
+    are the images that :func:`hsd.generate` would make of the whole set, trunks that are shared with prompts outside
+    the sample included.
+
+    Parameters
+    ----------
+    model
+        A loaded model.
+    prompts, seeds, settings
+        As for :func:`hsd.compile`. In the r-th replicate all seeds are others.
+    out
+        Folder for images and scores.
+    measurer
+        The scorer and its options.
+
+    Raises
+    ------
+    Error
+        If ``out`` holds images of another model or of other prompts.
+    """
+
+    def __init__(
+        self,
+        model: Adapter,
+        prompts: Sequence[str],
+        seeds: int | Sequence[int],
+        settings: Sequence[dict[str, Any]] | None,
+        out: Path,
+        measurer: Measurer,
+        batch_size: int,
+    ) -> None:
+        self.model, self.prompts, self.settings = model, list(prompts), settings
+        self.out, self.measurer, self.batch_size = make_folder(out), measurer, batch_size
+        self.seeds = make_seeds(seeds, len(self.prompts))
+        self.progress: CallReport | None = None
+        self._encoded: dict[tuple[Any, int], Conditioning] = {}
+        self._plans: dict[tuple[Setting, int], Plan] = {}
+        self._folders: dict[Path, Folder] = {}
+        self._check_study()
+
+    def identity(self) -> dict[str, Any]:
+        """What all images in the folder depend on."""
+        texts = json.dumps([self.prompts, self.seeds.tolist(), self.settings])
+        return {
+            "model": self.model.name,
+            "settings": json.loads(json.dumps(self.model.settings, default=repr)),
+            "scheduler": type(self.model.scheduler()).__name__,
+            "prompts": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+        }
+
+    def adapter(self, setting: Setting) -> Adapter:
+        """The model with the scheduler and the guidance of a setting."""
+        own: dict[str, Any] = {}
+        if setting.guidance_interval is not None:
+            own["guidance_interval"] = setting.guidance_interval
+        return load(self.model, scheduler=setting.scheduler, **own)
+
+    def plan(self, setting: Setting, replicate: int = 0) -> Plan:
+        """The plan of all prompts.
+
+        Raises
+        ------
+        ValueError
+            If the setting is not possible: a budget that is out of reach, a scheduler that cannot be expressed.
+        """
+        key = setting, replicate
+        if key not in self._plans:
+            adapter = self.adapter(setting)
+            conditioning = self._conditioning(adapter, replicate)
+            arguments = compile_arguments(setting, adapter, conditioning.vectors)
+            seeds = self._seeds(replicate)
+            plan = compile_plan(self.prompts, model=adapter, seeds=seeds, settings=self.settings, **arguments)
+            remember(plan, adapter.encoding_key(), conditioning)
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def rows(self, setting: Setting, members: NDArray[np.int64] | None = None, replicate: int = 0) -> int:
+        """Rows of the denoiser for all images, or for those of the ``members`` that are missing."""
+        plan = self.plan(setting, replicate)
+        if members is not None:
+            left = np.setdiff1d(members, list(self._done(setting, replicate)))
+            if not len(left):
+                return 0
+            plan = plan.prune(left)
+        return rows(plan, self.adapter(setting))
+
+    @cached_property
+    def prior_rows(self) -> float:
+        """Rows of the prior for an image."""
+        return prior_rows(self.model, self.prompts, self.seeds)
+
+    def cost(self, setting: Setting) -> float:
+        """Rows for an image of the whole set, the prior's included."""
+        return self.rows(setting) / len(self.prompts) + self.prior_rows
+
+    def roots(self, setting: Setting, replicate: int) -> NDArray[np.int64]:
+        """(N,) the root cluster of each prompt: images of different ones have nothing in common."""
+        return self.plan(setting, replicate).active(0)
+
+    def folder(self, setting: Setting, replicate: int) -> Path:
+        """The folder of its images."""
+        return self.out / "runs" / f"seeds-{replicate}" / setting.name
+
+    def scores(self, setting: Setting, replicate: int, members: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(m,) scores of the images of ``members``, which are generated if they are missing; nan for no score."""
+        folder = self._generated(setting, replicate, members)
+        position = {entry.index: i for i, entry in enumerate(folder.entries)}
+        return self.measurer.scores(folder, folder.path)[[position[int(i)] for i in members]]
+
+    def embeddings(self, setting: Setting, replicate: int, members: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(m, D) embeddings of the images of ``members``; those that were computed before are read from a file."""
+        folder = self._generated(setting, replicate, members)
+        position = {entry.index: i for i, entry in enumerate(folder.entries)}
+        wanted = [position[int(i)] for i in members]
+        scorer = self.measurer.scorer
+        path = folder.path / f"embeddings-{scorer.name}.npz"
+        known = _read_embeddings(path, scorer.version)
+        digests = [folder.entries[i].digest for i in wanted]
+        missing = [i for i, digest in zip(wanted, digests, strict=True) if digest not in known]
+        if missing:
+            for i, row in zip(missing, self.measurer.embeddings(folder, missing), strict=True):
+                known[folder.entries[i].digest] = row
+            _write_embeddings(path, scorer.version, known)
+        return np.stack([known[digest] for digest in digests])
+
+    def _generated(self, setting: Setting, replicate: int, members: NDArray[np.int64]) -> Folder:
+        """The folder, with at least the images of ``members``."""
+        path = self.folder(setting, replicate)
+        found = self._folders.get(path)
+        if found is None or not {entry.index for entry in found.entries} >= set(members.tolist()):
+            if not self._done(setting, replicate) >= set(members.tolist()):
+                part, adapter = self.plan(setting, replicate).prune(members), self.adapter(setting)
+                generate(part, adapter, path, batch_size=self.batch_size, progress=self.progress or False)
+            found = self._folders[path] = read_folder(path)
+        return found
+
+    def _done(self, setting: Setting, replicate: int) -> set[int]:
+        """Prompts whose images are complete."""
+        folder, out = self.folder(setting, replicate), set()
+        path = folder / METADATA
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            try:
+                entry = json.loads(line)
+                if (folder / entry["file_name"]).is_file():
+                    out.add(int(entry["index"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # an incomplete last line
+        return out
+
+    def _seeds(self, replicate: int) -> NDArray[np.int64]:
+        """(N,) the seeds of a replicate; no two replicates have one in common."""
+        span = int(self.seeds.max() - self.seeds.min()) + 1
+        return make_seeds((self.seeds + replicate * span).tolist(), len(self.seeds))
+
+    def _conditioning(self, adapter: Adapter, replicate: int) -> Conditioning:
+        """All prompts, encoded once for each way in which they are encoded."""
+        key = adapter.encoding_key(), replicate
+        if key not in self._encoded:
+            seeds = self._seeds(replicate)
+            plan = compile_plan(self.prompts, 0.0, model=adapter, steps=1, seeds=seeds, settings=self.settings)
+            conditioning = recall(plan, adapter.encoding_key())
+            assert conditioning is not None, "the model that has just encoded the prompts"
+            self._encoded[key] = conditioning
+        return self._encoded[key]
+
+    def _check_study(self) -> None:
+        path, study = self.out / STUDY, self.identity()
+        if path.exists():
+            stored = json.loads(path.read_text())
+            for name in study:
+                if stored.get(name) != study[name]:
+                    raise Error(
+                        f"{self.out} holds trials of another {name}: {stored.get(name)!r}, not {study[name]!r}; choose "
+                        "another folder"
+                    )
+        write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+
+
+def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.float32]) -> dict[str, Any]:
+    """Keywords for :func:`hsd.compile` that give the setting's plan from ``vectors`` (N, D), the model's embeddings.
+
+    The prompts are encoded once and not for every setting. So what ``metric="calibrated"`` and ``schedule="measured"``
+    would take from the model is passed as values: the plan is the same.
+    """
+    calibration = adapter.calibration
+    schedule: Any = setting.schedule
+    if setting.metric == "calibrated":
+        assert calibration is not None, "the grid has this metric for calibrated models only"
+        vectors = calibration.transform(vectors)
+    if schedule == MEASURED:
+        assert calibration is not None, "the grid has this schedule for calibrated models only"
+        n_steps = adapter.sampler(setting.steps).n_steps
+        schedule = schedule_shape(schedule, n_steps, weights=calibration.weights_at(n_steps))
+    return {
+        "steps": setting.steps,
+        "tau": None if setting.budget else 0.0,
+        "budget": setting.budget or None,
+        "embeddings": vectors,
+        "metric": "euclidean" if setting.metric == "calibrated" else setting.metric,
+        "schedule": schedule,
+        "catch_up": setting.catch_up,
+    }
+
+
+def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        if str(stored["version"]) != version:
+            return {}
+        return dict(zip(stored["digests"].tolist(), stored["rows"], strict=True))
+
+
+def _write_embeddings(path: Path, version: str, known: dict[str, NDArray[np.float64]]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, version=np.array(version), digests=np.array(list(known)), rows=np.stack(list(known.values())))
+    write_atomically(path, buffer.getvalue())
