@@ -150,6 +150,26 @@ def test_compiled_calls(long_run):
         torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("execution", [{"cuda_graphs": False}, {}], ids=["eager", "graphs"])
+def test_guidance_in_a_part_of_the_run(long_run, execution):
+    """Calls of guided and unguided lanes are captured as one size in rows; the latents are those of single lanes."""
+    plan, model = long_run
+    part = hsd.load(model, guidance_interval=(0.2, 0.6))
+    executor = executor_of(plan, part, execution, batch_size=6)
+    latents = finished_by(executor)
+    assert near(latents, latents_of(plan, part, {"cuda_graphs": False}, batch_size=1))
+    assert not near(latents, latents_of(plan, model, {"cuda_graphs": False}, batch_size=6))
+    if not execution:
+        assert 12 in executor._graphs._graphs  # it was captured, without a fallback
+        calls = executor_of(plan, part, batch_size=6).run()
+        try:
+            for call, _ in enumerate(calls):
+                if call == executor.program.n_calls // 2:
+                    torch.cuda.set_sync_debug_mode("error")  # no later call may wait for the device
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_out_of_memory_cuts_calls(long_run, monkeypatch):
     plan, model = long_run
     expected = latents_of(plan, model, batch_size=6)

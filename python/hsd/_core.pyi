@@ -362,7 +362,7 @@ class Program:
         """The most rows of a call: ``batch_size``, or twice that where ``rows`` were given."""
     @property
     def max_lanes(self) -> int:
-        """The most lanes of a call: ``batch_size``, or twice that where some steps have one row and ``rows`` were given."""
+        """The most lanes of a call: ``batch_size``, or twice that if ``rows`` were given and some steps have one."""
     @property
     def n_calls(self) -> int: ...
     @property

@@ -127,8 +127,8 @@ class Summary:
             ("saved", f"{self.savings:.1%} of the denoiser's evaluations"),
         ]
         if self.guidance_varies and self.rows is not None and self.standard_rows is not None:
-            share = 1.0 - self.rows / self.standard_rows
-            lines.append(("network rows", f"{self.rows:,} instead of {self.standard_rows:,}, {share:.1%} saved"))
+            saved = 1.0 - self.rows / self.standard_rows
+            lines.append(("network rows", f"{self.rows:,} instead of {self.standard_rows:,}, {saved:.1%} saved"))
         lines += [
             ("clusters by step", f"{self.active[0]:,} {sparkline(self.active)} {self.active[-1]:,}"),
             ("", step_table(self.active)),
@@ -138,8 +138,8 @@ class Summary:
             calls = f"{run.calls:,} (lower bound {run.lower_bound:,}), {run.occupancy:.1%} of {items} filled"
             lines += [(f"calls of {size}", calls), ("slots", f"{run.slots:,} latents alive at most")]
         if self.seconds_per_node_step is not None:
-            steps = (self.guided_node_steps, self.standard_node_steps)
-            ours, standard = (self.seconds_per_node_step * n for n in steps)
+            costs = (self.guided_node_steps, self.standard_node_steps)
+            ours, standard = (self.seconds_per_node_step * n for n in costs)
             lines.append(("denoising time", f"about {duration(ours)} instead of {duration(standard)}"))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

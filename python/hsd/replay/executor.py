@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
 from .feed import Feed, Feeder, Throttle
 from .graphs import Compiled, Graphs, bucket, can_capture
-from .layout import Layout
+from .layout import Layout, check_rows
 
 
 def check_fit(plan: Plan, sampler: SamplerTable) -> None:
@@ -106,12 +105,7 @@ class Executor:
         check_fit(plan, sampler)
         if conditioning.n_prompts != plan.n_prompts:
             raise PlanMismatch(f"{conditioning.n_prompts} rows of conditioning for {plan.n_prompts} prompts")
-        rows = denoiser.rows_by_step(plan.n_steps)
-        if not (rows is None if program.rows is None else np.array_equal(program.rows, rows)):
-            raise PlanMismatch(
-                "the program was made for other rows of the network at each step than the model's guidance_interval "
-                "gives: lower the plan with plan.program(..., rows=model.rows_by_step(plan.n_steps))"
-            )
+        check_rows(plan, program, denoiser)
         self.program = program
         self.denoiser = denoiser
         # Looked up once: a pipeline goes through all of its modules to find its device.

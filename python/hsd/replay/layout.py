@@ -1,14 +1,20 @@
 """Rows of the network where guidance varies: two of a guided lane, one of another.
 
-The program says how many rows a lane has at each step. The denoiser is told which rows are whose by three tensors beside
-the conditioning, and :class:`hsd.models.Guidance` reads them. Where guidance does not vary there are none.
+The program says how many rows a lane has at each step. The denoiser is told which rows are whose by three tensors
+beside the conditioning, and :class:`hsd.models.Guidance` reads them. Where guidance does not vary there are none.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .._core import Program
+from ..errors import PlanMismatch
+from ..planning.plan import Plan
+from .denoiser import Denoiser
 
 PICK = "_pick"
 """(R,) int64: for each row of the network, which of the 2L inputs [unconditional; conditional] it takes."""
@@ -18,6 +24,18 @@ UNCONDITIONAL = "_unconditional_row"
 
 CONDITIONAL = "_conditional_row"
 """(L,) int64: each lane's conditional row."""
+
+
+def check_rows(plan: Plan, program: Program, denoiser: Denoiser) -> None:
+    """``PlanMismatch`` unless the program has the rows that the denoiser takes at each step."""
+    needed, found = denoiser.rows_by_step(plan.n_steps), program.rows
+    if (needed is None) != (found is None) or (
+        needed is not None and found is not None and not np.array_equal(needed, found)
+    ):
+        raise PlanMismatch(
+            "the program was made for other rows of the network at each step than the model's guidance_interval gives: "
+            "lower the plan with plan.program(..., rows=model.rows_by_step(plan.n_steps))"
+        )
 
 
 class Layout:
@@ -40,7 +58,7 @@ class Layout:
         return int(self._on_host[step].sum())
 
     def fitting(self, step: Tensor, most: int) -> int:
-        """How many of the first lanes at ``step`` (L,), on the host, have at most ``most`` rows together; at least 1."""
+        """How many first lanes at ``step`` (L,), on the host, have at most ``most`` rows together; at least 1."""
         return max(1, int((self._on_host[step].cumsum(0) <= most).sum()))
 
     def of(self, step: Tensor, real: Tensor, size: int) -> dict[str, Tensor]:

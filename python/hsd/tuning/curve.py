@@ -88,7 +88,7 @@ class Curve:
         return self.seconds(lanes) / lanes
 
     def total(self, filled: NDArray[np.integer], padded_to: int | None = None, rows: int = 1) -> float:
-        """Seconds of n calls with ``filled`` (n,) rows of the network, of which each lane that was measured has ``rows``.
+        """Seconds of n calls with ``filled`` (n,) rows of the network; a lane of this curve has ``rows`` of them.
 
         With ``padded_to``, calls are padded as the executor does it where it captures them, for programs whose calls
         have that many rows at most.
