@@ -278,7 +278,7 @@ def test_the_chain_of_the_demo_is_one(lab):
     assert (prompts, chain, ordered, standard) == (4, "yes", "yes", STEPS)
     assert "4 prompts" in figure.caption
     assert "a right-leaning chain (3 of 3" in figure.caption
-    plan = hsd.compile(prompt_set.prompts, tau, model=lab.model, steps=STEPS, seeds=SEED)
+    plan = hsd.compile(prompt_set.prompts, tau, model=lab.model, steps=STEPS, seeds=SEED, metric="cosine")
     assert plan.counts()[0] == 1
     assert evaluations == plan.node_steps / 4
     assert saved == pytest.approx(plan.savings)
