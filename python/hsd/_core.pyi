@@ -63,8 +63,8 @@ def measured_shape(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     sum of squared distances from the means of the clusters.
 
     Weights that fall are pooled, that is, replaced by their mean (isotonic regression), because a cluster that was
-    split cannot be joined again. A negative weight counts as 0; first steps of pooled weight 0 have the threshold of the
-    first other one. The last weight does not count.
+    split cannot be joined again. A negative weight counts as 0; first steps of pooled weight 0 have the threshold of
+    the first other one. The last weight does not count.
 
     Raises ``ValueError`` for no weights, a weight that is not finite (names the step), and if none before the last is
     over 0.
