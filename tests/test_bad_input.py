@@ -93,7 +93,7 @@ def test_tree_of_nothing():
         ({"steps": -3}, "steps is -3"),
         ({"images_per_prompt": 0}, "images_per_prompt is 0"),
         ({"linkage": "no-such"}, "unknown linkage 'no-such'.*ward"),
-        ({"schedule": "quadratic"}, "unknown schedule 'quadratic'.*linear"),
+        ({"schedule": "cubic"}, "unknown schedule 'cubic'.*linear"),
         ({"schedule": lambda x: x}, "rises"),
         ({"schedule": lambda x: 1.0}, "last step 39 is 1;"),
         ({"schedule": [1.0, 0.0]}, r"shape \(2,\)"),

@@ -158,7 +158,7 @@ def test_a_plan_without_a_metric_is_of_cosines(tmp_path):
         ({"metric": "no"}, "unknown metric 'no': one of auto, cosine, euclidean, calibrated, direct"),
         ({"metric": "euclidean"}, "no default tau.*give tau=.*or budget="),
         ({"metric": "euclidean", "linkage": "centroid", "tau": 1.0}, "'centroid' compares.*use metric 'cosine'"),
-        ({"schedule": "measured"}, "needs the weights of a calibrated model"),
+        ({"schedule": "measured"}, "needs model= with a calibration"),
     ],
 )
 def test_bad_metrics_are_errors_before_any_work(arguments, message):

@@ -78,7 +78,7 @@ run() { # run PART LIMIT: the part's command, stopped after LIMIT seconds
         tests)
             # Each test is small, and most of its time is spent on the host: several processes share the device.
             workers=()
-            [ -n "$small" ] || ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 8)
+            [ -n "$small" ] || ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 8 -p no:benchmark)
             set -- "$python" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests \
                 ${small:+--collect-only -qq -W ignore}
             ;;
