@@ -57,7 +57,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Variant:
-    """How the images of a set are generated: the settings that experiments vary. The defaults are HSD's, at tau = 0.
+    """How the images of a set are generated: the settings that experiments vary. By default the paper's, at tau = 0.
 
     The field names are part of folder names, see :attr:`name`: after renaming one, existing studies would start again.
     """
