@@ -426,7 +426,7 @@ def test_on_the_command_line(prompts, tmp_path):
     arguments = ["reproduce", str(tmp_path / "out"), "--prompts", str(prompts), "--steps", "2", "--only", "families"]
     ran = RUN.invoke(cli.app, arguments, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
-    assert "results.md: 1 experiments in" in ran.output
+    assert "results.md: 1 experiment in" in ran.output
     assert "hsd: By family (supplement)" in ran.output
     assert (tmp_path / "out" / "tables" / "families.csv").is_file()
     assert set(NAMES) == {e.name for e in EXPERIMENTS}

@@ -23,7 +23,10 @@ Prompts = Annotated[
         show_default=False,
     ),
 ]
-Model = Annotated[str, typer.Argument(help="demo, a short name, a hub id (org/name) or a folder.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="demo, a short name, a hub id (org/name) or a folder.", show_default=False),
+]
 ModelOption = Annotated[str, typer.Option("--model", help="demo, a short name, a hub id (org/name) or a folder.")]
 Tau = Annotated[
     float | None,

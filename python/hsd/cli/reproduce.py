@@ -11,7 +11,7 @@ from ..names import ExperimentName, ScorerName
 from ..planning.summary import duration
 from ..work.files import make_folder
 from . import options as opt
-from .console import resumable, say
+from .console import quiet, resumable, say
 
 
 def reproduce(
@@ -45,7 +45,10 @@ def reproduce(
     ] = None,
     tau: Annotated[
         float | None,
-        typer.Option(help="Tau of Table 1, of diversity and of families.", show_default="1.0; 0.3 for demo"),
+        typer.Option(
+            help="Tau of Table 1, of diversity and of families, for cosine distances.",
+            show_default="1.0; 0.3 for demo",
+        ),
     ] = None,
     steps: opt.Steps = 40,
     seed: opt.Seed = 0,
@@ -72,6 +75,7 @@ def reproduce(
     Prints first how many images this takes. Images and scores are stored: run the same command again after an
     interruption, or with other experiments, and only missing ones are computed.
     """
+    quiet()
     from ..reproduction import reproduce as run_study
 
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
@@ -96,4 +100,5 @@ def reproduce(
         )
     for name, reason in study.skipped.items():
         typer.echo(f"{name} was skipped: {reason}")
-    typer.echo(f"{study.report}: {len(study.results)} experiments in {duration(study.seconds)}.")
+    counted = "1 experiment" if len(study.results) == 1 else f"{len(study.results)} experiments"
+    typer.echo(f"{study.report}: {counted} in {duration(study.seconds)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ..names import ScorerName
 from . import options as opt
-from .console import resumable, say
+from .console import quiet, resumable, say
 
 
 def tune(
@@ -31,7 +32,8 @@ def tune(
         typer.Option(metavar="SHARE", help="This share of evaluations saved by sharing.", show_default="0, 0.3, 0.5"),
     ] = None,
     try_catch_up: Annotated[
-        list[float] | None, typer.Option(metavar="GAMMA", help="This strength of catch-up.", show_default="0, 1")
+        list[float] | None,
+        typer.Option(metavar="GAMMA", help="This strength of catch-up; 0 is off.", show_default="0, 1"),
     ] = None,
     try_metric: Annotated[
         list[str] | None,
@@ -71,6 +73,7 @@ def tune(
     Compares numbers of steps, shares of shared steps and more on a sample, and writes hsd-settings.json, which hsd
     generate --settings takes. Each --try option can be given several times, and replaces the default values.
     """
+    quiet()
     from ..choice import Tuning
     from ..choice.grid import Axes
     from .console import write_numbers
@@ -114,4 +117,5 @@ def tune(
         choice = tuning.run()
     write_numbers(json_file, choice.numbers())
     typer.echo(str(choice))
-    typer.echo(f"hsd generate PROMPTS --model {model} --settings {choice.out / 'hsd-settings.json'} --out images")
+    file_of_prompts, chosen = (shlex.quote(name) for name in (prompts, str(choice.out / "hsd-settings.json")))
+    typer.echo(f"hsd generate {file_of_prompts} --model {shlex.quote(model)} --settings {chosen} --out images")

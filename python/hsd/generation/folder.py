@@ -170,6 +170,7 @@ def _png_info(entry: dict[str, Any]) -> PngInfo:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    flat = [{**d, **d.get("settings", {})} for d in (before, now)]
+    # Without catch-up it is not recorded, as in folders from before there was any.
+    flat = [{"catch_up": 0.0, **d, **d.get("settings", {})} for d in (before, now)]
     keys = [k for k in {**flat[1], **flat[0]} if k != "settings" and flat[0].get(k) != flat[1].get(k)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} before, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"

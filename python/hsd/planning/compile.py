@@ -90,11 +90,12 @@ def compile(
     metric
         ``cosine`` (the paper) or ``euclidean`` distances of the embeddings; ``calibrated``: distances of the model's
         own embeddings by which it tells prompts apart, see :func:`hsd.calibrate`; ``direct``: distances of the model's
-        own first predictions for each prompt, which costs half an evaluation a prompt. ``auto`` is ``calibrated`` where
-        the model's own embeddings are used and it is calibrated, else ``cosine``. ``centroid`` takes ``cosine`` only.
+        own first predictions for each prompt, which costs three evaluations without guidance a prompt. ``auto`` is
+        ``calibrated`` where the model's own embeddings are used and it is calibrated, and the linkage is not
+        ``centroid``; else ``cosine``. ``centroid`` takes ``cosine`` only.
     schedule
-        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, ``measured`` (as the
-        model's calibration says), a callable of k/(K-1), or K fractions of tau.
+        How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, ``quadratic``,
+        ``measured`` (as the model's calibration says), a callable of k/(K-1), or K fractions of tau.
     seeds
         One integer (prompt i gets ``seeds + i``) or one seed per image.
     images_per_prompt

@@ -119,7 +119,7 @@ class Summary:
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
         if self.correlation is not None:
-            lines.append(("metric", _judged(self.metric, self.correlation)))
+            lines.append(("metric", _judged(self.metric, self.correlation, self.linkage)))
         if self.settings > 1:
             lines.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
         lines += [
@@ -145,12 +145,14 @@ class Summary:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def _judged(metric: str, correlation: float) -> str:
+def _judged(metric: str, correlation: float, linkage: str) -> str:
     """How well a metric predicts what the model does, and a warning where that is too little."""
     text = f"{metric} distances predict how differently the model begins to draw: correlation {correlation:.2f}"
     if correlation >= LEAST_CORRELATION:
         return text
-    return f"WARNING: {text}, below {LEAST_CORRELATION}; --metric calibrated or direct would share better"
+    better = "--metric direct" if metric == "calibrated" else "--metric calibrated or direct"
+    ward = " with --linkage ward" if linkage == "centroid" else ""  # centroid has no form for other metrics
+    return f"WARNING: {text}, below {LEAST_CORRELATION}; {better}{ward} would share better"
 
 
 def sparkline(counts: Sequence[int]) -> str:

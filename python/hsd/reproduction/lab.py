@@ -57,7 +57,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Variant:
-    """How the images of a set are generated: the settings that experiments vary. The defaults are HSD's, at tau = 0.
+    """How the images of a set are generated: the settings that experiments vary. By default the paper's, at tau = 0.
 
     The field names are part of folder names, see :attr:`name`: after renaming one, existing studies would start again.
     """
@@ -292,18 +292,23 @@ class Lab:
         With ``against``, whose sets are the same, of the differences image by image. ``within_sets``: the interval
         shows how the mean varies with other prompts in these same sets, and not with other sets. Then scores are taken
         relative to the mean of their set, as in stratified samples; without it, sets that differ widen the interval.
+        A set of one cluster does not show how much it varies, so with one there is no such interval.
         """
         scores, _ = self.pooled(generated)
         if against is not None:
             scores = scores - self.pooled(against)[0]
         clusters = self.clusters(generated, against)
         known = ~np.isnan(scores)
+        varies = True
         if within_sets and known.any():
             mean = scores[known].mean()
             names = np.array([one.prompt_set.name for one in generated for _ in one.prompt_set.prompts])
             for name in set(names[known].tolist()):
-                scores[names == name] += mean - scores[known & (names == name)].mean()
-        return *mean_of_known(scores, clusters, seed=self.seed), clusters.take(known)
+                members = known & (names == name)
+                scores[names == name] += mean - scores[members].mean()
+                varies = varies and clusters.take(members).count > 1
+        pooled, interval = mean_of_known(scores, clusters, seed=self.seed)
+        return pooled, interval if varies else None, clusters.take(known)
 
     def win_rate(self, generated: Iterable[GeneratedSet], against: Iterable[GeneratedSet]) -> WinRate:
         """Compare image by image, over all sets together; both sides have the same sets in the same order."""
