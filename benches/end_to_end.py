@@ -103,7 +103,7 @@ def main():
         return images
 
     def ours(tau):
-        plan = hsd.compile(prompts, tau, model=model, steps=args.steps)
+        plan = hsd.compile(prompts, tau, model=model, metric="cosine", catch_up=0.0, steps=args.steps)
         images = sorted(hsd.stream(plan, model, batch_size=args.batch_size), key=lambda image: image.index)
         return plan, [image.pil for image in images]
 
