@@ -11,6 +11,7 @@ from ..models import Adapter, load, variants_of
 from ..names import Order
 from ..planning.plan import Plan
 from ..planning.summary import Summary
+from ..replay.catch_up import catch_up_of
 from ..tuning import speeds
 
 
@@ -56,7 +57,7 @@ def cost(
             )
         rows += rows_of(part, variant)
         standard += part.standard_node_steps * (2 if variant.guided else 1)
-    return plan.cost(programs, speeds.recall(adapter), (rows, standard))
+    return plan.cost(programs, speeds.recall(adapter), (rows, standard), catch_up_of(plan, adapter))
 
 
 def rows_of(plan: Plan, adapter: Adapter) -> int:

@@ -236,6 +236,7 @@ class Plan:
         programs: Sequence[Program] = (),
         seconds_per_node_step: float | None = None,
         rows: tuple[int, int] | None = None,
+        catch_up: float | None = None,
     ) -> Summary:
         """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
@@ -248,6 +249,8 @@ class Plan:
         rows
             Rows of the network: of the plan, and of the same images without sharing and with guidance at every step.
             None: not known, as without a model.
+        catch_up
+            The model's default gamma, for a plan that leaves it to the model.
         """
         calls = None
         if programs:
@@ -277,6 +280,7 @@ class Plan:
             active=tuple(self.counts().tolist()),
             rows=None if rows is None else rows[0],
             standard_rows=None if rows is None else rows[1],
+            catch_up=catch_up if self.catch_up is None else self.catch_up,
             run=calls,
             seconds_per_node_step=seconds_per_node_step,
         )

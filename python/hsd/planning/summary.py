@@ -57,6 +57,8 @@ class Summary:
     """Rows of the network: two for a guided node-step, one for another. None: not known, as without a model."""
     standard_rows: int | None = None
     """Rows of the same images without sharing, and with guidance at every step."""
+    catch_up: float | None = None
+    """gamma of catch-up conditioning. None: the default of the model, which is not known here."""
     run: Calls | None = None
     """None: the batch size is not known yet."""
     seconds_per_node_step: float | None = None
@@ -97,6 +99,8 @@ class Summary:
         }
         if self.correlation is not None:
             numbers["metric_correlation"] = self.correlation
+        if self.catch_up is not None:
+            numbers["catch_up"] = self.catch_up
         if self.rows is not None:
             numbers |= {"rows": self.rows, "standard_rows": self.standard_rows}
         if self.run is not None:
@@ -120,6 +124,8 @@ class Summary:
         ]
         if self.correlation is not None:
             lines.append(("metric", _judged(self.metric, self.correlation, self.linkage)))
+        if self.catch_up:
+            lines.append(("catch-up", f"{self.catch_up:g}"))
         if self.settings > 1:
             lines.append(("settings", f"{self.settings} different ones; prompts that differ in them share no step"))
         lines += [
