@@ -102,6 +102,7 @@ def test_the_penalty_shrinks_what_is_noise():
         (lambda X, Y: (X[: FEWEST - 1], Y[: FEWEST - 1]), "15 prompts are too few"),
         (lambda X, Y: (X * 0.0, Y), "the vectors of all prompts are equal"),
         (lambda X, Y: (X, Y * 0.0), "the predictions of all prompts are equal"),
+        (lambda X, Y: (X, np.ones((len(Y), 100))), "the predictions of all prompts are equal"),  # more than prompts
         (lambda X, Y: (np.where(np.arange(60)[:, None] == 7, np.nan, X), Y), "the vectors of prompt 7"),
     ],
 )

@@ -32,6 +32,7 @@ BAD = [
     (-0.5, ValueError, "catch_up is -0.5"),
     (float("nan"), ValueError, "catch_up is nan"),
     (float("inf"), ValueError, "catch_up is inf"),
+    (10**400, ValueError, "catch_up is 10000"),
     (True, TypeError, "catch_up .*not True"),
     ("1", TypeError, "catch_up .*not '1'"),
     ([1.0], TypeError, r"catch_up .*not \[1.0\]"),

@@ -301,6 +301,7 @@ def test_which_steps_are_guided(interval, steps, expected):
         ((0.0,), "a pair of fractions"),
         (0.6, "a pair of fractions"),
         ((0.0, float("nan")), "a pair of fractions"),
+        ((0, 10**400), "a pair of fractions"),
         (("0", "1"), "a pair of fractions"),
     ],
 )

@@ -137,6 +137,27 @@ def test_compile_clusters_by_the_metric():
         assert "ward on embeddings, tau 1" in usual.summary()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("metric", "cosin", "unknown metric 'cosin'"), ("metric", 7, "unknown metric 7"), ("tau", 10**400, "too large")],
+    ids=["name", "number", "tau"],
+)
+def test_bad_values_in_plan_files(tmp_path, name, value, says):
+    plan = hsd.compile(PROMPTS, 0.5, steps=2)
+    plan.request[name] = value
+    plan.save(tmp_path / "plan.safetensors")
+    with pytest.raises(hsd.Error, match=says):
+        hsd.Plan.load(tmp_path / "plan.safetensors")
+
+
+def test_a_correlation_that_is_no_float_counts_as_not_measured(tmp_path):
+    plan = hsd.compile(PROMPTS, 0.5, steps=2)
+    for value in (True, 10**400, "high"):
+        plan.request["metric_correlation"] = value
+        plan.save(tmp_path / "plan.safetensors")
+        assert hsd.Plan.load(tmp_path / "plan.safetensors").metric_correlation is None
+
+
 def test_a_plan_without_a_metric_is_of_cosines(tmp_path):
     path = tmp_path / "plan.safetensors"
     plan = hsd.compile(PROMPTS, 0.5)

@@ -377,6 +377,9 @@ def test_of_another_model_it_is_ignored_with_a_warning(model):
         plan = hsd.compile(PROMPTS, model=calibrated(model, identity=other), steps=4)
     assert (plan.metric, plan.tau, plan.metric_correlation) == ("cosine", model.default_tau, None)
     assert "calibration" not in plan.request
+    with pytest.warns(UserWarning, match="is ignored"):
+        plan = hsd.compile(PROMPTS, model=calibrated(model, identity=other), steps=4, schedule="measured")
+    assert plan.request["calibration"] == calibrated(model, identity=other).calibration.digest  # of its weights
     with pytest.warns(UserWarning, match="used all the same"):
         plan = hsd.compile(PROMPTS, model=calibrated(model, identity=other), steps=4, metric="calibrated")
     assert plan.metric == "calibrated"

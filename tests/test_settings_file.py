@@ -47,6 +47,7 @@ def test_round_trip(tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"tau": -1}, "tau is -1"),
         ({"tau": "much"}, "tau is 'much'"),
+        ({"tau": 10**400}, "tau is an integer that is too large"),
         ({"budget": 1.5}, "budget is 1.5"),
         ({"tau": 1, "budget": 0.5}, "give one of them"),
         ({"catch_up": -0.5}, "catch_up is -0.5"),
@@ -74,9 +75,10 @@ def test_errors_name_the_file_and_the_key(document, says, tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(SettingsError, match="cannot read settings"):
         hsd.load_settings(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(SettingsError, match="is not JSON"):
-        hsd.load_settings(tmp_path / "bad.json")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(SettingsError, match="is not JSON"):
+            hsd.load_settings(tmp_path / "bad.json")
 
 
 @pytest.fixture

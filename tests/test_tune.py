@@ -16,6 +16,7 @@ from hsd.choice import Setting, Tuning
 from hsd.choice.cost import prior_rows, rows, rows_by_step
 from hsd.choice.grid import Axes, grid
 from hsd.choice.halving import Rung
+from test_calibration import make
 
 RUN = CliRunner()
 PROMPTS = [
@@ -159,6 +160,25 @@ def test_a_folder_belongs_to_one_set_and_model(done, model):
         prepare(model, tuning.trials.out, prompts=PROMPTS[:5])
     with pytest.raises(hsd.Error, match="holds trials of another settings"):
         prepare(hsd.load(model, guidance_scale=1.0), tuning.trials.out)
+    # Plans by another map are others, but have the same names of folders.
+    with pytest.raises(hsd.Error, match="holds trials of another calibration"):
+        prepare(model.with_calibration(make()), tuning.trials.out)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", b"\xff"], ids=str)
+def test_a_damaged_study_is_an_error(model, tmp_path, text):
+    (tmp_path / "study.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(hsd.Error, match=r"study\.json cannot be read"):
+        prepare(model, tmp_path)
+
+
+def test_a_scorer_without_scores_is_said(model, tmp_path):
+    class Silent(Brightness):
+        def score(self, images, prompts):
+            return [float("nan")] * len(images)
+
+    with pytest.raises(hsd.Error, match="no score to any of the 2 images of the standard way"):
+        prepare(model, tmp_path, Silent()).run()
 
 
 # Cost.
@@ -212,6 +232,21 @@ def test_the_default_grid(model):
     assert all(one.catch_up == 0 and one.metric == "cosine" for one in settings if not one.budget)
     assert len({one.name for one in settings}) == len(settings)
     assert any("calibrat" in note for note in notes)
+
+
+def test_the_automatic_metric_is_named(model):
+    """The file of settings has a threshold, which belongs to one metric."""
+    axes = Axes(steps=[4], budgets=[0.5], metrics=["auto", "cosine"], catch_up=[0.0], guidance_intervals=[None])
+    assert [one.metric for one in grid(axes, model, 4)[0][1:]] == ["cosine"]
+    assert [one.metric for one in grid(axes, model.with_calibration(make()), 4)[0][1:]] == ["calibrated", "cosine"]
+
+
+def test_settings_that_are_close_have_different_folders():
+    close = [
+        Setting(4, budget, guidance_interval=(0.0, end)) for budget in (0.3, 0.30000001) for end in (0.5, 0.50000001)
+    ]
+    assert len({one.name for one in close}) == len(close)
+    assert close[0].name == "steps-4_budget-0.3_guidance_interval-0-0.5"
 
 
 def test_axes_that_a_model_does_not_have_are_left_out_and_said(model):

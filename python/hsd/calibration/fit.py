@@ -55,7 +55,7 @@ def fit(vectors: Values, targets: Values, seed: int = 0) -> Fit:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
             raise ValueError(f"the {name} of prompt {row} hold nan or infinite values")
-        if np.ptp(values, axis=0).max() == 0.0:
+        if np.ptp(values, axis=0).max(initial=0.0) == 0.0:  # equal predictions may have no coordinates at all
             raise ValueError(f"the {name} of all prompts are equal: there is nothing to learn from them")
     mean = given.mean(0)
     unit = float(((given - mean) ** 2).sum() / given.shape[1])

@@ -39,8 +39,8 @@ class Setting:
         for one in dataclasses.fields(self)[1:]:
             value = getattr(self, one.name)
             if value != one.default:
-                text = "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-                parts.append(f"{one.name}-{text if isinstance(text, str) else format(text, 'g')}")
+                text = "-".join(f"{v:.12g}" for v in value) if isinstance(value, tuple) else value
+                parts.append(f"{one.name}-{text if isinstance(text, str) else format(text, '.12g')}")
         return "_".join(parts)
 
     def __str__(self) -> str:
@@ -94,6 +94,8 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
     steps = list(axes.steps or dict.fromkeys(max(1, round(share * standard_steps)) for share in STEPS))
     catch_up = list((0.0, 1.0) if axes.catch_up is None else axes.catch_up)
     metrics = list((("calibrated",) if calibrated else ("cosine",)) if axes.metrics is None else axes.metrics)
+    # By name, because the file of settings has a threshold for this metric only.
+    metrics = [("calibrated" if calibrated else "cosine") if metric == "auto" else metric for metric in metrics]
     if not calibrated:
         missing = [metric for metric in metrics if metric == "calibrated"]
         metrics = _without("metric", metrics, missing, "cosine", UNCALIBRATED, notes)

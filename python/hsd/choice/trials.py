@@ -53,7 +53,7 @@ class Trials:
     Raises
     ------
     Error
-        If ``out`` holds images of another model or of other prompts.
+        If ``out`` holds images of another model, of another calibration or of other prompts.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Trials:
             "model": self.model.name,
             "settings": json.loads(json.dumps(self.model.settings, default=repr)),
             "scheduler": type(self.model.scheduler()).__name__,
+            "calibration": None if self.model.calibration is None else self.model.calibration.digest,
             "prompts": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
         }
 
@@ -203,7 +204,12 @@ class Trials:
     def _check_study(self) -> None:
         path, study = self.out / STUDY, self.identity()
         if path.exists():
-            stored = json.loads(path.read_text())
+            try:
+                stored = json.loads(path.read_bytes())
+                if not isinstance(stored, dict):
+                    raise ValueError("it is not a JSON object")
+            except ValueError as error:
+                raise Error(f"{path} cannot be read ({error}): choose another folder") from None
             for name in study:
                 if stored.get(name) != study[name]:
                     raise Error(

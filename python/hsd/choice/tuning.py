@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..errors import Error
 from ..evaluation.by_name import make_scorer
 from ..evaluation.measure import Measurer
-from ..evaluation.scorers import Scorer, check_scorer
+from ..evaluation.scorers import Scorer, ScorerError, check_scorer
 from ..evaluation.stats import mean_cosine
 from ..models import load
 from ..names import check_count
@@ -119,7 +119,9 @@ def tune(
     TypeError, ValueError
         For bad arguments, before any expensive work.
     Error
-        If ``out`` holds trials of another model or of other prompts.
+        If ``out`` holds trials of another model, of another calibration or of other prompts.
+    ScorerError
+        If no image of the standard way has a score.
     """
     tuning = Tuning(
         model,
@@ -253,6 +255,11 @@ class Tuning:
             )
             with tqdm(total=len(left) + 1, unit=" settings", disable=None if self.progress else True) as bar:
                 standard = self._compared(self.standard, rung, number)
+                if not standard.difference.pairs:
+                    raise ScorerError(
+                        f"{self.trials.measurer.scorer.name} gave no score to any of the {prompts * rung.seeds} images "
+                        "of the standard way: there is nothing to compare with"
+                    )
                 bar.update()
                 for setting in left:
                     bar.set_postfix_str(setting.name)

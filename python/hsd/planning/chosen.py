@@ -93,7 +93,7 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read settings from {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not JSON ({error}): hsd tune writes such files") from None
     if not isinstance(document, dict):
         raise SettingsError(f"{path} holds {type(document).__name__}, not a JSON object with settings")
@@ -112,7 +112,10 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}: it has to be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is an integer that is too large for a float") from None
 
 
 def _catch_up(name: str, value: Any) -> float:

@@ -214,7 +214,8 @@ def compile(
         if checked != resolved:
             resolved = request["metric"] = checked
             request["tau"] = default_threshold(resolved, adapter) if tau is None else threshold
-            request.pop("calibration", None)
+            if request["schedule"] != "measured":  # its weights are used all the same
+                request.pop("calibration", None)
             request.pop("metric_correlation", None)
         if resolved == "calibrated":
             assert adapter.calibration is not None

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from .._core import Plan as CorePlan
 from .._core import Program, Tree
 from ..errors import Error, PlanMismatch
-from ..names import Noise, Order, check_name
+from ..names import Metric, Noise, Order, check_name
 from ..work.files import write_atomically
 from .catch_up import check_catch_up
+from .schedule import check_tau
 from .summary import Calls, Summary
 
 PLAN_FILE = "plan.safetensors"
@@ -97,7 +98,7 @@ class Plan:
         prompts that its calibration was not fitted to; None if that was not measured.
         """
         value = self.request.get("metric_correlation")
-        return float(value) if isinstance(value, (int, float)) else None
+        return value if isinstance(value, float) else None
 
     @property
     def noise(self) -> str:
@@ -348,11 +349,13 @@ class Plan:
             check_name("noise", request.get("noise"), Noise)
             if not isinstance(request.get("tau"), (int, float)) or not isinstance(request.get("steps"), int):
                 raise ValueError("its metadata lacks tau or steps")
+            check_tau(request["tau"])
+            check_name("metric", request.get("metric", "cosine"), Metric)
             if request.get("catch_up") is not None:
                 check_catch_up(request["catch_up"])
             plan = cls(core, prompts, seeds, request)
             plan._check_settings()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise Error(f"{path} is not a plan that can be used: {error}. Compile it again.") from None
         return plan
 
