@@ -418,3 +418,11 @@ def test_command_line(tmp_path):
         assert result.exit_code == 0, result.output
         assert hsd.Plan.load(out).catch_up == gamma
     assert "catch_up is -1.0" in str(CliRunner().invoke(cli.app, [*command, "--catch-up", "-1"]).exception)
+
+
+def test_a_file_with_a_gamma_that_overflows_is_refused_before_encoding(tmp_path):
+    plan = hsd.compile(["a", "b"], 0.5, steps=4, catch_up=0.5)
+    plan.request["catch_up"] = 1e30
+    plan.save(tmp_path / "plan.safetensors")
+    with pytest.raises(ValueError, match="catch_up is 1e\\+30: over 4 steps"):
+        hsd.stream(hsd.Plan.load(tmp_path / "plan.safetensors"), tiny.stable_diffusion(), height=32, width=32)

@@ -377,7 +377,7 @@ def test_of_another_model_it_is_ignored_with_a_warning(model):
         plan = hsd.compile(PROMPTS, model=calibrated(model, identity=other), steps=4)
     assert (plan.metric, plan.tau, plan.metric_correlation) == ("cosine", model.default_tau, None)
     assert "calibration" not in plan.request
-    with pytest.warns(UserWarning, match="is ignored"):
+    with pytest.warns(UserWarning, match="distances are ignored"):
         plan = hsd.compile(PROMPTS, model=calibrated(model, identity=other), steps=4, schedule="measured")
     assert plan.request["calibration"] == calibrated(model, identity=other).calibration.digest  # of its weights
     with pytest.warns(UserWarning, match="used all the same"):
@@ -387,7 +387,7 @@ def test_of_another_model_it_is_ignored_with_a_warning(model):
 
 def test_of_another_width_it_is_ignored_or_refused(model):
     wrong = model.with_calibration(make())
-    with pytest.warns(UserWarning, match=r"takes vectors of width 6, and those of this model have \d+: it is ignored"):
+    with pytest.warns(UserWarning, match=r"takes vectors of width 6, and those of this model have \d+: its distances"):
         assert hsd.compile(PROMPTS, model=wrong, steps=4).metric == "cosine"
     with pytest.raises(ValueError, match="takes vectors of width 6"):
         hsd.compile(PROMPTS, model=wrong, steps=4, metric="calibrated")

@@ -197,7 +197,7 @@ def test_too_small_a_sample_is_said():
     decision = decide(standard(), some, 0.01, 2)
     assert decision.answer == "keep the standard settings"
     few, small = decision.caveats
-    assert "only 4 independent clusters" in few
+    assert "Independent clusters of prompts: 4, too few" in few
     assert "about 16 times as many images" in small  # (0.04 / 0.01)²
     one = decide(standard(), [compared(Setting(12), 12.0, 0.0, lower=-math.inf, upper=math.inf, clusters=1)], 0.01, 2)
     assert "no bound: 1 independent cluster)" in one.sentence

@@ -165,8 +165,8 @@ def _caveats(one: Comparison | None, margin: float) -> tuple[str, ...]:
     found, out = one.difference, []
     if found.clusters < FEW:
         out.append(
-            f"There are only {found.clusters} independent clusters of prompts, too few for a reliable bound: take a "
-            "larger --sample, or more --seeds"
+            f"Independent clusters of prompts: {found.clusters}, too few for a reliable bound. Take a larger --sample, "
+            "or more --seeds"
         )
     if found.lower <= -margin < found.mean and math.isfinite(found.lower):
         # The width of the interval falls with the square root of the number of clusters.

@@ -148,7 +148,8 @@ def _clusters(found: Fidelity | WinRate) -> list[tuple[str, str]]:
     few = "; few: the intervals are rough" if found.few_clusters and found.clusters > 1 else ""
     if found.clustered_by == "prompts":
         return [("  intervals", f"by {found.clusters:,} prompts{few}")] if few else []
-    return [("  intervals", f"by {found.clusters:,} {found.clustered_by}{few}")]
+    kind = found.clustered_by if found.clusters != 1 else found.clustered_by.replace("clusters", "cluster")
+    return [("  intervals", f"by {found.clusters:,} {kind}{few}")]
 
 
 def _number(value: float | None, sign: str = "") -> str:

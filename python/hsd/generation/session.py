@@ -25,6 +25,7 @@ from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, recall
 from ..names import BatchSize, ImageFormat, Order
+from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
@@ -238,9 +239,12 @@ class Session:
             refuse_step_caches(self.variants[first])
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
             check_fit(plan, self.samplers[first])
+        # A bad batch size, order, max_slots or gamma is found here, before anything is encoded.
         mixed = all(variant.mixed_timesteps for variant in self.variants)
-        # A bad batch size, order or max_slots is found here, before anything is encoded.
-        plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed)
+        for first, *_ in self.passes:
+            rows = self.variants[first].rows_by_step(plan.n_steps)
+            plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed, rows=rows)
+        catch_up_weights(plan.n_steps, self.catch_up)
 
     def images(self, plan: Plan, progress: CallReport | None) -> Iterator[Image]:
         """Encode, then run the passes. There are several only if sizes or similar settings differ."""

@@ -68,7 +68,7 @@ def checked_metric(metric: str, asked: Metric, adapter: Adapter, width: int) -> 
         return metric
     if asked == "calibrated" and calibration.width != width:
         raise ValueError(f"the calibration of {calibration.model} {what}: run `hsd calibrate` for this model")
-    used = "it is used all the same" if asked == "calibrated" else "it is ignored, and cosine distances are used"
+    used = "it is used all the same" if asked == "calibrated" else "its distances are ignored, and cosine ones are used"
     warnings.warn(
         f"the calibration of {calibration.model} {what}: {used}. Run `hsd calibrate` for this model", stacklevel=3
     )
