@@ -138,7 +138,7 @@ fn a_wrong_name_is_answered_with_the_right_ones() {
     let message = |error: Error| error.to_string();
     assert_eq!(
         "step".parse::<Schedule>().map_err(message),
-        Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\"".to_owned())
+        Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\", \"quadratic\"".to_owned())
     );
     assert_eq!(
         "no-such".parse::<Linkage>().map_err(message),
@@ -156,6 +156,7 @@ fn schedules_are_what_their_formulas_say() {
     assert_eq!(Schedule::PaperEq7.shape(4).unwrap(), [0.75, 0.5, 0.25, 0.0]);
     assert!((Schedule::Cosine.shape(3).unwrap()[1] - 0.5f64.sqrt()).abs() < 1e-15);
     assert!((Schedule::Log.shape(3).unwrap()[1] - (1.0 + (1f64.exp() - 1.0) / 2.0).ln()).abs() < 1e-15);
+    assert_eq!(Schedule::Quadratic.shape(5).unwrap(), [1.0, 0.5625, 0.25, 0.0625, 0.0]);
 }
 
 #[test]
