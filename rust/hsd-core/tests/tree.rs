@@ -138,7 +138,8 @@ fn a_wrong_name_is_answered_with_the_right_ones() {
     let message = |error: Error| error.to_string();
     assert_eq!(
         "step".parse::<Schedule>().map_err(message),
-        Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\", \"quadratic\"".to_owned())
+        Err("unknown schedule \"step\"; choose one of \"linear\", \"paper-eq7\", \"cosine\", \"log\", \"quadratic\""
+            .to_owned())
     );
     assert_eq!(
         "no-such".parse::<Linkage>().map_err(message),
