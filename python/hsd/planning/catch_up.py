@@ -34,6 +34,7 @@ def check_catch_up(gamma: Any) -> float:
     """
     if isinstance(gamma, (bool, np.bool_)) or not isinstance(gamma, (int, float, np.integer, np.floating)):
         raise TypeError(f"catch_up has to be a number, not {gamma!r}")
+    gamma = gamma.item() if isinstance(gamma, np.generic) else gamma  # NumPy warns if it compares half with huge
     if not 0 <= gamma <= sys.float_info.max:  # compared, not converted: an integer may be too large for a float
         raise ValueError(f"catch_up is {gamma}: it has to be a finite number >= 0 (0 is off; 1 to 2 is usual)")
     return float(gamma)
