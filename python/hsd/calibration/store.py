@@ -36,7 +36,11 @@ def find(key: str, identity: Callable[[], Identity]) -> Calibration | None:
 
     ``key`` is their :attr:`Identity.key`, ``identity`` looks up the rest, which is only needed if there is a file.
     """
-    return next((found for _, found in _of(key) if found.identity.matches(identity())), None)
+    kept = _of(key)
+    if not kept:
+        return None
+    own = identity()
+    return next((found for _, found in kept if found.identity.matches(own)), None)
 
 
 def _of(key: str) -> list[tuple[Path, Calibration]]:

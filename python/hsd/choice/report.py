@@ -62,6 +62,21 @@ class Choice:
         return sorted((o for o, n in zip(self.compared, number, strict=True) if n == 0), key=lambda one: one.cost)
 
     @property
+    def _facts(self) -> dict[str, Any]:
+        """The answer and what it rests on, as JSON: for both files."""
+        return {
+            "answer": self.decision.answer,
+            "sentence": self.sentence,
+            "caveats": list(self.decision.caveats),
+            "model": self.model,
+            "scorer": self.scorer,
+            "margin": self.margin,
+            "prompts": self.of,
+            "sample": self.sample,
+            "neighbourhoods": self.neighbourhoods,
+        }
+
+    @property
     def settings(self) -> Settings:
         """For :func:`hsd.compile` and :func:`hsd.load`, and what ``hsd-settings.json`` holds."""
         best, chosen = self.best, self.best.setting
@@ -78,15 +93,7 @@ class Choice:
             guidance_interval=chosen.guidance_interval,
             scheduler=chosen.scheduler,
             evidence={
-                "answer": self.decision.answer,
-                "sentence": self.sentence,
-                "caveats": list(self.decision.caveats),
-                "model": self.model,
-                "scorer": self.scorer,
-                "margin": self.margin,
-                "prompts": self.of,
-                "sample": self.sample,
-                "neighbourhoods": self.neighbourhoods,
+                **self._facts,
                 "chosen": row(best),
                 "standard": row(self.standard),
                 "hsd_version": _core.__version__,
@@ -98,16 +105,8 @@ class Choice:
         """All comparisons and the answer, for programs."""
         on_frontier = {one.setting for one in self.frontier}
         return {
-            "answer": self.decision.answer,
-            "sentence": self.sentence,
-            "caveats": list(self.decision.caveats),
+            **self._facts,
             "notes": list(self.notes),
-            "model": self.model,
-            "scorer": self.scorer,
-            "margin": self.margin,
-            "prompts": self.of,
-            "sample": self.sample,
-            "neighbourhoods": self.neighbourhoods,
             "last_rung": self.last_rung,
             "settings": [{**row(one), "frontier": one.setting in on_frontier} for one in self.compared],
         }

@@ -25,11 +25,9 @@ from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
-from ..work.files import METADATA, make_folder, write_atomically
+from ..work.files import METADATA, STUDY, claim, make_folder, write_atomically
 from .cost import prior_rows, rows
 from .grid import Setting
-
-STUDY = "study.json"
 
 
 class Trials:
@@ -202,21 +200,12 @@ class Trials:
         return self._encoded[key]
 
     def _check_study(self) -> None:
-        path, study = self.out / STUDY, self.identity()
-        if path.exists():
-            try:
-                stored = json.loads(path.read_bytes())
-                if not isinstance(stored, dict):
-                    raise ValueError("it is not a JSON object")
-            except ValueError as error:
-                raise Error(f"{path} cannot be read ({error}): choose another folder") from None
-            for name in study:
-                if stored.get(name) != study[name]:
-                    raise Error(
-                        f"{self.out} holds trials of another {name}: {stored.get(name)!r}, not {study[name]!r}; choose "
-                        "another folder"
-                    )
-        write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+        study = self.identity()
+        if (other := claim(self.out / STUDY, study)) is not None:
+            name, stored = other
+            raise Error(
+                f"{self.out} holds trials of another {name}: {stored!r}, not {study[name]!r}; choose another folder"
+            )
 
 
 def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.float32]) -> dict[str, Any]:

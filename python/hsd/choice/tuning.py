@@ -211,13 +211,11 @@ class Tuning:
         left = len(self.settings)
         for number, rung in enumerate(self.rungs):
             before = Rung(0, 0) if number == 0 else self.rungs[number - 1]
-            new = [
-                (replicate, self._new(rung, before, replicate))
-                for replicate in range(rung.seeds)
-                if len(self._new(rung, before, replicate))
-            ]
-            for replicate, members in new:
-                share = left / len(self.settings)
+            share = left / len(self.settings)
+            for replicate in range(rung.seeds):
+                members = self._new(rung, before, replicate)
+                if not len(members):
+                    continue
                 found = [self.trials.rows(setting, members, replicate) for setting in self.settings]
                 images += share * len(members) * sum(1 for one in found if one)
                 rows += share * sum(found)

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..models import Adapter, load, variants_of
 from ..names import Order
@@ -62,5 +63,10 @@ def cost(
 
 def rows_of(plan: Plan, adapter: Adapter) -> int:
     """Rows of the network that ``plan`` takes with one variant of a model."""
-    varying = adapter.rows_by_step(plan.n_steps)
-    return plan.node_steps * (2 if adapter.guided else 1) if varying is None else int(plan.counts() @ varying)
+    return int(plan.counts() @ rows_by_step(adapter, plan.n_steps))
+
+
+def rows_by_step(adapter: Adapter, n_steps: int) -> NDArray[np.int64]:
+    """(K,) rows of a lane at each step: 2 where it is guided, else 1. Also where that is the same at all steps."""
+    varying = adapter.rows_by_step(n_steps)
+    return np.full(n_steps, 2 if adapter.guided else 1) if varying is None else varying

@@ -194,6 +194,14 @@ class _Tables:
         self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
 
 
+def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]) -> float:
+    """Share of the prior's evaluations that is saved by sharing its steps. It encodes the texts, if it shares any."""
+    if not prior.tau:
+        return 0.0
+    texts = encode([prior], np.zeros(len(prompts), dtype=np.int64), prompts, seeds)
+    return plan_of(texts.vectors, list(prompts), seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
+
+
 def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
 ) -> Tensor:

@@ -73,8 +73,9 @@ def _load(
         if name == "demo":
             bundled = _from_pretrained(demo.FOLDER, device, dtype)
             adapter = _wrap(bundled, name=name, settings={**demo.SETTINGS, **settings})
-            bundled_calibration = Calibration.load(demo.CALIBRATION) if demo.CALIBRATION.is_file() else None
-            calibration = adapter.calibration or bundled_calibration
+            calibration = adapter.calibration  # of the user's folder
+            if calibration is None and demo.CALIBRATION.is_file():
+                calibration = Calibration.load(demo.CALIBRATION)
             return dataclasses.replace(adapter, default_tau=demo.TAU, calibration=calibration)
         if (Path(name) / "model_index.json").is_file():
             source = name

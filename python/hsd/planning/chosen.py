@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, get_args
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
 from ..work.files import write_atomically
+from .catch_up import check_catch_up
 from .schedule import check_budget, check_tau
 
 MEASURED = "measured"
@@ -118,13 +118,6 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} is an integer that is too large for a float") from None
 
 
-def _catch_up(name: str, value: Any) -> float:
-    gamma = _number(name, value)
-    if not (math.isfinite(gamma) and gamma >= 0.0):
-        raise ValueError(f"{name} is {value}: it has to be a finite number >= 0")
-    return gamma
-
-
 def _one_of(*names: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in names:
@@ -159,7 +152,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "steps": check_count,
     "tau": lambda name, value: check_tau(_number(name, value)),
     "budget": lambda name, value: check_budget(_number(name, value)),
-    "catch_up": _catch_up,
+    "catch_up": lambda name, value: check_catch_up(_number(name, value)),
     "metric": _one_of(*get_args(Metric)),
     "schedule": _one_of(*get_args(ScheduleName)),
     "guidance_interval": _interval,

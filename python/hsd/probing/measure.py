@@ -44,8 +44,8 @@ def calibrate(
     Each prompt is evaluated three times without guidance, at three noise levels of inputs that are the same for all
     prompts: the predictions of the image say how differently the model begins to draw them. A linear map from the
     prompts' vectors to the predictions is fitted, whose distances predict those of the model's for prompts that were
-    not in the sample. Then a few small clusters are denoised, with
-    their mean at more and more steps, to see at which steps that matters.
+    not in the sample. Then a few small clusters are denoised, with their mean at more and more steps, to see at which
+    steps that matters.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning
 from ..models.base import Adapter
+from ..replay.feed import draw_noise
 from ..sampler import SamplerTable
 from ..work.device import FittingSize
 from ..work.progress import Progress, Report
@@ -122,9 +123,8 @@ class _Runs:
             return None
         shape = self.adapter.latent_shape()
         noise = torch.zeros((len(self.generators), self.sampler.n_noise, *shape))
-        for i, generator in enumerate(self.generators):
-            for j, dtype in enumerate(self.sampler.noise_dtypes[k]):
-                noise[i, j] = torch.randn((1, *shape), generator=generator, dtype=dtype or self.adapter.noise_dtype)[0]
+        for of_prompt, generator in zip(noise, self.generators, strict=True):
+            draw_noise(of_prompt, generator, self.sampler.noise_dtypes[k], self.adapter.noise_dtype)
         return noise.to(self.device)
 
     def _part(

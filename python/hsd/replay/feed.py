@@ -7,7 +7,7 @@ the device works. On a CPU it is prepared when the loop needs it, since a thread
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,13 +158,8 @@ class Feeder:
         noise = torch.empty(shape, pin_memory=self._pinned)
         for lane, (prompt, step) in enumerate(zip(representative, steps, strict=True)):
             dtypes = self._sampler.noise_dtypes[step]
-            for draw, dtype in enumerate(dtypes):
-                dtype = dtype or self._dtype
-                into, generator = noise[lane, draw], self._generator(prompt)
-                if dtype == torch.float32:
-                    into.normal_(generator=generator)
-                else:  # the numbers that a generator gives depend on the dtype
-                    into.copy_(torch.randn(self._shape, generator=generator, dtype=dtype))
+            if dtypes:
+                draw_noise(noise[lane], self._generator(prompt), dtypes, self._dtype)
             if len(dtypes) < self._sampler.n_noise:
                 noise[lane, len(dtypes) :] = 0.0
         return noise
@@ -175,6 +170,18 @@ class Feeder:
         if self._shared_latent:  # the draw above is done in any case, so that later draws do not change
             noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
         return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
+
+
+def draw_noise(
+    noise: Tensor, generator: torch.Generator, dtypes: Sequence[torch.dtype | None], default: torch.dtype
+) -> None:
+    """Draw the first entries of ``noise`` (Z, *latent) float32, one for each of ``dtypes``; None is ``default``."""
+    for draw, dtype in enumerate(dtypes):
+        into, dtype = noise[draw], dtype or default
+        if dtype == torch.float32:
+            into.normal_(generator=generator)
+        else:  # the numbers that a generator gives depend on the dtype
+            into.copy_(torch.randn(into.shape, generator=generator, dtype=dtype))
 
 
 class Throttle:

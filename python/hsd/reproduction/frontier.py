@@ -63,9 +63,9 @@ class Way(NamedTuple):
 
 
 OWN = "own steps"
-BOTH, DIRECT = "both", "both, direct metric"
+PAPER, BOTH, DIRECT = "the paper's sharing", "both", "both, direct metric"
 WAYS: dict[str, Way] = {
-    "the paper's sharing": Way("cosine", False, False),
+    PAPER: Way("cosine", False, False),
     "catch-up alone": Way("cosine", True, False),
     "calibrated metric alone": Way("calibrated", False, False),
     BOTH: Way("calibrated", True, True),
@@ -154,7 +154,7 @@ def halves(lab: Lab, sampler: SamplerName | None) -> list[tuple[int, str, Varian
         for steps, choice in HALVES.items()
         if steps <= lab.steps
         for name, way in WAYS.items()
-        if lab.measures(way.metric) and name in ("the paper's sharing", BOTH, DIRECT)
+        if lab.measures(way.metric) and name in (PAPER, BOTH, DIRECT)
     ]
 
 

@@ -21,16 +21,13 @@ from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
 from ..generation.session import CallReport, generate
 from ..models import Adapter
-from ..models.encode import encode, recall, remember
+from ..models.encode import prior_savings, recall, remember
 from ..names import Linkage, Metric, Noise, ScheduleName
-from ..planning.build import plan_of
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
 from ..probing.direct import check_number, direct_vectors
-from ..work.files import make_folder, write_atomically
+from ..work.files import STUDY, claim, make_folder
 from .samplers import sampler_named
-
-STUDY = "study.json"
 
 SEED_STEP = 1000
 """Distance of the seed ranges of a study with several seeds a prompt."""
@@ -213,12 +210,11 @@ class Lab:
 
     def prior_saved(self, prompt_set: PromptSet, variant: Variant) -> float:
         """Share of the prior's evaluations that is saved. The prior runs during encoding and is not in the plan."""
-        prior, n = self.adapter(variant).prior(), len(prompt_set.prompts)
+        prior = self.adapter(variant).prior()
         if prior is None or not variant.prior_tau:
             return 0.0
-        prompts, seeds = list(prompt_set.prompts), self.seed_of(prompt_set) + np.arange(n)
-        texts = encode([prior], np.zeros(n, np.int64), prompts, seeds)
-        return plan_of(texts.vectors, prompts, seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
+        seeds = self.seed_of(prompt_set) + np.arange(len(prompt_set.prompts))
+        return prior_savings(prior, prompt_set.prompts, seeds)
 
     def generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
         """Generate the images of a set that are missing, and return all of them."""
@@ -269,16 +265,14 @@ class Lab:
     def pooled(self, generated: Iterable[GeneratedSet]) -> tuple[NDArray[np.float64], list[str]]:
         """The scores of several sets in one array, and the prompts that they belong to."""
         generated = list(generated)
-        prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
-        return np.concatenate([self.scores(one) for one in generated]), prompts
+        return np.concatenate([self.scores(one) for one in generated]), _prompts(generated)
 
     def clusters(self, generated: Sequence[GeneratedSet], against: Sequence[GeneratedSet] | None = None) -> Clusters:
         """Which of the images are not independent: those of one prompt, in all seed ranges, and those of one trunk.
 
         For differences, trunks of ``against`` too, whose sets are the same.
         """
-        prompts = [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
-        return clusters_of(prompts, _roots(generated), None if against is None else _roots(against))
+        return clusters_of(_prompts(generated), _roots(generated), None if against is None else _roots(against))
 
     def mean(
         self,
@@ -414,16 +408,16 @@ class Lab:
                 for s in self.first_sets
             },
         }
-        path = self.out / STUDY
-        if path.exists():
-            stored = json.loads(path.read_text())
-            differs = [name for name, value in study.items() if stored.get(name) != value]
-            if differs:
-                raise Error(
-                    f"{self.out} holds another study: its {differs[0]} is {stored.get(differs[0])!r}, not "
-                    f"{study[differs[0]]!r}; choose another folder"
-                )
-        write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+        if (other := claim(self.out / STUDY, study)) is not None:
+            name, stored = other
+            raise Error(
+                f"{self.out} holds another study: its {name} is {stored!r}, not {study[name]!r}; choose another folder"
+            )
+
+
+def _prompts(generated: Sequence[GeneratedSet]) -> list[str]:
+    """The prompt of each image, with the name of its set."""
+    return [f"{one.prompt_set.name}: {prompt}" for one in generated for prompt in one.prompt_set.prompts]
 
 
 def _roots(generated: Sequence[GeneratedSet]) -> list[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
-from ..errors import OutputError
+from ..errors import Error, OutputError
+
+STUDY = "study.json"
+"""In a folder of several sets of images: what all of them depend on, see :func:`claim`."""
 
 METADATA = "metadata.jsonl"
 """In a folder of images: one JSON object per image, with its file and its text. Evaluation reads it without torch."""
@@ -47,3 +52,27 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {error.strerror or error}; choose another folder") from None
     return path
+
+
+def claim(path: Path, study: dict[str, Any]) -> tuple[str, Any] | None:
+    """Record in the JSON file ``path`` what a folder depends on, unless something else is recorded already.
+
+    Returns the first name of ``study`` whose recorded value is another, and that value; None if it is recorded now.
+
+    Raises
+    ------
+    Error
+        If there is such a file, and it cannot be read.
+    """
+    if path.exists():
+        try:
+            stored = json.loads(path.read_bytes())
+            if not isinstance(stored, dict):
+                raise ValueError("it is not a JSON object")
+        except ValueError as error:
+            raise Error(f"{path} cannot be read ({error}): choose another folder") from None
+        for name, value in study.items():
+            if stored.get(name) != value:
+                return name, stored.get(name)
+    write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+    return None
