@@ -203,6 +203,11 @@ impl Plan {
         Ok((plan.into(), prompts, PyArray1::from_vec(py, seeds), metadata))
     }
 
+    #[staticmethod]
+    fn file_size(head: &[u8]) -> PyResult<u64> {
+        PlanFile::size(head).map_err(raise)
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "Plan({} of {} prompts, {} steps, {} segments, {} node-steps)",

@@ -6,32 +6,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use safetensors::tensor::TensorView;
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
 
+use super::container::{bad, Dtype, Header, ARRAYS, KEY};
+use super::request;
 use super::segment::Segment;
 use super::Plan;
 use crate::error::{Error, Result};
 use crate::tree::Tree;
 
+pub use super::fingerprint::fingerprint;
+
 /// Version of the format; a reader accepts its own version only.
 pub const FORMAT: u64 = 2;
-
-/// Key of the header's JSON entry. One entry holds everything, because the header's map has no fixed order.
-const KEY: &str = "hsd";
-
-/// The arrays, in the order in which the digest takes them.
-const ARRAYS: [(&str, Dtype); 8] = [
-    ("kept", Dtype::I64),
-    ("merges", Dtype::I64),
-    ("phi", Dtype::F64),
-    ("prompt_bytes", Dtype::U8),
-    ("prompt_ends", Dtype::I64),
-    ("scores", Dtype::F64),
-    ("seeds", Dtype::I64),
-    ("segments", Dtype::I32),
-];
 
 /// A plan and what it was made for.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,10 +33,6 @@ pub struct PlanFile {
     pub seeds: Vec<i64>,
     /// JSON text, chosen by the writer.
     pub metadata: String,
-}
-
-fn bad(why: impl Into<String>) -> Error {
-    Error::BadFile(why.into())
 }
 
 impl PlanFile {
@@ -84,35 +69,27 @@ impl PlanFile {
         });
         let mut views = Vec::with_capacity(ARRAYS.len());
         for ((name, dtype), (shape, data)) in ARRAYS.iter().zip(&contents) {
-            let view = TensorView::new(*dtype, shape.clone(), data).map_err(|error| bad(error.to_string()))?;
+            let view = TensorView::new(written(*dtype), shape.clone(), data);
+            let view = view.map_err(|error| bad(error.to_string()))?;
             views.push((*name, view));
         }
         let info = HashMap::from([(KEY.to_owned(), header.to_string())]);
         safetensors::serialize(views, Some(info)).map_err(|error| bad(error.to_string()))
     }
 
-    /// Reads what [`PlanFile::to_bytes`] wrote. Safe on any bytes: nothing is used before it is checked, and nothing
-    /// is allocated that is much larger than the file.
+    /// Reads what [`PlanFile::to_bytes`] wrote. Safe on any bytes: nothing is used before it is checked, and time and
+    /// memory are in proportion to the file.
     pub fn from_bytes(data: &[u8]) -> Result<Self> {
-        let (header_size, metadata) = SafeTensors::read_metadata(data).map_err(|error| bad(error.to_string()))?;
-        let body = data.get(8 + header_size..).ok_or_else(|| bad("it ends within its header"))?;
-        let header = read_header(&metadata)?;
-        let mut arrays = Vec::with_capacity(ARRAYS.len());
-        for (name, dtype) in ARRAYS {
-            arrays.push(read_array(&metadata, body, name, dtype)?);
-        }
-        let [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments] = arrays[..] else {
-            return Err(bad("arrays are missing"));
-        };
+        let file = Header::read(data)?;
+        let arrays = file.arrays(data)?;
+        let header = read_entry(file.entry())?;
+        let [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments] = arrays;
         let field = |name: &str| header.get(name).and_then(Value::as_str).ok_or_else(|| bad(format!("no {name}")));
         let (linkage, metadata) = (field("linkage")?, field("metadata")?);
         let exact = header.get("exact").and_then(Value::as_bool).ok_or_else(|| bad("no exact"))?;
-        let contents = [kept, merges, phi, prompt_bytes, prompt_ends, scores, seeds, segments].map(|array| array.data);
-        if field("sha256")? != digest(linkage, exact, metadata, &contents) {
+        if field("sha256")? != digest(linkage, exact, metadata, &arrays.map(|array| array.data)) {
             return Err(bad("its digest does not match its contents; it was damaged or edited"));
         }
-        check_json(metadata)?;
-
         let seeds: Vec<i64> = numbers(seeds.vector()?, i64::from_le_bytes);
         let n = seeds.len();
         for (what, found) in
@@ -146,53 +123,36 @@ impl PlanFile {
         if field("prompts_sha256")? != digest_prompts(&prompts, &seeds) {
             return Err(bad("the digest of its prompts and seeds does not match them"));
         }
+        request::check(metadata, &plan)?;
         Ok(PlanFile { plan: Arc::new(plan), prompts, seeds, metadata: metadata.to_owned() })
     }
-}
 
-/// One array of a file: its shape, which is not checked yet, and its bytes.
-#[derive(Clone, Copy)]
-struct RawArray<'a> {
-    name: &'a str,
-    shape: &'a [usize],
-    data: &'a [u8],
-}
-
-impl<'a> RawArray<'a> {
-    fn vector(&self) -> Result<&'a [u8]> {
-        match self.shape {
-            [_] => Ok(self.data),
-            shape => Err(bad(format!("{} has shape {shape:?}, but one axis is needed", self.name))),
-        }
-    }
-
-    fn table(&self, columns: usize) -> Result<()> {
-        match *self.shape {
-            [_, found] if found == columns => Ok(()),
-            ref shape => Err(bad(format!("{} has shape {shape:?}, but (rows, {columns}) is needed", self.name))),
-        }
+    /// The size of the file that begins with `head`, by its header, which `head` has to hold: with this, a file that is
+    /// no plan is refused before it is read.
+    pub fn size(head: &[u8]) -> Result<u64> {
+        let file = Header::read(head)?;
+        read_entry(file.entry())?;
+        Ok(file.file_size())
     }
 }
 
-fn read_header(metadata: &Metadata) -> Result<Value> {
-    let text = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
-    let text = text.ok_or_else(|| bad("it has no \"hsd\" entry; it may be some other safetensors file"))?;
+/// The type as the library that writes the file names it.
+fn written(dtype: Dtype) -> safetensors::Dtype {
+    match dtype {
+        Dtype::U8 => safetensors::Dtype::U8,
+        Dtype::I32 => safetensors::Dtype::I32,
+        Dtype::I64 => safetensors::Dtype::I64,
+        Dtype::F64 => safetensors::Dtype::F64,
+    }
+}
+
+fn read_entry(text: &str) -> Result<Value> {
     let header: Value = serde_json::from_str(text).map_err(|error| bad(format!("its \"hsd\" entry: {error}")))?;
     match header.get("format").and_then(Value::as_u64) {
         Some(FORMAT) => Ok(header),
         Some(found) => Err(bad(format!("it has format {found}, but this version reads format {FORMAT}"))),
         None => Err(bad("it names no format")),
     }
-}
-
-fn read_array<'a>(metadata: &'a Metadata, body: &'a [u8], name: &'a str, dtype: Dtype) -> Result<RawArray<'a>> {
-    let info = metadata.info(name).ok_or_else(|| bad(format!("it has no array {name}")))?;
-    if info.dtype != dtype {
-        return Err(bad(format!("{name} has type {:?}, but {dtype:?} is needed", info.dtype)));
-    }
-    let (begin, end) = info.data_offsets;
-    let data = body.get(begin..end).ok_or_else(|| bad(format!("{name} reaches past the end")))?;
-    Ok(RawArray { name, shape: &info.shape, data })
 }
 
 fn read_prompts(text: &[u8], ends: &[i64]) -> Result<Vec<String>> {
@@ -216,7 +176,7 @@ fn check_json(text: &str) -> Result<()> {
     parsed.map(|_| ()).map_err(|error| bad(format!("its metadata is not JSON: {error}")))
 }
 
-fn check_lengths<S>(plan: &Plan, prompts: &[S], seeds: &[i64]) -> Result<()> {
+pub(super) fn check_lengths<S>(plan: &Plan, prompts: &[S], seeds: &[i64]) -> Result<()> {
     let expected = plan.n_prompts();
     for (what, found) in [("the list of prompts", prompts.len()), ("seeds", seeds.len())] {
         if found != expected {
@@ -251,7 +211,7 @@ fn segment_bytes(segments: &[Segment]) -> Vec<u8> {
 }
 
 /// Digest of the prompts and seeds: what a plan was made for.
-fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
+pub(super) fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
     let mut hash = Sha256::new();
     for prompt in prompts {
         hash.update((prompt.as_ref().len() as u64).to_le_bytes());
@@ -261,16 +221,7 @@ fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
     hex(hash)
 }
 
-/// Digest of everything that a plan's images depend on: its tree and thresholds, the prompts and seeds, and `extra`. It
-/// is the same for a plan and for all plans pruned from it.
-pub fn fingerprint<S: AsRef<str>>(plan: &Plan, prompts: &[S], seeds: &[i64], extra: &str) -> Result<String> {
-    check_lengths(plan, prompts, seeds)?;
-    let tree = plan.tree();
-    let prompts = digest_prompts(prompts, seeds);
-    let arrays = [&merge_bytes(tree)[..], &float_bytes(plan.phi()), prompts.as_bytes(), &float_bytes(tree.scores())];
-    Ok(digest(tree.linkage(), tree.exact(), extra, &arrays))
-}
-
+/// Digest of everything in a file.
 fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in [linkage.as_bytes(), &[exact.into()], metadata.as_bytes()].iter().chain(arrays) {
@@ -280,6 +231,6 @@ fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> Strin
     hex(hash)
 }
 
-fn hex(hash: Sha256) -> String {
+pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

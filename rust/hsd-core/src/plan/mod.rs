@@ -8,8 +8,11 @@ pub mod schedule;
 pub mod segment;
 pub mod validate;
 
+mod container;
+mod fingerprint;
 mod kept;
 mod prune;
+mod request;
 
 use std::sync::Arc;
 
