@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from core_cases import assert_snapshot, chain, plans, thresholds, tree_of, trees
 from hsd import _core
 
+METADATA = '{"encoder": "any", "linkage": "ward", "noise": "shared", "steps": 3, "tau": 1}'
+"""The least that a reader needs."""
+
 
 def check_plan(plan: _core.Plan) -> None:
     """The invariants, prompt by prompt."""
@@ -123,9 +126,9 @@ def test_bad_numbers_are_refused():
 def test_files_hold_the_whole_plan(plan, word, seed):
     prompts = [f"{word}{i}" for i in range(plan.n_prompts)]
     seeds = np.full(plan.n_prompts, seed)
-    data = plan.to_bytes(prompts, seeds, '{"tau": 1}')
+    data = plan.to_bytes(prompts, seeds, METADATA)
     again, texts, numbers, metadata = _core.Plan.from_bytes(data)
-    assert (texts, numbers.tolist(), metadata) == (prompts, seeds.tolist(), '{"tau": 1}')
+    assert (texts, numbers.tolist(), metadata) == (prompts, seeds.tolist(), METADATA)
     assert again.segments.tolist() == plan.segments.tolist()
     assert again.kept.tolist() == plan.kept.tolist()
     assert again.phi.tolist() == plan.phi.tolist()
@@ -135,7 +138,7 @@ def test_files_hold_the_whole_plan(plan, word, seed):
 
 def test_files_are_plain_safetensors():
     plan = _core.Plan.compile(chain(5), np.array([1.0, 0.5, 0.0]))
-    data = plan.to_bytes(["é", "", "b", "c", "d"], np.arange(5), "{}")
+    data = plan.to_bytes(["é", "", "b", "c", "d"], np.arange(5), METADATA)
     arrays = safetensors.numpy.load(data)
     assert arrays["segments"].tolist() == [list(row) for row in plan.segments.tolist()]
     assert arrays["segments"].dtype == np.int32
@@ -152,7 +155,7 @@ def test_files_are_plain_safetensors():
 
 @given(plans(8), st.data())
 def test_damaged_files_are_refused_or_harmless(plan, data):
-    good = plan.to_bytes(["p"] * plan.n_prompts, np.arange(plan.n_prompts), "{}")
+    good = plan.to_bytes(["p"] * plan.n_prompts, np.arange(plan.n_prompts), METADATA)
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 3))):
         bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
@@ -165,11 +168,16 @@ def test_damaged_files_are_refused_or_harmless(plan, data):
 def forged(change) -> bytes:
     """A file with changed arrays and a digest that fits them: only the checks behind the digest can tell."""
     plan = _core.Plan.compile(chain(4), np.array([1.0, 0.5, 0.0]))
-    data = plan.to_bytes(["a", "b", "c", "d"], np.arange(4), "{}")
+    data = plan.to_bytes(["a", "b", "c", "d"], np.arange(4), METADATA)
     arrays = safetensors.numpy.load(data)
     change(arrays)
     digest = hashlib.sha256()
-    parts = [b"ward", b"\x01", b"{}", *(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))]
+    parts = [
+        b"ward",
+        b"\x01",
+        METADATA.encode(),
+        *(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)),
+    ]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     size = int.from_bytes(data[:8], "little")
@@ -243,7 +251,7 @@ def test_an_approximate_tree_stays_one():
     exact = chain(3)
     tree = _core.Tree.from_merges(exact.merges, exact.scores, exact=False)
     plan = _core.Plan.compile(tree, np.array([1.0, 0.0]))
-    again, *_ = _core.Plan.from_bytes(plan.to_bytes(["a", "b", "c"], np.arange(3), "{}"))
+    again, *_ = _core.Plan.from_bytes(plan.to_bytes(["a", "b", "c"], np.arange(3), METADATA))
     for other in (tree, plan.tree, again.tree, pickle.loads(pickle.dumps(tree)), pickle.loads(pickle.dumps(plan)).tree):
         assert not other.exact
     assert exact.exact

@@ -304,14 +304,21 @@ class Plan:
         Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
         """
     def fingerprint(self, prompts: Sequence[str], seeds: NDArray[np.int64], extra: str) -> str:
-        """Hex SHA-256 of tree, phi, prompts, seeds and ``extra``; the same for a plan and for all plans pruned from it.
+        """Hex SHA-256 of the clusters of every step, prompts, seeds and ``extra``; the same for a plan and all plans
+        pruned from it, whatever the last bits of scores and phi are.
 
         Raises ``ValueError`` for a wrong number of prompts or seeds.
         """
     @staticmethod
     def from_bytes(data: bytes) -> tuple[Plan, list[str], NDArray[np.int64], str]:
-        """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on untrusted bytes: every
-        shape, index, digest and invariant is checked; ``ValueError`` says what is wrong.
+        """Read what :meth:`to_bytes` wrote: plan, prompts, seeds, metadata. Safe on untrusted bytes: every shape,
+        index, digest and invariant is checked, and each value of the metadata that is used later; ``ValueError`` says
+        what is wrong. Time and memory are in proportion to the file.
+        """
+    @staticmethod
+    def file_size(head: bytes) -> int:
+        """Bytes of the file that begins with ``head``, which has to hold its header; ``ValueError`` if that is not the
+        header of a plan.
         """
 
 @final

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from ..errors import Error
 from ..work.files import write_atomically
+from ..work.reading import parse_json, read_file
 from .identity import Identity
 
 FORMAT = 1
 """The version of the file format."""
 
 _MOST_BYTES = 256 << 20
+_MOST_HEADER = 1 << 20
 _MOST_WIDTH = 1 << 17
 _MOST_POINTS = 4096
 _CHUNK = 65536
@@ -160,27 +162,29 @@ class Calibration:
         OSError
             If it cannot be read.
         """
-        path = Path(path)
-        if path.stat().st_size > _MOST_BYTES:
-            raise Error(f"{path} has {path.stat().st_size:,} bytes: too large for a calibration")
-        data = path.read_bytes()
+        data = read_file(path, _MOST_BYTES)
         try:
             return cls._from_bytes(data)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise Error(f"{path} is not a calibration that can be used: {what}. Run hsd calibrate again.") from None
+            raise Error(
+                f"{path} is not a calibration that can be used: {what}. Delete this file, and run hsd calibrate again."
+            ) from None
 
     @classmethod
     def _from_bytes(cls, data: bytes) -> Calibration:
         from safetensors import SafetensorError, deserialize
 
+        length = int.from_bytes(data[:8], "little")
+        if length > _MOST_HEADER:
+            raise ValueError("it does not begin with the short header that a calibration has")
         try:
             parts = dict(deserialize(data))  # checks the header: sizes, offsets, names
         except SafetensorError as error:
             raise ValueError(str(error)) from None
-        length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("hsd_calibration")
-        numbers = json.loads(text) if isinstance(text, str) else None
+        entries = parse_json(data[8 : 8 + length]).get("__metadata__")
+        text = entries.get("hsd_calibration") if isinstance(entries, dict) else None
+        numbers = parse_json(text) if isinstance(text, str) else None
         if not isinstance(numbers, dict):
             raise ValueError("it has no metadata of a calibration")
         if numbers.get("format") != FORMAT:

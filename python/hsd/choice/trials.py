@@ -26,6 +26,7 @@ from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
 from ..work.files import METADATA, STUDY, claim, make_folder, write_atomically
+from ..work.reading import parse_json
 from .cost import prior_rows, rows
 from .grid import Setting
 
@@ -176,10 +177,10 @@ class Trials:
         path = folder / METADATA
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if (folder / entry["file_name"]).is_file():
                     out.add(int(entry["index"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # an incomplete last line
         return out
 
@@ -235,12 +236,17 @@ def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.fl
 
 
 def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]:
+    """The stored embeddings of a scorer's version; none if the file cannot be used: they are computed again."""
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["version"]) != version:
-            return {}
-        return dict(zip(stored["digests"].tolist(), stored["rows"], strict=True))
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            digests, rows = stored["digests"].tolist(), stored["rows"].astype(np.float64)
+            if str(stored["version"]) != version or rows.ndim != 2 or not np.isfinite(rows).all():
+                return {}
+            return dict(zip(map(str, digests), rows, strict=True))
+    except Exception:  # a damaged archive fails in many ways
+        return {}
 
 
 def _write_embeddings(path: Path, version: str, known: dict[str, NDArray[np.float64]]) -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from ..errors import Error
 from ..planning.compile import compile as compile_plan
+from ..work.reading import read_array
 from . import options as opt
 from .console import Stages
 
@@ -58,9 +58,10 @@ def plan(
     vectors = None
     if embeddings is not None:
         try:
-            vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
+            vectors = read_array(embeddings)
         except (OSError, ValueError) as error:
-            raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise Error(f"cannot read {embeddings} as a .npy array: {why}") from None
     with Stages() as stages:
         result = compile_plan(
             file.prompts,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import OutputError
 from ..work.files import make_folder, write_atomically
+from ..work.reading import is_number, parse_json
 from .folder import Entry
 
 _Key = tuple[str, str]
@@ -99,12 +100,14 @@ class ScoreCache:
         valid = []
         for line in data.split(b"\n"):
             try:
-                fields = json.loads(line)
+                fields = parse_json(line)
                 key = str(fields["digest"]), str(fields["text"])
                 version, score = fields["version"], fields["score"]
-                value = math.nan if score is None else float(score)
             except (ValueError, KeyError, TypeError):
                 continue
+            if score is not None and not is_number(score):
+                continue  # it is scored again
+            value = math.nan if score is None else float(score)
             valid.append(line + b"\n")
             if version == self._version:
                 scores[key] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,10 @@ from numpy.typing import NDArray
 from ..errors import Error
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA
+from ..work.reading import parse_json, read_file
+
+_MOST_METADATA = 1 << 32
+_MOST_IMAGE = 1 << 30
 
 
 class FolderError(Error, ValueError):
@@ -119,7 +122,7 @@ def load_image(entry: Entry) -> PIL.Image.Image:
                 image = image.convert("RGBA")
                 image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as in _digest
         raise FolderError(f"{entry.path} cannot be decoded ({error}): {entry.where}") from None
 
 
@@ -192,7 +195,7 @@ def _numbered(keys: Sequence[tuple[Any, ...]]) -> dict[Hashable, int]:
 def _entries(folder: Path) -> Iterator[Entry]:
     metadata = folder / METADATA
     try:
-        data = metadata.read_bytes()
+        data = read_file(metadata, _MOST_METADATA)
     except FileNotFoundError:
         raise FolderError(
             f"{folder} has no {METADATA}: each line of that file has to name an image and its text"
@@ -208,7 +211,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
 def _entry(folder: Path, line: bytes, number: int) -> Entry:
     where = f"{folder / METADATA}, line {number}"
     try:
-        fields = json.loads(line.decode("utf-8"))
+        fields = parse_json(line)
     except ValueError as error:
         raise FolderError(
             f"{where} is not JSON ({error}): if a run was interrupted, run the same command again"
@@ -232,14 +235,14 @@ def _entry(folder: Path, line: bytes, number: int) -> Entry:
 def _digest(path: Path, where: str) -> str:
     """The digest of the file. Also checks that it is a complete image, as far as its format can tell."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, _MOST_IMAGE)
     except FileNotFoundError:
         raise FolderError(f"{path} is missing: {where}") from None
     except OSError as error:
         raise FolderError(f"cannot read {path} ({error.strerror or error}): {where}") from None
     try:
         PIL.Image.open(BytesIO(data)).verify()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # readers of damaged images fail in many ways
         reason = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise FolderError(f"{path} is not an image ({reason}): {where}") from None
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -50,7 +50,8 @@ def hpsv2(model: str, device: str) -> Score:
     img_score.device = device
     img_score.initialize_model()
     network, preprocess = img_score.model_dict["model"], img_score.model_dict["preprocess_val"]
-    checkpoint = torch.load(huggingface_hub.hf_hub_download("xswu/HPSv2", hps_version_map[model]), map_location=device)
+    path = huggingface_hub.hf_hub_download("xswu/HPSv2", hps_version_map[model])
+    checkpoint = torch.load(path, map_location=device, weights_only=True)  # else a file may run code
     network.load_state_dict(checkpoint["state_dict"])
     network.to(device).eval()
     tokenizer = img_score.get_tokenizer("ViT-H-14")

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
 from ..work.files import write_atomically
+from ..work.reading import read_object
 from .catch_up import check_catch_up
 from .schedule import check_budget, check_tau
 
@@ -90,13 +91,11 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         If the file cannot be read, is not a JSON object, has a key that is not known, or a value that is not allowed.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_object(path)
     except OSError as error:
         raise SettingsError(f"cannot read settings from {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path} is not JSON ({error}): hsd tune writes such files") from None
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path} holds {type(document).__name__}, not a JSON object with settings")
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON with settings ({error}): hsd tune writes such files") from None
     known = [one.name for one in dataclasses.fields(Settings)]
     for name in document:
         if name not in known:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from ..models.base import Adapter
 from ..work.device import hardware_name
 from ..work.files import write_atomically
+from ..work.reading import is_number, read_object
 
 
 def _path() -> Path:
@@ -39,13 +39,12 @@ def remember(adapter: Adapter, seconds: float) -> None:
 
 def recall(adapter: Adapter) -> float | None:
     """Seconds per node-step in the latest run like this one, or None."""
-    value = _load().get(key(adapter))
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+    value: Any = _load().get(key(adapter))
+    return float(value) if is_number(value) and value > 0 else None
 
 
 def _load() -> dict[str, Any]:
     try:
-        speeds = json.loads(_path().read_bytes())
-    except (OSError, ValueError):
+        return read_object(_path())
+    except (OSError, ValueError):  # it is only used for estimates
         return {}
-    return speeds if isinstance(speeds, dict) else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, OutputError
+from .reading import read_object
 
 STUDY = "study.json"
 """In a folder of several sets of images: what all of them depend on, see :func:`claim`."""
@@ -66,10 +67,8 @@ def claim(path: Path, study: dict[str, Any]) -> tuple[str, Any] | None:
     """
     if path.exists():
         try:
-            stored = json.loads(path.read_bytes())
-            if not isinstance(stored, dict):
-                raise ValueError("it is not a JSON object")
-        except ValueError as error:
+            stored = read_object(path)
+        except (OSError, ValueError) as error:
             raise Error(f"{path} cannot be read ({error}): choose another folder") from None
         for name, value in study.items():
             if stored.get(name) != value:

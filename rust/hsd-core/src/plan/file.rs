@@ -11,10 +11,11 @@ use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
 
 use super::container::{bad, Dtype, Header, ARRAYS, KEY};
+use super::digest::{check_lengths, digest_prompts, hex};
 use super::request;
 use super::segment::Segment;
 use super::Plan;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tree::Tree;
 
 pub use super::fingerprint::fingerprint;
@@ -176,16 +177,6 @@ fn check_json(text: &str) -> Result<()> {
     parsed.map(|_| ()).map_err(|error| bad(format!("its metadata is not JSON: {error}")))
 }
 
-pub(super) fn check_lengths<S>(plan: &Plan, prompts: &[S], seeds: &[i64]) -> Result<()> {
-    let expected = plan.n_prompts();
-    for (what, found) in [("the list of prompts", prompts.len()), ("seeds", seeds.len())] {
-        if found != expected {
-            return Err(Error::Length { what, found, expected });
-        }
-    }
-    Ok(())
-}
-
 fn bytes<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.size_hint().0 * N);
     values.for_each(|value| bytes.extend_from_slice(&value));
@@ -210,17 +201,6 @@ fn segment_bytes(segments: &[Segment]) -> Vec<u8> {
     bytes(rows.map(i32::to_le_bytes))
 }
 
-/// Digest of the prompts and seeds: what a plan was made for.
-pub(super) fn digest_prompts<S: AsRef<str>>(prompts: &[S], seeds: &[i64]) -> String {
-    let mut hash = Sha256::new();
-    for prompt in prompts {
-        hash.update((prompt.as_ref().len() as u64).to_le_bytes());
-        hash.update(prompt.as_ref());
-    }
-    seeds.iter().for_each(|seed| hash.update(seed.to_le_bytes()));
-    hex(hash)
-}
-
 /// Digest of everything in a file.
 fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
@@ -229,8 +209,4 @@ fn digest(linkage: &str, exact: bool, metadata: &str, arrays: &[&[u8]]) -> Strin
         hash.update(part);
     }
     hex(hash)
-}
-
-pub(super) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
-use super::file::{check_lengths, digest_prompts, hex};
+use super::digest::{check_lengths, digest_prompts, hex};
 use super::segment::Segment;
 use super::Plan;
 use crate::error::Result;

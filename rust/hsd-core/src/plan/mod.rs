@@ -9,6 +9,7 @@ pub mod segment;
 pub mod validate;
 
 mod container;
+mod digest;
 mod fingerprint;
 mod kept;
 mod prune;
