@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..calibration.calibration import Calibration
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
+from .refusals import Needs
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
 
@@ -45,6 +46,9 @@ class Adapter(Denoiser):
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
+
+    needs: ClassVar[Needs] = Needs()
+    """What the pipeline has to have; :func:`hsd.load` checks it before it makes the adapter."""
 
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """The dtype that the family is loaded in on a GPU: the half precision that it was released in."""
@@ -125,9 +129,14 @@ class Adapter(Denoiser):
         """The pipeline's ``transformer`` or ``unet``."""
         return tuple(m for name in ("transformer", "unet") if (m := getattr(self.pipe, name, None)) is not None)
 
+    @classmethod
+    def pipes_of(cls, pipe: Any) -> tuple[Any, ...]:
+        """The pipeline objects that are driven, for what :func:`hsd.load` is given."""
+        return (pipe,)
+
     def pipes(self) -> tuple[Any, ...]:
         """The pipeline objects that are driven."""
-        return (self.pipe,)
+        return self.pipes_of(self.pipe)
 
     def prior(self) -> Prior | None:
         """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets its output."""

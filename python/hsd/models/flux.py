@@ -15,7 +15,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -42,11 +42,13 @@ class Flux(GuidedAdapter):
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "true_cfg_scale", "negative_prompt"})
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler"),
+        channels=4,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
         check_max_sequence_length(self.max_sequence_length, 512)

@@ -16,7 +16,7 @@ from ..replay.denoiser import Batch, Encoded
 from .base import Adapter
 from .guidance import scale_row
 from .parts import image_size, packed_grid
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -39,9 +39,9 @@ class Flux2(Adapter):
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "text_encoder_out_layers"})
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
+    needs: ClassVar[Needs] = Needs(parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=4)
 
     def __post_init__(self) -> None:
-        require_text_encoders(self.pipe, "text_encoder")
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
 

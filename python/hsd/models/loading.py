@@ -17,6 +17,7 @@ from ..errors import UnknownModel
 from ..sampler.named import scheduler_named
 from .base import Adapter
 from .identity import family_and_networks, identity_of
+from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
 
 
@@ -119,6 +120,7 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
+    check_pipeline(adapter.pipes_of(pipe), adapter.needs)
     _check_settings(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
     return _calibrated(adapter(pipe, **options))

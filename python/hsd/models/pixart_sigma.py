@@ -19,7 +19,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 _BINS = {
     32: ASPECT_RATIO_256_BIN,
@@ -52,10 +52,12 @@ class PixArtSigma(GuidedAdapter):
         {"guidance_scale", "negative_prompt", "clean_caption", "max_sequence_length"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         config = self.pipe.transformer.config
         self.height = self.height or config.sample_size * self.pipe.vae_scale_factor
         self.width = self.width or config.sample_size * self.pipe.vae_scale_factor

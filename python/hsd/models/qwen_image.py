@@ -12,12 +12,11 @@ import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 from torch import Tensor
 
-from ..errors import UnsupportedPipeline
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -42,14 +41,12 @@ class QwenImage(GuidedAdapter):
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=4, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
-        if self.pipe.transformer.config.guidance_embeds:
-            raise UnsupportedPipeline(
-                "the transformer has guidance_embeds=True, which diffusers' QwenImageTransformer2DModel cannot run"
-            )
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
         check_max_sequence_length(self.max_sequence_length, 1024)

@@ -154,11 +154,25 @@ def _unsupported(name: str) -> UnsupportedPipeline:
                 "KandinskyV22CombinedPipeline"
             )
     known = supported()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    relative = _for_text_alone(name)
+    near = relative or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    how = f" (for images from text alone, pass diffusers.{near}.from_pipe(pipe))" if relative else ""
     return UnsupportedPipeline(
-        f"{name} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one has the five"
-        f" methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
+        f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}. A new one has the"
+        f" five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
     )
+
+
+def _for_text_alone(name: str) -> str | None:
+    """The supported class that makes images from text with the parts of a diffusers pipeline for another task.
+
+    For ``StableDiffusionXLInpaintPipeline`` this is ``StableDiffusionXLPipeline``: the longest name that it begins with.
+    """
+    if not hasattr(diffusers, name):
+        return None
+    relatives = [each for each in BUILT_IN if name.startswith(each.removesuffix("Pipeline"))]
+    relatives += [each for each in ("KandinskyV22CombinedPipeline",) if name.startswith("KandinskyV22")]
+    return max(relatives, key=len, default=None)
 
 
 @cache

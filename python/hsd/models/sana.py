@@ -15,7 +15,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
 
@@ -43,10 +43,12 @@ class Sana(GuidedAdapter):
         {"negative_prompt", "guidance_scale", "clean_caption", "max_sequence_length", "complex_human_instruction"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         if isinstance(self.complex_human_instruction, str):
             raise TypeError("complex_human_instruction is a string: give a list of lines, as the pipeline takes it")
         check_size("height", self.height, max(32, self.pipe.vae_scale_factor))

@@ -14,6 +14,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for, unet_latent
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -31,6 +32,9 @@ class StableDiffusion(GuidedAdapter):
     encode_batch: ClassVar[int] = 64
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "unet", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

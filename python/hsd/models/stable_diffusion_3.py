@@ -13,7 +13,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_max_sequence_length, image_size, shift_for
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -38,11 +38,13 @@ class StableDiffusion3(GuidedAdapter):
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "negative_prompt", "clip_skip"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler"),
+        channels=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor
         native, token = self.pipe.default_sample_size * factor, self.pipe.patch_size * factor
         self.height, self.width = image_size(self, native, multiple=token)

@@ -14,7 +14,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import eta_for, image_size, unet_latent
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .refusals import Needs
 
 Pair = tuple[int, int]
 
@@ -55,11 +55,12 @@ class StableDiffusionXL(GuidedAdapter):
     encode_batch: ClassVar[int] = 64
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "clip_skip", *_PAIRS})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder_2", "tokenizer_2", "unet", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder_2")
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, native, multiple=8)
         for name in _PAIRS:

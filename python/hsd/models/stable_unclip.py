@@ -15,6 +15,7 @@ from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import eta_for, image_size, unet_latent
 from .prior import TextPrior, skip
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -44,6 +45,22 @@ class StableUnCLIP(GuidedAdapter):
         {"negative_prompt", "guidance_scale", "noise_level", "prior_guidance_scale", "share_prior", "prior_tau"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("StableUnCLIPPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=(
+            "prior_tokenizer",
+            "prior_text_encoder",
+            "prior",
+            "prior_scheduler",
+            "image_normalizer",
+            "image_noising_scheduler",
+            "text_encoder",
+            "tokenizer",
+            "unet",
+            "vae",
+            "scheduler",
+        ),
+        channels=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from ..work.broadcast import per_row
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, shift_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -43,10 +43,12 @@ class ZImage(GuidedAdapter):
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         multiple = 2 * self.pipe.vae_scale_factor
         check_size("height", self.height, multiple)
         check_size("width", self.width, multiple)
