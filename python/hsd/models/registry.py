@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -159,20 +160,32 @@ def _unsupported(name: str) -> UnsupportedPipeline:
     how = f" (for images from text alone, pass diffusers.{near}.from_pipe(pipe))" if relative else ""
     return UnsupportedPipeline(
         f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}. A new one has the"
-        f" five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
+        f" five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known "
+        "(docs/adapters.md)"
     )
 
 
 def _for_text_alone(name: str) -> str | None:
     """The supported class that makes images from text with the parts of a diffusers pipeline for another task.
 
-    For ``StableDiffusionXLInpaintPipeline`` this is ``StableDiffusionXLPipeline``: the longest name that it begins with.
+    For ``StableDiffusionXLInpaintPipeline`` it is ``StableDiffusionXLPipeline``: the longest name that it begins with,
+    of those that take the same networks.
     """
-    if not hasattr(diffusers, name):
-        return None
-    relatives = [each for each in BUILT_IN if name.startswith(each.removesuffix("Pipeline"))]
-    relatives += [each for each in ("KandinskyV22CombinedPipeline",) if name.startswith("KandinskyV22")]
+    own = _networks_of(name)
+    relatives = [
+        each
+        for each in BUILT_IN
+        if name.startswith(each.removesuffix("CombinedPipeline").removesuffix("Pipeline"))
+        and own
+        and all(own.get(part, kind) == kind for part, kind in _networks_of(each).items())
+    ]
     return max(relatives, key=len, default=None)
+
+
+def _networks_of(name: str) -> dict[str, str]:
+    """The networks that a pipeline class of diffusers takes, and their classes; none if there is no such class."""
+    taken = inspect.signature(getattr(diffusers, name, object)).parameters
+    return {part: str(taken[part].annotation) for part in ("text_encoder", "transformer", "unet") if part in taken}
 
 
 @cache
