@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,26 @@ def check_max_sequence_length(value: int, most: int) -> None:
     """``ValueError`` unless a text's longest length in tokens is within 1 and ``most``."""
     if not 1 <= value <= most:
         raise ValueError(f"max_sequence_length is {value}: it has to be within 1 and {most} tokens")
+
+
+def texts(setting: str | None, n: int) -> list[str] | None:
+    """A text for another encoder (``prompt_2`` ...), once for each of ``n`` prompts; None where there is none.
+
+    As in the pipelines, an empty text counts as none: the encoder then gets the prompt itself.
+    """
+    return [setting] * n if setting else None
+
+
+def check_clip_skip(value: int | None, encoders: Sequence[Any], most: int) -> None:
+    """``ValueError`` unless ``clip_skip`` leaves something of every CLIP in ``encoders``.
+
+    The pipelines read the tokens of the last layer (``most`` 0) or of the last but one (``most`` 1), and skip from it.
+    """
+    if value is None:
+        return
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders) - most
+    if not 0 <= value <= layers:
+        raise ValueError(f"clip_skip is {value}: the text encoder has layers for 0 to {layers}")
 
 
 def pad_tokens(tokens: Tensor, length: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -16,6 +16,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for
@@ -47,6 +48,8 @@ class PixArtSigma(GuidedAdapter):
     clean_caption: bool = True
     use_resolution_binning: bool = True
     max_sequence_length: int = 300
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
 
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"guidance_scale", "negative_prompt", "clean_caption", "max_sequence_length"}

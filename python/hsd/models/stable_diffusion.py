@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -11,9 +11,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for, unet_latent
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_clip_skip, check_size, eta_for, unet_latent
 from .refusals import Needs
 
 
@@ -28,9 +30,13 @@ class StableDiffusion(GuidedAdapter):
     negative_prompt: str | None = None
     guidance_rescale: float = 0.0
     eta: float = 0.0
+    clip_skip: int | None = field(default=None, metadata=LATER)
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     encode_batch: ClassVar[int] = 64
-    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale"})
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "clip_skip"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     needs: ClassVar[Needs] = Needs(
         parts=("text_encoder", "tokenizer", "unet", "vae", "scheduler"), channels=1, text_only=True
@@ -44,6 +50,7 @@ class StableDiffusion(GuidedAdapter):
         self.width = self.width or native[1] * self.pipe.vae_scale_factor
         check_size("height", self.height, 8)
         check_size("width", self.width, 8)
+        check_clip_skip(self.clip_skip, [self.pipe.text_encoder], most=0)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -57,14 +64,16 @@ class StableDiffusion(GuidedAdapter):
 
     def encode(self, batch: Batch) -> Encoded:
         """Tokens (B, 77, D) and the pooled vector."""
-        tokens = self.pipe.encode_prompt(batch.prompts, self.device, 1, False)[0]
+        scale = encoder_scale(self.cross_attention_kwargs)
+        tokens = self.pipe.encode_prompt(batch.prompts, self.device, 1, False, clip_skip=self.clip_skip, **scale)[0]
         return Encoded({"prompt_embeds": tokens}, self._pooled(batch.prompts))
 
     def shared(self) -> dict[str, Any]:
-        """The scale, and the negative prompt's tokens."""
+        """The scale, and the negative prompt's tokens, which skip no layers."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
+            scale = encoder_scale(self.cross_attention_kwargs)
+            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False, **scale)[0]
             rows["negative_prompt_embeds"] = negative
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is not None:  # a tensor on the host, as diffusers' function takes it
@@ -107,6 +116,7 @@ class StableDiffusion(GuidedAdapter):
             encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
             return_dict=False,
+            **denoiser_scale(self.cross_attention_kwargs, "cross_attention_kwargs"),
         )[0].float()  # [B or 2B, C, h, w]
         guided = guidance.apply(output)
         if self.guided and self.guidance_rescale > 0.0:
