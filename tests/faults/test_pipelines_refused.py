@@ -127,6 +127,15 @@ def test_an_ip_adapter_as_diffusers_loads_it():
     hsd.load(pipe)  # the advice leads on
 
 
+def test_a_pipeline_that_is_changed_after_it_was_loaded():
+    pipe = tiny.stable_diffusion()
+    model = hsd.load(pipe, height=32, width=32)
+    plan = hsd.compile(["a cat"], 1.0, model=model, steps=2)
+    pipe.unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(8, 32, 2)])
+    with pytest.raises(hsd.UnsupportedPipeline, match="IP-Adapter"):
+        hsd.stream(plan, model)
+
+
 @pytest.mark.parametrize(
     ("channels", "use"),
     [(9, "inpainting"), (8, "InstructPix2Pix"), (5, "depth-to-image"), (7, "upscaling"), (13, "13")],

@@ -94,7 +94,7 @@ def _wrong(pipe: Any, needs: Needs) -> Iterator[str]:
 
 def _not_loaded(pipe: Any) -> Iterator[str]:
     """Networks without weights, unless a hook of accelerate fetches the weights for each call."""
-    for name, part in vars(pipe).items():
+    for name, part in getattr(pipe, "__dict__", {}).items():
         if isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters()) and not _fetches(part):
             yield (
                 f"has a {name} on the meta device, which has no weights: load it with from_pretrained, or create it "

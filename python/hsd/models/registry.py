@@ -56,7 +56,7 @@ MODELS = {
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
-_PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
+PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
 """Pipelines that are used together, and the pipeline class whose adapter drives them."""
 
 _registered: list[type[Adapter]] = []
@@ -97,12 +97,12 @@ def adapter_class(pipe: Any) -> type[Adapter]:
     """
     if isinstance(pipe, tuple):
         kinds = tuple(type(part).__name__ for part in pipe)
-        if kinds not in _PAIRS:
-            first, second = next(iter(_PAIRS))
+        if kinds not in PAIRS:
+            first, second = next(iter(PAIRS))
             raise UnsupportedPipeline(
                 f"a pair of ({', '.join(kinds)}): the pair that can be used is ({first}, {second}), in this order"
             )
-        adapter = adapter_named(_PAIRS[kinds])
+        adapter = adapter_named(PAIRS[kinds])
         assert adapter is not None
         return adapter
     own = type(pipe)
@@ -148,7 +148,7 @@ def _built_in(pipeline: str) -> type[Adapter]:
 
 
 def _unsupported(name: str) -> UnsupportedPipeline:
-    for prior, decoder in _PAIRS:
+    for prior, decoder in PAIRS:
         if name in (prior, decoder):
             return UnsupportedPipeline(
                 f"{name} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "

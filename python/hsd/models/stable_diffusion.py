@@ -15,7 +15,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, check_size, eta_for, unet_latent
+from .parts import check_clip_skip, check_size, clip_tokens, eta_for, unet_latent
 from .refusals import Needs
 
 
@@ -64,17 +64,18 @@ class StableDiffusion(GuidedAdapter):
 
     def encode(self, batch: Batch) -> Encoded:
         """Tokens (B, 77, D) and the pooled vector."""
-        scale = encoder_scale(self.cross_attention_kwargs)
-        tokens = self.pipe.encode_prompt(batch.prompts, self.device, 1, False, clip_skip=self.clip_skip, **scale)[0]
+        tokens = self._tokens(batch.prompts, self.clip_skip)
         return Encoded({"prompt_embeds": tokens}, self._pooled(batch.prompts))
+
+    def _tokens(self, prompts: list[str], clip_skip: int | None) -> Tensor:
+        scale = encoder_scale(self.cross_attention_kwargs)
+        return clip_tokens(self.pipe, prompts, self.device, clip_skip, **scale)
 
     def shared(self) -> dict[str, Any]:
         """The scale, and the negative prompt's tokens, which skip no layers."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            scale = encoder_scale(self.cross_attention_kwargs)
-            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False, **scale)[0]
-            rows["negative_prompt_embeds"] = negative
+            rows["negative_prompt_embeds"] = self._tokens([self.negative_prompt or ""], None)
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is not None:  # a tensor on the host, as diffusers' function takes it
             rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)

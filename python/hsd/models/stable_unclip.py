@@ -15,7 +15,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, eta_for, image_size, unet_latent
+from .parts import check_clip_skip, clip_tokens, eta_for, image_size, unet_latent
 from .prior import TextPrior, skip
 from .refusals import Needs
 
@@ -120,21 +120,21 @@ class StableUnCLIP(GuidedAdapter):
         pipe = self.pipe
         embeds = pipe.prior.post_process_latents(batch.prior[:, 0].to(pipe.prior.device, pipe.prior.dtype))  # [B, D]
         generators = [self._after_prior(int(seed)) for seed in batch.seeds]
-        scale = encoder_scale(self.cross_attention_kwargs)
-        tokens = pipe.encode_prompt(batch.prompts, self.device, 1, False, clip_skip=self.clip_skip, **scale)[0]
         rows = {
-            "prompt_embeds": tokens,
+            "prompt_embeds": self._tokens(batch.prompts, self.clip_skip),
             "class_labels": pipe.noise_image_embeddings(embeds, self.noise_level, generator=generators),
         }
         return Encoded(rows, vectors=embeds)
+
+    def _tokens(self, prompts: list[str], clip_skip: int | None) -> Tensor:
+        scale = encoder_scale(self.cross_attention_kwargs)
+        return clip_tokens(self.pipe, prompts, self.device, clip_skip, **scale)
 
     def shared(self) -> dict[str, Any]:
         """The scale, and the negative prompt's tokens."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            scale = encoder_scale(self.cross_attention_kwargs)
-            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False, **scale)[0]
-            rows["negative_prompt_embeds"] = negative
+            rows["negative_prompt_embeds"] = self._tokens([self.negative_prompt or ""], None)
         return rows
 
     def scheduler(self) -> Any:
