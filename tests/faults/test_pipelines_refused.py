@@ -13,6 +13,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 import hsd
 import tiny
 from families import FAMILIES, Family
+from helpers import share_apart
 from hsd.models.registry import adapter_class
 
 pytestmark = pytest.mark.faults
@@ -191,6 +192,18 @@ def test_a_network_for_a_control_image(name):
     setattr(pipe, name, torch.nn.Linear(2, 2))
     with pytest.raises(hsd.UnsupportedPipeline, match=f"has a {name}.*pass a pipeline without it"):
         hsd.load(pipe)
+
+
+def test_a_gligen_unet_makes_images_from_text_as_in_the_pipeline():
+    """It is not refused: StableDiffusionPipeline gives it no boxes, and it needs none."""
+    pipe = tiny.stable_diffusion()
+    config = {name: value for name, value in pipe.unet.config.items() if name != "_use_default_values"}
+    pipe.unet = type(pipe.unet).from_config({**config, "attention_type": "gated"})
+    assert hasattr(pipe.unet, "position_net")
+    model = hsd.load(pipe, height=32, width=32)
+    [found] = hsd.stream(hsd.compile(["a cat"], 0.0, model=model, steps=2, seeds=[3]), model)
+    options = {"height": 32, "width": 32, "num_inference_steps": 2, "generator": torch.Generator().manual_seed(3)}
+    assert share_apart(found.pil, pipe("a cat", **options).images[0]) < 0.01
 
 
 def test_a_unet_for_videos():
