@@ -1,12 +1,14 @@
 """What is tested of each pipeline, and the errors.
 
 ``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md, and the list of pipelines in README.md.
+With ``--arguments`` it writes only the part of docs/pipelines.md that lists the arguments, which measures nothing.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +18,8 @@ import torch
 
 from families import FAMILIES, Family
 from families.measure import owner, parity, sharing, with_scheduler
+from hsd.models import arguments
+from hsd.models.registry import BUILT_IN, adapter_named
 
 DOCS = Path(__file__).parents[1] / "docs" / "pipelines.md"
 README = Path(__file__).parents[1] / "README.md"
@@ -42,6 +46,21 @@ pipeline's own scheduler only.
 
 | pipeline | scheduler | guided | unguided | negative | oblong | bfloat16 | shared |
 | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+ARGUMENTS = """
+## Arguments of the pipelines
+
+What can be passed to a pipeline's call is a setting here, is given in another way, or is refused by name. Settings go
+to `hsd.load`, `hsd.generate` and `--set NAME=VALUE`, and to single prompts by a prompt file or the `settings=` of
+`hsd.compile`. A setting means what it means in the pipeline, and is tested against the pipeline's own call. Settings
+that only HSD has, such as `guidance_interval`, are in italics.
+
+Prompts with different settings never share steps: a `prompt_2` or `clip_skip` of its own makes a prompt a group of its
+own. Where `timesteps` or `sigmas` are set, `steps` is not used. `cross_attention_kwargs` and the other attention kwargs
+take `{"scale": 0.7}`, the weight of every loaded LoRA, and nothing else.
+
 """
 
 
@@ -73,11 +92,56 @@ def row(family: Family, scheduler: str | None) -> str:
     return " ".join([label(family, scheduler), *("- |" if e is None else f"{e:.0e} |" for e in errors)])
 
 
+def arguments_section() -> str:
+    """The part of docs/pipelines.md about arguments."""
+    settings = ["| pipeline | settings |", "| --- | --- |"]
+    others: dict[tuple[str, str], dict[str, None]] = {}
+    for name in BUILT_IN:
+        adapter = adapter_named(name)
+        assert adapter is not None
+        taken = set()
+        for pipeline in arguments.pipelines_of(adapter):
+            for argument in arguments.arguments_of(pipeline):
+                found = arguments.decision(adapter, pipeline, argument)
+                assert found is not None, (name, argument)
+                if found.kind == "setting":
+                    taken.add(argument)
+                else:
+                    special = (pipeline.__name__, argument) in arguments.FOR_ONE
+                    where = f" (`{pipeline.__name__}`)" if special else ""
+                    others.setdefault((found.kind, found.text), {})[f"`{argument}`{where}"] = None
+        own = [f"`{each}`" if each in taken else f"*`{each}`*" for each in sorted(adapter.setting_names())]
+        settings.append(f"| {name} | {', '.join(own)} |")
+    given, refused = (
+        [f"| {', '.join(names)} | {text} |" for (each, text), names in others.items() if each == kind]
+        for kind in ("given", "refused")
+    )
+    return ARGUMENTS + "\n".join(
+        [
+            *settings,
+            "",
+            "| argument | here |",
+            "| --- | --- |",
+            *given,
+            "",
+            "| argument that is refused | why, and what to do |",
+            "| --- | --- |",
+            *refused,
+            "",
+        ]
+    )
+
+
 def document() -> str:
     """The text of docs/pipelines.md."""
     steps = " to ".join(map(str, sorted({family.steps for family in FAMILIES})))
     rows = [row(family, scheduler) for family in FAMILIES for scheduler in (None, *family.schedulers)]
-    return HEADER.format(version=diffusers.__version__, steps=steps, tau=SHARED_TAU) + "\n".join(rows) + "\n"
+    return (
+        HEADER.format(version=diffusers.__version__, steps=steps, tau=SHARED_TAU)
+        + "\n".join(rows)
+        + "\n"
+        + arguments_section()
+    )
 
 
 def readme(text: str) -> str:
@@ -88,6 +152,10 @@ def readme(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if "--arguments" in sys.argv:
+        measured = DOCS.read_text().split(ARGUMENTS.splitlines()[1])[0].rstrip("\n") + "\n"
+        DOCS.write_text(measured + arguments_section())
+        sys.exit()
     torch.set_num_threads(1)
     README.write_text(readme(README.read_text()))
     DOCS.write_text(document())

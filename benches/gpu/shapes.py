@@ -51,11 +51,11 @@ from transformers import (
     T5EncoderModel,
 )
 
-import hsd
 from hsd.conditioning.rows import Conditioning
 from hsd.models import Adapter, Batch, Denoiser, Encoded, Prior, scale_row
 from hsd.models.encode import encode
 from hsd.models.kandinsky22 import Kandinsky22
+from hsd.models.registry import adapter_class
 
 transformers.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
@@ -113,7 +113,8 @@ def build(name: str, device: torch.device | str, *, small: bool = False, **setti
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     side = 64 if small else PIXELS[name]
-    model = hsd.load(pipe, **{"height": side, "width": side, **settings})
+    # Not hsd.load, which refuses networks without weights.
+    model = adapter_class(pipe)(pipe, **{"height": side, "width": side, **settings})
     if not small:
         count = sum(parameter.numel() for parameter in model.modules()[0].parameters())
         assert abs(count / PARAMETERS[name] - 1) < 0.01, f"{name} has {count:,} parameters, not {PARAMETERS[name]:,.0f}"

@@ -345,9 +345,11 @@ class _Bench:
         return time.perf_counter() - start
 
     def _call(self, pipe: Any, plan: Plan, chosen: np.ndarray, settings: dict[str, Any]) -> None:
-        """One batch. A negative prompt has to be a list where the prompt is one."""
+        """One batch. Other texts have to be lists where the prompt is one."""
         own = {
-            name: [value] * len(chosen) if name.startswith("negative_prompt") and isinstance(value, str) else value
+            name: [value] * len(chosen)
+            if name.startswith(("negative_prompt", "prompt_")) and isinstance(value, str)
+            else value
             for name, value in settings.items()
         }
         images = pipe(

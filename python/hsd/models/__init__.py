@@ -11,6 +11,7 @@ from .guided import GuidedAdapter
 from .loading import load, variants_of
 from .parts import check_size, pad_tokens
 from .registry import MODELS, register, supported
+from .timesteps import number_of_steps
 
 __all__ = [
     "MODELS",
@@ -26,6 +27,7 @@ __all__ = [
     "check_size",
     "guide",
     "load",
+    "number_of_steps",
     "pad_tokens",
     "per_row",
     "register",

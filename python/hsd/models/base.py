@@ -21,8 +21,18 @@ from torch import Tensor, nn
 
 from ..calibration.calibration import Calibration
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
+from .lora_scale import check_lora_scale
+from .refusals import Needs
+from .timesteps import check_timesteps, set_timesteps
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
+
+
+LATER = {"later": True}
+"""Metadata of a setting with the default None that a family did not always have.
+
+While it is None it is left out of :attr:`Adapter.settings`, so that folders of earlier versions can be continued.
+"""
 
 _NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler", "calibration")
 """Fields of an adapter that :func:`hsd.load` takes no value for."""
@@ -46,14 +56,22 @@ class Adapter(Denoiser):
     pipelines: ClassVar[tuple[str, ...]] = ()
     """Names of the diffusers pipeline classes that this adapter drives."""
 
+    needs: ClassVar[Needs] = Needs()
+    """What the pipeline has to have; :func:`hsd.load` checks it before it makes the adapter."""
+
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """The dtype that the family is loaded in on a GPU: the half precision that it was released in."""
 
     lane_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 
-    denoising_settings: ClassVar[frozenset[str]] = frozenset({"guidance_interval"})
+    denoising_settings: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "timesteps", "sigmas"})
     """Settings that do not change how prompts are encoded."""
+
+    def __post_init__(self) -> None:
+        """Check the settings that several families have. Families with their own ``__post_init__`` call it first."""
+        check_timesteps(self)
+        check_lora_scale(self)
 
     @abstractmethod
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
@@ -92,6 +110,10 @@ class Adapter(Denoiser):
         """A copy whose prompts are clustered by ``calibration``, where :func:`hsd.compile` is free to choose."""
         return dataclasses.replace(self, calibration=calibration)
 
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """As the pipeline does, on the CPU: by the settings ``timesteps`` and ``sigmas``, if the family has them."""
+        set_timesteps(self, scheduler, steps)
+
     @property
     def device(self) -> torch.device:
         """Where the denoiser runs."""
@@ -125,9 +147,14 @@ class Adapter(Denoiser):
         """The pipeline's ``transformer`` or ``unet``."""
         return tuple(m for name in ("transformer", "unet") if (m := getattr(self.pipe, name, None)) is not None)
 
+    @classmethod
+    def pipes_of(cls, pipe: Any) -> tuple[Any, ...]:
+        """The pipeline objects that are driven, for what :func:`hsd.load` is given."""
+        return (pipe,)
+
     def pipes(self) -> tuple[Any, ...]:
         """The pipeline objects that are driven."""
-        return (self.pipe,)
+        return self.pipes_of(self.pipe)
 
     def prior(self) -> Prior | None:
         """The model's prior, if it has one: a denoiser that runs before :meth:`encode`, which gets its output."""
@@ -141,7 +168,9 @@ class Adapter(Denoiser):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the images depend on besides prompts, seeds and plan."""
-        return {name: getattr(self, name) for name in self.setting_names()}
+        later = {f.name for f in fields(self) if f.metadata.get("later")}
+        values = {name: getattr(self, name) for name in self.setting_names()}
+        return {name: value for name, value in values.items() if value is not None or name not in later}
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:

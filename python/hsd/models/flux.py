@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import PIL.Image
 import torch
-from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_max_sequence_length, image_size, packed_grid, shift_for, texts
+from .refusals import Needs
+from .timesteps import even_sigmas, set_timesteps
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class Flux(GuidedAdapter):
     """``FluxPipeline``. Clusters by CLIP's pooled text, conditions on it and on T5's tokens.
 
     ``guidance_scale`` is an input of models that were distilled with it (dev); the others (schnell) ignore it.
+    ``prompt_2`` is another text for T5; None or an empty text: the prompt.
     Classifier-free guidance needs both a ``true_cfg_scale`` above 1 and a ``negative_prompt``, as in diffusers.
 
     diffusers' pipeline gives its scheduler no generator: a scheduler that draws noise (``FlowMatchLCMScheduler``)
@@ -38,18 +40,30 @@ class Flux(GuidedAdapter):
     true_cfg_scale: float = 1.0
     negative_prompt: str | None = None
     max_sequence_length: int = 512
+    prompt_2: str | None = field(default=None, metadata=LATER)
+    negative_prompt_2: str | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    joint_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
-    lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "true_cfg_scale", "negative_prompt"})
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_scale", "true_cfg_scale", "negative_prompt", "prompt_2", "negative_prompt_2"}
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler"),
+        channels=4,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
         check_max_sequence_length(self.max_sequence_length, 512)
+        if self.negative_prompt_2 and self.negative_prompt is None:
+            raise ValueError(
+                "negative_prompt_2 is given without negative_prompt, and then the pipeline does not use it: give both"
+            )
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -71,16 +85,20 @@ class Flux(GuidedAdapter):
         """Name of T5's rows. It contains the length, since all rows of one name have one shape."""
         return f"prompt_embeds_{self.max_sequence_length}"
 
-    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def _encode(self, prompts: list[str], second: str | None) -> tuple[Tensor, Tensor]:
         """T5's tokens (B, L, D), with the padding, which the transformer reads; and CLIP's pooled vector (B, P)."""
         tokens, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
+            prompts,
+            prompt_2=texts(second, len(prompts)),
+            device=self.device,
+            max_sequence_length=self.max_sequence_length,
+            **encoder_scale(self.joint_attention_kwargs),
         )
         return tokens, pooled
 
     def encode(self, batch: Batch) -> Encoded:
         """Tokens and pooled vector."""
-        tokens, pooled = self._encode(batch.prompts)
+        tokens, pooled = self._encode(batch.prompts, self.prompt_2)
         return Encoded({self._tokens: tokens, "pooled_projections": pooled}, vectors=pooled)
 
     def shared(self) -> dict[str, Any]:
@@ -90,7 +108,7 @@ class Flux(GuidedAdapter):
             rows["guidance_scale"] = scale_row(self.guidance_scale)
         if self.guided:
             assert self.negative_prompt is not None
-            tokens, pooled = self._encode([self.negative_prompt])
+            tokens, pooled = self._encode([self.negative_prompt], self.negative_prompt_2)
             rows |= {f"negative_{self._tokens}": tokens, "negative_pooled_projections": pooled}
             rows["true_cfg_scale"] = scale_row(self.true_cfg_scale)
         return rows
@@ -102,8 +120,7 @@ class Flux(GuidedAdapter):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Evenly spaced noise levels; a scheduler with dynamic shifting shifts them by the number of tokens."""
         mu = shift_for(scheduler, self.latent_shape()[0])
-        sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
+        set_timesteps(self, scheduler, steps, sigmas=even_sigmas(self, scheduler, steps), mu=mu)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -145,6 +162,7 @@ class Flux(GuidedAdapter):
             txt_ids=torch.zeros(tokens.shape[1], 3, dtype=self.noise_dtype, device=latents.device),
             img_ids=self._image_ids(latents.device),
             return_dict=False,
+            **denoiser_scale(self.joint_attention_kwargs, "joint_attention_kwargs"),
         )[0].float()  # [B or 2B, S, 4 C]
         return guidance.apply(output), None
 

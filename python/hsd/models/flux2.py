@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import PIL.Image
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input, retrieve_timesteps
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
+from .base import LATER, Adapter
 from .guidance import scale_row
+from .lora_scale import denoiser_scale
 from .parts import image_size, packed_grid
-from .refusals import require_text_encoders
+from .refusals import Needs
+from .timesteps import even_sigmas, set_timesteps
 
 
 @dataclass(eq=False)
@@ -34,14 +35,17 @@ class Flux2(Adapter):
     guidance_scale: float = 4.0
     max_sequence_length: int = 512
     text_encoder_out_layers: tuple[int, ...] = (10, 20, 30)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     encode_batch: ClassVar[int] = 8  # small: the text encoder keeps the outputs of all its layers
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "text_encoder_out_layers"})
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
+    needs: ClassVar[Needs] = Needs(parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=4)
 
     def __post_init__(self) -> None:
-        require_text_encoders(self.pipe, "text_encoder")
+        super().__post_init__()
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
 
@@ -112,9 +116,9 @@ class Flux2(Adapter):
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """The pipeline's sigmas, shifted by the number of image tokens and of steps."""
-        sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        steps = len(self.sigmas or ()) or steps
         mu = compute_empirical_mu(image_seq_len=self.latent_shape()[0], num_steps=steps)
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
+        set_timesteps(self, scheduler, steps, sigmas=even_sigmas(self, scheduler, steps), mu=mu)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -152,6 +156,7 @@ class Flux2(Adapter):
             txt_ids=self._text_ids.to(latents.device),
             img_ids=self._image_ids.to(latents.device),
             return_dict=False,
+            **denoiser_scale(self.attention_kwargs, "joint_attention_kwargs"),
         )[0]
         return output.float(), None
 

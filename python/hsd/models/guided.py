@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Adapter
+from .base import LATER, Adapter
 
 
 @dataclass(eq=False)
 class GuidedAdapter(Adapter):
     """An adapter that may be guided. A family with a ``__post_init__`` of its own calls this one first."""
 
-    guidance_interval: tuple[float, float] | None = field(default=None, kw_only=True)
+    guidance_interval: tuple[float, float] | None = field(default=None, kw_only=True, metadata=LATER)
     """The part (a, b) of the run that is guided, 0 <= a < b <= 1: step k of K if a <= k / K < b. None: all of it.
 
     (Kynkaanniemi et al., arXiv 2404.07724.) The other steps evaluate the conditional half only, which is half the work.
@@ -24,15 +24,8 @@ class GuidedAdapter(Adapter):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.guidance_interval = _interval(self.guidance_interval)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Without an interval the setting is left out, so that folders of earlier versions can be continued."""
-        settings = super().settings
-        if self.guidance_interval is None:
-            settings.pop("guidance_interval")
-        return settings
 
     def rows_by_step(self, n_steps: int) -> NDArray[np.int64] | None:
         """(K,) 2 at guided steps and 1 at others; None if all steps are guided, or none is by the other settings."""

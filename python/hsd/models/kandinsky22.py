@@ -16,6 +16,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .prior import TextPrior, skip
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -47,23 +48,26 @@ class Kandinsky22(GuidedAdapter):
         {"negative_prompt", "guidance_scale", "prior_steps", "prior_guidance_scale", "share_prior", "prior_tau"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("KandinskyV22CombinedPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("prior", "image_encoder", "text_encoder", "tokenizer", "unet", "movq", "scheduler"), channels=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("height", "width", "prior_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
-        pair = self.pipe if isinstance(self.pipe, tuple) else (self.pipe.prior_pipe, self.pipe.decoder_pipe)
-        self.prior_pipe, self.decoder = pair
+        self.prior_pipe, self.decoder = self.pipes_of(self.pipe)
 
     @property
     def device(self) -> torch.device:
         """Where the UNet runs."""
         return torch.device(self.decoder._execution_device)
 
-    def pipes(self) -> tuple[Any, ...]:
+    @classmethod
+    def pipes_of(cls, pipe: Any) -> tuple[Any, ...]:
         """Prior and decoder."""
-        return (self.prior_pipe, self.decoder)
+        return pipe if isinstance(pipe, tuple) else (pipe.prior_pipe, pipe.decoder_pipe)
 
     def modules(self) -> tuple[nn.Module, ...]:
         """The decoder's UNet."""

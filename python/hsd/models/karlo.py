@@ -20,6 +20,7 @@ from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .prior import TextPrior, padded_text, skip, text_rows
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -47,6 +48,20 @@ class Karlo(GuidedAdapter):
         {"guidance_scale", "prior_guidance_scale", "share_prior", "prior_tau"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("UnCLIPPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=(
+            "prior",
+            "decoder",
+            "text_encoder",
+            "tokenizer",
+            "text_proj",
+            "super_res_first",
+            "super_res_last",
+            "prior_scheduler",
+            "decoder_scheduler",
+            "super_res_scheduler",
+        )
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

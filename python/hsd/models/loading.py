@@ -15,8 +15,10 @@ from ..calibration import Calibration
 from ..calibration.store import find
 from ..errors import UnknownModel
 from ..sampler.named import scheduler_named
+from .arguments import why_no_setting
 from .base import Adapter
 from .identity import family_and_networks, identity_of
+from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
 
 
@@ -51,12 +53,15 @@ def load(
     UnknownModel
         For a name that is none of the above.
     UnsupportedPipeline
-        For a pipeline class without an adapter.
+        For a pipeline class without an adapter, and for a pipeline that cannot be driven as it is: it lacks a part or
+        its weights, or it has an IP-Adapter or a network that needs images.
     TypeError
-        For a setting that the family does not have.
+        For a setting that the family does not have; says what to use instead.
     NoSuchSampler
         For a scheduler that does not exist or does not fit.
     """
+    if isinstance(model, Adapter):  # its pipeline may have been changed since it was loaded
+        check_pipeline(model.pipes(), model.needs)
     adapter = _load(model, device, dtype, settings)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
@@ -119,6 +124,7 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
+    check_pipeline(adapter.pipes_of(pipe), adapter.needs)
     _check_settings(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
     return _calibrated(adapter(pipe, **options))
@@ -151,6 +157,6 @@ def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
     accepted = adapter.setting_names()
     for name in settings:
         if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else "."
-            raise TypeError(f"{adapter.__name__} has no setting {name!r}{hint} It has: {', '.join(accepted)}")
+            why = why_no_setting(adapter, name)
+            end = "" if why.endswith("?") else "."
+            raise TypeError(f"{adapter.__name__} has no setting {name!r}: {why}{end} It has: {', '.join(accepted)}")

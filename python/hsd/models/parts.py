@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +30,52 @@ def check_max_sequence_length(value: int, most: int) -> None:
     """``ValueError`` unless a text's longest length in tokens is within 1 and ``most``."""
     if not 1 <= value <= most:
         raise ValueError(f"max_sequence_length is {value}: it has to be within 1 and {most} tokens")
+
+
+def texts(setting: str | None, n: int) -> list[str] | None:
+    """A text for another encoder (``prompt_2`` ...), once for each of ``n`` prompts; None where there is none.
+
+    As in the pipelines, an empty text counts as none: the encoder then gets the prompt itself.
+    """
+    return [setting] * n if setting else None
+
+
+def clip_tokens(pipe: Any, prompts: list[str], device: Any, clip_skip: int | None, **scale: float) -> Tensor:
+    """(B, 77, D) tokens of a Stable Diffusion's text encoder, ``clip_skip`` layers before its last.
+
+    ``scale`` is :func:`~hsd.models.lora_scale.encoder_scale`.
+    """
+    with _with_text_model(pipe.text_encoder):
+        # 0 skips nothing. transformers 5 gives the last layer's output after the norm, which would be applied twice.
+        return pipe.encode_prompt(prompts, device, 1, False, clip_skip=clip_skip or None, **scale)[0]
+
+
+def check_clip_skip(value: int | None, encoders: Sequence[Any], most: int) -> None:
+    """``ValueError`` unless ``clip_skip`` leaves something of every CLIP in ``encoders``.
+
+    The pipelines read the tokens of the last layer (``most`` 0) or of the last but one (``most`` 1), and skip from it.
+    """
+    if value is None:
+        return
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders) - most
+    if not 0 <= value <= layers:
+        raise ValueError(f"clip_skip is {value}: the text encoder has layers for 0 to {layers}")
+
+
+@contextlib.contextmanager
+def _with_text_model(encoder: Any) -> Iterator[None]:
+    """Let a pipeline find the last norm of a ``CLIPTextModel`` for ``clip_skip``: it looks for it in ``text_model``.
+
+    transformers 5 made ``CLIPTextModel`` itself what its ``text_model`` was, and diffusers 0.42 does not know that.
+    """
+    if hasattr(encoder, "text_model") or not hasattr(encoder, "final_layer_norm"):
+        yield
+        return
+    vars(encoder)["text_model"] = encoder  # not as a submodule, which would contain itself
+    try:
+        yield
+    finally:
+        del vars(encoder)["text_model"]
 
 
 def pad_tokens(tokens: Tensor, length: int) -> Tensor:

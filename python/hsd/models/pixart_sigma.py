@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -16,10 +16,11 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 _BINS = {
     32: ASPECT_RATIO_256_BIN,
@@ -47,15 +48,19 @@ class PixArtSigma(GuidedAdapter):
     clean_caption: bool = True
     use_resolution_binning: bool = True
     max_sequence_length: int = 300
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
 
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"guidance_scale", "negative_prompt", "clean_caption", "max_sequence_length"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         config = self.pipe.transformer.config
         self.height = self.height or config.sample_size * self.pipe.vae_scale_factor
         self.width = self.width or config.sample_size * self.pipe.vae_scale_factor

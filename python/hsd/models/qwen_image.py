@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 from torch import Tensor
 
-from ..errors import UnsupportedPipeline
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
+from .lora_scale import denoiser_scale
 from .parts import check_max_sequence_length, image_size, packed_grid, shift_for
-from .refusals import require_text_encoders
+from .refusals import Needs
+from .timesteps import set_timesteps
 
 
 @dataclass(eq=False)
@@ -37,19 +38,19 @@ class QwenImage(GuidedAdapter):
     true_cfg_scale: float = 4.0
     negative_prompt: str | None = None
     max_sequence_length: int = 512
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     capturable: ClassVar[bool] = False  # with a mask the transformer copies a number from the host to the device
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=4, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
-        if self.pipe.transformer.config.guidance_embeds:
-            raise UnsupportedPipeline(
-                "the transformer has guidance_embeds=True, which diffusers' QwenImageTransformer2DModel cannot run"
-            )
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.default_sample_size * factor, multiple=2 * factor)
         check_max_sequence_length(self.max_sequence_length, 1024)
@@ -96,7 +97,7 @@ class QwenImage(GuidedAdapter):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Evenly spaced noise levels; a scheduler with dynamic shifting shifts them by the number of image tokens."""
         mu = shift_for(scheduler, self.latent_shape()[0])
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        set_timesteps(self, scheduler, steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -128,6 +129,7 @@ class QwenImage(GuidedAdapter):
             encoder_hidden_states_mask=mask,
             img_shapes=[[(1, *self._grid)]] * len(x),
             return_dict=False,
+            **denoiser_scale(self.attention_kwargs, "attention_kwargs"),
         )[0].float()  # [B or 2B, S, 4 C]
         guided = guidance.apply(output)
         if self.guided:  # every token gets the length that it has without guidance

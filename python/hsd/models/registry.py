@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -55,7 +56,7 @@ MODELS = {
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
-_PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
+PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
 """Pipelines that are used together, and the pipeline class whose adapter drives them."""
 
 _registered: list[type[Adapter]] = []
@@ -96,12 +97,12 @@ def adapter_class(pipe: Any) -> type[Adapter]:
     """
     if isinstance(pipe, tuple):
         kinds = tuple(type(part).__name__ for part in pipe)
-        if kinds not in _PAIRS:
-            first, second = next(iter(_PAIRS))
+        if kinds not in PAIRS:
+            first, second = next(iter(PAIRS))
             raise UnsupportedPipeline(
                 f"a pair of ({', '.join(kinds)}): the pair that can be used is ({first}, {second}), in this order"
             )
-        adapter = adapter_named(_PAIRS[kinds])
+        adapter = adapter_named(PAIRS[kinds])
         assert adapter is not None
         return adapter
     own = type(pipe)
@@ -147,18 +148,44 @@ def _built_in(pipeline: str) -> type[Adapter]:
 
 
 def _unsupported(name: str) -> UnsupportedPipeline:
-    for prior, decoder in _PAIRS:
+    for prior, decoder in PAIRS:
         if name in (prior, decoder):
             return UnsupportedPipeline(
                 f"{name} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "
                 "KandinskyV22CombinedPipeline"
             )
     known = supported()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    relative = _for_text_alone(name)
+    near = relative or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    how = f" (for images from text alone, pass diffusers.{near}.from_pipe(pipe))" if relative else ""
     return UnsupportedPipeline(
-        f"{name} has no adapter; the nearest that has is {near}. Supported: {', '.join(known)}. A new one has the five"
-        f" methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known (docs/adapters.md)"
+        f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}. A new one has the"
+        f" five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known "
+        "(docs/adapters.md)"
     )
+
+
+def _for_text_alone(name: str) -> str | None:
+    """The supported class that makes images from text with the parts of a diffusers pipeline for another task.
+
+    For ``StableDiffusionXLInpaintPipeline`` it is ``StableDiffusionXLPipeline``: the longest name that it begins with,
+    of those that take the same networks.
+    """
+    own = _networks_of(name)
+    relatives = [
+        each
+        for each in BUILT_IN
+        if name.startswith(each.removesuffix("CombinedPipeline").removesuffix("Pipeline"))
+        and own
+        and all(own.get(part, kind) == kind for part, kind in _networks_of(each).items())
+    ]
+    return max(relatives, key=len, default=None)
+
+
+def _networks_of(name: str) -> dict[str, str]:
+    """The networks that a pipeline class of diffusers takes, and their classes; none if there is no such class."""
+    taken = inspect.signature(getattr(diffusers, name, object)).parameters
+    return {part: str(taken[part].annotation) for part in ("text_encoder", "transformer", "unet") if part in taken}
 
 
 @cache

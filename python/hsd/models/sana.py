@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -12,10 +12,12 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
+from .lora_scale import denoiser_scale, encoder_scale
 from .parts import check_size, eta_for
-from .refusals import require_text_encoders
+from .refusals import Needs
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
 
@@ -37,16 +39,21 @@ class Sana(GuidedAdapter):
     clean_caption: bool = False
     max_sequence_length: int = 300
     complex_human_instruction: tuple[str, ...] | None = _INSTRUCTION
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"negative_prompt", "guidance_scale", "clean_caption", "max_sequence_length", "complex_human_instruction"}
     )
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         if isinstance(self.complex_human_instruction, str):
             raise TypeError("complex_human_instruction is a string: give a list of lines, as the pipeline takes it")
         check_size("height", self.height, max(32, self.pipe.vae_scale_factor))
@@ -83,6 +90,7 @@ class Sana(GuidedAdapter):
             clean_caption=self.clean_caption,
             max_sequence_length=self.max_sequence_length,
             complex_human_instruction=None if instruction is None else list(instruction),
+            **encoder_scale(self.attention_kwargs),
         )
         return [row[:length] for row, length in zip(tokens, mask.sum(1).tolist(), strict=True)]
 
@@ -109,6 +117,7 @@ class Sana(GuidedAdapter):
             encoder_attention_mask=mask.long(),
             timestep=guidance.twice(timestep) * transformer.config.timestep_scale,
             return_dict=False,
+            **denoiser_scale(self.attention_kwargs, "attention_kwargs"),
         )[0].float()
         return guidance.apply(output)[:, : latents.shape[1]], None  # [B, C, h, w]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -11,9 +11,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for, unet_latent
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_clip_skip, check_size, clip_tokens, eta_for, unet_latent
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -27,10 +30,17 @@ class StableDiffusion(GuidedAdapter):
     negative_prompt: str | None = None
     guidance_rescale: float = 0.0
     eta: float = 0.0
+    clip_skip: int | None = field(default=None, metadata=LATER)
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     encode_batch: ClassVar[int] = 64
-    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale"})
+    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "clip_skip"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "unet", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +50,7 @@ class StableDiffusion(GuidedAdapter):
         self.width = self.width or native[1] * self.pipe.vae_scale_factor
         check_size("height", self.height, 8)
         check_size("width", self.width, 8)
+        check_clip_skip(self.clip_skip, [self.pipe.text_encoder], most=0)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -53,15 +64,18 @@ class StableDiffusion(GuidedAdapter):
 
     def encode(self, batch: Batch) -> Encoded:
         """Tokens (B, 77, D) and the pooled vector."""
-        tokens = self.pipe.encode_prompt(batch.prompts, self.device, 1, False)[0]
+        tokens = self._tokens(batch.prompts, self.clip_skip)
         return Encoded({"prompt_embeds": tokens}, self._pooled(batch.prompts))
 
+    def _tokens(self, prompts: list[str], clip_skip: int | None) -> Tensor:
+        scale = encoder_scale(self.cross_attention_kwargs)
+        return clip_tokens(self.pipe, prompts, self.device, clip_skip, **scale)
+
     def shared(self) -> dict[str, Any]:
-        """The scale, and the negative prompt's tokens."""
+        """The scale, and the negative prompt's tokens, which skip no layers."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
-            rows["negative_prompt_embeds"] = negative
+            rows["negative_prompt_embeds"] = self._tokens([self.negative_prompt or ""], None)
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is not None:  # a tensor on the host, as diffusers' function takes it
             rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
@@ -103,6 +117,7 @@ class StableDiffusion(GuidedAdapter):
             encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
             timestep_cond=None if condition is None else condition.to(unet.dtype),
             return_dict=False,
+            **denoiser_scale(self.cross_attention_kwargs, "cross_attention_kwargs"),
         )[0].float()  # [B or 2B, C, h, w]
         guided = guidance.apply(output)
         if self.guided and self.guidance_rescale > 0.0:

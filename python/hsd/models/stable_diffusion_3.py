@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_max_sequence_length, image_size, shift_for
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_clip_skip, check_max_sequence_length, image_size, shift_for, texts
+from .refusals import Needs
+from .timesteps import set_timesteps
 
 
 @dataclass(eq=False)
 class StableDiffusion3(GuidedAdapter):
     """``StableDiffusion3Pipeline``. Clusters by both CLIPs' projected texts, conditions on them and on all tokens.
 
-    T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``mu`` is the shift of a
-    scheduler with dynamic shifting; for None it depends on the size of the image.
+    T5 may be left out (``text_encoder_3=None``), as in diffusers: its tokens are zeros then. ``prompt_2`` and
+    ``prompt_3`` are other texts for the second CLIP and for T5; None or an empty text: the prompt. ``mu`` is the
+    shift of a scheduler with dynamic shifting; for None it depends on the size of the image.
     The pipeline gives its scheduler no generator: a scheduler that draws noise draws from each prompt's generator
     here, and from torch's global generator there.
     """
@@ -34,19 +38,38 @@ class StableDiffusion3(GuidedAdapter):
     clip_skip: int | None = None
     max_sequence_length: int = 256
     mu: float | None = None
+    prompt_2: str | None = field(default=None, metadata=LATER)
+    prompt_3: str | None = field(default=None, metadata=LATER)
+    negative_prompt_2: str | None = field(default=None, metadata=LATER)
+    negative_prompt_3: str | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    joint_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
-    lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "negative_prompt", "clip_skip"})
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            "guidance_scale",
+            "negative_prompt",
+            "clip_skip",
+            "prompt_2",
+            "prompt_3",
+            "negative_prompt_2",
+            "negative_prompt_3",
+        }
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler"),
+        channels=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder", "text_encoder_2")
         factor = self.pipe.vae_scale_factor
         native, token = self.pipe.default_sample_size * factor, self.pipe.patch_size * factor
         self.height, self.width = image_size(self, native, multiple=token)
         check_max_sequence_length(self.max_sequence_length, 512)
+        check_clip_skip(self.clip_skip, [self.pipe.text_encoder, self.pipe.text_encoder_2], most=1)
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -67,31 +90,34 @@ class StableDiffusion3(GuidedAdapter):
 
     def encode(self, batch: Batch) -> Encoded:
         """Tokens (B, 77 + L, D), CLIP's then T5's, with the padding, which is read; and the pooled vector (B, P)."""
-        tokens, _, pooled, _ = self.pipe.encode_prompt(
-            batch.prompts,
-            prompt_2=None,
-            prompt_3=None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            clip_skip=self.clip_skip,
-            max_sequence_length=self.max_sequence_length,
-        )
+        second, third = texts(self.prompt_2, len(batch)), texts(self.prompt_3, len(batch))
+        tokens, pooled = self._encode(batch.prompts, second, third, self.clip_skip)
         return Encoded({self._tokens: tokens, "pooled_projections": pooled}, vectors=pooled)
 
     def shared(self) -> dict[str, Any]:
         """The scale, and the negative prompt, which skips no layers of CLIP."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            tokens, _, pooled, _ = self.pipe.encode_prompt(
-                [self.negative_prompt or ""],
-                prompt_2=None,
-                prompt_3=None,
-                device=self.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.max_sequence_length,
-            )
+            second, third = texts(self.negative_prompt_2, 1), texts(self.negative_prompt_3, 1)
+            tokens, pooled = self._encode([self.negative_prompt or ""], second, third, None)
             rows |= {f"negative_{self._tokens}": tokens, "negative_pooled_projections": pooled}
         return rows
+
+    def _encode(
+        self, prompts: list[str], second: list[str] | None, third: list[str] | None, clip_skip: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 77 + L, D) and pooled vector (B, P)."""
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            prompt_2=second,
+            prompt_3=third,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            clip_skip=clip_skip,
+            max_sequence_length=self.max_sequence_length,
+            **encoder_scale(self.joint_attention_kwargs),
+        )
+        return tokens, pooled
 
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
@@ -106,7 +132,7 @@ class StableDiffusion3(GuidedAdapter):
             _, height, width = self.latent_shape()
             patch = self.pipe.transformer.config.patch_size
             shift["mu"] = shift_for(scheduler, (height // patch) * (width // patch), most=1.16)
-        scheduler.set_timesteps(steps, device="cpu", **shift)
+        set_timesteps(self, scheduler, steps, **shift)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
@@ -122,6 +148,7 @@ class StableDiffusion3(GuidedAdapter):
             encoder_hidden_states=guidance.both(self._tokens).to(self.dtype),
             pooled_projections=guidance.both("pooled_projections").to(self.dtype),
             return_dict=False,
+            **denoiser_scale(self.joint_attention_kwargs, "joint_attention_kwargs"),
         )[0].float()  # [B or 2B, C, h, w]
         return guidance.apply(output), None
 

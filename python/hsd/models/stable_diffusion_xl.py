@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -11,10 +11,12 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import eta_for, image_size, unet_latent
-from .refusals import refuse_ip_adapter, require_text_encoders
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_clip_skip, eta_for, image_size, texts, unet_latent
+from .refusals import Needs
 
 Pair = tuple[int, int]
 
@@ -31,6 +33,8 @@ _PAIRS = (
 @dataclass(eq=False)
 class StableDiffusionXL(GuidedAdapter):
     """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on it, tokens and sizes.
+
+    ``prompt_2`` is another text for the second CLIP, which the vector is from; None or an empty text: the prompt.
 
     Sizes are (height, width). ``original_size`` and ``target_size`` are the image's size where they are None. Give both
     negative sizes or neither. (Called with several prompts, diffusers' pipeline swaps positive and
@@ -51,17 +55,31 @@ class StableDiffusionXL(GuidedAdapter):
     negative_original_size: Pair | None = None
     negative_crops_coords_top_left: Pair = (0, 0)
     negative_target_size: Pair | None = None
+    prompt_2: str | None = field(default=None, metadata=LATER)
+    negative_prompt_2: str | None = field(default=None, metadata=LATER)
+    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     encode_batch: ClassVar[int] = 64
-    lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "clip_skip", *_PAIRS})
+    lane_settings: ClassVar[frozenset[str]] = frozenset(
+        {"negative_prompt", "guidance_scale", "clip_skip", "prompt_2", "negative_prompt_2", *_PAIRS}
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder_2", "tokenizer_2", "unet", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_ip_adapter(self.pipe)
-        require_text_encoders(self.pipe, "text_encoder_2")
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, native, multiple=8)
+        encoders = [self.pipe.text_encoder, self.pipe.text_encoder_2]
+        check_clip_skip(self.clip_skip, [encoder for encoder in encoders if encoder is not None], most=1)
+        if self.negative_prompt_2 and self.negative_prompt is None and self.pipe.config.force_zeros_for_empty_prompt:
+            raise ValueError(
+                "negative_prompt_2 is given without negative_prompt, and then the pipeline does not use it: give both"
+            )
         for name in _PAIRS:
             if getattr(self, name) is not None:
                 setattr(self, name, _pair(name, getattr(self, name)))
@@ -85,9 +103,11 @@ class StableDiffusionXL(GuidedAdapter):
         """Tokens (B, 77, D) of both CLIPs side by side, and the pooled vector (B, P)."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
             batch.prompts,
+            texts(self.prompt_2, len(batch)),
             device=self.device,
             do_classifier_free_guidance=False,
             clip_skip=self.clip_skip,
+            **encoder_scale(self.cross_attention_kwargs),
         )
         return Encoded({"prompt_embeds": tokens, "text_embeds": pooled}, vectors=pooled)
 
@@ -100,7 +120,13 @@ class StableDiffusionXL(GuidedAdapter):
         )
         if self.guided:
             negative = None if self.negative_prompt is None else [self.negative_prompt]
-            encoded = self.pipe.encode_prompt([""], device=self.device, negative_prompt=negative)
+            encoded = self.pipe.encode_prompt(
+                [""],
+                device=self.device,
+                negative_prompt=negative,
+                negative_prompt_2=texts(self.negative_prompt_2, 1),
+                **encoder_scale(self.cross_attention_kwargs),
+            )
             rows["negative_prompt_embeds"], rows["negative_text_embeds"] = encoded[1], encoded[3]
             rows["negative_time_ids"] = rows["time_ids"]
             if self.negative_original_size is not None and self.negative_target_size is not None:
@@ -140,6 +166,7 @@ class StableDiffusionXL(GuidedAdapter):
             timestep_cond=None if condition is None else condition.to(unet.dtype),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": guidance.both("time_ids")},
             return_dict=False,
+            **denoiser_scale(self.cross_attention_kwargs, "cross_attention_kwargs"),
         )[0].float()  # [B or 2B, C, h, w]
         guided = guidance.apply(output)
         if self.guided and self.guidance_rescale > 0.0:

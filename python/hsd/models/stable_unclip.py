@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import eta_for, image_size, unet_latent
+from .lora_scale import denoiser_scale, encoder_scale
+from .parts import check_clip_skip, clip_tokens, eta_for, image_size, unet_latent
 from .prior import TextPrior, skip
+from .refusals import Needs
 
 
 @dataclass(eq=False)
@@ -37,18 +40,45 @@ class StableUnCLIP(GuidedAdapter):
     prior_guidance_scale: float = 4.0
     share_prior: bool = False
     prior_tau: float = 1.0
+    clip_skip: int | None = field(default=None, metadata=LATER)
+    cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     default_catch_up: ClassVar[float] = 1.0
     encodes_seeds: ClassVar[bool] = True
     lane_settings: ClassVar[frozenset[str]] = frozenset(
-        {"negative_prompt", "guidance_scale", "noise_level", "prior_guidance_scale", "share_prior", "prior_tau"}
+        {
+            "negative_prompt",
+            "guidance_scale",
+            "noise_level",
+            "prior_guidance_scale",
+            "share_prior",
+            "prior_tau",
+            "clip_skip",
+        }
     )
     pipelines: ClassVar[tuple[str, ...]] = ("StableUnCLIPPipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=(
+            "prior_tokenizer",
+            "prior_text_encoder",
+            "prior",
+            "prior_scheduler",
+            "image_normalizer",
+            "image_noising_scheduler",
+            "text_encoder",
+            "tokenizer",
+            "unet",
+            "vae",
+            "scheduler",
+        ),
+        channels=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         factor = self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, self.pipe.unet.config.sample_size * factor, multiple=max(8, factor))
+        check_clip_skip(self.clip_skip, [self.pipe.text_encoder], most=0)
         if self.prior_steps < 1:
             raise ValueError(f"prior_steps is {self.prior_steps}: it has to be at least 1")
         levels = self.pipe.image_noising_scheduler.config.num_train_timesteps
@@ -91,17 +121,20 @@ class StableUnCLIP(GuidedAdapter):
         embeds = pipe.prior.post_process_latents(batch.prior[:, 0].to(pipe.prior.device, pipe.prior.dtype))  # [B, D]
         generators = [self._after_prior(int(seed)) for seed in batch.seeds]
         rows = {
-            "prompt_embeds": pipe.encode_prompt(batch.prompts, self.device, 1, False)[0],
+            "prompt_embeds": self._tokens(batch.prompts, self.clip_skip),
             "class_labels": pipe.noise_image_embeddings(embeds, self.noise_level, generator=generators),
         }
         return Encoded(rows, vectors=embeds)
+
+    def _tokens(self, prompts: list[str], clip_skip: int | None) -> Tensor:
+        scale = encoder_scale(self.cross_attention_kwargs)
+        return clip_tokens(self.pipe, prompts, self.device, clip_skip, **scale)
 
     def shared(self) -> dict[str, Any]:
         """The scale, and the negative prompt's tokens."""
         rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
         if self.guided:
-            negative = self.pipe.encode_prompt([self.negative_prompt or ""], self.device, 1, False)[0]
-            rows["negative_prompt_embeds"] = negative
+            rows["negative_prompt_embeds"] = self._tokens([self.negative_prompt or ""], None)
         return rows
 
     def scheduler(self) -> Any:
@@ -132,6 +165,7 @@ class StableUnCLIP(GuidedAdapter):
             encoder_hidden_states=guidance.both("prompt_embeds").to(self.dtype),
             class_labels=guidance.join(torch.zeros_like(labels), labels).to(self.dtype),
             return_dict=False,
+            **denoiser_scale(self.cross_attention_kwargs, "cross_attention_kwargs"),
         )[0].float()  # [B or 2B, C, h, w]
         return guidance.apply(output), None
 

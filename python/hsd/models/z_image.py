@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import PIL.Image
 import torch
-from diffusers.pipelines.z_image.pipeline_z_image import (
-    get_default_z_image_sigmas,
-    retrieve_timesteps,
-)
+from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
 from ..work.broadcast import per_row
+from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
+from .lora_scale import denoiser_scale
 from .parts import check_size, shift_for
-from .refusals import require_text_encoders
+from .refusals import Needs
+from .timesteps import set_timesteps
 
 
 @dataclass(eq=False)
@@ -38,15 +38,19 @@ class ZImage(GuidedAdapter):
     cfg_normalization: bool | float = False
     cfg_truncation: float | None = 1.0
     max_sequence_length: int = 512
+    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    joint_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     capturable: ClassVar[bool] = False  # it reads the captions' lengths
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "max_sequence_length"})
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    needs: ClassVar[Needs] = Needs(
+        parts=("text_encoder", "tokenizer", "transformer", "vae", "scheduler"), channels=1, text_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text_encoders(self.pipe, "text_encoder")
         multiple = 2 * self.pipe.vae_scale_factor
         check_size("height", self.height, multiple)
         check_size("width", self.width, multiple)
@@ -92,7 +96,7 @@ class ZImage(GuidedAdapter):
         """The pipeline's sigmas; a scheduler with dynamic shifting shifts them by the number of image tokens."""
         _, h, w = self.latent_shape()
         mu = shift_for(scheduler, (h // 2) * (w // 2))
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=get_default_z_image_sigmas(steps), mu=mu)
+        set_timesteps(self, scheduler, steps, sigmas=get_default_z_image_sigmas(steps), mu=mu)
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
@@ -116,7 +120,8 @@ class ZImage(GuidedAdapter):
         if guidance.picked is not None:  # it counts the unconditional half first
             picked = ((guidance.picked + len(x)) % len(images)).tolist()
             images, captions, times = [images[i] for i in picked], [captions[i] for i in picked], times[picked]
-        output = torch.stack(self.pipe.transformer(images, times, captions, return_dict=False)[0])
+        scale = denoiser_scale(self.joint_attention_kwargs, "joint_attention_kwargs")
+        output = torch.stack(self.pipe.transformer(images, times, captions, return_dict=False, **scale)[0])
         output = output.float().squeeze(2)  # [B or 2B, C, h, w]
         if self.guided:
             halves = output.chunk(2) if guidance.picked is None else guidance.halves(output)[::-1]

@@ -84,7 +84,8 @@ def compile(
     encoder
         A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network.
     steps
-        ``num_inference_steps`` of the scheduler. Without a model, evaluations of the denoiser.
+        ``num_inference_steps`` of the scheduler; not used by a model with ``timesteps`` or ``sigmas``. Without a model,
+        evaluations of the denoiser.
     linkage
         ``ward`` (default: the authors' code), ``centroid`` (the paper's Eqs. 3-5), ``average`` or ``complete``.
     metric
@@ -156,7 +157,11 @@ def compile(
 
     adapter = conditioning = None
     if model is not None:
-        from ..models import load, variants_of  # here, so that planning without a model does not import torch
+        from ..models import (
+            load,
+            number_of_steps,
+            variants_of,
+        )  # here, so that planning without a model does not import torch
 
         adapter = load(model)
     own = adapter if embeddings is None and encoder is None else None
@@ -182,7 +187,7 @@ def compile(
     n_steps = steps
     if adapter is not None:
         variants = variants_of(adapter, values)
-        n_steps = adapter.sampler(steps).n_steps
+        n_steps, request["steps"] = number_of_steps(variants, steps)
     weights = _step_weights(adapter, n_steps) if isinstance(schedule, str) and schedule == "measured" else None
     shape = schedule_shape(schedule, n_steps, weights=weights)
     if gamma is not None:
