@@ -9,7 +9,7 @@ from .. import _core
 from .clustering import Limits, Vectors, replica_tree, single_prompts
 from .plan import Plan
 from .schedule import schedule_shape
-from .twins import joined, replicas, same_texts, same_vectors
+from .twins import replicas, same_texts, same_vectors
 
 
 def plan_of(
@@ -27,8 +27,9 @@ def plan_of(
     if tau > 0:
         rows = np.arange(len(prompts), dtype=np.int64)
         _core.check_embeddings(vectors)
-        same = joined(same_texts(prompts), same_vectors(Vectors(vectors), cosine=True, rounding=rounding))
-        tree = replica_tree(Vectors(vectors), rows, replicas(same), "ward", Limits(), None)
+        labels = [same_texts(prompts), same_vectors(Vectors(vectors), cosine=True, rounding=rounding)]
+        replica = replicas(labels, np.zeros(len(prompts), dtype=np.int64))
+        tree = replica_tree(Vectors(vectors), rows, replica, "ward", Limits(), None)
     else:
         tree = single_prompts(len(prompts))
     core = _core.Plan.compile(tree, tau * schedule_shape("linear", n_steps))

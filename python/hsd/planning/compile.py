@@ -31,7 +31,7 @@ from .plan import PLAN_FILE, Plan
 from .prompts import check_prompts, make_seeds
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
 from .settings import check_settings
-from .twins import joined, replicas, same_texts, same_vectors
+from .twins import replicas, same_texts, same_vectors
 
 if TYPE_CHECKING:
     from ..models.base import Adapter
@@ -260,7 +260,7 @@ def compile(
         labels.append(same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)[rows])
         # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are in
         # separate trees.
-        replica = replicas(joined(*labels), variant)
+        replica = replicas(labels, variant)
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)

@@ -12,19 +12,22 @@ half and 5e-5 in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .clustering import Vectors
-from .prompts import occurrences
 
 ROUNDING = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """Length of the difference of two vectors, as a share of their own, up to which they are equal. Double precision counts
 as single: embeddings were computed in single precision at best."""
 
-_CHUNK = 4096
-"""Rows that are read at a time: vectors may be memory-mapped."""
+_CHUNK = 2**14
+"""Numbers that are read at a time: vectors may be memory-mapped, and are never copied as a whole."""
+
+_WIDTH = 512
+"""Columns that are read at a time."""
 
 _DIRECTIONS = 32
 """Numbers that a row is projected to."""
@@ -38,14 +41,19 @@ _BLOCK = 256
 """Rows of a cell that are compared with all others at once."""
 
 
-def replicas(labels: NDArray[np.int64], variant: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """(N,) the replica of each image, for ``replica_tree``: the r-th with a label and a variant is in the r-th replica
-    of the variant. Images of different variants (settings) are in different replicas.
+def replicas(labels: Sequence[NDArray[np.int64]], variant: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) the replica of each image, for ``replica_tree``. Two images are in different ones if they have an equal label,
+    in any of ``labels`` (N,) each, or different settings, which is their ``variant`` (N,).
+
+    With one kind of label the r-th image with a label and a variant is in the r-th replica of the variant.
     """
-    if variant is None:
-        return occurrences(labels.tolist())
-    earlier = occurrences(list(zip(labels.tolist(), variant.tolist(), strict=True)))
-    return earlier * (int(variant.max()) + 1) + variant
+    following: dict[tuple[int, int, int], int] = {}
+    out = np.empty(len(variant), dtype=np.int64)
+    for i, (which, *own) in enumerate(zip(variant.tolist(), *(label.tolist() for label in labels), strict=True)):
+        keys = [(kind, label, which) for kind, label in enumerate(own)]
+        out[i] = max(following.get(key, 0) for key in keys)
+        following.update(dict.fromkeys(keys, int(out[i]) + 1))
+    return out * (int(variant.max()) + 1) + variant
 
 
 def same_texts(prompts: Sequence[str]) -> NDArray[np.int64]:
@@ -90,19 +98,6 @@ def same_vectors(vectors: Vectors, *, cosine: bool, rounding: float | None = Non
     return label[label]
 
 
-def joined(*labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) the least index that each is joined with, by any of ``labels`` (N,) each, over any number of others."""
-    groups = [np.unique(label, return_inverse=True)[1] for label in labels]
-    least, before = np.arange(len(groups[0]), dtype=np.int64), None
-    while before is None or not np.array_equal(before, least):
-        before = least
-        for group in groups:
-            lowest = np.full(len(group), len(group), dtype=np.int64)
-            np.minimum.at(lowest, group, least)
-            least = lowest[group]
-    return least
-
-
 def _label_equal(
     vectors: Vectors,
     projected: NDArray[np.float32],
@@ -127,35 +122,60 @@ def _label_equal(
             others = others[(others > i) & (label[members[others]] == members[others])]
             if not len(others) or label[members[i]] < members[i]:
                 continue
-            rows = _read(vectors, members[np.concatenate([[i], others])])
-            rows = _unit(rows) if cosine else rows / (np.abs(rows).max() or 1.0)
-            lengths = np.linalg.norm(rows, axis=1)
-            equal = np.linalg.norm(rows - rows[0], axis=1) <= limit * np.maximum(lengths, lengths[0])
-            label[members[others[equal[1:]]]] = members[i]
+            label[members[others[_equal(vectors, int(members[i]), members[others], cosine, limit)]]] = members[i]
+
+
+def _equal(
+    vectors: Vectors, row: int, others: NDArray[np.int64], cosine: bool, limit: float
+) -> NDArray[np.bool_]:
+    """(m,) which rows of ``others`` (m,) are equal to ``row``."""
+    equal = np.empty(len(others), dtype=bool)
+    step = max(1, _CHUNK // vectors.array.shape[1])
+    for start in range(0, len(others), step):
+        rows = _read(vectors, np.concatenate([[row], others[start : start + step]]))
+        largest = np.abs(rows).max(axis=1 if cosine else None, keepdims=True)
+        rows /= np.where(largest > 0, largest, 1.0)  # lengths do not overflow, however large the numbers are
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if cosine:
+            rows /= np.maximum(lengths, 1.0)  # 1 at least, unless all are 0
+            lengths = np.minimum(lengths, 1.0)
+        rows -= rows[0].copy()
+        apart = np.linalg.norm(rows, axis=1)
+        equal[start : start + step] = (apart <= limit * np.maximum(lengths[:, 0], lengths[0]))[1:]
+    return equal
 
 
 def _projections(vectors: Vectors) -> NDArray[np.float32]:
     """(M, directions) the direction of each row, projected: nearly the same for rows that are equal."""
     n, columns = vectors.array.shape
-    directions = np.random.default_rng(0).normal(size=(columns, _DIRECTIONS))
-    directions /= np.linalg.norm(directions, axis=0)
+    starts = range(0, columns, _WIDTH)
+    few = [_directions(start, columns) for start in starts] if len(starts) <= 16 else None
     out = np.empty((n, _DIRECTIONS), dtype=np.float32)
-    for start in range(0, n, _CHUNK):
-        at = slice(start, min(start + _CHUNK, n))
-        out[at] = _unit(_read(vectors, at)) @ directions
+    step = max(1, _CHUNK // min(columns, _WIDTH))
+    for first in range(0, n, step):
+        at = slice(first, min(first + step, n))
+        blocks = [(at, slice(start, start + _WIDTH)) for start in starts]
+        largest = np.max([np.abs(_read(vectors, block)).max(axis=1) for block in blocks], axis=0)
+        scale = np.where(largest > 0, largest, 1.0)[:, None]
+        sums, squares = np.zeros((len(scale), _DIRECTIONS)), np.zeros(len(scale))
+        for k, block in enumerate(blocks):
+            rows = _read(vectors, block)
+            rows /= scale
+            squares += np.einsum("ij,ij->i", rows, rows)
+            sums += rows @ (_directions(starts[k], columns) if few is None else few[k])
+        out[at] = sums / np.sqrt(np.maximum(squares, 1.0))[:, None]  # 1 at least, unless all are 0
     return out
 
 
-def _read(vectors: Vectors, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
-    """Rows in double precision."""
+def _directions(start: int, columns: int) -> NDArray[np.float64]:
+    """Rows of a (columns, directions) matrix of random directions, of about unit length: at most ``_WIDTH`` of them."""
+    count = min(_WIDTH, columns - start)
+    return np.random.default_rng(start).normal(size=(count, _DIRECTIONS)) / np.sqrt(columns)
+
+
+def _read(vectors: Vectors, rows: Any) -> NDArray[np.float64]:
+    """Some of the numbers, in double precision."""
     picked = vectors.array[rows]
     if vectors.bfloat16:
         picked = (picked.astype(np.uint32) << 16).view(np.float32)
     return picked.astype(np.float64)
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of length 1; rows of zeros stay. Without overflow, whatever their length."""
-    largest = np.abs(rows).max(axis=1, keepdims=True)
-    rows = rows / np.where(largest > 0, largest, 1.0)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)  # 1 at least, unless all are 0
