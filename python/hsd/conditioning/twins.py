@@ -11,6 +11,10 @@ from ..planning.clustering import Vectors
 from ..planning.twins import ROUNDING, same_vectors
 from .rows import Conditioning, Field
 
+_TOKENS = 4
+"""How much further than vectors two rows of one token may be apart: vectors are means, or pooled. Rows of different tokens
+differ by about their own length."""
+
 
 def rounding_of(conditioning: Conditioning) -> float:
     """Up to which share of their length two encodings of one text may differ, for the least exact dtype of the rows."""
@@ -37,7 +41,7 @@ def same_rows(conditioning: Conditioning, prompts: NDArray[np.int64]) -> NDArray
     label = same_prompts(conditioning, prompts)
     if conditioning.texts is not None:
         return label
-    rounding = rounding_of(conditioning)
+    rounding = _TOKENS * rounding_of(conditioning)
     for first in np.unique(label[label != np.arange(len(label))]).tolist():
         members = np.flatnonzero(label == first)
         while len(members):  # of those with equal vectors, the first stands for all that have its rows
