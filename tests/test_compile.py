@@ -91,7 +91,9 @@ def test_replicas_meet_at_infinity():
     assert set(roots) == {frozenset({0, 1, 3}), frozenset({2}), frozenset({4})}
 
 
-@pytest.mark.parametrize(("prompts", "what"), [(["a"], "a single image has"), (["a"] * 6, "6 images of one prompt have")])
+@pytest.mark.parametrize(
+    ("prompts", "what"), [(["a"], "a single image has"), (["a"] * 6, "6 images of one prompt have")]
+)
 def test_a_budget_where_nothing_can_be_shared_does_not_stop_a_script(prompts, what):
     with pytest.warns(UserWarning, match=f"a budget of 0.1 has no effect: {what} nothing to share"):
         plan = hsd.compile(prompts, budget=0.1, embeddings=np.ones((len(prompts), 3)))

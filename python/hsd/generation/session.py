@@ -218,7 +218,9 @@ def generate(
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     part = None if part is None else session.plan
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan)
+    run = Run(
+        Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan
+    )
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)

@@ -243,7 +243,9 @@ def compile(
 
     clustering = None if progress is None else partial(progress, "cluster")
     kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
-    if vectors is not None:  # bad rows are found before any is clustered, and also where none is: they are no embeddings
+    if (
+        vectors is not None
+    ):  # bad rows are found before any is clustered, and also where none is: they are no embeddings
         nothing = request["tau"] == 0 and budget is None
         check = {"metric": "euclidean" if nothing else kind, "bfloat16": vectors.bfloat16, "threads": threads}
         _core.check_embeddings(vectors.array, **check)

@@ -125,9 +125,7 @@ def _label_equal(
             label[members[others[_equal(vectors, int(members[i]), members[others], cosine, limit)]]] = members[i]
 
 
-def _equal(
-    vectors: Vectors, row: int, others: NDArray[np.int64], cosine: bool, limit: float
-) -> NDArray[np.bool_]:
+def _equal(vectors: Vectors, row: int, others: NDArray[np.int64], cosine: bool, limit: float) -> NDArray[np.bool_]:
     """(m,) which rows of ``others`` (m,) are equal to ``row``."""
     equal = np.empty(len(others), dtype=bool)
     step = max(1, _CHUNK // vectors.array.shape[1])
