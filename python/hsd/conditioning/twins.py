@@ -12,8 +12,8 @@ from ..planning.twins import ROUNDING, same_vectors
 from .rows import Conditioning, Field
 
 _TOKENS = 4
-"""How much further than vectors two rows of one token may be apart: vectors are means, or pooled. Rows of different tokens
-differ by about their own length."""
+"""How much further than vectors two rows of one token may be apart: vectors are means, or pooled. Rows of different
+tokens differ by about their own length."""
 
 
 def rounding_of(conditioning: Conditioning) -> float:
@@ -35,8 +35,8 @@ def same_prompts(conditioning: Conditioning, prompts: NDArray[np.int64] | None =
 def same_rows(conditioning: Conditioning, prompts: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each of ``prompts`` (n,), the position of the first whose whole conditioning is equal up to rounding.
 
-    Equal vectors are where it begins: a vector may be that of the first 77 tokens, where a second encoder reads more. The
-    rows of a prior's output differ with the seed; there the texts decide alone.
+    Equal vectors are where it begins: a vector may be that of the first 77 tokens, where a second encoder reads more.
+    The rows of a prior's output differ with the seed; there the texts decide alone.
     """
     label = same_prompts(conditioning, prompts)
     if conditioning.texts is not None:

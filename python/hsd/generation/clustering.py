@@ -1,4 +1,4 @@
-"""What a model says about a plan that was compiled without it: who is alike by its own embeddings, and who is the same."""
+"""What a model says about a plan compiled without it: who is alike by its own embeddings, and who is the same."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def clustered_by_model(
 ) -> Plan:
     """The plan of the same arguments by the model's own embeddings, if ``plan`` was clustered by the built-in encoder.
 
-    It is the plan that :func:`hsd.compile` gives with ``model=``, and the part of it that ``plan`` keeps. All prompts are
-    encoded, whatever part it is, so that all parts belong to one plan.
+    It is the plan that :func:`hsd.compile` gives with ``model=``, and the part of it that ``plan`` keeps. All prompts
+    are encoded, whatever part it is, so that all parts belong to one plan.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ def clustered_by_model(
 def replaced(given: Plan, found: Plan) -> str:
     """A line that says that ``found`` runs instead of ``given``."""
     return (
-        f"hsd: prompts are clustered by the embeddings of {found.request['encoder']}, not by those of the built-in encoder: "
-        f"{found.savings:.1%} saved instead of {given.savings:.1%}"
+        f"hsd: prompts are clustered by the embeddings of {found.request['encoder']}, not by those of the built-in "
+        f"encoder: {found.savings:.1%} saved instead of {given.savings:.1%}"
     )
 
 
@@ -101,7 +101,7 @@ def _plan_in(folder: Path) -> Plan | None:
 
 
 def _arguments(plan: Plan) -> dict[str, Any]:
-    """Arguments of :func:`hsd.compile` that ``plan`` was compiled with; steps are now counted by the model's scheduler."""
+    """Arguments of :func:`hsd.compile` that ``plan`` was compiled with."""
     request = plan.request
     asked = request.get("asked")
     if not isinstance(asked, dict):  # a plan of an earlier version: it does not say what was left to the defaults

@@ -102,9 +102,9 @@ def stream(
     Parameters
     ----------
     plan
-        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only. One that was
-        compiled with neither a model nor embeddings is compiled again by this call, with the model. Images of prompts
-        that the model cannot tell apart share no step, whatever the plan says: each is another picture.
+        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only. One that
+        was compiled with neither a model nor embeddings is compiled again by this call, with the model. Images of
+        prompts that the model cannot tell apart share no step, whatever the plan says: each is another picture.
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size

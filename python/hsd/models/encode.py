@@ -214,7 +214,7 @@ def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]
 def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
 ) -> tuple[Tensor, NDArray[np.float32]]:
-    """The prior's output for each prompt, (n, *latent) float32 on the host, and the vectors (n, D) of the texts it reads.
+    """The prior's output for each prompt, (n, *latent) float32 on the host, and vectors (n, D) of the texts it reads.
 
     Steps are shared if its tau is above 0.
     """

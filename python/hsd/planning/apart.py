@@ -22,10 +22,9 @@ def roots_of(plan: Plan) -> list[NDArray[np.int64]]:
 def set_apart(plan: Plan, labels: NDArray[np.int64]) -> Plan:
     """``plan``, where images with an equal label share no step; itself, if none do.
 
-    Of the images with a label in one cluster of the first step, the r-th is in the cluster's r-th part. Every cluster is
-    replaced by its parts, at each step; so a cluster without such images stays as it is, and a part of a plan (for
-    resuming, or a shard) becomes that part of the whole plan that was set apart: a decision is made from the full
-    cluster alone.
+    Of the images with a label in one cluster of the first step, the r-th is in the cluster's r-th part. At each step,
+    every cluster is replaced by its parts. So a cluster without such images stays as it is, and a part of a plan (for
+    resuming, or a shard) becomes that part of the whole plan, set apart: only the full cluster decides.
 
     Parameters
     ----------
@@ -43,8 +42,8 @@ def set_apart(plan: Plan, labels: NDArray[np.int64]) -> Plan:
 
 
 def split_tree(tree: Tree, part: NDArray[np.int64]) -> Tree:
-    """``tree`` taken apart: at every height, its clusters are those of ``tree``, each divided by the ``part`` (N,) of its
-    leaves. The parts are joined at infinite height.
+    """``tree`` taken apart: at every height, its clusters are those of ``tree``, each divided by the ``part`` (N,) of
+    its leaves. The parts are joined at infinite height.
     """
     n = tree.n_leaves
     merges: list[tuple[int, int]] = []

@@ -243,13 +243,15 @@ def compile(
 
     clustering = None if progress is None else partial(progress, "cluster")
     kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
-    if (
-        vectors is not None
-    ):  # bad rows are found before any is clustered, and also where none is: they are no embeddings
-        nothing = request["tau"] == 0 and budget is None
-        check = {"metric": "euclidean" if nothing else kind, "bfloat16": vectors.bfloat16, "threads": threads}
-        _core.check_embeddings(vectors.array, **check)
-    if budget is None and request["tau"] == 0:
+    shares = request["tau"] > 0 or budget is not None
+    if vectors is not None:  # before any work; NaN are a mistake also where nothing is clustered
+        _core.check_embeddings(
+            vectors.array,
+            metric=kind if shares else "euclidean",
+            bfloat16=vectors.bfloat16,
+            threads=limits.arguments()["threads"],
+        )
+    if not shares:
         tree = single_prompts(len(texts))
         if clustering is not None:
             clustering(1.0)
@@ -260,8 +262,8 @@ def compile(
             labels.append(same_prompts(conditioning))
             rounding = rounding_of(conditioning) if resolved in ("cosine", "euclidean") else None
         labels.append(same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)[rows])
-        # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are in
-        # separate trees.
+        # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are
+        # in separate trees.
         replica = replicas(labels, variant)
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
@@ -328,8 +330,8 @@ def _earlier(
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:
     """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise.
 
-    Where no two images may share a step, whatever tau and the number of steps, the budget is no mistake of its author, who
-    may work through sets of any size: it is warned about, and tau is 0.
+    Where no two images may share a step, whatever tau and the number of steps, the budget is no mistake of its author,
+    who may work through sets of any size: it is warned about, and tau is 0.
     """
     standard = tree.n_leaves * len(shape)
     if not np.isfinite(tree.heights).any():

@@ -8,9 +8,9 @@ The order part is the direction of the sum of the token embeddings, weighted by 
 positive. Of what was tried (products of neighbouring tokens, of all pairs with a falling weight, their antisymmetric
 part), it costs the least savings for the distance that it gives to two prompts which differ in order only, and is the
 only one that hears it when two words far apart change places. That distance is about a sentence transformer's
-(all-MiniLM-L6-v2): .030 and .011 for "a red star on a blue background" with the colours exchanged, .074 and .093 for the
-dog and the man. Savings at tau 1 with 40 steps, in percent, on four prompt sets (style_variations, animals, genai_bench,
-prompt_templates):
+(all-MiniLM-L6-v2): .030 and .011 for "a red star on a blue background" with the colours exchanged, .074 and .093 for
+the dog and the man. Savings at tau 1 with 40 steps, in percent, on four prompt sets (style_variations, animals,
+genai_bench, prompt_templates):
 
 =================================  ====  ====  ====  ====
 sentence transformer               85.7  44.8  40.2  77.2
@@ -40,18 +40,18 @@ Encoder = Callable[[list[str]], Any]
 
 
 STAND_INS = ("wordllama-256-order", "wordllama-256")
-"""Names that plans record for an encoder of this file: the present one, and that of earlier versions, the mean alone."""
+"""Names that plans record for an encoder of this file: the present one, and that of earlier versions (the mean)."""
 
 CHUNK = 4096
 """Prompts encoded at a time: the tokens of a million prompts would take gigabytes."""
 
 
 ORDER = 0.2
-"""Length of the order part beside the mean, which has length 1: the larger, the more paraphrases are pushed apart too."""
+"""Length of the order part, where the mean has length 1. The larger, the more are paraphrases pushed apart too."""
 
 _LEAST_ORDER = 1e-2
-"""Share of the mean's length below which the order part is not scaled up to its full length: it is rounding there, as in
-a prompt of one token, or of one token repeated."""
+"""Share of the mean's length below which the order part is not scaled up to its full length: it is rounding there, as
+in a prompt of one token, or of one token repeated."""
 
 
 class StaticEncoder:

@@ -1,7 +1,7 @@
 """Twins: different prompts that nothing in their vectors tells apart. Their images are replicas, as repeats are.
 
-Prompts at distance 0 would share every step but the last and come out as one picture. So they count as one prompt that is
-given twice: the second is another image, in a tree of its own (``planning/clustering.py``: ``replica_tree``).
+Prompts at distance 0 would share every step but the last and come out as one picture. So they count as one prompt that
+is given twice: the second is another image, in another tree (``planning/clustering.py``: ``replica_tree``).
 
 Equal means equal up to rounding. One text encoded in two batches, or at two places of one batch, may differ in its last
 bits. How near is near enough therefore depends on the numbers, see :data:`ROUNDING`. It is far below the distance of
@@ -42,8 +42,8 @@ _BLOCK = 256
 
 
 def replicas(labels: Sequence[NDArray[np.int64]], variant: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) the replica of each image, for ``replica_tree``. Two images are in different ones if they have an equal label,
-    in any of ``labels`` (N,) each, or different settings, which is their ``variant`` (N,).
+    """(N,) the replica of each image, for ``replica_tree``. Two images are in different ones if they have an equal
+    label, in any of ``labels`` (N,) each, or different settings, which is their ``variant`` (N,).
 
     With one kind of label the r-th image with a label and a variant is in the r-th replica of the variant.
     """
@@ -65,8 +65,8 @@ def same_texts(prompts: Sequence[str]) -> NDArray[np.int64]:
 def same_vectors(vectors: Vectors, *, cosine: bool, rounding: float | None = None) -> NDArray[np.int64]:
     """(M,) the index of the first row that is equal to each row up to rounding: its own for most.
 
-    Rows are projected to a few numbers, and only those that are in one cell of a grid are compared: the time is linear in
-    M, unless very many are nearly equal. All rows have to be finite.
+    Rows are projected to a few numbers, and only those that are in one cell of a grid are compared: the time is linear
+    in M, unless very many are nearly equal. All rows have to be finite.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ def same_vectors(vectors: Vectors, *, cosine: bool, rounding: float | None = Non
     limit = ROUNDING["bfloat16" if vectors.bfloat16 else array.dtype.name] if rounding is None else rounding
     label = np.arange(len(array), dtype=np.int64)
     projected = _projections(vectors)
-    # Projected to one of D dimensions, two equal rows differ by limit / sqrt(D). A boundary may still part them, but not
-    # the boundaries of all grids, each of which is moved at random.
+    # Projected to one of D dimensions, two equal rows differ by limit / sqrt(D). A boundary may still part them, but
+    # not the boundaries of all grids, each of which is moved at random.
     cell = 8 * limit / np.sqrt(array.shape[1])
     random = np.random.default_rng(1)
     for _ in range(_GRIDS):
@@ -109,8 +109,8 @@ def _label_equal(
     """Give each of ``members``, which ascend and have their own label, that of the first one that it is equal to."""
     points = projected[members].astype(np.float64)  # differences of near ones have few digits left in single precision
     squares = np.einsum("ij,ij->i", points, points)
-    # The squared difference of two projections is _DIRECTIONS / D of that of the rows, give or take some: four times is far
-    # beyond chance.
+    # The squared difference of two projections is _DIRECTIONS / D of that of the rows, give or take some: four times
+    # is far beyond chance.
     most = 4 * limit**2 * _DIRECTIONS / vectors.array.shape[1]
     for start in range(0, len(members), _BLOCK):
         block = slice(start, start + _BLOCK)

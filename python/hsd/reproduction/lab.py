@@ -390,7 +390,7 @@ class Lab:
         return self._predicted[key]
 
     def _grouped(self, prompt_set: PromptSet, size: int) -> NDArray[np.float32]:
-        """Rows of groups of ``size``: distance nearly 0 within a group, 1 between groups. So tau 0.5 gives these groups."""
+        """Rows of groups of ``size``: distance nearly 0 within a group, 1 between groups. So tau 0.5 gives them."""
         order = self.plan(prompt_set, Variant(tau=self.tau)).tree.leaf_order
         group = np.empty(len(order), dtype=np.int64)
         group[order] = np.arange(len(order)) // size
