@@ -91,11 +91,9 @@ def test_replicas_meet_at_infinity():
     assert set(roots) == {frozenset({0, 1, 3}), frozenset({2}), frozenset({4})}
 
 
-@pytest.mark.parametrize(
-    ("prompts", "what"), [(["a"], "a single image has"), (["a"] * 6, "6 images of one prompt have")]
-)
+@pytest.mark.parametrize(("prompts", "what"), [(["a"], "there is one image"), (["a"] * 6, "no two of the 6 images")])
 def test_a_budget_where_nothing_can_be_shared_does_not_stop_a_script(prompts, what):
-    with pytest.warns(UserWarning, match=f"a budget of 0.1 has no effect: {what} nothing to share"):
+    with pytest.warns(UserWarning, match=f"a budget of 0.1 has no effect: {what}"):
         plan = hsd.compile(prompts, budget=0.1, embeddings=np.ones((len(prompts), 3)))
     assert (plan.tau, plan.savings) == (0.0, 0.0)
     with pytest.raises(ValueError, match="cannot be met: sharing all steps but the last saves 0.2500"):

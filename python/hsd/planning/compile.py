@@ -335,8 +335,9 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
     """
     standard = tree.n_leaves * len(shape)
     if not np.isfinite(tree.heights).any():
-        what = "a single image has" if tree.n_leaves == 1 else f"{tree.n_leaves:,} images of one prompt have"
-        warnings.warn(f"a budget of {budget} has no effect: {what} nothing to share", stacklevel=3)
+        n = tree.n_leaves
+        what = "there is one image" if n == 1 else f"no two of the {n:,} images may share a step (repeats, other settings)"
+        warnings.warn(f"a budget of {budget} has no effect: {what}", stacklevel=3)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))
