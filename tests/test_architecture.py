@@ -40,6 +40,7 @@ LAYERS = [
 
 EXCEPTIONS = {
     # Inside a function, so that torch is imported only for a plan that is clustered by a model's own embeddings.
+    ("planning.compile", "conditioning.twins"),
     ("planning.compile", "models"),
     ("planning.compile", "models.base"),  # the type of an argument
     ("planning.compile", "models.encode"),

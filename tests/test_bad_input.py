@@ -204,7 +204,7 @@ def test_a_plan_that_does_not_fit_the_model():
     pipe = tiny.stable_diffusion()
     pipe.scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
     model = hsd.load(pipe, height=32, width=32)
-    blind = hsd.compile(GOOD, 1.0, steps=5)
+    blind = hsd.compile(GOOD, 1.0, steps=5, embeddings=np.eye(len(GOOD)))
     with pytest.raises(hsd.PlanMismatch, match=r"5 steps.*PNDMScheduler makes 6.*compile the plan with model="):
         hsd.stream(blind, model)
     assert hsd.compile(GOOD, 1.0, model=model, steps=5).n_steps == 6

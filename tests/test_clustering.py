@@ -541,7 +541,7 @@ PROMPTS = ["a cat", "a cat on a mat, in oil, by night", "犬", "a", "\u200b", "n
 def test_chunks_of_the_encoder_do_not_show(monkeypatch):
     encoder = default_encoder()
     whole = encoder(PROMPTS)
-    assert whole.shape == (7, 256)
+    assert whole.shape == (7, 512)
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, np.concatenate([encoder([prompt]) for prompt in PROMPTS]))
     for chunk in (1, 3, 7):
@@ -551,11 +551,42 @@ def test_chunks_of_the_encoder_do_not_show(monkeypatch):
         assert seen == [*range(chunk, 7, chunk), 7]
 
 
-def test_the_encoder_takes_the_mean_of_its_tokens():
+def test_the_encoder_takes_the_mean_of_its_tokens_and_their_order():
     encoder = default_encoder()
     ids = encoder._tokenizer.encode("a cat on a mat", add_special_tokens=False).ids
-    expected = encoder._table[ids].astype(np.float64).mean(axis=0)
+    tokens = encoder._table[ids].astype(np.float64)
+    mean = tokens.mean(axis=0)
+    x = np.linspace(-1, 1, len(ids))
+    weights = x + x**2 / 8
+    order = ((weights - weights.mean())[:, None] * tokens).sum(axis=0)
+    expected = np.concatenate([mean / np.linalg.norm(mean), 0.2 * order / np.linalg.norm(order)])
     np.testing.assert_allclose(encoder(["a cat on a mat"])[0], expected, rtol=1e-4, atol=1e-6)
+
+
+FAR = "in the middle of the large and quiet square of an old town with a fountain and many people"
+REORDERED = [
+    ("a red star on a blue background", "a blue star on a red background"),
+    ("dog bites man", "man bites dog"),
+    (f"a red star {FAR} on a blue cloth", f"a blue star {FAR} on a red cloth"),
+    ("dog cat cat dog", "cat dog dog cat"),  # weights that are odd about the middle give both 0
+]
+
+
+@pytest.mark.parametrize("pair", REORDERED, ids=lambda pair: pair[0][:20])
+def test_the_encoder_hears_the_order_of_words(pair):
+    """Two orders of the same words are apart, but nearer than anything else: the mean of the tokens is the same."""
+    encoder = default_encoder()
+    ids = [sorted(encoder._tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in pair]
+    assert ids[0] == ids[1]
+    a, b, other = encoder([*pair, "the stock market fell"]).astype(np.float64)
+    distance = lambda x, y: 1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
+    assert 0.01 < distance(a, b) < 0.1
+    assert distance(a, other) > 0.5
+
+
+def test_one_token_repeated_has_no_order():
+    rows = default_encoder()(["cat", "cat cat", "cat cat cat"])
+    assert np.abs(rows[:, 256:]).max() < 1e-4
 
 
 def test_a_prompt_without_tokens_is_named(monkeypatch):

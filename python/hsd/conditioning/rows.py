@@ -150,11 +150,15 @@ class Conditioning:
         (N, D) float32, one vector per prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
     spool
         Where the rows are stored.
+    texts
+        Where a prior draws what prompts are conditioned on: (N, D) float32, one vector per prompt of the text that the
+        prior reads. Equal texts have equal ones, whatever their seeds. None: ``vectors`` are of the text.
     """
 
     fields: dict[str, Field]
     vectors: NDArray[np.float32]
     spool: Spool
+    texts: NDArray[np.float32] | None = None
 
     @property
     def n_prompts(self) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from ..sampler import SamplerTable
 from ..tuning import speeds
 from ..tuning.batching import automatic
 from ..work.device import describe
+from ..work.files import make_folder
+from .clustering import apart, clustered_by_model, is_stand_in, replaced
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
 from .passes import cost, passes_of, plans_of
@@ -70,6 +73,9 @@ class Run:
     seconds: dict[str, float]
     """Wall time: ``total``, which includes ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
     ``decode``. Images are written at the same time; on a GPU most of the decoding is done at the same time too."""
+    plan: Plan = field(repr=False)
+    """What ran: the part of the plan for the images that were missing; the plan, if there were none. It is another than
+    the given one where that was compiled without a model, or shared steps between images of equal conditioning."""
 
     @property
     def savings(self) -> float:
@@ -96,7 +102,9 @@ def stream(
     Parameters
     ----------
     plan
-        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only.
+        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only. One that
+        was compiled with neither a model nor embeddings is compiled again by this call, with the model. Images of
+        prompts that the model cannot tell apart share no step, whatever the plan says: each is another picture.
     model
         A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
     batch_size
@@ -132,7 +140,9 @@ def stream(
         If the plan does not fit the model. Errors in arguments are raised by the call itself, before the first image.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    return Session(plan, load(model, **settings), options).images(plan, progress)
+    adapter = load(model, **settings)
+    plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(_check, adapter, options))
+    return Session(plan, adapter, options).images(plan, progress)
 
 
 def generate(
@@ -167,6 +177,13 @@ def generate(
     started = time.perf_counter()
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    given = plan
+    if is_stand_in(plan):
+        make_folder(out)  # an unusable folder is found before prompts are encoded
+        checked = partial(_check, adapter, options)
+        plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
+        if progress is True and plan is not given:
+            tqdm.write(replaced(given, plan), file=sys.stderr)
     session = Session(plan, adapter, options)
     made_by: dict[str, Any] = {"name": adapter.name, "settings": adapter.settings}
     if session.catch_up:  # it may be the model's default, which the plan does not record
@@ -176,19 +193,21 @@ def generate(
     folder = ImageFolder(out, plan, made_by, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    alone = alone_from(plan)
+    alone: np.ndarray | None = None
     distinct, which = plan.settings, plan.setting
     names = sorted({name for own in distinct for name in own})  # every image has all columns
     part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
-        bar = _Bar(part, len(todo))
+        bar = _Bar(part, len(todo), session)
     report: CallReport | None = bar or (progress if callable(progress) else None)
     images = 0
     try:
         if part is not None:
             with Writers() as writers:
                 for image in session.images(part, report):
+                    if alone is None:
+                        alone = alone_from(session.plan)
                     own = {name: distinct[which[image.index]].get(name) for name in names}
                     extra = {**own, "alone_from": int(alone[image.index])}
                     writers.submit(folder.add, image.index, image.pil, extra)
@@ -197,8 +216,11 @@ def generate(
         if bar:
             bar.close()
     seconds = {**session.seconds, "total": time.perf_counter() - started}
+    part = None if part is None else session.plan
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
+    run = Run(
+        Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan
+    )
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
@@ -225,6 +247,8 @@ class Session:
         self, plan: Plan, adapter: Adapter, options: Options, observer: Callable[[Evaluation], object] | None = None
     ) -> None:
         self.adapter, self.options, self.observer = adapter, options, observer
+        self.plan = plan
+        """What :meth:`images` runs, once it has encoded the prompts."""
         self.variants = variants_of(adapter, plan.settings)
         self.catch_up = catch_up_of(plan, adapter)
         """gamma of catch-up conditioning: the plan's, or the model's default."""
@@ -249,6 +273,7 @@ class Session:
     def images(self, plan: Plan, progress: CallReport | None) -> Iterator[Image]:
         """Encode, then run the passes. There are several only if sizes or similar settings differ."""
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
+        plan = self.plan = apart(plan, conditioning)
         try:
             for v, part in plans_of(plan, self.passes):
                 yield from self._pass(part, v, conditioning, progress)
@@ -337,18 +362,24 @@ class Session:
 class _Bar:
     """A progress bar that counts node-steps and images, and estimates the time left."""
 
-    def __init__(self, plan: Plan | None, images: int):
-        self._images, self._total = 0, images
+    def __init__(self, plan: Plan | None, images: int, session: Session):
+        self._images, self._total, self._session = 0, images, session
         self._bar = tqdm(total=plan.node_steps if plan else 0, unit=" node-steps", disable=None, smoothing=0.05)
         self._bar.set_postfix_str(f"0/{images} images")
 
     def __call__(self, node_steps: int, images: int) -> None:
         self._images += images
         self._bar.set_postfix_str(f"{self._images}/{self._total} images", refresh=False)
+        self._bar.total = self._session.plan.node_steps
         self._bar.update(node_steps)
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _check(adapter: Adapter, options: Options, plan: Plan) -> None:
+    """Raise what a session would raise for these options, whichever plan it runs."""
+    Session(plan, adapter, replace(options, max_slots=None))
 
 
 def alone_from(plan: Plan) -> np.ndarray:
@@ -376,6 +407,7 @@ def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[st
             "savings": plan.savings,
             "n_steps": plan.n_steps,
             "tau": plan.tau,
+            "encoder": str(plan.request.get("encoder")),
         },
         "catch_up": session.catch_up,
         "batch_size": session.batch_size,

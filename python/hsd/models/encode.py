@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning, Field, Rows
 from ..conditioning.spool import Spool
+from ..conditioning.twins import rounding_of
 from ..errors import Error
 from ..planning.build import plan_of
 from ..planning.plan import Plan
@@ -106,7 +107,7 @@ def encode(
             step = whole.part(done / total, end / total)
             _encode_block(part, prior, part_of, prompts, seeds, tables, options, step)
             done = end
-    return Conditioning(tables.fields, tables.vectors, spool)
+    return Conditioning(tables.fields, tables.vectors, spool, tables.texts)
 
 
 def _encode_block(
@@ -123,7 +124,8 @@ def _encode_block(
     texts = [prompts[int(i)] for i in members]
     embeds = None
     if prior is not None:
-        embeds = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
+        embeds, read = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
+        tables.add_texts(read, members)
         progress = progress.part(0.9, 1.0)
     firsts, row = _distinct(part, texts, embeds is not None)
     for piece in batches(len(firsts), part.encode_batch):
@@ -153,6 +155,7 @@ class _Tables:
     def __init__(self, n: int, spool: Spool) -> None:
         self.fields: dict[str, Field] = {}
         self.vectors: NDArray[np.float32] = np.zeros((n, 0), dtype=np.float32)
+        self.texts: NDArray[np.float32] | None = None
         self._n, self._spool = n, spool
 
     def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
@@ -183,6 +186,11 @@ class _Tables:
             self.vectors = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
         self.vectors[members] = vectors
 
+    def add_texts(self, vectors: NDArray[np.float32], members: NDArray[np.int64]) -> None:
+        if self.texts is None:
+            self.texts = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
+        self.texts[members] = vectors
+
     def repeat(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
         """Give ``members`` the rows of their ``sources``, which are among them."""
         self.vectors[members] = self.vectors[sources]
@@ -199,17 +207,21 @@ def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]
     if not prior.tau:
         return 0.0
     texts = encode([prior], np.zeros(len(prompts), dtype=np.int64), prompts, seeds)
-    return plan_of(texts.vectors, list(prompts), seeds, prior.tau, prior.sampler(prior.steps).n_steps).savings
+    n_steps = prior.sampler(prior.steps).n_steps
+    return plan_of(texts.vectors, list(prompts), seeds, prior.tau, n_steps, rounding_of(texts)).savings
 
 
 def _run_prior(
     prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
-) -> Tensor:
-    """The prior's output for each prompt, (n, *latent) float32 on the host; steps are shared if its tau is above 0."""
+) -> tuple[Tensor, NDArray[np.float32]]:
+    """The prior's output for each prompt, (n, *latent) float32 on the host, and vectors (n, D) of the texts it reads.
+
+    Steps are shared if its tau is above 0.
+    """
     sampler = prior.sampler(prior.steps)
     variant = np.zeros(len(prompts), dtype=np.int64)
     conditioning = encode([prior], variant, prompts, seeds, progress=progress.part(0.0, 0.3), **options)
-    plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps)
+    plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps, rounding_of(conditioning))
     program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
     executor = Executor(plan, program, prior, conditioning, sampler, cuda_graphs=options["cuda_graphs"])
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))
@@ -219,4 +231,4 @@ def _run_prior(
             embeds[[image.index for image in finished]] = torch.cat([image.latent for image in finished]).cpu()
         done += lanes
         run(done / plan.node_steps)
-    return embeds
+    return embeds, conditioning.vectors

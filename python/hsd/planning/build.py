@@ -8,17 +8,28 @@ from numpy.typing import NDArray
 from .. import _core
 from .clustering import Limits, Vectors, replica_tree, single_prompts
 from .plan import Plan
-from .prompts import occurrences
 from .schedule import schedule_shape
+from .twins import replicas, same_texts, same_vectors
 
 
 def plan_of(
-    vectors: NDArray[np.float32], prompts: list[str], seeds: NDArray[np.int64], tau: float, n_steps: int
+    vectors: NDArray[np.float32],
+    prompts: list[str],
+    seeds: NDArray[np.int64],
+    tau: float,
+    n_steps: int,
+    rounding: float | None = None,
 ) -> Plan:
-    """The plan of prompts that are encoded (N, D) and checked, with the defaults of :func:`compile`."""
+    """The plan of prompts that are encoded (N, D) and checked, with the defaults of :func:`compile`.
+
+    ``rounding`` is up to which share of their length vectors count as equal, see ``planning/twins.py``.
+    """
     if tau > 0:
         rows = np.arange(len(prompts), dtype=np.int64)
-        tree = replica_tree(Vectors(vectors), rows, occurrences(prompts), "ward", Limits(), None)
+        _core.check_embeddings(vectors)
+        labels = [same_texts(prompts), same_vectors(Vectors(vectors), cosine=True, rounding=rounding)]
+        replica = replicas(labels, np.zeros(len(prompts), dtype=np.int64))
+        tree = replica_tree(Vectors(vectors), rows, replica, "ward", Limits(), None)
     else:
         tree = single_prompts(len(prompts))
     core = _core.Plan.compile(tree, tau * schedule_shape("linear", n_steps))

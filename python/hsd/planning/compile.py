@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
-from ..names import Linkage, Metric, Noise, check_count, check_name
+from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
-from .clustering import Limits, as_vectors, replica_tree
+from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
 from .encoders import Encoder, StaticEncoder, default_encoder
 from .metric import (
     check_linkage,
@@ -27,9 +28,10 @@ from .metric import (
     resolve_metric,
 )
 from .plan import PLAN_FILE, Plan
-from .prompts import check_prompts, make_seeds, occurrences
+from .prompts import check_prompts, make_seeds
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
 from .settings import check_settings
+from .twins import replicas, same_texts, same_vectors
 
 if TYPE_CHECKING:
     from ..models.base import Adapter
@@ -67,14 +69,16 @@ def compile(
     Parameters
     ----------
     prompts
-        N non-empty strings. One that occurs r times gives r different images.
+        N non-empty strings. One that occurs r times gives r different images. So do r different ones that have equal
+        embeddings, and so share nothing with each other: they differ only in what the model does not read.
     tau
         The largest dissimilarity of the prompts of one cluster at the first step; 0 shares nothing. Default: the
         default of the model, or of its calibration, where its embeddings are used, else 1.0; with
         ``metric="euclidean"`` there is none.
     budget
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
-        saves at least this share is used.
+        saves at least this share is used. Where no two images may share a step, as with a single prompt, it has no
+        effect, which is warned about.
     model
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own
         embeddings, and ``steps`` are counted by its scheduler.
@@ -82,7 +86,9 @@ def compile(
         (N, D) floats to cluster by instead, one row per given prompt: NumPy (memory-mapped too), or a torch tensor
         on any device. Compared by ``metric``. Read in place, not copied.
     encoder
-        A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network.
+        A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network. It
+        only stands in for a model: :func:`generate` and :func:`stream` cluster a plan that was compiled by it again, by
+        their model's own embeddings.
     steps
         ``num_inference_steps`` of the scheduler; not used by a model with ``timesteps`` or ``sigmas``. Without a model,
         evaluations of the denoiser.
@@ -181,6 +187,9 @@ def compile(
         "encoder": _source(embeddings, encoder, adapter),
         "hsd_version": _core.__version__,
     }
+    if adapter is None and embeddings is None and encoder is None:
+        # What a model's own defaults may replace, where the plan is clustered again by its embeddings.
+        request["asked"] = {"tau": None if tau is None else threshold, "metric": metric}
     _record_calibration(request, own)
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": variant.tolist()}
@@ -198,12 +207,15 @@ def compile(
         if earlier is not None:
             return earlier
 
+    rounding: float | None = None
+    vectors: Vectors | None = None
     if embeddings is not None:
         vectors = as_vectors(embeddings, len(given), "embeddings")
     elif encoder is not None:
         vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
     elif adapter is not None:
         # An image's seed may be part of its conditioning, so each image has its own row.
+        from ..conditioning.twins import rounding_of, same_prompts
         from ..models.encode import encode, remember
 
         if resolved == "direct":
@@ -229,16 +241,36 @@ def compile(
             probed = direct_vectors(variants, variant, conditioning, progress=encoding.part(share, 1.0))
             vectors = as_vectors(probed, len(texts), "the model's predictions")
         rows = np.arange(len(texts), dtype=np.int64)
-    else:
+    elif request["tau"] > 0 or budget is not None:
         static = default_encoder()
         done = None if progress is None else lambda count: progress("encode", count / len(given))
         vectors = as_vectors(static(given, done), len(given), "the embeddings")
 
-    # Images of one prompt, and prompts that differ in their settings, are in separate trees.
-    replica = occurrences(texts) * len(values) + variant
     clustering = None if progress is None else partial(progress, "cluster")
-    kind = "cosine" if resolved == "cosine" else "euclidean"
-    tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
+    kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
+    shares = request["tau"] > 0 or budget is not None
+    if vectors is not None:  # before any work; NaN are a mistake also where nothing is clustered
+        _core.check_embeddings(
+            vectors.array,
+            metric=kind if shares else "euclidean",
+            bfloat16=vectors.bfloat16,
+            threads=limits.arguments()["threads"],
+        )
+    if not shares:
+        tree = single_prompts(len(texts))
+        if clustering is not None:
+            clustering(1.0)
+    else:
+        assert vectors is not None
+        labels = [same_texts(texts)]
+        if conditioning is not None:
+            labels.append(same_prompts(conditioning))
+            rounding = rounding_of(conditioning) if resolved in ("cosine", "euclidean") else None
+        labels.append(same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)[rows])
+        # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are
+        # in separate trees.
+        replica = replicas(labels, variant)
+        tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
@@ -301,8 +333,17 @@ def _earlier(
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:
-    """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise."""
+    """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise.
+
+    Where no two images may share a step, whatever tau and the number of steps, the budget is no mistake of its author,
+    who may work through sets of any size: it is warned about, and tau is 0.
+    """
     standard = tree.n_leaves * len(shape)
+    if not np.isfinite(tree.heights).any():
+        n = tree.n_leaves
+        what = "there is one image" if n == 1 else f"no two of the {n:,} images may share a step (repeats, other settings)"
+        warnings.warn(f"a budget of {budget} has no effect: {what}", stacklevel=3)
+        return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))
     target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))

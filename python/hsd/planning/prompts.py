@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,12 +163,12 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
     return np.array([int(seed) for seed in values], dtype=np.int64)
 
 
-def occurrences(prompts: Sequence[str]) -> NDArray[np.int64]:
-    """(N,) how often each prompt has occurred earlier in the list: 0 for the first, 1 for the second...
+def occurrences(prompts: Sequence[Hashable]) -> NDArray[np.int64]:
+    """(N,) how often each prompt, or its label, has occurred earlier in the list: 0 for the first, 1 for the second...
 
     The r-th occurrences are the r-th replica and get a separate tree, because a repeat is a different image.
     """
-    seen: dict[str, int] = {}
+    seen: dict[Hashable, int] = {}
     out = []
     for prompt in prompts:
         before = seen.get(prompt, 0)

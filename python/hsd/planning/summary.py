@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .encoders import STAND_INS
+
 LEAST_CORRELATION = 0.5
 """A metric that predicts the model's own distances worse than this is warned about."""
 
@@ -122,6 +124,8 @@ class Summary:
             ("steps", f"{self.steps}"),
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
+        if self.encoder in STAND_INS and self.tau > 0:
+            lines.append(("", "for an estimate: a run clusters by its model's own embeddings instead"))
         if self.correlation is not None:
             lines.append(("metric", _judged(self.metric, self.correlation, self.linkage)))
         if self.catch_up:

@@ -28,6 +28,7 @@ from ..planning.plan import PLAN_FILE, Plan
 from ..probing.direct import check_number, direct_vectors
 from ..work.files import STUDY, claim, make_folder
 from .samplers import sampler_named
+from .trees import nearly_equal
 
 SEED_STEP = 1000
 """Distance of the seed ranges of a study with several seeds a prompt."""
@@ -389,11 +390,11 @@ class Lab:
         return self._predicted[key]
 
     def _grouped(self, prompt_set: PromptSet, size: int) -> NDArray[np.float32]:
-        """One-hot rows: distance 0 within a group, 1 between groups. So every tau inside (0, 1) gives these groups."""
+        """Rows of groups of ``size``: distance nearly 0 within a group, 1 between groups. So tau 0.5 gives them."""
         order = self.plan(prompt_set, Variant(tau=self.tau)).tree.leaf_order
         group = np.empty(len(order), dtype=np.int64)
         group[order] = np.arange(len(order)) // size
-        return np.eye(int(group.max()) + 1, dtype=np.float32)[group]
+        return nearly_equal(group)
 
     def _check_study(self) -> None:
         """Raise if the folder holds another study: images of another model or of other prompts must not be used."""

@@ -23,7 +23,7 @@ from . import plots
 from .experiment import EVALUATIONS, SAVED, Needed
 from .lab import GeneratedSet, Lab, PromptSet, Skipped, Variant
 from .results import Cell, Column, Estimate, Figure, Result, Table
-from .trees import in_order, joins_one, lowest_clusters, splits_at, tau_above_root
+from .trees import in_order, joins_one, lowest_clusters, nearly_equal, splits_at, tau_above_root
 from .watching import Trace, watch
 
 CHAIN = ("animal", "dog", "curly hair dog", "Portuguese water dog")
@@ -52,7 +52,8 @@ _SHARED = "tab:orange"
 def chain_needs(lab: Lab) -> Needed:
     """The chain, standard and with the first step shared by all of its prompts."""
     prompt_set = chain_set(lab)
-    return [(prompt_set, Variant()), (prompt_set, Variant(tau=tau_above_root(lab.plan(prompt_set, Variant()).tree)))]
+    tree = lab.plan(prompt_set, Variant(tau=lab.tau)).tree
+    return [(prompt_set, Variant()), (prompt_set, Variant(tau=tau_above_root(tree)))]
 
 
 def chain(lab: Lab) -> list[Result]:
@@ -214,12 +215,12 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
     """
     adapter, seeds = lab.model, [lab.seed] * len(prompts)
     members = compile_plan(prompts, 0.0, model=adapter, steps=lab.steps, seeds=seeds)
-    # Equal embeddings are at distance 0, which is below every threshold except the last.
+    # Nearly equal embeddings: their distances are below every threshold except the last. Equal ones would be replicas.
     mean = compile_plan(
         prompts,
         0.5,
         model=adapter,
-        embeddings=np.ones((len(prompts), 1), dtype=np.float32),
+        embeddings=nearly_equal(np.zeros(len(prompts), dtype=np.int64)),
         schedule=(1.0,) * (members.n_steps - 1) + (0.0,),
         steps=lab.steps,
         seeds=seeds,
@@ -236,7 +237,7 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
 
 def families(lab: Lab, prompt_set: PromptSet) -> list[list[int]]:
     """Disjoint clusters of related prompts, the closest first: the lowest nodes with at least four leaves."""
-    return lowest_clusters(lab.plan(prompt_set, Variant()).tree, RELATED)
+    return lowest_clusters(lab.plan(prompt_set, Variant(tau=lab.tau)).tree, RELATED)
 
 
 def _no_family(lab: Lab) -> str:

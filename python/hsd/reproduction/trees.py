@@ -16,6 +16,16 @@ def tau_above_root(tree: Tree, factor: float = 1.05) -> float:
     return float(f"{factor * float(tree.heights.max(initial=0.0)):.3g}") or 1.0
 
 
+def nearly_equal(group: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(N, D) rows of groups (N,): cosine distances up to 2e-4 within a group and about 1 between two.
+
+    Not 0 within a group: equal rows are the same prompt to :func:`hsd.compile`, and share nothing.
+    """
+    angle = 2 * np.pi * np.arange(len(group)) / len(group)
+    apart = 0.01 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.concatenate([np.eye(int(group.max()) + 1)[group], apart], axis=1).astype(np.float32)
+
+
 def joins_one(tree: Tree) -> NDArray[np.bool_]:
     """(N - 1,) whether each merge joins a single prompt to all prompts merged before. The tree is a chain if all do."""
     n, merges, j = tree.n_leaves, np.sort(tree.merges, axis=1), np.arange(tree.n_leaves - 1)

@@ -93,6 +93,7 @@ def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
 
     session = Session(plan, adapter, Options(batch_size=batch_size), observer=observe)
     images = {image.index: image for image in session.images(plan, None)}
+    plan = session.plan  # prompts of equal conditioning were set apart
 
     # Lanes are evaluated in the order of the program, also if a call is evaluated in several parts.
     rows = adapter.rows_by_step(plan.n_steps)
