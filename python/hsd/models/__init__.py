@@ -11,12 +11,14 @@ from .guided import GuidedAdapter
 from .loading import load, variants_of
 from .parts import check_size, pad_tokens
 from .registry import MODELS, register, supported
+from .truncation import Cut, cut_prompts
 
 __all__ = [
     "MODELS",
     "Adapter",
     "Batch",
     "BrokenAdapter",
+    "Cut",
     "Denoiser",
     "Encoded",
     "Guidance",
@@ -24,6 +26,7 @@ __all__ = [
     "Prior",
     "check",
     "check_size",
+    "cut_prompts",
     "guide",
     "load",
     "pad_tokens",

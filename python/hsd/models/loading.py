@@ -13,11 +13,12 @@ import torch
 from .. import demo
 from ..calibration import Calibration
 from ..calibration.store import find
-from ..errors import UnknownModel
+from ..errors import Error, UnknownModel
 from ..sampler.named import scheduler_named
 from .base import Adapter
 from .identity import family_and_networks, identity_of
 from .registry import MODELS, adapter_class, adapter_named
+from .setting_types import checked_settings
 
 
 def load(
@@ -65,7 +66,7 @@ def _load(
     model: Any, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]
 ) -> Adapter:
     if isinstance(model, Adapter):
-        _check_settings(type(model), settings)
+        settings = _checked(type(model), settings)
         return dataclasses.replace(model, **settings) if settings else model
     if isinstance(model, (str, Path)):
         name = str(model)
@@ -119,7 +120,7 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
-    _check_settings(adapter, settings)
+    settings = _checked(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
     return _calibrated(adapter(pipe, **options))
 
@@ -130,8 +131,12 @@ def _calibrated(adapter: Adapter) -> Adapter:
     return adapter if calibration is None else adapter.with_calibration(calibration)
 
 
-def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
+def variants_of(
+    adapter: Adapter, settings: Sequence[Mapping[str, Any]], places: Sequence[str] | None = None
+) -> list[Adapter]:
     """Copies of ``adapter``, one with each of the ``settings`` that single prompts of a plan have.
+
+    ``places`` say for messages where each of the settings first occurs: "prompt 3", or a line of a file.
 
     Raises
     ------
@@ -139,18 +144,22 @@ def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list
         For a setting that the family does not have, or a value that it refuses.
     """
     out = []
-    for own in settings:
+    for i, own in enumerate(settings):
         try:
             out.append(_load(adapter, None, None, dict(own)))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"settings {dict(own)!r} of a prompt: {error}") from None
+            where = f"settings {dict(own)!r} of {'a prompt' if places is None else places[i]}"
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise (type(error) if isinstance(error, Error) else kind)(f"{where}: {error}") from None
     return out
 
 
-def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
+def _checked(adapter: type[Adapter], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as their types; ``TypeError`` or ``ValueError`` for one that there is not, or for another value."""
     accepted = adapter.setting_names()
     for name in settings:
         if name not in accepted:
             near = difflib.get_close_matches(name, accepted, n=1)
             hint = f": did you mean {near[0]!r}?" if near else "."
             raise TypeError(f"{adapter.__name__} has no setting {name!r}{hint} It has: {', '.join(accepted)}")
+    return checked_settings(adapter, settings)

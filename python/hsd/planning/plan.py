@@ -18,7 +18,9 @@ from ..errors import Error, PlanMismatch
 from ..names import Metric, Noise, Order, check_name
 from ..work.files import write_atomically
 from .catch_up import check_catch_up
+from .columns import check_columns
 from .schedule import check_tau
+from .settings import canonical
 from .summary import Calls, Summary
 
 PLAN_FILE = "plan.safetensors"
@@ -122,6 +124,11 @@ class Plan:
         """(N,) which of ``settings`` each prompt has."""
         own = self.request.get("settings")
         return np.zeros(self.n_prompts, np.int64) if own is None else np.asarray(own["index"], dtype=np.int64)
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """What was given with ``columns=``: N values by name, which change nothing."""
+        return dict(self.request.get("columns", {}))
 
     def covered(self) -> NDArray[np.int64]:
         """Prompts in the plan's clusters, ascending: the kept ones, and those that share a cluster with them."""
@@ -312,7 +319,8 @@ class Plan:
         """
         parts: dict[str, Any] = {"noise": self.noise}
         if "settings" in self.request:
-            parts["settings"] = self.request["settings"]
+            own = self.request["settings"]  # 5.0 in a file of an earlier version is 5 in one of this version
+            parts["settings"] = {**own, "values": [canonical(one) for one in own["values"]]}
         if self.catch_up:  # 0 is what plans without it have
             parts["catch_up"] = self.catch_up
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
@@ -355,6 +363,7 @@ class Plan:
                 check_catch_up(request["catch_up"])
             plan = cls(core, prompts, seeds, request)
             plan._check_settings()
+            check_columns(plan.request.get("columns"), plan.n_prompts)
         except (TypeError, ValueError, OverflowError) as error:
             raise Error(f"{path} is not a plan that can be used: {error}. Compile it again.") from None
         return plan
