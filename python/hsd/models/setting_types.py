@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from ..planning.known_settings import check_limits
 from ..planning.setting_values import check_value
@@ -51,9 +52,20 @@ def checked_settings(adapter: type[Adapter], settings: Mapping[str, Any]) -> dic
     ValueError
         For a number that is infinite, too large, or outside of what the setting can be in any model.
     """
-    types, out = setting_types(adapter), dict(settings)
+    kinds, out = setting_types(adapter), dict(settings)
     for name, value in settings.items():
-        if name in types:
-            out[name] = check_value(name, value, types[name])
-            check_limits(name, out[name])
+        if name not in kinds:
+            continue
+        try:
+            out[name] = check_value(name, value, kinds[name])
+        except (TypeError, ValueError):
+            if not _is_pair(kinds[name]):  # families say more about theirs: what the two values are
+                raise
+        check_limits(name, out[name])
     return out
+
+
+def _is_pair(kind: Any) -> bool:
+    """``tuple[float, float]`` and the like, also where None is allowed."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return any(get_origin(one) is tuple and Ellipsis not in get_args(one) for one in kinds)

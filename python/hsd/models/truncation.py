@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,12 @@ class Cut:
     """Its length."""
     limit: int
     """What is read of it at most; both counts have the tokens that the model itself adds."""
-    lost: str
-    """The end of the prompt, which has no effect."""
+    _lost: Callable[[], str] = field(repr=False, compare=False)
+
+    @property
+    def lost(self) -> str:
+        """The end of the prompt, which has no effect."""
+        return self._lost().strip()
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,7 @@ class Reader:
         for i, ids in enumerate(self.ids(prompts)):
             room = self.limit - 1 if self.keeps_end else self.limit
             if len(ids) - after > room:
-                lost = self.decode(list(ids[room : len(ids) - after])).strip()
-                out[i] = Cut(i, len(ids), self.limit, lost)
+                out[i] = Cut(i, len(ids), self.limit, partial(self.decode, list(ids[room : len(ids) - after])))
         return out
 
     def _template_end(self) -> int:
@@ -81,11 +85,13 @@ def cut_prompts(adapter: Adapter, prompts: Sequence[str]) -> list[Cut]:
         found = [reader.cuts(block) for reader in readers]
         for i in sorted(set.intersection(*map(set, found))):
             most = max((cuts[i] for cuts in found), key=lambda cut: cut.limit)
-            out.append(Cut(begin + i, most.tokens, most.limit, most.lost))
+            out.append(replace(most, index=begin + i))
     return out
 
 
-def report_cuts(variants: Sequence[Any], variant: NDArray[np.int64], prompts: Sequence[str], chosen: NDArray[np.bool_]) -> None:
+def report_cuts(
+    variants: Sequence[Any], variant: NDArray[np.int64], prompts: Sequence[str], chosen: NDArray[np.bool_]
+) -> None:
     """Log one warning about all prompts among the ``chosen`` ones that are cut, and about cut negative prompts.
 
     ``variants`` and ``variant`` as for :func:`encode`.
@@ -100,7 +106,7 @@ def report_cuts(variants: Sequence[Any], variant: NDArray[np.int64], prompts: Se
         first: Adapter = variants[members[0]]
         indices = np.flatnonzero(chosen & np.isin(variant, members))
         found = cut_prompts(first, [prompts[int(i)] for i in indices])
-        cuts += [Cut(int(indices[cut.index]), cut.tokens, cut.limit, cut.lost) for cut in found]
+        cuts += [replace(cut, index=int(indices[cut.index])) for cut in found]
         texts = {getattr(variants[v], "negative_prompt", None) for v in members if variants[v].guided}
         negatives += cut_prompts(first, sorted(text for text in texts if isinstance(text, str)))
     if cuts:
@@ -120,8 +126,8 @@ def _message(cuts: list[Cut], total: int) -> str:
     are = "prompt is" if total == 1 else f"prompts {'is' if len(cuts) == 1 else 'are'}"
     which = "prompt" if len(cuts) == 1 else "prompts"
     return (
-        f"{len(cuts):,} of {total:,} {are} longer than the model reads ({limits} tokens): {which} {named}{more}; the end "
-        f"has no effect, of prompt {cuts[0].index}: {_ending(cuts[0].lost)}"
+        f"{len(cuts):,} of {total:,} {are} longer than the model reads ({limits} tokens): {which} "
+        f"{named}{more}; the end has no effect, of prompt {cuts[0].index}: {_ending(cuts[0].lost)}"
     )
 
 
@@ -247,7 +253,7 @@ def _pixart(adapter: Any) -> list[Reader]:
 def _sana(adapter: Any) -> list[Reader]:
     tokenizer, limit, clean = adapter.pipe.tokenizer, adapter.max_sequence_length, _cleaned(adapter)
     before = ""
-    if adapter.complex_human_instruction is not None:
+    if adapter.complex_human_instruction:
         before = "\n".join(adapter.complex_human_instruction)
         limit += len(tokenizer.encode(before)) - 2  # as the pipeline counts
     return [_templated(tokenizer, limit, lambda texts: [before + text for text in clean(texts)])]

@@ -158,7 +158,10 @@ def compile(
     seed_array = make_seeds(seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
-    beside = {name: [value for value in own for _ in range(repeats)] for name, own in check_columns(columns, len(given)).items()}
+    beside = {
+        name: [value for value in own for _ in range(repeats)]
+        for name, own in check_columns(columns, len(given)).items()
+    }
     adapter = conditioning = None
     if model is not None:
         from ..models import load, variants_of  # here, so that planning without a model does not import torch

@@ -118,9 +118,13 @@ def read_prompts(path: str | Path) -> PromptFile:
 
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonlines", ".ldjson", ".jl")
-_OTHER_ENDINGS = tuple(
-    ".csv .tsv .parquet .arrow .feather .xlsx .xls .ods .doc .docx .odt .rtf .pdf .html .htm .xml .yaml .yml .toml .zip .gz"
-    " .bz2 .xz .zst .7z .tar .tgz .png .jpg .jpeg .webp .gif .npy .npz .pkl .pickle .pt .safetensors .sqlite .db".split()
+_OTHER_ENDINGS = frozenset(
+    (
+        *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"),
+        *(".doc", ".docx", ".odt", ".rtf", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml"),
+        *(".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz"),
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".npz", ".pkl", ".pickle", ".pt", ".safetensors"),
+    )
 )
 
 
@@ -148,7 +152,9 @@ def _text_entries(text: str, name: str) -> list[Entry]:
         if looks_like_json(line):
             if not entries:
                 return json_entries(text, name)
-            raise PromptError(f"{where} is JSON, but the lines before it are text: write all lines in one of the two ways")
+            raise PromptError(
+                f"{where} is JSON, but the lines before it are text: write all lines in one of the two ways"
+            )
         if not entries:
             _refuse_table(line, where)
         if is_blank(line):

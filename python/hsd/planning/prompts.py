@@ -36,7 +36,9 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
         raise PromptError("the list of prompts is empty: there is nothing to generate")
     for i, prompt in enumerate(given):
         if not isinstance(prompt, str):
-            raise TypeError(f"prompt {i} is {_short(prompt)} ({type(prompt).__name__}), not a string{_item_hint(prompt)}")
+            raise TypeError(
+                f"prompt {i} is {_short(prompt)} ({type(prompt).__name__}), not a string{_item_hint(prompt)}"
+            )
         if is_blank(prompt):
             raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or write what it should show")
         wrong = unusable(prompt)
@@ -58,10 +60,10 @@ def _check_container(prompts: Any) -> None:
             "settings=file.settings, columns=file.columns)"
         )
     if isinstance(prompts, Mapping):
-        raise TypeError(f"prompts is a {kind}, which gives its keys: pass a list of strings, such as list(....values())")
+        raise TypeError(f"prompts is a {kind}, which gives its keys: pass a list of strings, such as list(d.values())")
     if isinstance(prompts, (set, frozenset)):
         raise TypeError(
-            f"prompts is a {kind}, which has no order, so image 0 would be another one in the next run: pass sorted(...)"
+            f"prompts is a {kind}, which has no order: image 0 would be another one in the next run. Pass sorted(...)"
         )
     if hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
         raise TypeError(f'prompts is a {kind}, a table: pass one column as a list, such as list(table["prompt"])')

@@ -44,8 +44,10 @@ def whole_number(value: Any, from_file: bool = False) -> int | None:
         value = _number_in(value)
         if isinstance(value, int):
             return value
-    if isinstance(value, numbers.Real) and abs(value) <= EXACT and value == int(value):
-        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if abs(number) <= EXACT and number.is_integer():
+            return int(number)
     return None
 
 
