@@ -6,8 +6,10 @@ They decide nothing: prompts with different columns share steps, and the fingerp
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 OWN = frozenset(("file_name", "text", "index", "seed", "alone_from", "nsfw", "size", "digest", "image", "label"))
 """Names that a line of ``metadata.jsonl`` has already, or that ``datasets`` gives to something else."""
@@ -30,9 +32,11 @@ def check_columns(columns: Mapping[str, Sequence[Any]] | None, n: int) -> dict[s
         raise TypeError(f"columns= has to map names to lists of values, not {type(columns).__name__}")
     out = {}
     for name, given in columns.items():
-        values = list(given) if not isinstance(given, (str, Mapping)) else [given]
-        if len(values) != n or isinstance(given, (str, Mapping)):
-            raise ValueError(f"column {name!r} has {len(values)} values for {n} prompts: give one per prompt")
+        single = isinstance(given, (str, Mapping)) or not isinstance(given, Iterable)
+        values = [] if single else [_plain(value) for value in given]
+        if len(values) != n:
+            count = "one value" if single else f"{len(values)} values"
+            raise ValueError(f"column {name!r} has {count} for {n} prompts: give one per prompt")
         if any(value is not None for value in values):
             out[name] = _simple(name, values)
     return out
@@ -50,6 +54,13 @@ def renamed(columns: Mapping[str, list[Any]], taken: Collection[str] = ()) -> di
             free = "given_" + free.replace("file_name", "filename")
         out[free] = values
     return out
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's; NaN, a missing cell of a table, as None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value
 
 
 def _simple(name: str, values: list[Any]) -> list[Any]:

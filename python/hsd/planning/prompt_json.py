@@ -18,7 +18,7 @@ MAX_SEED = 2**63 - 1
 
 _EXAMPLE = 'such as {"prompt": "a cat", "seed": 3}'
 
-_BEGINS_AS_JSON = re.compile(r"""\{\s*(?:$|["'])|\[\s*(?:$|"|\{\s*")|\[\s*'.*'\s*,?\s*\]?$""")
+_BEGINS_AS_JSON = re.compile(r"""\{\s*(?:$|["']|\}$)|\[\s*(?:$|"|\{\s*"|\]$)|\[\s*'.*'\s*,?\s*\]?$""")
 """Not ``{a|b}`` and ``[a cat]``, which other programs know and which are text here."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
