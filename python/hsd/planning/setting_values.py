@@ -228,13 +228,16 @@ def _hint(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    """A value in a message, short, with its type where that is not plain."""
+    if isinstance(value, np.generic):
+        value = value.item()
     short = reprlib.Repr()
     short.maxstring = short.maxother = 80
     kind = "" if value is None or isinstance(value, (bool, float)) else f" ({type(value).__name__})"
     try:
         return short.repr(value) + kind
     except ValueError:  # an integer with too many digits to print
-        return f"an integer of {value.bit_length()} bits"
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def _described(kind: Any) -> str:
