@@ -121,7 +121,7 @@ def test_what_only_resembles_json_is_text(tmp_path, line):
         ('{"prompt": "a cat", "guidance_scale": -Infinity}', "-Infinity is no number"),
         ('{"prompt": "a cat", "guidance_scale": 1e999}', "1e999 is too large"),
         ('{"prompt": "a cat", "seed": ' + "9" * 5000 + "}", "an integer of 5000 digits is too large"),
-        ('{"prompt": "a cat", "id": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 is not JSON"),
+        ('{"prompt": "a cat", "id": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: it is nested too deep"),
         ('{"prompt": "a cat", "": 3}', "line 1 has a key without a name"),
         ('{"prompt": "a \\ud800 cat"}', "line 1: the prompt has a lone surrogate at character 2"),
         ('{"prompt": "a cat", "id": "\\udfff"}', "line 1 has a lone surrogate"),
@@ -149,6 +149,19 @@ def test_encodings_and_line_ends(tmp_path, encoding, end):
     assert read_prompts(written(tmp_path, text.encode(encoding))).prompts == ["a cat", "thé séa", "\u732b"]
     lines = end.join(['{"prompt": "thé"}', '{"prompt": "\u732b"}'])
     assert read_prompts(written(tmp_path, lines.encode(encoding))).prompts == ["thé", "\u732b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_damaged_utf16(tmp_path, encoding):
+    data = "a cat\na dog\n".encode(encoding) + b"\x61"
+    with pytest.raises(hsd.PromptError, match=f"line 3: byte {len(data)} of the file is not {encoding.upper()}"):
+        read_prompts(written(tmp_path, data))
+
+
+def test_too_many_keys(tmp_path):
+    text = "\n".join(json.dumps({"prompt": "a", f"key {i}": i}) for i in range(1001))
+    with pytest.raises(hsd.PromptError, match="line 1001: the file has more than 1,000 different keys"):
+        read_prompts(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -293,10 +306,19 @@ def test_bad_seeds(tmp_path, seed):
 def test_seeds_in_python():
     pandas = pytest.importorskip("pandas")
     assert make_seeds(3.0, 2).tolist() == [3, 4]
-    for seeds in ([3.0, 4], np.array([3.0, 4.0]), pandas.Series([3.0, 4.0]), pandas.Series([3, 4]), (np.int32(3), 4)):
+    for seeds in (
+        [3.0, 4],
+        np.array([3.0, 4.0]),
+        pandas.Series([3.0, 4.0]),
+        pandas.Series([3, 4]),
+        (np.int32(3), 4),
+        range(3, 5),
+        iter([3, 4]),
+    ):
         out = make_seeds(seeds, 2)
         assert out.dtype == np.int64
         assert out.tolist() == [3, 4]
+    assert make_seeds(np.array(3), 2).tolist() == [3, 4]
     for bad in ("34", ["3", "4"], [3.0, float("nan")], [True, 2], [3.0, 2.0**60], None):
         with pytest.raises(TypeError, match="seed"):
             make_seeds(bad, 2)

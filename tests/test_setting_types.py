@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         (tuple[int, ...], [1, 2, 3], (1, 2, 3)),
         (tuple[str, ...] | None, ["a"], ("a",)),
         (dict[str, Any], {"a": 1}, {"a": 1}),
+        (dict[str, float] | None, {"scale": 1}, {"scale": 1.0}),
         (Literal["a", "b"], "b", "b"),
         (Union[int, None], 3, 3),  # noqa: UP007
         (Any, [object], [object]),
@@ -82,6 +83,8 @@ def test_values_that_fit(kind, value, out):
         (list[float], [1, "a"], TypeError, "a list of values"),
         (list[float], [1, float("inf")], ValueError, "finite"),
         (tuple[int, int], (1, 2, 3), TypeError, "2 values, each a whole number"),
+        (dict[str, float], {"a": "b"}, TypeError, "an object of names and values"),
+        (dict[str, float], {"a": float("nan")}, ValueError, "finite"),
         (dict[str, Any], [1], TypeError, "an object of names and values"),
         (Literal["a", "b"], "c", TypeError, "one of 'a', 'b'"),
     ],

@@ -141,7 +141,8 @@ def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
 
         file = file.with_settings(adapter.setting_names())
         values, index = check_settings(file.settings, len(file.prompts))
-        variants_of(adapter, values, [file.places[int(np.argmax(index == v))] for v in range(len(values))])
+        _, first = np.unique(index, return_index=True)
+        variants_of(adapter, values, [file.places[i] for i in first])
     if file.columns:
         say(f"{', '.join(file.columns)}: no settings of the model; kept as columns of metadata.jsonl")
     return file

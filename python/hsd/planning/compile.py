@@ -191,7 +191,7 @@ def compile(
         request["columns"] = beside
     n_steps = steps
     if adapter is not None:
-        first = [int(np.argmax(variant == v)) for v in range(len(values))]
+        _, first = np.unique(variant, return_index=True)
         variants = variants_of(adapter, values, [f"prompt {i}" for i in first])
         n_steps = adapter.sampler(steps).n_steps
     variant = np.repeat(variant, repeats)

@@ -114,14 +114,17 @@ def _found(path: str | Path) -> Path:
 
 
 def _read(path: Path) -> bytes:
-    _check_kind(os.stat(path), on_terminal=True)  # that is known only when it is open
+    status = os.stat(path)
+    _check_kind(status, on_terminal=True)  # that is known only when it is open
+    if stat.S_ISSOCK(status.st_mode):
+        raise _NoFile("it is a socket, not a file")
     # Without O_NONBLOCK, opening a pipe that nothing writes to would wait for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb", buffering=0) as file:
         kind = os.fstat(handle)
         _check_kind(kind, os.isatty(handle))
         first = _first_of_pipe(handle) if stat.S_ISFIFO(kind.st_mode) else b""
-        if hasattr(os, "set_blocking"):
+        if not stat.S_ISREG(kind.st_mode):
             os.set_blocking(handle, True)
         return first + _bounded(file, len(first))
 
@@ -135,12 +138,12 @@ def _standard_input() -> bytes:
 
 
 def _check_kind(status: os.stat_result, on_terminal: bool) -> None:
-    """Regular files and pipes have an end, and so have terminals and ``/dev/null``; other devices do not."""
+    """Files, pipes and sockets have an end, and so have terminals and ``/dev/null``; other devices do not."""
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise _NoFile("it is a directory, not a file")
-    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
-        raise _NoFile("it is a socket or a disk, not a file")
+    if stat.S_ISBLK(mode):
+        raise _NoFile("it is a disk, not a file")
     if stat.S_ISCHR(mode) and not on_terminal and status.st_rdev != os.stat(os.devnull).st_rdev:
         raise _NoFile("it is a device, which has no end, not a file")
     if stat.S_ISREG(mode) and status.st_size > MAX_BYTES:

@@ -106,6 +106,8 @@ def read_prompts(path: str | Path) -> PromptFile:
                 advice = meant(key)
                 if advice is not None:
                     raise PromptError(f"{entry.where} has {key!r}, which is no setting: {advice}")
+                if len(columns) == _MOST_COLUMNS:
+                    raise PromptError(f"{entry.where}: the file has more than {_MOST_COLUMNS:,} different keys")
                 columns[key] = [None] * len(entries)
             columns[key][i] = value
     return PromptFile(
@@ -116,6 +118,9 @@ def read_prompts(path: str | Path) -> PromptFile:
         [entry.where for entry in entries],
     )
 
+
+_MOST_COLUMNS = 1000
+"""Every prompt has a value in each of them."""
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonlines", ".ldjson", ".jl")
 _OTHER_ENDINGS = frozenset(

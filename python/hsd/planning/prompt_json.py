@@ -54,7 +54,7 @@ def json_entries(text: str, name: str) -> list[Entry]:
     document = text.lstrip(" \t\r\n" + MARK)
     if document.startswith("["):
         return list(_of_list(text, name))
-    found = list(lines(text, name))
+    found = [(where, line) for where, line in lines(text, name) if not is_blank(line)]
     if len(found) > 1 and found[0][1].startswith("{") and not found[0][1].rstrip(",").endswith("}"):
         whole = _whole(text)  # one object over several lines
         if whole is not None:
@@ -117,8 +117,9 @@ def _parsed(line: str, where: str) -> Any:
 
 
 def _not_json(where: str, error: Exception) -> PromptError:
-    reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-    return PromptError(f"{where} is not JSON ({reason}): write one object per line, {_EXAMPLE}")
+    if isinstance(error, json.JSONDecodeError):
+        return PromptError(f"{where} is not JSON ({error}): write one object per line, {_EXAMPLE}")
+    return PromptError(f"{where}: {'it is nested too deep' if isinstance(error, RecursionError) else error}")
 
 
 def _entry(item: Any, where: str) -> Entry:

@@ -105,7 +105,9 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
     ValueError
         If there are not ``n`` seeds, or one is negative or over 2**63 - 1.
     """
-    single = isinstance(seeds, str) or np.isscalar(seeds) or not hasattr(seeds, "__len__")
+    if hasattr(seeds, "tolist"):  # NumPy, pandas, torch
+        seeds = seeds.tolist()
+    single = isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable)
     first = whole_number(seeds) if single else None
     if single and first is None:
         raise TypeError(f"seeds has to be an integer or a sequence of integers, not {_short(seeds)}")

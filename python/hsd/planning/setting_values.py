@@ -44,10 +44,8 @@ def whole_number(value: Any, from_file: bool = False) -> int | None:
         value = _number_in(value)
         if isinstance(value, int):
             return value
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        if abs(number) <= EXACT and number.is_integer():
-            return int(number)
+    if isinstance(value, numbers.Real) and abs(value) <= EXACT and float(value).is_integer():
+        return int(float(value))
     return None
 
 
@@ -126,9 +124,10 @@ def _fitted(value: Any, kind: Any, from_file: bool) -> Any:
     if kind is str:
         return _text(value)
     if kind is dict or origin in (dict, collections.abc.Mapping):
-        if isinstance(value, collections.abc.Mapping):
-            return dict(value)
-        raise _Misfit("")
+        if not isinstance(value, collections.abc.Mapping):
+            raise _Misfit("")
+        names, values = inner or (Any, Any)
+        return {_fitted(name, names, False): _fitted(one, values, from_file) for name, one in value.items()}
     return _several(value, kind, origin, inner, from_file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,11 @@ def check_settings(
         try:
             text = json.dumps(canonical(own), sort_keys=True, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"settings of prompt {i} ({own!r:.200}) cannot be saved as JSON: {error}") from None
+            missing = [name for name, value in own.items() if isinstance(value, float) and value != value]
+            hint = f"; {missing[0]} is NaN: leave out what is missing" if missing else ""
+            raise TypeError(
+                f"settings of prompt {i} ({reprlib.repr(own)}) cannot be saved as JSON: {error}{hint}"
+            ) from None
         index[i] = first.setdefault(text, len(first))
     return [json.loads(text) for text in first], index
 
