@@ -296,7 +296,7 @@ def test_unsupported_pipelines():
         ({"guidance_scale": True}, TypeError, "guidance_scale is True: it has to be a number"),
         ({"guidance_scale": [5.0]}, TypeError, r"guidance_scale is \[5.0\] \(list\): it has to be a number"),
         ({"width": 0}, ValueError, "width is 0: it has to be at least 1"),
-        ({"height": -8}, ValueError, "height is -8: it has to be at least 1"),
+        ({"height": -8}, ValueError, "height is -8: it has to be a positive multiple of 8"),
         ({"width": 2**40}, ValueError, "width is 1099511627776: it has to be at most 65,535"),
         ({"width": 32.5}, TypeError, "width is 32.5: it has to be a whole number or None"),
         ({"width": "32"}, TypeError, r"width is '32' \(str\): .*; write 32 without quotes"),

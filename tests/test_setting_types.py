@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsd.models.loading import load
 from hsd.models.registry import BUILT_IN, adapter_named
-from hsd.models.setting_types import checked_settings, setting_types
+from hsd.models.setting_types import setting_types, typed_settings
 from hsd.models.stable_diffusion import StableDiffusion
 from hsd.planning.known_settings import KNOWN
 from hsd.planning.setting_values import check_value, whole_number
@@ -160,6 +161,28 @@ class Foreign(StableDiffusion):
 def test_adapters_from_elsewhere():
     assert setting_types(Foreign).keys() == set(Foreign.setting_names()) - {"odd"}
     own = {"odd": object(), "strange": "anything", "plain": 4.0}
-    assert checked_settings(Foreign, own) == {**own, "plain": 4}
+    assert typed_settings(Foreign, own) == {**own, "plain": 4}
     with pytest.raises(TypeError, match="plain is 'x'"):
-        checked_settings(Foreign, {"plain": "x"})
+        typed_settings(Foreign, {"plain": "x"})
+
+
+def test_several_values_are_checked_when_the_adapter_is_made(model):
+    """What an adapter says about its own comes first, and what it converts is fine."""
+
+    @dataclass(eq=False)
+    class Own(StableDiffusion):
+        size: tuple[int, int] = (1, 1)
+        layers: list[int] | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if isinstance(self.size, str):
+                self.size = tuple(int(side) for side in self.size.split("x"))
+
+    made = Own(model.pipe, height=32, width=32)
+    assert load(made, size="3x4").size == (3, 4)
+    assert load(made, size=[3, 4.0], layers=(1, 2.0)).layers == [1, 2]
+    with pytest.raises(TypeError, match="layers is 5 .*: it has to be a list of values, each a whole number"):
+        load(made, layers=5)
+    with pytest.raises(TypeError, match=r"size is \(1, 2, 3\) .*2 values"):
+        load(made, size=(1, 2, 3))

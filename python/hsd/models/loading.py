@@ -18,7 +18,7 @@ from ..sampler.named import scheduler_named
 from .base import Adapter
 from .identity import family_and_networks, identity_of
 from .registry import MODELS, adapter_class, adapter_named
-from .setting_types import checked_settings
+from .setting_types import check_made, typed_settings
 
 
 def load(
@@ -67,7 +67,11 @@ def _load(
 ) -> Adapter:
     if isinstance(model, Adapter):
         settings = _checked(type(model), settings)
-        return dataclasses.replace(model, **settings) if settings else model
+        if not settings:
+            return model
+        changed = dataclasses.replace(model, **settings)
+        check_made(changed, settings)
+        return changed
     if isinstance(model, (str, Path)):
         name = str(model)
         source: str | Path
@@ -122,7 +126,9 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
     settings = _checked(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
-    return _calibrated(adapter(pipe, **options))
+    made = adapter(pipe, **options)
+    check_made(made, settings)
+    return _calibrated(made)
 
 
 def _calibrated(adapter: Adapter) -> Adapter:
@@ -162,4 +168,4 @@ def _checked(adapter: type[Adapter], settings: dict[str, Any]) -> dict[str, Any]
             near = difflib.get_close_matches(name, accepted, n=1)
             hint = f": did you mean {near[0]!r}?" if near else "."
             raise TypeError(f"{adapter.__name__} has no setting {name!r}{hint} It has: {', '.join(accepted)}")
-    return checked_settings(adapter, settings)
+    return typed_settings(adapter, settings)

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ..planning.known_settings import check_limits
 from ..planning.setting_values import check_value
@@ -42,15 +42,18 @@ def setting_types(adapter: type[Adapter]) -> dict[str, Any]:
     return found
 
 
-def checked_settings(adapter: type[Adapter], settings: Mapping[str, Any]) -> dict[str, Any]:
+def typed_settings(adapter: type[Adapter], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, each converted to the type of its field: 64.0 to 64, a list to a tuple.
+
+    What has several values and is of another type is left as it is: an adapter says more about its own, when it is
+    made. :func:`check_made` looks at the others.
 
     Raises
     ------
     TypeError
-        For a value of another type.
+        For a single value of another type.
     ValueError
-        For a number that is infinite, too large, or outside of what the setting can be in any model.
+        For a number that is infinite or too large.
     """
     kinds, out = setting_types(adapter), dict(settings)
     for name, value in settings.items():
@@ -59,13 +62,29 @@ def checked_settings(adapter: type[Adapter], settings: Mapping[str, Any]) -> dic
         try:
             out[name] = check_value(name, value, kinds[name])
         except (TypeError, ValueError):
-            if not _is_pair(kinds[name]):  # families say more about theirs: what the two values are
+            if not _is_structured(kinds[name]):
                 raise
-        check_limits(name, out[name])
     return out
 
 
-def _is_pair(kind: Any) -> bool:
-    """``tuple[float, float]`` and the like, also where None is allowed."""
+def check_made(adapter: Adapter, settings: Mapping[str, Any]) -> None:
+    """Raise for the ``settings`` that an adapter was made with, and that it should have refused.
+
+    Raises
+    ------
+    TypeError
+        For several values of another type.
+    ValueError
+        For a number outside of what the setting can be in any model.
+    """
+    kinds = setting_types(type(adapter))
+    for name, value in settings.items():
+        if name in kinds:
+            check_value(name, getattr(adapter, name), kinds[name])
+            check_limits(name, value)
+
+
+def _is_structured(kind: Any) -> bool:
+    """Tuples, lists and mappings, also where None is allowed."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return any(get_origin(one) is tuple and Ellipsis not in get_args(one) for one in kinds)
+    return any(get_origin(one) not in (None, Literal) or one in (dict, list, tuple) for one in kinds)
