@@ -76,7 +76,7 @@ class Reader:
 def cut_prompts(adapter: Adapter, prompts: Sequence[str]) -> list[Cut]:
     """The prompts whose end no text encoder of the model reads; empty for a family that is not known here.
 
-    About 50,000 prompts a second with the tokenizers of the Rust library.
+    10,000 prompts take one to two seconds of one core.
     """
     readers = _readers(adapter)
     out: list[Cut] = []

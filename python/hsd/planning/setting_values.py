@@ -44,9 +44,13 @@ def whole_number(value: Any, from_file: bool = False) -> int | None:
         value = _number_in(value)
         if isinstance(value, int):
             return value
-    if isinstance(value, numbers.Real) and abs(value) <= EXACT and float(value).is_integer():
-        return int(float(value))
-    return None
+    if not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return int(number) if abs(number) <= EXACT and number.is_integer() else None
 
 
 def check_value(name: str, value: Any, kind: Any, from_file: bool = False) -> Any:
