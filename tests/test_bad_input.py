@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +39,90 @@ def bad(row, column, value, dtype=np.float64):
 def test_prompts(prompts, error, says):
     with pytest.raises(error, match=says):
         hsd.compile(prompts, 1.0)
+
+
+class Table:
+    """What DataFrames of several libraries have in common: iterating gives the names of the columns."""
+
+    columns = ("prompt", "seed")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "says"),
+    [
+        (
+            Table(),
+            TypeError,
+            r'prompts is a Table, a table: pass one column as a list, such as list\(table\["prompt"\]\)',
+        ),
+        ({"prompt": ["a", "b"]}, TypeError, "prompts is a dict, which gives its keys"),
+        ({"a cat", "a dog"}, TypeError, r"prompts is a set, which has no order.*sorted\(\.\.\.\)"),
+        (frozenset(["a"]), TypeError, "prompts is a frozenset, which has no order"),
+        (np.array([["a", "b"]]), TypeError, r"an array of shape \(1, 2\): pass one dimension"),
+        (np.array("a cat"), TypeError, r"an array of shape \(\)"),
+        (np.array([b"a"]), TypeError, r"prompt 0 is .*\(bytes_?\), not a string: decode it"),
+        (Path("prompts.txt"), TypeError, r"not PosixPath; prompts in a file are hsd.read_prompts\(path\).prompts"),
+        ("prompts.txt", TypeError, "not one str: wrap it in .*hsd.read_prompts"),
+        (io.StringIO("a cat\n"), TypeError, "not StringIO; prompts in a file are"),
+        (None, TypeError, r"not None \(NoneType\)"),
+        (3, TypeError, r"not 3 \(int\)"),
+        ([["a", "b"]], TypeError, r"prompt 0 is \['a', 'b'\] \(list\), not a string"),
+        ([{"prompt": "a"}], TypeError, r"prompt 0 is .*\(dict\), not a string: pass the texts alone"),
+        (["a", float("nan")], TypeError, r"prompt 1 is nan \(float\), not a string: it is a missing cell"),
+        ([Path("a.txt")], TypeError, "prompt 0 is PosixPath.*hsd.read_prompts"),
+        (["a", "\u200b\u2060"], ValueError, "prompt 1 is blank"),
+        (["a", "b\0"], ValueError, "prompt 1 has a NUL at character 1"),
+        (["a", "\x1b[1mb"], ValueError, r"prompt 1 has the control character U\+001B at character 0"),
+    ],
+)
+def test_what_is_no_list_of_prompts(prompts, error, says):
+    with pytest.raises(error, match=says):
+        hsd.compile(prompts, 1.0)
+
+
+def test_a_prompt_file_by_itself(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n")
+    with pytest.raises(TypeError, match="prompts is a PromptFile: pass its parts, hsd.compile.file.prompts"):
+        hsd.compile(hsd.read_prompts(path), 1.0)
+
+
+def test_lists_of_prompts():
+    class Word(str):
+        pass
+
+    given = {"a cat": 1, "a dog": 2, "the sea": 3}
+    for prompts in (
+        GOOD,
+        tuple(GOOD),
+        iter(GOOD),
+        np.array(GOOD),
+        np.array(GOOD, object),
+        given.keys(),
+        map(Word, GOOD),
+    ):
+        out = hsd.compile(prompts, embeddings=E, steps=2).prompts
+        assert out == GOOD
+        assert {type(prompt) for prompt in out} == {str}
+    assert (
+        hsd.compile(["a cat\nin a hat\t", " \u200da"], embeddings=np.eye(2), steps=2).prompts[0] == "a cat\nin a hat\t"
+    )
+
+
+def test_prompts_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"prompt": GOOD, "seed": [3.0, 4.0, 5.0], "width": [64.0, float("nan"), 64.0]})
+    with pytest.raises(TypeError, match="prompts is a DataFrame, a table"):
+        hsd.compile(table, embeddings=E)
+    plan = hsd.compile(table["prompt"], embeddings=E, seeds=table["seed"], columns={"row": table.index})
+    assert plan.prompts == GOOD
+    assert plan.seeds.tolist() == [3, 4, 5]
+    assert plan.columns == {"row": [0, 1, 2]}
+    own = table[["width"]].astype(object).where(table[["width"]].notna(), None).to_dict("records")
+    assert hsd.compile(table["prompt"], embeddings=E, settings=own).settings == [{"width": 64}, {}]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -116,7 +203,7 @@ def test_values(options, says):
         ({"steps": 4.5}, "steps has to be an integer"),
         ({"steps": True}, "steps has to be an integer"),
         ({"seeds": 1.5}, "seeds has to be an integer"),
-        ({"seeds": [1, 2, 3.0]}, "seed 2 is 3.0"),
+        ({"seeds": [1, 2, 3.5]}, "seed 2 is 3.5"),
         ({"typo": 1}, "typo"),
     ],
     ids=name_of,
@@ -187,6 +274,61 @@ def test_unsupported_pipelines():
 
     with pytest.raises(hsd.UnsupportedPipeline, match="nearest that has is StableDiffusionPipeline.*five"):
         hsd.load(StableDiffusionPlusPipeline())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        (
+            {"guidance_scale": "7.5"},
+            TypeError,
+            r"guidance_scale is '7.5' \(str\): it has to be a number; write 7.5 without",
+        ),
+        (
+            {"guidance_scale": "7,5"},
+            TypeError,
+            "guidance_scale is '7,5' .*: it has to be a number; write 7.5 with a point",
+        ),
+        ({"guidance_scale": None}, TypeError, "guidance_scale is None: it has to be a number"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale is nan: it has to be a finite number"),
+        ({"guidance_scale": np.float32("inf")}, ValueError, "guidance_scale is inf.*finite"),
+        ({"guidance_scale": 10**400}, ValueError, "guidance_scale is .*: it is too large"),
+        ({"guidance_scale": True}, TypeError, "guidance_scale is True: it has to be a number"),
+        ({"guidance_scale": [5.0]}, TypeError, r"guidance_scale is \[5.0\] \(list\): it has to be a number"),
+        ({"width": 0}, ValueError, "width is 0: it has to be at least 1"),
+        ({"height": -8}, ValueError, "height is -8: it has to be a positive multiple of 8"),
+        ({"width": 2**40}, ValueError, "width is 1099511627776: it has to be at most 65,535"),
+        ({"width": 32.5}, TypeError, "width is 32.5: it has to be a whole number or None"),
+        ({"width": "32"}, TypeError, r"width is '32' \(str\): .*; write 32 without quotes"),
+        ({"width": float("nan")}, ValueError, "width is nan: it has to be a finite number"),
+        ({"negative_prompt": ["dull"]}, TypeError, r"negative_prompt is \['dull'\] \(list\): it has to be text"),
+        ({"negative_prompt": 3}, TypeError, r"negative_prompt is 3 \(int\): it has to be text"),
+        ({"negative_prompt": "a\ud800"}, ValueError, "negative_prompt is .*: it has a lone surrogate"),
+        ({"eta": object()}, TypeError, "eta is .*: it has to be a number"),
+    ],
+    ids=name_of,
+)
+def test_settings_have_types(model, settings, error, says):
+    with pytest.raises(error, match=says):
+        hsd.load(model, **settings)
+    with pytest.raises(error, match=says):
+        hsd.load(model.pipe, **settings)
+    (name,) = settings
+    if settings[name] is not None:  # which is not given, in the settings of a prompt
+        with pytest.raises((TypeError, ValueError), match=f"prompt 1.*{name}"):
+            hsd.compile(["a", "b"], model=model, settings=[{}, settings])
+
+
+def test_settings_are_converted(model):
+    loaded = hsd.load(model, width=64.0, height=np.int64(32), guidance_scale=5, eta=np.float32(0.5))
+    assert (loaded.width, loaded.height, loaded.guidance_scale, loaded.eta) == (64, 32, 5.0, 0.5)
+    assert [type(value) for value in (loaded.width, loaded.height, loaded.guidance_scale, loaded.eta)] == [
+        int,
+        int,
+        float,
+        float,
+    ]
+    assert loaded.call_key() == hsd.load(model, width=64, height=32, guidance_scale=5.0, eta=0.5).call_key()
 
 
 def test_unknown_settings(model):
@@ -307,8 +449,8 @@ def test_bad_settings_of_single_prompts(settings, error, says):
 @pytest.mark.parametrize(
     ("own", "error", "says"),
     [
-        ({"widht": 32}, TypeError, r"settings \{'widht': 32\} of a prompt: .* did you mean 'width'"),
-        ({"width": 33}, ValueError, "settings .* of a prompt: width is 33"),
+        ({"widht": 32}, TypeError, r"settings \{'widht': 32\} of (a prompt|prompt 1): .* did you mean 'width'"),
+        ({"width": 33}, ValueError, "settings .* of (a prompt|prompt 1): width is 33"),
     ],
 )
 def test_settings_that_the_model_does_not_take_are_said_before_encoding(model, monkeypatch, own, error, says):

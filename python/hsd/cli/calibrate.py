@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..calibration.store import keep
-from ..planning.prompts import read_prompts
 from . import options as opt
 from .console import Stages, quiet
 
@@ -38,7 +37,7 @@ def calibrate(
     quiet()
     from ..probing import calibrate as measure
 
-    given = None if prompts is None else read_prompts(prompts).prompts
+    given = None if prompts is None else opt.read(prompts).prompts
     adapter = opt.load(model, device, settings)
     with Stages() as stages:
         calibration = measure(adapter, given, seeds=seed, progress=lambda done: stages("calibrate", done))

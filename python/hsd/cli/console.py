@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,21 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
 
 
+class _Said(logging.Handler):
+    """What HSD logs, as messages of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
 def quiet() -> None:
-    """Suppress the notices and loading bars of the libraries. Downloads still show theirs."""
+    """Suppress the notices and loading bars of the libraries. Downloads still show theirs.
+
+    What HSD itself logs is printed like other messages.
+    """
+    log = logging.getLogger("hsd")
+    if not any(isinstance(handler, _Said) for handler in log.handlers):
+        log.addHandler(_Said())
     warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
     import diffusers  # here, because both import torch
     import transformers

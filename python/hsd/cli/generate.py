@@ -67,6 +67,7 @@ def generate(
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
+    file = opt.fit(file, adapter)
     with Stages() as stages:
         plan = compile_plan(
             file.prompts,
@@ -74,6 +75,7 @@ def generate(
             linkage=linkage,
             seeds=seeds,
             settings=file.settings,
+            columns=file.columns,
             images_per_prompt=images_per_prompt,
             noise=noise,
             reuse=out,

@@ -6,20 +6,24 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
+from ..planning.hints import hint_for
 from ..planning.prompts import PromptFile, read_prompts
+from ..planning.settings import check_settings
 from .console import quiet, say
 
 Prompts = Annotated[
     str,
     typer.Argument(
         metavar="PROMPTS",
-        help="A UTF-8 file with one prompt per line, or a .jsonl file with one object per line (prompt, seed, settings "
-        "for this prompt); '-' for standard input; 'demo' for the built-in prompts.",
+        help="A text file with one prompt per line, or JSON lines with one object per line (prompt, seed, settings "
+        "for this prompt; other keys are kept beside the images); '-' for standard input; 'demo' for the built-in "
+        "prompts.",
         show_default=False,
     ),
 ]
@@ -122,8 +126,26 @@ JsonFile = Annotated[
 
 
 def read(source: str) -> PromptFile:
-    """The prompts of the argument ``PROMPTS``."""
-    return read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
+    """The prompts of the argument ``PROMPTS``. Says what is taken literally in them and may not be meant so."""
+    file = read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
+    hint = hint_for(file.prompts, file.places)
+    if hint is not None:
+        say(hint)
+    return file
+
+
+def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
+    """The file as a loaded model takes it: its settings checked, their lines named. Says which keys are no settings."""
+    if adapter is not None:
+        from ..models import variants_of  # here, because it imports torch
+
+        file = file.with_settings(adapter.setting_names())
+        values, index = check_settings(file.settings, len(file.prompts))
+        _, first = np.unique(index, return_index=True)
+        variants_of(adapter, values, [file.places[i] for i in first])
+    if file.columns:
+        say(f"{', '.join(file.columns)}: no settings of the model; kept as columns of metadata.jsonl")
+    return file
 
 
 def with_file(
@@ -164,7 +186,7 @@ def load(model: str, device: str | None, settings: list[str] | None = None, **co
     quiet()
     from ..models import load as load_model  # here, because it imports torch
 
-    given = {name: value for name, value in {**common, **parse(settings or [])}.items() if value is not None}
+    given = {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
     return load_model(model, device=device, **given)
 
 
@@ -175,9 +197,11 @@ def parse(settings: list[str]) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ValueError(f"--set {item}: write NAME=VALUE")
+        if name in out:
+            raise ValueError(f"--set {item}: {name} is given twice")
         try:
             out[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             out[name] = value
     return out
 

@@ -55,6 +55,7 @@ def plan(
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     of_model = {"guidance_interval": guidance_interval, **of_model}
     adapter = opt.load(model, device, **of_model) if model is not None else None
+    file = opt.fit(file, adapter)
     vectors = None
     if embeddings is not None:
         try:
@@ -70,6 +71,7 @@ def plan(
             linkage=linkage,
             seeds=file.seeds_from(seed, images_per_prompt),
             settings=file.settings,
+            columns=file.columns,
             images_per_prompt=images_per_prompt,
             noise=noise,
             progress=stages,

@@ -90,8 +90,10 @@ def tune(
     file = opt.read(prompts)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     with resumable():
+        adapter = opt.load(model, device, settings, **common)
+        file = opt.fit(file, adapter)
         tuning = Tuning(
-            opt.load(model, device, settings, **common),
+            adapter,
             file.prompts,
             scorer=scorer,
             scorer_model=scorer_model,

@@ -27,6 +27,7 @@ from ..models.caches import refuse_step_caches
 from ..models.encode import encode, recall
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.catch_up import catch_up_weights
+from ..planning.columns import renamed
 from ..planning.plan import Plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
@@ -196,6 +197,7 @@ def generate(
     alone: np.ndarray | None = None
     distinct, which = plan.settings, plan.setting
     names = sorted({name for own in distinct for name in own})  # every image has all columns
+    beside = renamed(plan.columns, names)
     part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
@@ -209,7 +211,8 @@ def generate(
                     if alone is None:
                         alone = alone_from(session.plan)
                     own = {name: distinct[which[image.index]].get(name) for name in names}
-                    extra = {**own, "alone_from": int(alone[image.index])}
+                    given = {name: values[image.index] for name, values in beside.items()}
+                    extra = {**given, **own, "alone_from": int(alone[image.index])}
                     writers.submit(folder.add, image.index, image.pil, extra)
                     images += 1
     finally:

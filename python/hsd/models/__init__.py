@@ -12,12 +12,14 @@ from .loading import load, variants_of
 from .parts import check_size, pad_tokens
 from .registry import MODELS, register, supported
 from .timesteps import number_of_steps
+from .truncation import Cut, cut_prompts
 
 __all__ = [
     "MODELS",
     "Adapter",
     "Batch",
     "BrokenAdapter",
+    "Cut",
     "Denoiser",
     "Encoded",
     "Guidance",
@@ -25,6 +27,7 @@ __all__ = [
     "Prior",
     "check",
     "check_size",
+    "cut_prompts",
     "guide",
     "load",
     "number_of_steps",

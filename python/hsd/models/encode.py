@@ -22,6 +22,7 @@ from ..replay.executor import Executor
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
 from .base import batches
+from .truncation import report_cuts, without_other_reports
 
 _PRIOR_BLOCK = 4096
 """Number of prompts that run through a prior together if it shares nothing."""
@@ -53,6 +54,7 @@ def recall(plan: Plan, key: Hashable) -> Conditioning | None:
     return found[1] if found is not None and found[0] == key else None
 
 
+@without_other_reports()
 @torch.no_grad()
 def encode(
     variants: Sequence[Denoiser],
@@ -91,6 +93,7 @@ def encode(
     priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
+    report_cuts(variants, variant, prompts, chosen)
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
     spool = Spool(default_memory() if memory is None else memory)
     tables = _Tables(n, spool)

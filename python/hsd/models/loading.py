@@ -13,13 +13,14 @@ import torch
 from .. import demo
 from ..calibration import Calibration
 from ..calibration.store import find
-from ..errors import UnknownModel
+from ..errors import Error, UnknownModel
 from ..sampler.named import scheduler_named
 from .arguments import why_no_setting
 from .base import Adapter
 from .identity import family_and_networks, identity_of
 from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
+from .setting_types import check_made, typed_settings
 
 
 def load(
@@ -70,8 +71,12 @@ def _load(
     model: Any, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]
 ) -> Adapter:
     if isinstance(model, Adapter):
-        _check_settings(type(model), settings)
-        return dataclasses.replace(model, **settings) if settings else model
+        settings = _checked(type(model), settings)
+        if not settings:
+            return model
+        changed = dataclasses.replace(model, **settings)
+        check_made(changed, settings)
+        return changed
     if isinstance(model, (str, Path)):
         name = str(model)
         source: str | Path
@@ -125,9 +130,11 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
     check_pipeline(adapter.pipes_of(pipe), adapter.needs)
-    _check_settings(adapter, settings)
+    settings = _checked(adapter, settings)
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
-    return _calibrated(adapter(pipe, **options))
+    made = adapter(pipe, **options)
+    check_made(made, settings)
+    return _calibrated(made)
 
 
 def _calibrated(adapter: Adapter) -> Adapter:
@@ -136,8 +143,12 @@ def _calibrated(adapter: Adapter) -> Adapter:
     return adapter if calibration is None else adapter.with_calibration(calibration)
 
 
-def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list[Adapter]:
+def variants_of(
+    adapter: Adapter, settings: Sequence[Mapping[str, Any]], places: Sequence[str] | None = None
+) -> list[Adapter]:
     """Copies of ``adapter``, one with each of the ``settings`` that single prompts of a plan have.
+
+    ``places`` say for messages where each of the settings first occurs: "prompt 3", or a line of a file.
 
     Raises
     ------
@@ -145,18 +156,22 @@ def variants_of(adapter: Adapter, settings: Sequence[Mapping[str, Any]]) -> list
         For a setting that the family does not have, or a value that it refuses.
     """
     out = []
-    for own in settings:
+    for i, own in enumerate(settings):
         try:
             out.append(_load(adapter, None, None, dict(own)))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"settings {dict(own)!r} of a prompt: {error}") from None
+            where = f"settings {dict(own)!r} of {'a prompt' if places is None else places[i]}"
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise (type(error) if isinstance(error, Error) else kind)(f"{where}: {error}") from None
     return out
 
 
-def _check_settings(adapter: type[Adapter], settings: dict[str, Any]) -> None:
+def _checked(adapter: type[Adapter], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as their types; ``TypeError`` or ``ValueError`` for one that there is not, or for another value."""
     accepted = adapter.setting_names()
     for name in settings:
         if name not in accepted:
             why = why_no_setting(adapter, name)
             end = "" if why.endswith("?") else "."
             raise TypeError(f"{adapter.__name__} has no setting {name!r}: {why}{end} It has: {', '.join(accepted)}")
+    return typed_settings(adapter, settings)

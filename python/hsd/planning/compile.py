@@ -18,6 +18,7 @@ from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
+from .columns import check_columns
 from .encoders import Encoder, StaticEncoder, default_encoder
 from .metric import (
     check_linkage,
@@ -57,6 +58,7 @@ def compile(
     noise: Noise = "independent",
     catch_up: float | None = None,
     settings: Sequence[Mapping[str, Any]] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
@@ -116,7 +118,11 @@ def compile(
         not change.
     settings
         One mapping per given prompt, with the settings of the model for its images only: ``negative_prompt``,
-        ``guidance_scale``, ``height``, ``width``... Prompts whose settings differ never share a step.
+        ``guidance_scale``, ``height``, ``width``... Prompts whose settings differ never share a step. A setting that is
+        None is not given.
+    columns
+        Anything else that is known about the prompts, by name, with one value per given prompt: an id, a category...
+        It changes nothing, and stands in ``metadata.jsonl`` beside each image.
     exact, threads, memory
         How the tree may be built, see :func:`build_tree`. Default: exactly, if N and the memory allow it.
     conditioning_memory
@@ -159,8 +165,10 @@ def compile(
     seed_array = make_seeds(seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
-    variant = np.repeat(variant, repeats)
-
+    beside = {
+        name: [value for value in own for _ in range(repeats)]
+        for name, own in check_columns(columns, len(given)).items()
+    }
     adapter = conditioning = None
     if model is not None:
         from ..models import (
@@ -192,11 +200,15 @@ def compile(
         request["asked"] = {"tau": None if tau is None else threshold, "metric": metric}
     _record_calibration(request, own)
     if len(values) > 1 or values[0]:
-        request["settings"] = {"values": values, "index": variant.tolist()}
+        request["settings"] = {"values": values, "index": np.repeat(variant, repeats).tolist()}
+    if beside:
+        request["columns"] = beside
     n_steps = steps
     if adapter is not None:
-        variants = variants_of(adapter, values)
+        _, first = np.unique(variant, return_index=True)
+        variants = variants_of(adapter, values, [f"prompt {i}" for i in first])
         n_steps, request["steps"] = number_of_steps(variants, steps)
+    variant = np.repeat(variant, repeats)
     weights = _step_weights(adapter, n_steps) if isinstance(schedule, str) and schedule == "measured" else None
     shape = schedule_shape(schedule, n_steps, weights=weights)
     if gamma is not None:
@@ -325,7 +337,7 @@ def _earlier(
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
-    same = all(found.get(name) == request.get(name) for name in {*request, "settings"} - ignored)
+    same = all(found.get(name) == request.get(name) for name in {*request, "settings", "columns"} - ignored)
     same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
     same = same and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
     same = same and (exact is None or plan.tree.exact == exact)

@@ -18,6 +18,8 @@ from ..errors import Error, PlanMismatch
 from ..names import Order
 from ..work.files import write_atomically
 from ..work.reading import open_file
+from .columns import check_columns
+from .settings import canonical
 from .summary import Calls, Summary
 
 PLAN_FILE = "plan.safetensors"
@@ -124,6 +126,11 @@ class Plan:
         """(N,) which of ``settings`` each prompt has."""
         own = self.request.get("settings")
         return np.zeros(self.n_prompts, np.int64) if own is None else np.asarray(own["index"], dtype=np.int64)
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """What was given with ``columns=``: N values by name, which change nothing."""
+        return dict(self.request.get("columns", {}))
 
     def covered(self) -> NDArray[np.int64]:
         """Prompts in the plan's clusters, ascending: the kept ones, and those that share a cluster with them."""
@@ -318,7 +325,8 @@ class Plan:
         """
         parts: dict[str, Any] = {"noise": self.noise}
         if "settings" in self.request:
-            parts["settings"] = self.request["settings"]
+            own = self.request["settings"]  # 5.0 in a file of an earlier version is 5 in one of this version
+            parts["settings"] = {**own, "values": [canonical(one) for one in own["values"]]}
         if self.catch_up:  # 0 is what plans without it have
             parts["catch_up"] = self.catch_up
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
@@ -349,10 +357,12 @@ class Plan:
         with open_file(path) as file:
             try:
                 core, prompts, seeds, metadata = CorePlan.from_bytes(_whole(file))
-                return cls(core, prompts, seeds, json.loads(metadata))
+                plan = cls(core, prompts, seeds, json.loads(metadata))
+                check_columns(plan.request.get("columns"), plan.n_prompts)
+                return plan
             except MemoryError:
                 why = "it does not fit into the memory"
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 why = str(error)
         raise Error(
             f"{path} is not a plan that can be used: {why}. Compile it again: delete this file, and run what wrote it"

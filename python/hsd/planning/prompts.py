@@ -1,21 +1,23 @@
-"""Prompts: lists are checked; files are read line by line, as text or as JSON objects. Seeds and repeats of prompts."""
+"""Lists of prompts are checked. Seeds and repeats of prompts."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import io
+import os
+import reprlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
+from .characters import is_blank, unusable
+from .prompt_files import PromptFile, read_prompts
+from .prompt_json import MAX_SEED
+from .setting_values import whole_number
 
-MAX_SEED = 2**63 - 1
-"""Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all that are not negative."""
+__all__ = ["MAX_SEED", "PromptFile", "check_prompts", "make_seeds", "occurrences", "read_prompts"]
 
 
 def check_prompts(prompts: Iterable[str]) -> list[str]:
@@ -24,122 +26,77 @@ def check_prompts(prompts: Iterable[str]) -> list[str]:
     Raises
     ------
     TypeError
-        If ``prompts`` is a single string or an item is not a string.
+        If ``prompts`` is no list of strings: a single string, a table, a set, a path, or with an item that is not one.
     PromptError
-        If the list is empty or an item is blank.
+        If the list is empty, or an item is blank or has characters that no text has.
     """
-    if isinstance(prompts, (str, bytes)):
-        raise TypeError(f"prompts has to be a list of strings, not one {type(prompts).__name__}: wrap it in [...]")
-    prompts = list(prompts)
-    if not prompts:
+    _check_container(prompts)
+    given = list(prompts)
+    if not given:
         raise PromptError("the list of prompts is empty: there is nothing to generate")
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(given):
         if not isinstance(prompt, str):
-            raise TypeError(f"prompt {i} is {prompt!r} ({type(prompt).__name__}), not a string")
-        if not prompt.strip():
-            raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or write what it should show")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"prompt {i} has a lone surrogate at character {error.start}, which is not valid text: decode it again"
-            ) from None
-    return prompts
-
-
-@dataclass(frozen=True)
-class PromptFile:
-    """The contents of a file of prompts."""
-
-    prompts: list[str]
-    seeds: list[int | None]
-    """One per prompt; None where the file gives none."""
-    settings: list[dict[str, Any]]
-    """One per prompt: settings of the model for its images only, as ``hsd.compile(settings=...)`` takes them."""
-
-    def seeds_from(self, seed: int, images_per_prompt: int = 1) -> int | list[int]:
-        """The seeds for ``hsd.compile``: those of the file, and ``seed + i`` for a prompt i without one.
-
-        Raises
-        ------
-        ValueError
-            If the file gives seeds and ``images_per_prompt`` is not 1: the images of a prompt need different seeds.
-        """
-        if all(own is None for own in self.seeds):
-            return seed
-        if images_per_prompt > 1:
-            raise ValueError(
-                f"images_per_prompt is {images_per_prompt}, but the file gives seeds: repeat lines instead, each with "
-                "its own seed"
+            raise TypeError(
+                f"prompt {i} is {_short(prompt)} ({type(prompt).__name__}), not a string{_item_hint(prompt)}"
             )
-        return [seed + i if own is None else own for i, own in enumerate(self.seeds)]
+        if is_blank(prompt):
+            raise PromptError(f"prompt {i} is blank ({prompt!r}): remove it, or write what it should show")
+        wrong = unusable(prompt)
+        if wrong is not None:
+            raise PromptError(f"prompt {i} {wrong}")
+    return [str.__str__(prompt) for prompt in given]  # plain ones, also from NumPy
 
 
-def read_prompts(path: str | Path) -> PromptFile:
-    """Read a UTF-8 file with one prompt per line; blank lines are skipped, ``-`` is standard input.
-
-    In a ``.jsonl`` file every line is an object: ``prompt``, optionally ``seed``, and optionally settings of the model
-    for the images of this prompt (``negative_prompt``, ``guidance_scale``, ``width``...). In other files a line is a
-    prompt.
-
-    Raises
-    ------
-    PromptError
-        If the file cannot be read, a line is not UTF-8 or not such an object (names the line), or no line has a prompt.
-    """
-    as_json = str(path).endswith(".jsonl")
-    prompts: list[str] = []
-    seeds: list[int | None] = []
-    settings: list[dict[str, Any]] = []
-    for where, text in _lines(path):
-        entry: dict[str, Any] = _entry(text, where) if as_json else {"prompt": text}
-        prompts.append(entry.pop("prompt"))
-        seeds.append(entry.pop("seed", None))
-        settings.append(entry)
-    if not prompts:
-        raise PromptError(f"{_name(path)} has no prompts: write one per line")
-    return PromptFile(prompts, seeds, settings)
-
-
-def _name(path: str | Path) -> str:
-    return "standard input" if str(path) == "-" else str(path)
+def _check_container(prompts: Any) -> None:
+    """``TypeError`` for what can be iterated over but gives something else than the prompts in their order."""
+    kind = type(prompts).__name__
+    if isinstance(prompts, (str, bytes)):
+        raise TypeError(f"prompts has to be a list of strings, not one {kind}: wrap it in [...]{_FILES}")
+    if isinstance(prompts, (os.PathLike, io.IOBase)):
+        raise TypeError(f"prompts has to be a list of strings, not {kind}{_FILES}")
+    if isinstance(prompts, PromptFile):
+        raise TypeError(
+            "prompts is a PromptFile: pass its parts, hsd.compile(file.prompts, seeds=file.seeds_from(0), "
+            "settings=file.settings, columns=file.columns)"
+        )
+    if isinstance(prompts, Mapping):
+        raise TypeError(f"prompts is a {kind}, which gives its keys: pass a list of strings, such as list(d.values())")
+    if isinstance(prompts, (set, frozenset)):
+        raise TypeError(
+            f"prompts is a {kind}, which has no order: image 0 would be another one in the next run. Pass sorted(...)"
+        )
+    if hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
+        raise TypeError(f'prompts is a {kind}, a table: pass one column as a list, such as list(table["prompt"])')
+    shape = getattr(prompts, "shape", None)
+    if isinstance(shape, tuple) and len(shape) != 1:
+        raise TypeError(f"prompts is an array of shape {shape}: pass one dimension, a list of strings")
+    if not isinstance(prompts, Iterable) and not hasattr(prompts, "__getitem__"):
+        raise TypeError(f"prompts has to be a list of strings, not {_short(prompts)} ({kind})")
 
 
-def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with its place for error messages."""
-    name = _name(path)
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise PromptError(f"cannot read prompts from {name}: {error.strerror or error}") from None
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise PromptError(
-                f"{name}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; "
-                "save the file as UTF-8 and try again"
-            ) from None
-        if text:
-            yield f"{name}, line {number}", text
+_FILES = "; prompts in a file are hsd.read_prompts(path).prompts"
 
 
-def _entry(text: str, where: str) -> dict[str, Any]:
-    """One line of a ``.jsonl`` file."""
-    try:
-        entry = json.loads(text)
-    except ValueError as error:
-        raise PromptError(f"{where} is not JSON ({error}): write one object per line") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
-        raise PromptError(f'{where} has no prompt: write an object such as {{"prompt": "a cat", "seed": 3}}')
-    seed = entry.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED):
-        raise PromptError(f"{where}: the seed is {seed!r}, which is not an integer in 0..{MAX_SEED}")
-    return entry
+def _item_hint(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return ": pass the texts alone, such as [item['prompt'] for item in prompts]; settings go to settings="
+    if isinstance(item, bytes):
+        return ": decode it"
+    if isinstance(item, float) and item != item:
+        return ": it is a missing cell of a table; remove it"
+    if isinstance(item, os.PathLike):
+        return _FILES
+    return ""
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDArray[np.int64]:
     """(n,) int64 seeds: ``seeds + i`` for an integer, the given ones for a sequence.
+
+    A whole float such as 3.0 is an integer too, as tables have them.
 
     Raises
     ------
@@ -148,19 +105,26 @@ def make_seeds(seeds: int | Sequence[int] | NDArray[np.integer], n: int) -> NDAr
     ValueError
         If there are not ``n`` seeds, or one is negative or over 2**63 - 1.
     """
-    if isinstance(seeds, (bool, np.bool_)) or (np.isscalar(seeds) and not isinstance(seeds, (int, np.integer))):
-        raise TypeError(f"seeds has to be an integer or a sequence of integers, not {seeds!r}")
-    if isinstance(seeds, (int, np.integer)) and 0 <= int(seeds) <= MAX_SEED - n:
-        return int(seeds) + np.arange(n, dtype=np.int64)
-    values = [int(seeds) + i for i in range(n)] if isinstance(seeds, (int, np.integer)) else list(seeds)
+    if hasattr(seeds, "tolist"):  # NumPy, pandas, torch
+        seeds = seeds.tolist()
+    single = isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable)
+    first = whole_number(seeds) if single else None
+    if single and first is None:
+        raise TypeError(f"seeds has to be an integer or a sequence of integers, not {_short(seeds)}")
+    if first is not None and 0 <= first <= MAX_SEED - n:
+        return first + np.arange(n, dtype=np.int64)
+    values: list[Any] = list(seeds) if first is None else [first + i for i in range(n)]  # type: ignore[arg-type]
     if len(values) != n:
         raise ValueError(f"{len(values)} seeds for {n} images: give one per image, or one integer for all")
-    for i, seed in enumerate(values):
-        if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
-            raise TypeError(f"seed {i} is {seed!r} ({type(seed).__name__}), not an integer")
-        if not 0 <= int(seed) <= MAX_SEED:
-            raise ValueError(f"seed {i} is {seed}, outside 0..{MAX_SEED}")
-    return np.array([int(seed) for seed in values], dtype=np.int64)
+    out = np.empty(n, dtype=np.int64)
+    for i, value in enumerate(values):
+        seed = whole_number(value)
+        if seed is None:
+            raise TypeError(f"seed {i} is {_short(value)} ({type(value).__name__}), not an integer")
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed {i} is {_short(seed)}, outside 0..{MAX_SEED}")
+        out[i] = seed
+    return out
 
 
 def occurrences(prompts: Sequence[Hashable]) -> NDArray[np.int64]:
