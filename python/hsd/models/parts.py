@@ -52,6 +52,19 @@ def packed_grid(pipe: Any, height: int | None, width: int | None) -> tuple[int, 
     return height // side, width // side
 
 
+def vae_decode(vae: Any, latents: Tensor, generators: list[torch.Generator], **options: Any) -> Tensor:
+    """(B, 3, H, W) or (B, 3, 1, H, W): what ``vae`` decodes latents to, in its own dtype.
+
+    It gets the images' ``generators`` if it takes any. Most decoders ignore them, but ``ConsistencyDecoderVAE`` samples
+    the image from noise: without them it would draw from torch's global generator, and an image would depend on the
+    others of its batch. (Of diffusers' pipelines only Stable Diffusion's hands its generators over.)
+    """
+    if "generator" in inspect.signature(vae.decode).parameters:
+        options["generator"] = generators
+    image: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+    return image
+
+
 def eta_for(scheduler: Any, eta: float) -> dict[str, float]:
     """``eta`` for the schedulers that take it, as the pipelines decide it."""
     return {"eta": eta} if "eta" in inspect.signature(scheduler.step).parameters else {}

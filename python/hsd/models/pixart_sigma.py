@@ -18,7 +18,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for
+from .parts import check_size, eta_for, vae_decode
 from .refusals import require_text_encoders
 
 _BINS = {
@@ -135,7 +135,7 @@ class PixArtSigma(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE; with ``use_resolution_binning`` scaled and cropped."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         if self.use_resolution_binning:
             image = processor.resize_and_crop_tensor(image, self.width, self.height)
         return processor.postprocess(image, output_type="pil")

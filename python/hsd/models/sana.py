@@ -14,7 +14,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for
+from .parts import check_size, eta_for, vae_decode
 from .refusals import require_text_encoders
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -116,5 +116,5 @@ class Sana(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The autoencoder."""
         vae = self.pipe.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         return self.pipe.image_processor.postprocess(image, output_type="pil")

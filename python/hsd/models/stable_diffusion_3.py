@@ -12,7 +12,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_max_sequence_length, image_size, shift_for
+from .parts import check_max_sequence_length, image_size, shift_for, vae_decode
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 
@@ -130,5 +130,5 @@ class StableDiffusion3(GuidedAdapter):
         """The VAE."""
         vae = self.pipe.vae
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        image = vae_decode(vae, latents, generators)
         return self.pipe.image_processor.postprocess(image, output_type="pil")

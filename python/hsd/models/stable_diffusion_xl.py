@@ -13,7 +13,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import eta_for, image_size, unet_latent
+from .parts import eta_for, image_size, unet_latent, vae_decode
 from .refusals import refuse_ip_adapter, require_text_encoders
 
 Pair = tuple[int, int]
@@ -162,7 +162,7 @@ class StableDiffusionXL(GuidedAdapter):
         if upcast:
             vae.to(dtype=torch.float32)
         try:
-            image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+            image = vae_decode(vae, latents, generators)
         finally:
             if upcast:
                 vae.to(dtype=torch.float16)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import eta_for, image_size, unet_latent
+from .parts import eta_for, image_size, unet_latent, vae_decode
 from .prior import TextPrior, skip
 
 
@@ -139,5 +139,5 @@ class StableUnCLIP(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE."""
         vae = self.pipe.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         return self.pipe.image_processor.postprocess(image, output_type="pil")
