@@ -149,5 +149,5 @@ class Kandinsky22(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """MoVQ, without a scaling factor."""
         image = vae_decode(self.decoder.movq, latents, generators, force_not_quantize=True)
-        image = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.decoder.numpy_to_pil(image)
+        pixels = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.decoder.numpy_to_pil(pixels)
