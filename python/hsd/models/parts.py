@@ -9,6 +9,9 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
+Bins = dict[str, list[float]]
+"""(height, width) by aspect ratio."""
+
 
 def check_size(name: str, value: int, multiple: int) -> None:
     """``ValueError`` unless a side in pixels is positive and a multiple of ``multiple``."""
@@ -22,6 +25,21 @@ def image_size(adapter: Any, native: int, multiple: int) -> tuple[int, int]:
     check_size("height", height, multiple)
     check_size("width", width, multiple)
     return height, width
+
+
+def bins_for(pipe: Any, bins: dict[int, Bins]) -> Bins:
+    """The image sizes that a model was trained with, of those in ``bins`` by the transformer's ``sample_size``.
+
+    ``ValueError`` if there are none, as in the pipeline.
+    """
+    size = pipe.transformer.config.sample_size
+    if size not in bins:
+        *most, last = sorted(bins)
+        raise ValueError(
+            f"use_resolution_binning is on, but there are no bins for a model with sample_size={size} (there are for "
+            f"{', '.join(map(str, most))} and {last}): set use_resolution_binning=False"
+        )
+    return bins[size]
 
 
 def check_max_sequence_length(value: int, most: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for, vae_decode
+from .parts import bins_for, check_size, eta_for, vae_decode
 from .refusals import require_text_encoders
 
 _BINS = {
@@ -59,11 +59,8 @@ class PixArtSigma(GuidedAdapter):
         config = self.pipe.transformer.config
         self.height = self.height or config.sample_size * self.pipe.vae_scale_factor
         self.width = self.width or config.sample_size * self.pipe.vae_scale_factor
-        if self.use_resolution_binning and config.sample_size not in _BINS:
-            raise ValueError(
-                f"use_resolution_binning is on, but there are no bins for a model with sample_size={config.sample_size}"
-                " (there are for 32, 64, 128 and 256): set use_resolution_binning=False"
-            )
+        if self.use_resolution_binning:
+            bins_for(self.pipe, _BINS)
         multiple = 1 if self.use_resolution_binning else self.pipe.vae_scale_factor * config.patch_size
         check_size("height", self.height, multiple)
         check_size("width", self.width, multiple)
@@ -110,8 +107,8 @@ class PixArtSigma(GuidedAdapter):
         """(C, h, w); with ``use_resolution_binning`` those of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
-            bins = _BINS[self.pipe.transformer.config.sample_size]
-            height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=bins)
+            ratios = bins_for(self.pipe, _BINS)
+            height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=ratios)
         assert height is not None
         assert width is not None
         factor = self.pipe.vae_scale_factor
