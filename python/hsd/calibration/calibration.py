@@ -7,7 +7,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import Error
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from .identity import Identity
 
 FORMAT = 1
@@ -147,7 +147,7 @@ class Calibration:
             "some_weights": list(self.identity.weights),
         }
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("matrix", "mean", "weights")}
-        write_atomically(Path(path), save(arrays, {"hsd_calibration": json.dumps(numbers, sort_keys=True)}))
+        write_atomically(user_path(path), save(arrays, {"hsd_calibration": json.dumps(numbers, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -160,7 +160,7 @@ class Calibration:
         OSError
             If it cannot be read.
         """
-        path = Path(path)
+        path = user_path(path)
         if path.stat().st_size > _MOST_BYTES:
             raise Error(f"{path} has {path.stat().st_size:,} bytes: too large for a calibration")
         data = path.read_bytes()

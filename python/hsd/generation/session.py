@@ -198,7 +198,7 @@ def generate(
             bar.close()
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
+    run = Run(folder.path, images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)

@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from .catch_up import check_catch_up
 from .schedule import check_budget, check_tau
 
@@ -78,7 +78,7 @@ class Settings:
         document: dict[str, Any] = {**self.compile_arguments(), **self.model_arguments()}
         if self.evidence:
             document["evidence"] = self.evidence
-        write_atomically(Path(path), (json.dumps(document, indent=1) + "\n").encode())
+        write_atomically(user_path(path), (json.dumps(document, indent=1) + "\n").encode())
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
@@ -90,7 +90,7 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         If the file cannot be read, is not a JSON object, has a key that is not known, or a value that is not allowed.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read settings from {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import Tree
 from ..names import Linkage, Metric, Noise, check_count, check_name
+from ..work.paths import user_path
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, as_vectors, replica_tree
@@ -189,7 +190,7 @@ def compile(
         catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
     if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
-        earlier = _earlier(Path(reuse), request, n_steps, texts, seed_array, exact)
+        earlier = _earlier(user_path(reuse), request, n_steps, texts, seed_array, exact)
         if earlier is not None:
             return earlier
 
