@@ -73,7 +73,7 @@ class Sana(GuidedAdapter):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """``use_resolution_binning`` only where it changes the size: earlier versions did not have it."""
+        """``use_resolution_binning`` only where it changes the size: earlier versions had no bins."""
         settings = super().settings
         if self._generated == (self.height, self.width):
             settings.pop("use_resolution_binning")
