@@ -27,6 +27,7 @@ N = 20  # steps given to set_timesteps
 SD = tiny.SD_BETAS
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 COGVIDEOX = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 THRESHOLDING = {"thresholding": True, "sample_max_value": 2.0}
 SIGMAS = np.linspace(1.0, 1 / N, N)
@@ -90,10 +91,17 @@ CASES = [
     Case("DDIM, Kandinsky 2.2", tiny.k22_ddim),
     Case("DDIM, parallel", "DDIMParallelScheduler", {**SD, "clip_sample": False}, step_kwargs={"eta": 0.5}),
     Case("DDIM, inversion", "DDIMInverseScheduler", SD),
+    Case(
+        "DDIM, inversion, betas from 0.1 to 2 (its own test's)",
+        "DDIMInverseScheduler",
+        {"beta_start": 0.1, "beta_end": 2.0},
+    ),
+    Case("DDIM, zero terminal SNR, epsilon, clip_sample", "DDIMScheduler", {**SD, **ZERO_SNR}),
     Case("DDIM, CogView 3 and CogVideoX", "CogVideoXDDIMScheduler", COGVIDEOX),
     Case("DDPM", "DDPMScheduler", {**SD, "clip_sample": False}),
     Case("DDPM, clip_sample (its default)", "DDPMScheduler", SD),
     Case("DDPM, Kandinsky 2.2 (learned range, thresholding)", tiny.k22_ddpm, learned=True),
+    Case("DDPM, zero terminal SNR, epsilon, clip_sample", "DDPMScheduler", {**SD, **ZERO_SNR}),
     Case("DDPM, parallel", "DDPMParallelScheduler", SD),
     Case(
         "DDPM, parallel (learned range)",
@@ -159,6 +167,12 @@ CASES = [
     Case("IPNDM", "IPNDMScheduler"),
     Case("SA-Solver", "SASolverScheduler", SD),
     Case("LCM", "LCMScheduler", SD, timesteps={"num_inference_steps": 8}),
+    Case(
+        "LCM, zero terminal SNR, epsilon, clip_sample",
+        "LCMScheduler",
+        {**SD, "rescale_betas_zero_snr": True, "clip_sample": True},
+        timesteps={"num_inference_steps": 8},
+    ),
     Case("TCD", "TCDScheduler", SD, timesteps={"num_inference_steps": 8}),
     Case("Flow matching Euler, shift 3 (SD3)", FLOW_EULER, {"shift": 3.0}, tolerance64=CAST),
     Case(

@@ -103,10 +103,7 @@ class Outcome(Enum):
 
 
 # Refusals of configurations that diffusers runs; each is in REFUSED of sampler_refused.py.
-TRUE_REASONS = (
-    "the prediction that is clipped has a coefficient that is inf or nan",
-    'variance_type="learned" makes the noise a root of the model output',
-)
+TRUE_REASONS = ('variance_type="learned" makes the noise a root of the model output',)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from hsd.errors import UnsupportedScheduler
 from hsd.sampler import compile_sampler
 
 SD = tiny.SD_BETAS
-CLIPPED_ZERO_SNR = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
 PROTEINA = {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigma": 1.0}
 
 
@@ -139,19 +139,28 @@ REFUSED = [
     *(
         Refusal(
             scheduler,
-            ("the prediction that is clipped", "inf or nan", "rescale_betas_zero_snr=False"),
-            {**CLIPPED_ZERO_SNR, "clip_sample": True},
-            "zero terminal SNR, epsilon, clip_sample",
+            ("inf or nan in diffusers too", "rescale_betas_zero_snr=False"),
+            {**ZERO_SNR, **option},
+            f"zero terminal SNR, epsilon{shown}",
             step=0,
         )
         for scheduler in ("DDIMScheduler", "DDPMScheduler")
+        for option, shown in (({}, ""), ({"thresholding": True}, ", thresholding"))
     ),
     Refusal(
         "LCMScheduler",
-        ("the prediction that is clipped", "inf or nan", "rescale_betas_zero_snr=False"),
-        {**SD, "rescale_betas_zero_snr": True, "clip_sample": True},
-        "zero terminal SNR, epsilon, clip_sample",
+        ("inf or nan in diffusers too", "rescale_betas_zero_snr=False"),
+        {**SD, "rescale_betas_zero_snr": True},
+        "zero terminal SNR, epsilon",
         step=0,
+    ),
+    Refusal(
+        "DDIMInverseScheduler",
+        ("inf or nan in diffusers too",),
+        {"beta_start": 0.1, "beta_end": 2.0, "clip_sample": False},
+        "betas from 0.1 to 2 (its own test's), no clip_sample",
+        timesteps={"num_inference_steps": 10},
+        step=4,
     ),
     Refusal(
         "UniPCMultistepScheduler",

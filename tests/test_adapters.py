@@ -23,6 +23,7 @@ import tiny
 from families import FAMILIES
 from helpers import fresh_generators, latents_of, mean_difference
 from hsd.models import Adapter, BrokenAdapter, check, load, register, registry
+from tiny.decoders import consistency_decoder, with_decoder
 from tiny.parts import T5_WIDTH, autoencoder, listen, quiet, seeded, t5_encoder, t5_tokenizer
 
 DOCS = Path(__file__).parents[1] / "docs" / "adapters.md"
@@ -266,6 +267,15 @@ def test_the_check_finds_lanes_that_do_not_mix(monkeypatch):
         check(model)
     monkeypatch.setattr(type(model), "mixed_timesteps", False)
     check(model)
+
+
+def test_the_check_finds_a_decoder_that_draws_from_elsewhere(monkeypatch):
+    model = load(with_decoder(tiny.stable_diffusion(), consistency_decoder))
+    check(model)
+    decode = type(model).decode
+    monkeypatch.setattr(type(model), "decode", lambda self, latents, generators: decode(self, latents, None))
+    with pytest.raises(BrokenAdapter, match="decode gives another image .*generators that it is given"):
+        check(model)
 
 
 def test_what_is_built_in_is_named_as_it_says():

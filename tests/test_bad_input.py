@@ -12,6 +12,7 @@ import torch
 import hsd
 import tiny
 from helpers import name_of
+from hsd import demo
 from hsd.planning.prompts import read_prompts
 
 GOOD = ["a cat", "a dog", "the sea"]
@@ -258,8 +259,20 @@ def test_unknown_models(tmp_path):
         hsd.load("dmeo")
     with pytest.raises(hsd.UnknownModel, match="model_index.json"):
         hsd.load(tmp_path)
+    with pytest.raises(hsd.UnknownModel, match=r"the folder .* has no model_index.json.* save_pretrained"):
+        hsd.load(f"{tmp_path}/")
+    with pytest.raises(hsd.UnknownModel, match="unknown model '~/nothing'"):
+        hsd.load("~/nothing")
     with pytest.raises(hsd.UnknownModel, match="cannot load nobody/nothing"):
         hsd.load("nobody/nothing")
+
+
+def test_models_in_the_home_folder(monkeypatch):
+    """A shell leaves "~" alone inside quotes; a folder has one name, however it is written."""
+    monkeypatch.setenv("HOME", str(demo.FOLDER.parent))
+    folder = demo.FOLDER.name
+    names = {hsd.load(each).name for each in (f"~/{folder}", f"~/{folder}/", Path("~", folder), f"{demo.FOLDER}/")}
+    assert names == {str(demo.FOLDER)}
 
 
 def test_unsupported_pipelines():

@@ -11,7 +11,7 @@ import tiny
 from families.checks import check_parity
 from families.karlo import Karlo
 from families.measure import PROMPTS
-from helpers import fresh_generators, mean_difference
+from helpers import fresh_generators, latents_of, mean_difference
 
 FAMILY = Karlo()
 
@@ -23,6 +23,20 @@ def test_one_scale_above_1_guides_both_stages(guidance_scale, prior_guidance_sca
     settings = {"guidance_scale": guidance_scale, "prior_guidance_scale": prior_guidance_scale}
     # Where the first step leaves a value unclipped, it magnifies rounding 20,000 times; these seeds have none there.
     check_parity(FAMILY, FAMILY.build(), settings, FAMILY.size, seeds=[1, 2, 3])
+
+
+def test_one_at_a_time_every_bit_is_the_pipeline_s():
+    """The first steps of decoder and super-resolution divide by 5e-5 before they clip, so a last bit would be seen."""
+    pipe = FAMILY.build()
+    model = hsd.load(pipe, **FAMILY.settings(FAMILY.guided, FAMILY.size))
+    for seed in range(6):
+        plan = hsd.compile(PROMPTS[:1], 0.0, model=model, steps=FAMILY.steps, seeds=[seed])
+        latent, image = (
+            FAMILY.call(pipe, PROMPTS[:1], fresh_generators([seed]), FAMILY.guided, FAMILY.size, FAMILY.steps, kind)
+            for kind in ("latent", "pil")
+        )
+        assert torch.equal(latents_of(plan, model)[0], latent)
+        assert next(hsd.stream(plan, model)).pil.tobytes() == image[0].tobytes()
 
 
 def test_a_prompt_whose_mask_is_as_long_as_the_pixels():

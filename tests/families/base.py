@@ -64,6 +64,8 @@ class Family(ABC):
     """Largest error of a latent in float32, as a share of its range."""
     lane_tolerance: ClassVar[float] = 2e-5
     """Largest difference of an evaluation in calls of several and of one lane, in float32; guidance multiplies it."""
+    parity_seeds: ClassVar[list[int]] = [11, 5, 42]
+    """Seeds of the prompts that are compared with the pipeline."""
     rounding: ClassVar[float] = 0.05
     """Largest relative error of latents in bfloat16, as root mean square: the pipeline rounds after every step."""
 

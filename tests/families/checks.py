@@ -6,7 +6,7 @@ from typing import Any
 
 import hsd
 from families.base import Family
-from families.measure import PROMPTS, SEEDS, parity, stock
+from families.measure import PROMPTS, parity, stock
 from helpers import fresh_generators, mean_difference, share_apart
 
 
@@ -17,10 +17,11 @@ def check_parity(
     size: tuple[int, int],
     *,
     prompts: list[str] = PROMPTS,
-    seeds: list[int] = SEEDS,
+    seeds: list[int] | None = None,
     per_prompt: int = 1,
 ) -> None:
     """At tau = 0, HSD gives the stock pipeline's results: latents, images decoded from them, and complete runs."""
+    seeds = family.parity_seeds if seeds is None else seeds
     found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt)
     assert found.ours.shape == found.stock.shape
     # The check can fail: another image's latents are far away.

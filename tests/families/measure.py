@@ -65,8 +65,9 @@ def stock(family, pipe, settings, size, output_type, generators, prompts=PROMPTS
     return family.call(pipe, prompts, generators, settings, size, family.steps, output_type, **options)
 
 
-def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=SEEDS, per_prompt=1) -> Parity:
+def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=None, per_prompt=1) -> Parity:
     """The latents of each prompt, by the pipeline and by us."""
+    seeds = family.parity_seeds if seeds is None else seeds
     generators = fresh_generators(seeds)
     reference = stock(family, pipe, settings, size, "latent", generators, prompts, per_prompt).float()
     model = hsd.load(family.loadable(pipe), **family.settings(settings, size))

@@ -27,6 +27,9 @@ class Sana(Family):
     def denoiser(self, pipe):
         return pipe.transformer
 
+    def settings(self, settings, size):
+        return {**super().settings(settings, size), "use_resolution_binning": False}
+
     def call(self, pipe, prompts, *args, num_images_per_prompt=1, **options):
         # Several images per prompt: the pipeline repeats tokens as a, a, b, b and their masks as a, b, a, b.
         prompts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]

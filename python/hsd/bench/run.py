@@ -312,7 +312,8 @@ class _Bench:
         chosen = candidates[:n]
         self.say(f"the diffusers pipeline, on {n:,} prompts")
         accepted = inspect.signature(pipe.__call__).parameters
-        settings = {name: value for name, value in self.adapter.settings.items() if name in accepted}
+        # Not its `settings`, which leave out what earlier versions did not have; the pipeline's default may be another.
+        settings = {name: getattr(self.adapter, name) for name in self.adapter.setting_names() if name in accepted}
         left_out = tuple(name for name in self._changed() if name not in accepted)
         try:
             # The pipeline decodes a whole batch at once, so it may take fewer images than the executor takes latents.

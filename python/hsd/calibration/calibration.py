@@ -7,7 +7,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import Error
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from ..work.reading import parse_json, read_file
 from .identity import Identity
 
@@ -149,7 +149,7 @@ class Calibration:
             "some_weights": list(self.identity.weights),
         }
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("matrix", "mean", "weights")}
-        write_atomically(Path(path), save(arrays, {"hsd_calibration": json.dumps(numbers, sort_keys=True)}))
+        write_atomically(user_path(path), save(arrays, {"hsd_calibration": json.dumps(numbers, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

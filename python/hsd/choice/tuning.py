@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..names import check_count
 from ..planning.prompts import check_prompts
 from ..planning.summary import duration
 from ..tuning.speeds import recall
+from ..work.paths import user_path
 from .decision import Comparison, decide, paired
 from .grid import Axes, Setting, grid
 from .halving import Rung, rungs, survivors
@@ -183,7 +183,7 @@ class Tuning:
         adapter = load(model, **settings)
         self.margin, self.progress, self.say = float(margin), progress, say
         settings_of_grid, notes = grid(axes or Axes(), adapter, steps)
-        self.trials = Trials(adapter, texts, seeds, prompt_settings, Path(out), measurer, batch_size)
+        self.trials = Trials(adapter, texts, seeds, prompt_settings, user_path(out), measurer, batch_size)
         say("encoding and planning")
         self.standard = settings_of_grid[0]
         self.settings: list[Setting] = []

@@ -14,6 +14,7 @@ import typer
 from tqdm.auto import tqdm
 
 from ..work.files import write_atomically
+from ..work.paths import user_path
 
 
 class Stages:
@@ -67,7 +68,7 @@ def resumable() -> Iterator[None]:
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
     """Write the file of ``--json``, if one is given."""
     if path is not None:
-        write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
+        write_atomically(user_path(path), (json.dumps(numbers, indent=1) + "\n").encode())
 
 
 class _Said(logging.Handler):

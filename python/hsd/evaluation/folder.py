@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import Error
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA
+from ..work.paths import user_path
 from ..work.reading import parse_json, read_file
 
 _MOST_METADATA = 1 << 32
@@ -71,7 +72,7 @@ def read_folder(path: str | os.PathLike[str]) -> Folder:
         If there is no such folder or it has no metadata, if a line is not such an object, or if an image is missing
         or is not an image. Names the file and the line.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_dir():
         raise FolderError(f"{path} is not a folder: name one with images and {METADATA}")
     entries = list(_entries(path))

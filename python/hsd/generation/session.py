@@ -222,7 +222,7 @@ def generate(
     part = None if part is None else session.plan
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
     run = Run(
-        Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan
+        folder.path, images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan
     )
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:

@@ -76,7 +76,6 @@ REFUSED: dict[str, str] = {
     "negative_ip_adapter_image_embeds": _IMAGE,
     "image": _IMAGE,
     "caption_upsample_temperature": "prompts are used as they are: call pipe.upsample_prompt, and pass its output",
-    "use_resolution_binning": "sizes are exact here: give a height and width that the model was trained with",
     "denoising_end": "HSD gives finished images only, so that a refiner cannot continue: run the base model to its end",
     "skip_guidance_layers": _THIRD,
     "skip_layer_guidance_scale": _THIRD,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditioning.rows import Conditioning
@@ -32,7 +33,7 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
 
     It takes about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
     batch with others; each lane in a call by itself and in a call with lanes at other steps; a call and the same call
-    repeated after others.
+    repeated after others; two latents decoded twice, with generators in the same state.
 
     Parameters
     ----------
@@ -71,10 +72,7 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     step = torch.arange(n) % (sampler.n_steps if adapter.mixed_timesteps else 1)
     timesteps = sampler.timesteps[step].to(adapter.device)
     _check_lanes(adapter, latents, timesteps, rows)
-    with torch.no_grad():
-        pictures = adapter.decode(latents[:2], [adapter.generator(int(seed)) for seed in seeds[:2]])
-    if len(pictures) != 2:
-        raise BrokenAdapter(f"decode gives {len(pictures)} images for 2 latents")
+    _check_decode(adapter, latents[:2], seeds[:2])
 
 
 def _check_rows(together: Conditioning, single: Conditioning, i: int) -> None:
@@ -106,6 +104,21 @@ def _check_lanes(adapter: Adapter, latents: Tensor, timesteps: Tensor, rows: dic
         _same(output[i : i + 1], by_itself, what)
     again, _ = adapter.denoise(latents, timesteps, rows)
     _same(output, again, "denoise: the same call gives another result after other calls, so the model keeps a state")
+
+
+@torch.no_grad()
+def _check_decode(adapter: Adapter, latents: Tensor, seeds: NDArray[np.int64]) -> None:
+    """Decode latents twice, and compare the pictures."""
+    first, second = (adapter.decode(latents, [adapter.generator(int(seed)) for seed in seeds]) for _ in range(2))
+    if len(first) != len(latents):
+        raise BrokenAdapter(f"decode gives {len(first)} images for {len(latents)} latents")
+    for picture, again in zip(first, second, strict=True):
+        off = np.abs(np.asarray(picture, np.float32) - np.asarray(again, np.float32)).mean() / 255
+        if off > 1 / 255:
+            raise BrokenAdapter(
+                f"decode gives another image for the same latents and generators, off by {off:.1e} of the range: where "
+                "it draws noise, it has to draw from the generators that it is given"
+            )
 
 
 def _same(a: Tensor, b: Tensor, what: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
+from .parts import vae_decode
 from .prior import TextPrior, skip
 from .refusals import Needs
 
@@ -151,6 +152,6 @@ class Kandinsky22(GuidedAdapter):
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """MoVQ, without a scaling factor."""
-        image = self.decoder.movq.decode(latents.to(self.decoder.movq.dtype), force_not_quantize=True)["sample"]
-        image = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.decoder.numpy_to_pil(image)
+        image = vae_decode(self.decoder.movq, latents, generators, force_not_quantize=True)
+        pixels = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.decoder.numpy_to_pil(pixels)

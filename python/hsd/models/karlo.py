@@ -32,6 +32,10 @@ class Karlo(GuidedAdapter):
     are shared; super-resolution runs for every image, in ``decode``. All images have the size of the networks.
     ``guidance_scale`` is the pipeline's ``decoder_guidance_scale``. With ``share_prior`` prompts of similar text share
     the prior's early steps too, up to ``prior_tau``.
+
+    The first steps of decoder and super-resolution divide by 5e-5 before they clip. A prompt by itself has the
+    pipeline's image bit by bit; in a call with others the last bits differ, and single pixels by up to 0.005 of the
+    range, as between the pipeline's own calls with several prompts and with one.
     """
 
     name: str = "karlo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..calibration import Calibration
 from ..calibration.store import find
 from ..errors import Error, UnknownModel
 from ..sampler.named import scheduler_named
+from ..work.paths import user_path
 from .arguments import why_no_setting
 from .base import Adapter
 from .identity import family_and_networks, identity_of
@@ -77,8 +79,8 @@ def _load(
         changed = dataclasses.replace(model, **settings)
         check_made(changed, settings)
         return changed
-    if isinstance(model, (str, Path)):
-        name = str(model)
+    if isinstance(model, (str, os.PathLike)):
+        name, folder = str(model), user_path(model)
         source: str | Path
         if name == "demo":
             bundled = _from_pretrained(demo.FOLDER, device, dtype)
@@ -87,8 +89,15 @@ def _load(
             if calibration is None and demo.CALIBRATION.is_file():
                 calibration = Calibration.load(demo.CALIBRATION)
             return dataclasses.replace(adapter, default_tau=demo.TAU, calibration=calibration)
-        if (Path(name) / "model_index.json").is_file():
-            source = name
+        if (folder / "model_index.json").is_file():
+            source = folder
+            if str(folder) not in ("demo", *MODELS):
+                name = str(folder)  # without "~" and without a slash at the end: one folder has one name
+        elif name and folder.is_dir() and name not in MODELS:
+            raise UnknownModel(
+                f"the folder {folder} has no model_index.json, so it is not a diffusers pipeline: give the folder that "
+                "save_pretrained wrote, or that was downloaded, with all of its sub-folders"
+            )
         elif name in MODELS or _looks_like_hub_id(name):
             source = MODELS.get(name, name)
         else:

@@ -11,6 +11,9 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
+Bins = dict[str, list[float]]
+"""(height, width) by aspect ratio."""
+
 
 def check_size(name: str, value: int, multiple: int) -> None:
     """``ValueError`` unless a side in pixels is positive and a multiple of ``multiple``."""
@@ -24,6 +27,21 @@ def image_size(adapter: Any, native: int, multiple: int) -> tuple[int, int]:
     check_size("height", height, multiple)
     check_size("width", width, multiple)
     return height, width
+
+
+def bins_for(pipe: Any, bins: dict[int, Bins]) -> Bins:
+    """The image sizes that a model was trained with, of those in ``bins`` by the transformer's ``sample_size``.
+
+    ``ValueError`` if there are none, as in the pipeline.
+    """
+    size = pipe.transformer.config.sample_size
+    if size not in bins:
+        *most, last = sorted(bins)
+        raise ValueError(
+            f"use_resolution_binning is on, but there are no bins for a model with sample_size={size} (there are for "
+            f"{', '.join(map(str, most))} and {last}): set use_resolution_binning=False"
+        )
+    return bins[size]
 
 
 def check_max_sequence_length(value: int, most: int) -> None:
@@ -98,6 +116,19 @@ def packed_grid(pipe: Any, height: int | None, width: int | None) -> tuple[int, 
     assert width is not None
     side = 2 * pipe.vae_scale_factor
     return height // side, width // side
+
+
+def vae_decode(vae: Any, latents: Tensor, generators: list[torch.Generator], **options: Any) -> Tensor:
+    """(B, 3, H, W) or (B, 3, 1, H, W): what ``vae`` decodes latents to, in its own dtype.
+
+    It gets the images' ``generators`` if it takes any. Most decoders ignore them, but ``ConsistencyDecoderVAE`` samples
+    the image from noise: without them it would draw from torch's global generator, and an image would depend on the
+    others of its batch. (Of diffusers' pipelines only Stable Diffusion's hands its generators over.)
+    """
+    if "generator" in inspect.signature(vae.decode).parameters:
+        options["generator"] = generators
+    image: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+    return image
 
 
 def eta_for(scheduler: Any, eta: float) -> dict[str, float]:

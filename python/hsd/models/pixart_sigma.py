@@ -19,7 +19,7 @@ from ..replay.denoiser import Batch, Encoded
 from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import check_size, eta_for
+from .parts import bins_for, check_size, eta_for, vae_decode
 from .refusals import Needs
 
 _BINS = {
@@ -64,11 +64,8 @@ class PixArtSigma(GuidedAdapter):
         config = self.pipe.transformer.config
         self.height = self.height or config.sample_size * self.pipe.vae_scale_factor
         self.width = self.width or config.sample_size * self.pipe.vae_scale_factor
-        if self.use_resolution_binning and config.sample_size not in _BINS:
-            raise ValueError(
-                f"use_resolution_binning is on, but there are no bins for a model with sample_size={config.sample_size}"
-                " (there are for 32, 64, 128 and 256): set use_resolution_binning=False"
-            )
+        if self.use_resolution_binning:
+            bins_for(self.pipe, _BINS)
         multiple = 1 if self.use_resolution_binning else self.pipe.vae_scale_factor * config.patch_size
         check_size("height", self.height, multiple)
         check_size("width", self.width, multiple)
@@ -115,8 +112,8 @@ class PixArtSigma(GuidedAdapter):
         """(C, h, w); with ``use_resolution_binning`` those of the bin."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
-            bins = _BINS[self.pipe.transformer.config.sample_size]
-            height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=bins)
+            ratios = bins_for(self.pipe, _BINS)
+            height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=ratios)
         assert height is not None
         assert width is not None
         factor = self.pipe.vae_scale_factor
@@ -140,7 +137,7 @@ class PixArtSigma(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE; with ``use_resolution_binning`` scaled and cropped."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         if self.use_resolution_binning:
             image = processor.resize_and_crop_tensor(image, self.width, self.height)
         return processor.postprocess(image, output_type="pil")

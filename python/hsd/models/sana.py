@@ -9,6 +9,12 @@ from typing import Any, ClassVar
 import PIL.Image
 import torch
 from diffusers import SanaPipeline
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import (
+    ASPECT_RATIO_512_BIN,
+    ASPECT_RATIO_1024_BIN,
+    ASPECT_RATIO_2048_BIN,
+)
+from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
@@ -16,18 +22,27 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_size, eta_for
+from .parts import bins_for, check_size, eta_for, vae_decode
 from .refusals import Needs
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+
+_BINS = {
+    16: ASPECT_RATIO_512_BIN,
+    32: ASPECT_RATIO_1024_BIN,
+    64: ASPECT_RATIO_2048_BIN,
+    128: ASPECT_RATIO_4096_BIN,
+}
+"""The image sizes that a model was trained with, by its ``sample_size`` and the aspect ratio."""
 
 
 @dataclass(eq=False)
 class Sana(GuidedAdapter):
     """``SanaPipeline``. Conditions on Gemma's tokens, clusters by their mean.
 
-    Sizes are exact, as with ``use_resolution_binning=False``. ``complex_human_instruction`` is a text before every
-    prompt, but not before the negative prompt: the pipeline's by default; None for no text.
+    With ``use_resolution_binning``, the default as in diffusers, an image is generated at the trained size (bin) of the
+    nearest aspect ratio, then scaled and cropped to ``height`` and ``width``. ``complex_human_instruction`` is a text
+    before every prompt, but not before the negative prompt: the pipeline's by default; None for no text.
     """
 
     name: str = "sana"
@@ -37,6 +52,7 @@ class Sana(GuidedAdapter):
     negative_prompt: str | None = None
     eta: float = 0.0
     clean_caption: bool = False
+    use_resolution_binning: bool = True
     max_sequence_length: int = 300
     complex_human_instruction: tuple[str, ...] | None = _INSTRUCTION
     timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
@@ -56,8 +72,28 @@ class Sana(GuidedAdapter):
         super().__post_init__()
         if isinstance(self.complex_human_instruction, str):
             raise TypeError("complex_human_instruction is a string: give a list of lines, as the pipeline takes it")
-        check_size("height", self.height, max(32, self.pipe.vae_scale_factor))
-        check_size("width", self.width, max(32, self.pipe.vae_scale_factor))
+        if self.use_resolution_binning:
+            bins_for(self.pipe, _BINS)
+        multiple = 1 if self.use_resolution_binning else max(32, self.pipe.vae_scale_factor)
+        check_size("height", self.height, multiple)
+        check_size("width", self.width, multiple)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """``use_resolution_binning`` only where it changes the size: earlier versions had no bins."""
+        settings = super().settings
+        if self._generated == (self.height, self.width):
+            settings.pop("use_resolution_binning")
+        return settings
+
+    @property
+    def _generated(self) -> tuple[int, int]:
+        """Height and width of the decoded image, before it is scaled and cropped."""
+        if not self.use_resolution_binning:
+            return self.height, self.width
+        ratios = bins_for(self.pipe, _BINS)
+        height, width = self.pipe.image_processor.classify_height_width_bin(self.height, self.width, ratios=ratios)
+        return height, width
 
     @property
     def noise_dtype(self) -> torch.dtype:
@@ -103,9 +139,10 @@ class Sana(GuidedAdapter):
         return eta_for(scheduler, self.eta)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w)."""
+        """(C, h, w); with ``use_resolution_binning`` those of the bin."""
+        height, width = self._generated
         factor = self.pipe.vae_scale_factor
-        return (self.pipe.transformer.config.in_channels, self.height // factor, self.width // factor)
+        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer on [unconditional; conditional] rows. A variance that the model predicts is not used."""
@@ -123,7 +160,9 @@ class Sana(GuidedAdapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """The autoencoder."""
-        vae = self.pipe.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        """The autoencoder; with ``use_resolution_binning`` scaled and cropped."""
+        vae, processor = self.pipe.vae, self.pipe.image_processor
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
+        if self.use_resolution_binning:
+            image = processor.resize_and_crop_tensor(image, self.width, self.height)
+        return processor.postprocess(image, output_type="pil")

@@ -15,7 +15,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, check_size, clip_tokens, eta_for, unet_latent
+from .parts import check_clip_skip, check_size, clip_tokens, eta_for, unet_latent, vae_decode
 from .refusals import Needs
 
 
@@ -130,7 +130,7 @@ class StableDiffusion(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE, then the safety checker, if the pipeline has one; it makes flagged images black, as in diffusers."""
         vae = self.pipe.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)
         keep = [True] * len(image) if flagged is None else [not flag for flag in flagged]
         return self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)

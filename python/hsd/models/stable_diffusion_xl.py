@@ -15,7 +15,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, eta_for, image_size, texts, unet_latent
+from .parts import check_clip_skip, eta_for, image_size, texts, unet_latent, vae_decode
 from .refusals import Needs
 
 Pair = tuple[int, int]
@@ -189,7 +189,7 @@ class StableDiffusionXL(GuidedAdapter):
         if upcast:
             vae.to(dtype=torch.float32)
         try:
-            image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+            image = vae_decode(vae, latents, generators)
         finally:
             if upcast:
                 vae.to(dtype=torch.float16)

@@ -15,7 +15,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, clip_tokens, eta_for, image_size, unet_latent
+from .parts import check_clip_skip, clip_tokens, eta_for, image_size, unet_latent, vae_decode
 from .prior import TextPrior, skip
 from .refusals import Needs
 
@@ -173,5 +173,5 @@ class StableUnCLIP(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE."""
         vae = self.pipe.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         return self.pipe.image_processor.postprocess(image, output_type="pil")

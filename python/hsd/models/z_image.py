@@ -16,7 +16,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
-from .parts import check_size, shift_for
+from .parts import check_size, shift_for, vae_decode
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -149,4 +149,5 @@ class ZImage(GuidedAdapter):
         """The VAE."""
         vae = self.pipe.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        return self.pipe.image_processor.postprocess(vae.decode(latents, return_dict=False)[0], output_type="pil")
+        image = vae_decode(vae, latents, generators)
+        return self.pipe.image_processor.postprocess(image, output_type="pil")

@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from ..work.reading import read_object
 from .catch_up import check_catch_up
 from .schedule import check_budget, check_tau
@@ -79,7 +79,7 @@ class Settings:
         document: dict[str, Any] = {**self.compile_arguments(), **self.model_arguments()}
         if self.evidence:
             document["evidence"] = self.evidence
-        write_atomically(Path(path), (json.dumps(document, indent=1) + "\n").encode())
+        write_atomically(user_path(path), (json.dumps(document, indent=1) + "\n").encode())
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import Tree
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
+from ..work.paths import user_path
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
@@ -215,7 +216,7 @@ def compile(
         catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
     if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
-        earlier = _earlier(Path(reuse), request, n_steps, texts, seed_array, exact)
+        earlier = _earlier(user_path(reuse), request, n_steps, texts, seed_array, exact)
         if earlier is not None:
             return earlier
 
@@ -353,7 +354,8 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
     standard = tree.n_leaves * len(shape)
     if not np.isfinite(tree.heights).any():
         n = tree.n_leaves
-        what = "there is one image" if n == 1 else f"no two of the {n:,} images may share a step (repeats, other settings)"
+        none = f"no two of the {n:,} images may share a step (repeats, other settings)"
+        what = "there is one image" if n == 1 else none
         warnings.warn(f"a budget of {budget} has no effect: {what}", stacklevel=3)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.

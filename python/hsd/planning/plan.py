@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,6 +16,7 @@ from .._core import Program, Tree
 from ..errors import Error, PlanMismatch
 from ..names import Order
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from ..work.reading import open_file
 from .columns import check_columns
 from .settings import canonical
@@ -341,7 +341,7 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file (arrays and JSON metadata), by atomic rename."""
         data = self._core.to_bytes(self.prompts, self.seeds, json.dumps(self.request, sort_keys=True))
-        write_atomically(Path(path), data)
+        write_atomically(user_path(path), data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import PromptError
+from ..work.paths import user_path
 from .characters import MARK
 
 MAX_BYTES = 2**30
@@ -72,7 +73,7 @@ def read_text(path: str | Path) -> str:
     """
     name = source_name(path)
     try:
-        data = _standard_input() if str(path) == "-" else _read(_found(path))
+        data = _standard_input() if str(path) == "-" else _read(user_path(path))
     except _NoFile as error:
         raise PromptError(f"cannot read prompts from {name}: {error}") from None
     except OSError as error:
@@ -102,15 +103,6 @@ def lines(text: str, name: str) -> Iterator[tuple[str, str]]:
 
 class _NoFile(Exception):
     """Something that is no file with an end. The text says what it is and what to do."""
-
-
-def _found(path: str | Path) -> Path:
-    """The path; one that begins with ``~`` is below a home folder, unless there is such a file."""
-    path = Path(path)
-    if path.parts[:1] and path.parts[0].startswith("~") and not path.exists():
-        with contextlib.suppress(RuntimeError):  # no such user
-            return path.expanduser()
-    return path
 
 
 def _read(path: Path) -> bytes:

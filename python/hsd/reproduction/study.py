@@ -23,6 +23,7 @@ from ..planning.schedule import check_tau
 from ..planning.summary import duration
 from ..tuning.speeds import recall
 from ..work.files import write_atomically
+from ..work.paths import user_path
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
@@ -135,7 +136,7 @@ def reproduce(
     lab = Lab(
         adapter,
         sets,
-        Path(out),
+        user_path(out),
         measurer,
         tau=tau,
         steps=check_count("steps", steps),
@@ -173,7 +174,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
     PromptError
         If there is no such folder, it has no file of prompts, or a prompt sets settings or a seed.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise PromptError(f"{folder} is not a folder: name one with .txt or .jsonl files, each a set of prompts")
     files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".jsonl"))

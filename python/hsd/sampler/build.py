@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hsd.errors import UnsupportedScheduler
-from hsd.sampler.probe import CHANNELS, StepMap, probe
+from hsd.sampler.probe import CHANNELS, INFINITE, StepMap, probe
 from hsd.sampler.reduce import reduce
-from hsd.sampler.stepping import Stepper, refuse
+from hsd.sampler.stepping import Stepper, refuse, refuse_infinite
 from hsd.sampler.table import SamplerTable, Terms
 
 # Largest difference between table and scheduler, relative to the latent's largest value, over a whole run in
@@ -71,6 +71,7 @@ def _pack(
         return torch.zeros(n_steps, *shape, dtype=torch.float64)
 
     scale, out, node = zeros(n_state), zeros(n_state, n_columns), zeros(n_nodes, n_columns)
+    divisor = zeros(n_nodes) + 1.0
     low, high = zeros(n_nodes) - float("inf"), zeros(n_nodes) + float("inf")
     kind = torch.zeros(n_steps, n_nodes, dtype=torch.int8)
     log_variance = zeros(2)
@@ -84,7 +85,7 @@ def _pack(
         scale[k, : step.n_state] = step.scale
         out[k, : len(step.outputs), columns] = step.outputs
         for j, entry in enumerate(step.nodes):
-            node[k, j, columns] = entry.coefficients
+            node[k, j, columns], divisor[k, j] = _divided(entry.coefficients)
             kind[k, j], low[k, j], high[k, j] = entry.kind, entry.low, entry.high
         if step.log_variance is not None:
             log_variance[k] = torch.tensor(step.log_variance, dtype=torch.float64)
@@ -101,6 +102,7 @@ def _pack(
         scale=scale,
         out=out,
         node=node,
+        divisor=divisor,
         node_kind=kind,
         low=low,
         high=high,
@@ -109,16 +111,32 @@ def _pack(
         threshold_ratio=float(config.get("dynamic_thresholding_ratio", 0.995)),
         threshold_max=float(config.get("sample_max_value", 1.0)),
         scale_terms=((),) if torch.equal(scale, identity) else _terms(scale[:, None]),
-        out_terms=_terms(out),
+        out_terms=_terms(out, first=n_columns - n_nodes),
         node_terms=_terms(node),
         node_kinds=tuple(frozenset(kind[:, j].tolist()) - {0} for j in range(n_nodes)),
     )
 
 
-def _terms(coefficients: Tensor) -> Terms:
-    """Return, per output of (K, outputs, columns), the columns that are not 0 at every step."""
+def _divided(coefficients: Tensor) -> tuple[Tensor, float]:
+    """Write a node's combination, whose first column is the latent, as a combination and its divisor.
+
+    Schedulers predict an image as ``(latent - b output) / a``, with ``a`` up to 1, or as ``latent - b output``.
+    """
+    latent, largest = float(coefficients[0].abs()), float(coefficients.abs().max())
+    if largest >= INFINITE:
+        return coefficients / largest, 0.0
+    return (coefficients / latent, 1.0 / latent) if latent > 1.0 else (coefficients, 1.0)
+
+
+def _terms(coefficients: Tensor, first: int = 0) -> Terms:
+    """Return, per output of (K, outputs, columns), the columns that are not 0 at every step.
+
+    Those from column `first` on, the nodes, come first: schedulers add a prediction, the latent and the noise in this
+    order, and the same order gives the same rounding.
+    """
     used = coefficients.ne(0).any(0)
-    return tuple(tuple(output.nonzero().flatten().tolist()) for output in used)
+    columns = (output.nonzero().flatten().tolist() for output in used)
+    return tuple(tuple(sorted(each, key=lambda column: (column < first, column))) for each in columns)
 
 
 def _noise_dtypes(
@@ -184,6 +202,8 @@ def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: Sampler
         given = torch.cat([model_output, variance], 1) if stepper.doubles_channels else model_output
         _compare(stepper, k, "the denoiser's input", stepper.model_input(k, sample), table.model_input(state, step))
         before, sample = sample, stepper.step(k, given, sample.clone())
+        if not bool(sample.isfinite().all()):
+            refuse_infinite(scheduler, k, "of finite random numbers the latent becomes")
         if len(draws) != table.noise_draws[k]:
             refuse(scheduler, k, f"it draws {len(draws)} noises for these numbers, {table.noise_draws[k]} for others")
         noise = torch.zeros(shape[0], table.n_noise, *_CHECK_SHAPE, dtype=torch.float64)

@@ -13,6 +13,7 @@ linear -> node -> linear.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hsd.sampler.stepping import Stepper, held_tensors, map_memory, refuse
+from hsd.sampler.stepping import Stepper, held_tensors, map_memory, refuse, refuse_infinite
 
 CLAMP, THRESHOLD = 1, 2  # kinds of nodes; 0 is no node
 
@@ -28,6 +29,12 @@ CLAMP, THRESHOLD = 1, 2  # kinds of nodes; 0 is no node
 # channels of a symbol tensor are the same, so that a scheduler that mixes channels can be recognized.
 CHANNELS = 3
 MAX_REMEMBERED = 256
+
+# Stands for infinity in the coefficients of symbols: infinity itself would make nan of the coefficients that are 0.
+# A prediction that is divided by 0 and then clipped is finite: it has the sign of what was divided.  Finite
+# coefficients are below `INFINITE`: the noise levels of diffusers are float32, whose smallest root is 4e-23.
+_HUGE = 2.0**100
+INFINITE = 2.0**90
 
 
 @dataclass
@@ -53,14 +60,14 @@ class StepMap:
     scale: Tensor  # (n_state,) the denoiser's input
     outputs: Tensor  # (n_state after the step, n_columns) the new state
     nodes: list[Node]
-    log_variance: tuple[float, float] | None  # (a, b): the noise is scaled by exp((a + b v) / 2)
+    log_variance: tuple[float, float] | None  # where the predicted variance is -1 and 1; linear in between
 
 
 class _Probe:
     """The run of one scheduler on symbols."""
 
     def __init__(self, scheduler: Any, step_kwargs: Mapping[str, Any] | None) -> None:
-        self.stepper = Stepper(scheduler, step_kwargs, draw=self._draw, clip=self._clip)
+        self.stepper = Stepper(scheduler, step_kwargs, draw=self._draw, clip=self._clip, scale=self._scale)
         self.n_symbols = min(self.stepper.n_steps, MAX_REMEMBERED) + 61
         self.shape = (1, CHANNELS, 1, self.n_symbols)
         self.n_used = 0
@@ -85,21 +92,17 @@ class _Probe:
     def _is_symbol(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tuple(tensor.shape) == self.shape
 
-    def _read(
-        self, tensor: object, what: str, if_infinite: str = "so this configuration makes inf or nan in diffusers too"
-    ) -> Tensor:
-        """Return the coefficients in `tensor`, (n_symbols,) float64, refusing anything but a combination of symbols."""
+    def _read(self, tensor: object, what: str, most: float = INFINITE) -> Tensor:
+        """Return the coefficients in `tensor`, (n_symbols,) float64, refusing anything but a combination of symbols.
+
+        Coefficients have to be below `most`.
+        """
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != self.shape:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             self._refuse(f"{what} does not have the latent's shape (symbols of shape {self.shape} gave {shape})")
         coefficients = tensor[0, 0, 0].to(torch.float64, copy=True)
-        if not bool(torch.isfinite(coefficients).all()):
-            self._refuse(
-                f"{what} has a coefficient that is inf or nan, {if_infinite}",
-                'Change the configuration: final_sigmas_type="sigma_min", solver_type="bh2", '
-                'rescale_betas_zero_snr=False or timestep_spacing="leading" where the scheduler has them, or another '
-                "number of steps.",
-            )
+        if not bool((coefficients.abs() < most).all()):  # also nan
+            refuse_infinite(self.stepper.scheduler, self.stepper.step_index, f"{what} has a coefficient that is")
         if not bool((tensor == tensor[:, :1]).all()):
             self._refuse(f"{what} mixes channels")
         return coefficients
@@ -124,26 +127,37 @@ class _Probe:
             bounds.append(default if bound is None else float(bound))
         return self._node(CLAMP, tensor, *bounds)
 
+    def _scale(self, left: Any, right: Any, divide: bool) -> Tensor | None:
+        """Multiply or divide a symbol by infinity or 0 as by a number near it; None for other factors."""
+        symbol, factor = (left, right) if self._is_symbol(left) else (right, left)
+        if not self._is_symbol(symbol) or (divide and symbol is right):
+            return None
+        number = float(factor) if not isinstance(factor, Tensor) or factor.numel() == 1 else 1.0
+        if divide and number == 0.0:
+            return symbol * math.copysign(_HUGE, number)
+        if not divide and math.isinf(number):
+            return symbol * math.copysign(_HUGE, number)
+        return None
+
     def _threshold(self, sample: Tensor) -> Tensor:
         return self._node(THRESHOLD, sample)
 
     def _node(self, kind: int, tensor: Tensor, *bounds: float) -> Tensor:
-        divided_by_zero = "so that in diffusers nothing is left of the latent but the bounds it is clipped to"
-        node = Node(kind, self._read(tensor, "the prediction that is clipped", divided_by_zero), *bounds)
+        node = Node(kind, self._read(tensor, "the prediction that is clipped", float("inf")), *bounds)
         self.nodes.append((self.n_used, node))
         return self._symbol()
 
     def _learned_range(self, private: Any) -> None:
-        """Make ``_get_variance`` return log-variance 0, and record what it would have returned."""
+        """Make ``_get_variance`` return log-variance 0, and record what it would have returned at -1 and 1."""
         original = private._get_variance
 
         def get_variance(*args: Any, **kwargs: Any) -> Tensor:
             kwargs.pop("predicted_variance", None)
             at = [
                 float(original(*args, predicted_variance=torch.tensor(v, dtype=torch.float64), **kwargs))
-                for v in (0.0, 1.0)
+                for v in (-1.0, 1.0)
             ]
-            self.log_variance = (at[0], at[1] - at[0])
+            self.log_variance = (at[0], at[1])
             if not all(-float("inf") < value < float("inf") for value in self.log_variance):
                 self._refuse(f"its learned log-variance is not finite: {self.log_variance}")
             return torch.zeros((), dtype=torch.float64)

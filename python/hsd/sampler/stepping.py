@@ -22,6 +22,7 @@ _TIMESTEPS_ARE_BORDERS = (DDPMWuerstchenScheduler, SCMScheduler)
 
 Draw = Callable[[tuple[int, ...], torch.dtype], Tensor]
 Clip = Callable[[Tensor, float, float], "Tensor | None"]
+Scale = Callable[[Tensor, Any, bool], "Tensor | None"]
 
 # A table cannot hold the draws of these functions.  torch.randn is not among them: randn_tensor of
 # diffusers.utils.torch_utils calls it, and whether a table can hold its draw depends on the generator it is given.
@@ -37,9 +38,21 @@ _CLAMPS = {
     torch.Tensor.clamp_min_, torch.Tensor.clamp_max_, torch.clamp_, torch.clamp_min_, torch.clamp_max_,
 }  # fmt: skip
 
+_PRODUCTS = {torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.multiply, torch.Tensor.__mul__}
+_PRODUCTS |= {torch.Tensor.__rmul__}
+_QUOTIENTS = {
+    torch.div, torch.divide, torch.true_divide, torch.Tensor.div, torch.Tensor.divide, torch.Tensor.true_divide,
+    torch.Tensor.__truediv__, torch.Tensor.__div__,
+}  # fmt: skip
+
 _HINT = (
     "Give the pipeline a scheduler that HSD can compile (docs/samplers.md lists them), for example "
     "pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
+)
+
+_INFINITE_HINT = (
+    'Change the configuration: final_sigmas_type="sigma_min", solver_type="bh2", rescale_betas_zero_snr=False or '
+    'timestep_spacing="leading" where the scheduler has them, or another number of steps.'
 )
 
 
@@ -47,6 +60,12 @@ def refuse(scheduler: object, step: int | None, reason: str, hint: str = _HINT) 
     """Raise `UnsupportedScheduler` with the scheduler's name, the step (None: no single step), why, and what to do."""
     where = "" if step is None else f" at step {step}"
     raise UnsupportedScheduler(f"{type(scheduler).__name__} cannot be compiled{where}: {reason}. {hint}")
+
+
+def refuse_infinite(scheduler: object, step: int, what: str) -> NoReturn:
+    """Refuse a scheduler that makes inf or nan of latents that are finite; `what` says where."""
+    reason = f"{what} inf or nan, so this configuration makes inf or nan in diffusers too"
+    refuse(scheduler, step, reason, _INFINITE_HINT)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -96,10 +115,17 @@ class Stepper:
         ``draw(shape, dtype)`` supplies the scheduler's random draws.
     clip
         ``clip(tensor, low, high)`` replaces a clamp; where it returns None, or there is no `clip`, torch clamps.
+    scale
+        ``scale(tensor, factor, divide)`` replaces a product or a quotient in the same way.
     """
 
     def __init__(
-        self, scheduler: Any, step_kwargs: Mapping[str, Any] | None, draw: Draw, clip: Clip | None = None
+        self,
+        scheduler: Any,
+        step_kwargs: Mapping[str, Any] | None,
+        draw: Draw,
+        clip: Clip | None = None,
+        scale: Scale | None = None,
     ) -> None:
         self.arguments = _step_arguments(scheduler, dict(step_kwargs or {}))
         self.scheduler = copy.deepcopy(scheduler)
@@ -110,7 +136,7 @@ class Stepper:
         self.timesteps: Tensor = self.scheduler.timesteps
         self.n_steps = len(self.timesteps) - isinstance(scheduler, _TIMESTEPS_ARE_BORDERS)
         self.generator = torch.Generator()
-        self.draw, self.clip = draw, clip
+        self.draw, self.clip, self.scale = draw, clip, scale
         self.step_index = 0
 
     @property
@@ -256,6 +282,10 @@ class _Interception(TorchFunctionMode):
             answer = stepper.clip(*_clamp_arguments(func, args, kwargs))
             if answer is not None:
                 return args[0].copy_(answer) if func.__name__.endswith("_") else answer
+        if stepper.scale is not None and len(args) == 2 and not kwargs and (func in _PRODUCTS or func in _QUOTIENTS):
+            answer = stepper.scale(*args, func in _QUOTIENTS)
+            if answer is not None:
+                return answer
         return func(*args, **kwargs)
 
 

@@ -23,8 +23,8 @@ class SamplerTable:
     A lane holds S tensors of the latent's shape: the latent, then what the scheduler remembers (zeros before the
     first step).  With the columns ``[S state | 1 model output | Z noises | Y nodes]`` (V of them), a step is
 
-    * noise ``z``: scaled by ``exp((a + b v) / 2)`` where the model predicts a variance ``v``;
-    * node ``y_j = f(node[k, j] @ columns)``, ``f`` a clamp or dynamic thresholding;
+    * noise ``z``: scaled by ``exp(l / 2)`` where the model predicts a variance ``v``, with ``l`` between two bounds;
+    * node ``y_j = f((node[k, j] @ columns) / divisor[k, j])``, ``f`` a clamp or dynamic thresholding;
     * new state ``out[k] @ columns``.
 
     Every operation is elementwise over the lanes (thresholding: per lane), so a lane's result does not depend on
@@ -50,13 +50,18 @@ class SamplerTable:
     out
         (K, S, V) the new state.
     node
-        (K, Y, V) the combination that each node is applied to.
+        (K, Y, V) the combination that each node is applied to, before it is divided.
+    divisor
+        (K, Y) what the combination is divided by; 0 makes it infinite, and its sign decides at which bound it is
+        clipped.  unCLIP's first step divides a difference by 5e-5: in one sum of products, the rounding of each product
+        would be 20,000 times as large.  For the same reason tables with nodes round as the scheduler does, operation by
+        operation.
     node_kind
         (K, Y) int8, 0 where the step has no such node, `CLAMP` or `THRESHOLD`.
     low, high
         (K, Y) bounds of the clamps, infinite where there is none.
     log_variance
-        (K, 2) a and b of the learned log-variance ``a + b v``; 0, 0 at steps that scale no noise.
+        (K, 2) the learned log-variance where ``v`` is -1 and 1; 0, 0 at steps that scale no noise.
     needs_variance
         Whether the model's second half of the channels enters (``variance_type="learned_range"``).
     threshold_ratio, threshold_max
@@ -75,6 +80,7 @@ class SamplerTable:
     scale: Tensor
     out: Tensor
     node: Tensor
+    divisor: Tensor
     node_kind: Tensor
     low: Tensor
     high: Tensor
@@ -120,7 +126,7 @@ class SamplerTable:
         """Return the table on `device`, its coefficients in `dtype` (float32 or float64)."""
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"a sampler table computes in float32 or float64, not {dtype}: latents lose too much")
-        coefficients = ("scale", "out", "node", "low", "high", "log_variance")
+        coefficients = ("scale", "out", "node", "divisor", "low", "high", "log_variance")
         moved = {name: getattr(self, name).to(device, dtype) for name in coefficients}
         return replace(self, timesteps=self.timesteps.to(device), node_kind=self.node_kind.to(device), **moved)
 
@@ -175,19 +181,22 @@ class SamplerTable:
         if noise is not None and self.n_noise:
             draws: Sequence[Tensor] = noise[:, : self.n_noise].to(self.dtype).unbind(1)
             if self.needs_variance and variance is not None:
-                a, b = (per_row(c, variance) for c in self.log_variance.index_select(0, step).unbind(1))
-                deviation = torch.addcmul(a, b, variance.to(self.dtype)).mul_(0.5).exp_()  # [B, ...]
+                least, most = (per_row(c, variance) for c in self.log_variance.index_select(0, step).unbind(1))
+                part = (variance.to(self.dtype) + 1).div_(2)  # [B, ...]; the order of operations is diffusers'
+                deviation = (most * part).add_((1 - part).mul_(least)).mul_(0.5).exp_()
                 draws = [draw * deviation for draw in draws]
             columns += draws
         if self.node_terms:
             node = self.node.index_select(0, step)  # [B, Y, V]
+            divisor = self.divisor.index_select(0, step)  # [B, Y]
             for j, terms in enumerate(self.node_terms):
-                y = _combine(torch.empty_like(columns[0]), node[:, j], terms, columns)
+                y = _combine(torch.empty_like(columns[0]), node[:, j], terms, columns, fused=False)
+                y.div_(per_row(divisor[:, j], y))
                 columns.append(self._apply_node(j, y, step))
         out = self.out.index_select(0, step)  # [B, S, V]
         new = torch.empty_like(state, memory_format=torch.contiguous_format)
         for s, terms in enumerate(self.out_terms):
-            _combine(new[:, s], out[:, s], terms, columns)
+            _combine(new[:, s], out[:, s], terms, columns, fused=not self.node_terms)
         return new
 
     def _apply_node(self, j: int, y: Tensor, step: Tensor) -> Tensor:
@@ -256,15 +265,22 @@ def dynamic_threshold(sample: Tensor, ratio: float, max_value: float) -> Tensor:
     return (torch.clamp(flat, -limit, limit) / limit).view_as(sample)
 
 
-def _combine(into: Tensor, coefficients: Tensor, terms: Sequence[int], columns: Sequence[Tensor]) -> Tensor:
+def _combine(
+    into: Tensor, coefficients: Tensor, terms: Sequence[int], columns: Sequence[Tensor], *, fused: bool = True
+) -> Tensor:
     """Write the sum over `terms` of coefficients (B, >= n columns) times columns (B, ...) to `into`, and return it.
 
     Multiply-adds rather than a matrix product: half of the coefficients are 0 at every step, a product over so few
-    columns is bound by memory anyway, and it may be rounded to TF32 or differ with the number of lanes.
+    columns is bound by memory anyway, and it may be rounded to TF32 or differ with the number of lanes.  Unless
+    `fused`, each product is rounded before it is added, as a scheduler's own products are.
     """
     if not terms:
         return into.zero_()
     torch.mul(per_row(coefficients[:, terms[0]], into), columns[terms[0]], out=into)
     for term in terms[1:]:
-        into.addcmul_(per_row(coefficients[:, term], into), columns[term])
+        coefficient = per_row(coefficients[:, term], into)
+        if fused:
+            into.addcmul_(coefficient, columns[term])
+        else:
+            into.add_(coefficient * columns[term])
     return into

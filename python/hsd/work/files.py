@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, OutputError
+from .paths import user_path
 from .reading import read_object
 
 STUDY = "study.json"
@@ -45,7 +46,7 @@ def _umask() -> int:
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, created if it does not exist; ``OutputError`` if it cannot be created or written to."""
-    path = Path(path)
+    path = user_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / ".hsd-write-test", b"")

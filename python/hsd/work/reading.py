@@ -10,8 +10,9 @@ import errno
 import json
 import os
 import stat
-from pathlib import Path
 from typing import Any, BinaryIO
+
+from .paths import user_path
 
 MOST_JSON = 1 << 28
 """The largest file, in bytes, that is read as JSON: the record of a very large run is far smaller."""
@@ -32,7 +33,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         If it cannot be opened, or is a folder, a device or a pipe: those may have no end.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
+        handle = os.open(user_path(path), os.O_RDONLY | _NONBLOCK | _BINARY)
     except ValueError as error:  # a name with a zero byte, or with half a character
         raise OSError(errno.EINVAL, f"this is not the name of a file ({error})", os.fspath(path)) from None
     try:
@@ -143,7 +144,7 @@ def read_array(path: str | os.PathLike[str]) -> Any:
         zipped = begin[:2] == b"PK"
         raise ValueError("it is an .npz file: save one array with numpy.save" if zipped else "it is not a .npy file")
     try:
-        return np.load(Path(path), mmap_mode="r", allow_pickle=False)
+        return np.load(user_path(path), mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # NumPy evaluates the header as Python literals: that fails in many ways
