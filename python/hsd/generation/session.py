@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from ..tuning.batching import automatic
 from ..work.device import describe
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
+from .lines import alone_from
 from .passes import cost, passes_of, plans_of
 from .writers import Writers
 
@@ -70,6 +72,9 @@ class Run:
     seconds: dict[str, float]
     """Wall time: ``total``, which includes ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
     ``decode``. Images are written at the same time; on a GPU most of the decoding is done at the same time too."""
+    repaired: tuple[str, ...] = ()
+    """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
+    put right. One text each."""
 
     @property
     def savings(self) -> float:
@@ -155,12 +160,13 @@ def generate(
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
-    generates only the missing images. See :func:`stream` for the other parameters.
+    generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
 
     Raises
     ------
     OutputError
-        If the folder cannot be written to; before any expensive work.
+        If the folder cannot be written to, or another run makes some of these images at this moment; before any
+        expensive work.
     PlanMismatch
         If the plan does not fit the model, or the folder holds images of another plan.
     """
@@ -173,12 +179,18 @@ def generate(
         made_by["catch_up"] = session.catch_up
     if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
         made_by["scheduler"] = type(adapter.other_scheduler).__name__
-    folder = ImageFolder(out, plan, made_by, image_format)
+    with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
+        return _fill(folder, plan, session, progress, started)
+
+
+def _fill(folder: ImageFolder, plan: Plan, session: Session, progress: bool | CallReport, started: float) -> Run:
+    """Generate what is missing in a folder."""
+    adapter = session.adapter
+    if progress is True:
+        for text in folder.report():
+            tqdm.write(f"hsd: {text}", file=sys.stderr)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    alone = alone_from(plan)
-    distinct, which = plan.settings, plan.setting
-    names = sorted({name for own in distinct for name in own})  # every image has all columns
     part = plan.prune(todo) if len(todo) else None
     bar = None
     if progress is True:
@@ -189,16 +201,16 @@ def generate(
         if part is not None:
             with Writers() as writers:
                 for image in session.images(part, report):
-                    own = {name: distinct[which[image.index]].get(name) for name in names}
-                    extra = {**own, "alone_from": int(alone[image.index])}
-                    writers.submit(folder.add, image.index, image.pil, extra)
+                    writers.submit(folder.add, image.index, image.pil, {})
                     images += 1
     finally:
         if bar:
             bar.close()
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(Path(out), images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds)
+    existing = len(plan.kept) - images
+    found = tuple(folder.repaired)
+    run = Run(folder.path, images, existing, node_steps, standard, session.batch_size, seconds, found)
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
@@ -349,16 +361,6 @@ class _Bar:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def alone_from(plan: Plan) -> np.ndarray:
-    """(N,) the first step at which each prompt is alone in its cluster; before it, its latent was shared."""
-    segments = plan.segments
-    leaf = segments[segments["end_step"] == plan.n_steps]
-    single = leaf["leaf_end"] - leaf["leaf_begin"] == 1
-    out = np.full(plan.n_prompts, plan.n_steps, dtype=np.int64)
-    out[leaf["representative"][single]] = leaf["first_step"][single]
-    return out
 
 
 def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[str, Any]:
