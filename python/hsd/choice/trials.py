@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
 from ..evaluation.measure import Measurer
+from ..generation.metadata import complete
 from ..generation.session import CallReport, generate
 from ..models import Adapter, load
 from ..models.encode import recall, remember
@@ -25,7 +28,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
-from ..work.files import METADATA, STUDY, claim, make_folder, write_atomically
+from ..work.files import STUDY, claim, make_folder, write_atomically
 from .cost import prior_rows, rows
 from .grid import Setting
 
@@ -172,16 +175,7 @@ class Trials:
 
     def _done(self, setting: Setting, replicate: int) -> set[int]:
         """Prompts whose images are complete."""
-        folder, out = self.folder(setting, replicate), set()
-        path = folder / METADATA
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
-            try:
-                entry = json.loads(line)
-                if (folder / entry["file_name"]).is_file():
-                    out.add(int(entry["index"]))
-            except (ValueError, KeyError, TypeError):
-                continue  # an incomplete last line
-        return out
+        return complete(self.folder(setting, replicate), self.plan(setting, replicate))
 
     def _seeds(self, replicate: int) -> NDArray[np.int64]:
         """(N,) the seeds of a replicate; no two replicates have one in common."""
@@ -237,10 +231,13 @@ def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.fl
 def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]:
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["version"]) != version:
-            return {}
-        return dict(zip(stored["digests"].tolist(), stored["rows"], strict=True))
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["version"]) != version:
+                return {}
+            return dict(zip(stored["digests"].tolist(), stored["rows"], strict=True))
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+        return {}  # a damaged file: they are computed again
 
 
 def _write_embeddings(path: Path, version: str, known: dict[str, NDArray[np.float64]]) -> None:

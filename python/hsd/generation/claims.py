@@ -101,10 +101,8 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     lock = Lock(path)
     held = Held(lock, path)
     try:
-        try:
+        with contextlib.suppress(Unsupported):  # then whether its process lives is asked by its number
             lock.acquire()
-        except Unsupported:
-            pass  # then whether its process lives is asked by its number
         with open(path, "r+b" if lock.handle is not None else "wb") as file:
             file.write(json.dumps(content).encode())
     except BaseException:

@@ -1,8 +1,8 @@
 """The folder of images: an ``imagefolder`` data set, with the plan and a run record.
 
-An image is on the disk, under its name, before its line in ``metadata.jsonl`` is written. So an interrupted run, or one
-that a power cut ended, leaves complete images only, and the same call again generates the missing ones. A line that does
-not hold is not believed: see :mod:`.lines`. While a run writes, it claims its prompts: see :mod:`.claims`.
+An image is on the disk, under its name, before its line in ``metadata.jsonl`` is written. So a run that is interrupted,
+or that a power cut ends, leaves complete images only, and the same call again generates the missing ones. A line that
+does not hold is not believed: see :mod:`.lines`. While a run writes, it claims its prompts: see :mod:`.claims`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ImageFolder:
         self._folder_id = _id(self.path)
         self._record = Record(self.path)
         model = json.loads(json.dumps(model, default=str))
-        self._identity = {"plan": plan.fingerprint, "model": model, "image_format": image_format}
+        self._identity: dict[str, Any] = {"plan": plan.fingerprint, "model": model, "image_format": image_format}
         self._lines = Lines(self.path, plan, image_format)
         self._metadata = Metadata(self.path, self._lines, plan.n_prompts)
         self._waiting: list[_Waiting] = []
@@ -215,10 +215,9 @@ class ImageFolder:
         """Record the plan as the folder's, or check that it is the one recorded."""
         document, damaged = self._record.read()
         before = document.get("identity")
-        if before is not None:
-            if "image_format" not in before:  # of an earlier version
-                found = self._metadata.format() or self.format
-                before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
+        if before is not None and "image_format" not in before:  # of an earlier version
+            found = self._metadata.format() or self.format
+            before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         if before == self._identity:
             if document.get("identity") != before or damaged is not None or self._record.files() < 2:
                 self._write_record({"request": self.plan.request, "runs": [], **document, "identity": self._identity})
@@ -231,7 +230,7 @@ class ImageFolder:
         self._write_record({"identity": self._identity, "request": self.plan.request, "runs": document.get("runs", [])})
 
     def _known_plan(self, fingerprint: str) -> str:
-        """This plan's fingerprint, if the folder's plan file has it: earlier versions computed another one."""
+        """The fingerprint of this plan, if the folder's plan file has it: earlier versions computed another one."""
         if fingerprint == self._identity["plan"] or self._stored_fingerprint() != self._identity["plan"]:
             return fingerprint
         return str(self._identity["plan"])

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import OutputError
+from ..names import ImageFormat
+from ..planning.plan import Plan
 from ..work import files
 from ..work.files import METADATA
 from .lines import FORMATS, Checked, Entry, Lines, encode, parse
@@ -83,10 +85,10 @@ class Metadata:
         self._remember()
         return findings
 
-    def add(self, batch: Iterable[Entry]) -> None:
+    def add(self, made: Iterable[Entry]) -> None:
         """Write the lines of new images; when this returns they are on the disk. Never a second line for an image."""
         self._learn()
-        batch = {entry["index"]: entry for entry in batch}
+        batch: dict[int, Entry] = {entry["index"]: entry for entry in made}
         again = {index: entry for index, entry in batch.items() if index in self.entries}
         if again:
             # Someone else made it too, though it was claimed, and either file may have replaced the other.
@@ -124,7 +126,7 @@ class Metadata:
         lines = _split(data.replace(b"\0", b""))  # as power cuts leave them
         names = [(parse(line) or {}).get("file_name") for line in lines]
         here = [name for name in names if isinstance(name, str) and "\0" not in name]
-        return anything and bool(lines) or any(os.path.lexists(self._path.parent / name) for name in here if name)
+        return (anything and bool(lines)) or any(os.path.lexists(self._path.parent / name) for name in here if name)
 
     def _learn(self) -> None:
         """Take in the lines that other runs have written since."""
@@ -162,6 +164,14 @@ class Metadata:
     def _remember(self) -> None:
         status = files.regular(self._path)
         self._known = None if status is None else (status.st_ino, status.st_size)
+
+
+def complete(folder: Path, plan: Plan, image_format: ImageFormat = "png") -> set[int]:
+    """Indices of the images of a plan that are complete in a folder. Reads only, and claims nothing."""
+    parsed = [parse(line) for line in _split(files.read_own(folder / METADATA) or b"")]
+    lines = Lines(folder, plan, image_format)
+    checked = _checked(lines, [entry for entry in parsed if entry is not None])
+    return {one.entry["index"] for one in checked if one.entry is not None}
 
 
 def _split(data: bytes) -> list[bytes]:

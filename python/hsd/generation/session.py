@@ -36,7 +36,7 @@ from ..tuning.batching import automatic
 from ..work.device import describe
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
-from .lines import alone_from
+from .lines import alone_from as alone_from
 from .passes import cost, passes_of, plans_of
 from .writers import Writers
 
