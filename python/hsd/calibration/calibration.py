@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Error
-from ..work.files import write_atomically
+from ..work.files import expand, write_atomically
 from .identity import Identity
 
 FORMAT = 1
@@ -160,7 +160,7 @@ class Calibration:
         OSError
             If it cannot be read.
         """
-        path = Path(path)
+        path = expand(path)
         if path.stat().st_size > _MOST_BYTES:
             raise Error(f"{path} has {path.stat().st_size:,} bytes: too large for a calibration")
         data = path.read_bytes()

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import Error
 from ..planning.compile import compile as compile_plan
+from ..work.files import expand
 from . import options as opt
 from .console import Stages
 
@@ -58,7 +59,7 @@ def plan(
     vectors = None
     if embeddings is not None:
         try:
-            vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
+            vectors = np.load(expand(embeddings), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise Error(f"cannot read {embeddings} as a .npy array: {error}") from None
     with Stages() as stages:

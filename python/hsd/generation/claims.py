@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 from ..errors import OutputError
 from ..work.files import regular
-from ..work.locks import Lock, Unsupported
+from ..work.locks import Lock, Unsupported, is_locked
 
 PREFIX = ".hsd.claim-"
+
+_ASKED = 5.0
+"""Seconds in which everyone has finished asking whether a new claim is held."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,8 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
         If a run that still lives claims some of them. Names it.
     """
     others = living(folder)
-    for other in others:
-        common = other.overlap(prompts)
-        if common:
-            kill = f" (kill {other.pid})" if other.pid not in (None, os.getpid()) else ""
-            raise OutputError(
-                f"{folder} is in use by {other}: it makes {common:,} of the {len(prompts):,} images of this run. Wait "
-                f"until it ends or end it{kill}, then run the same call again; runs at the same time need disjoint "
-                "parts of the plan (Plan.shard) or separate folders"
-            )
+    _refuse(folder, prompts, others)
+    _remove_stale(folder)
     path = folder / f"{PREFIX}{secrets.token_hex(8)}"
     content = {
         "pid": os.getpid(),
@@ -102,7 +98,7 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     held = Held(lock, path)
     try:
         with contextlib.suppress(Unsupported):  # then whether its process lives is asked by its number
-            lock.acquire()
+            lock.acquire(_ASKED)
         with open(path, "r+b" if lock.handle is not None else "wb") as file:
             file.write(json.dumps(content).encode())
     except BaseException:
@@ -111,28 +107,49 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     return held, others
 
 
+def refuse(folder: Path, prompts: NDArray[np.int64]) -> None:
+    """As :func:`take`, but only raise: without the folder's lock, which a stopped run may hold."""
+    if os.name != "nt":  # where asking for a lock takes it
+        _refuse(folder, prompts, [claim for claim in living(folder) if claim.ranges is not None])
+
+
+def _refuse(folder: Path, prompts: NDArray[np.int64], others: list[Claim]) -> None:
+    for other in others:
+        common = other.overlap(prompts)
+        if common:
+            kill = f" (kill {other.pid})" if other.pid not in (None, os.getpid()) else ""
+            raise OutputError(
+                f"{folder} is in use by {other}: it makes {common:,} of the {len(prompts):,} images of this run. Wait "
+                f"until it ends or end it{kill}, then run the same call again; runs at the same time need disjoint "
+                "parts of the plan (Plan.shard) or separate folders"
+            )
+
+
 def living(folder: Path) -> list[Claim]:
-    """Claims of processes that still live, stopped ones included. Files of others are removed."""
-    found = []
-    for path in sorted(folder.glob(f"{PREFIX}*")):
-        if regular(path) is None:
-            continue
-        lock = Lock(path, create=False)
-        try:
-            stale = lock.acquire()
-        except Unsupported:
-            stale = not _lives(_read(path))
-        except FileNotFoundError:  # released meanwhile
-            continue
-        if stale:
+    """Claims of processes that still live, stopped ones included."""
+    return [_parsed(path) for path in _files(folder) if _is_held(path)]
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in _files(folder):
+        if not _is_held(path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            lock.release()
-            with contextlib.suppress(OSError):
-                os.unlink(path)  # as in Held.release
-        else:
-            found.append(_parsed(path))
-    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    # Not glob, which would read special characters in the folder's name.
+    names = sorted(name for name in os.listdir(folder) if name.startswith(PREFIX))
+    return [folder / name for name in names if regular(folder / name) is not None]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        return is_locked(path)
+    except Unsupported:
+        return _lives(_read(path))
+    except FileNotFoundError:  # released meanwhile
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

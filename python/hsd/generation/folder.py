@@ -90,17 +90,26 @@ class ImageFolder:
         self._metadata = Metadata(self.path, self._lines, plan.n_prompts)
         self._waiting: list[_Waiting] = []
         self._queue = threading.Lock()
-        with self._locked():
-            self._held, self._others = claims.take(self.path, plan.kept)
-            try:
-                oldest = min((other.begun for other in self._others), default=None)
-                files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
-                self._claim()
-                self.repaired += self._metadata.read()
-                self.lost = self._metadata.lost
-            except BaseException:
-                self._held.release()
-                raise
+        try:
+            claims.refuse(self.path, plan.kept)
+            with self._locked():
+                self._open()
+        except OutputError:
+            raise
+        except OSError as error:
+            raise files.unusable(self.path, error) from None
+
+    def _open(self) -> None:
+        self._held, self._others = claims.take(self.path, self.plan.kept)
+        try:
+            oldest = min((other.begun for other in self._others), default=None)
+            files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
+            self._claim()
+            self.repaired += self._metadata.read()
+            self.lost = self._metadata.lost
+        except BaseException:
+            self._held.release()
+            raise
 
     def done(self) -> set[int]:
         """Indices of the images that are complete, with their line of metadata."""
@@ -125,6 +134,7 @@ class ImageFolder:
         options = {**self._save_options, "pnginfo": _png_info(entry)} if self.format == "png" else self._save_options
         image.save(buffer, self._pil_format, **options)
         data, path = buffer.getvalue(), self.path / entry["file_name"]
+        self._check_present()
         try:
             temporary = files.write_temporary(path, data)
             if path.is_dir() and not path.is_symlink():
@@ -132,7 +142,12 @@ class ImageFolder:
             files.rename(temporary, path)
         except FileNotFoundError:
             raise self._gone() from None
-        self._commit({**entry, "size": len(data), "digest": files.digest_of(data)})
+        try:
+            self._commit({**entry, "size": len(data), "digest": files.digest_of(data)})
+        except OutputError:
+            if _id(self.path) == self._folder_id and not self._record.files():
+                path.unlink(missing_ok=True)  # what is left of a removed folder must not look like a data set
+            raise
         return path
 
     def record_run(self, record: dict[str, Any]) -> None:
@@ -193,10 +208,13 @@ class ImageFolder:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._mutex:
-            if _id(self.path) != self._folder_id:
-                raise self._gone()
+            self._check_present()
             with locked(self.path / ".hsd.lock", _WAIT, self._busy):
                 yield
+
+    def _check_present(self) -> None:
+        if _id(self.path) != self._folder_id:
+            raise self._gone()
 
     def _busy(self) -> OutputError:
         others = "; ".join(map(str, claims.living(self.path))) or "another process"

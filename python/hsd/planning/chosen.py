@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
-from ..work.files import write_atomically
+from ..work.files import expand, write_atomically
 from .catch_up import check_catch_up
 from .schedule import check_budget, check_tau
 
@@ -90,7 +90,7 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         If the file cannot be read, is not a JSON object, has a key that is not known, or a value that is not allowed.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(expand(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read settings from {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

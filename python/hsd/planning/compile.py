@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
+from ..errors import Error
 from ..names import Linkage, Metric, Noise, check_count, check_name
+from ..work.files import expand
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, as_vectors, replica_tree
@@ -128,7 +130,7 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that is not a valid plan.
+        If ``reuse`` is a file that is not a valid plan. In a folder, such a file is passed over.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:
@@ -189,7 +191,7 @@ def compile(
         catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
     if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
-        earlier = _earlier(Path(reuse), request, n_steps, texts, seed_array, exact)
+        earlier = _earlier(expand(reuse), request, n_steps, texts, seed_array, exact)
         if earlier is not None:
             return earlier
 
@@ -280,11 +282,17 @@ def _earlier(
     exact: bool | None,
 ) -> Plan | None:
     """The plan in the file or folder ``path``, if it was compiled from the same prompts and arguments."""
-    if path.is_dir():
+    folder = path.is_dir()
+    if folder:
         path = path / PLAN_FILE
     if not path.is_file():
         return None
-    plan = Plan.load(path)
+    try:
+        plan = Plan.load(path)
+    except Error:
+        if folder:  # its plan is compiled again; whether that is the folder's plan, its other files say
+            return None
+        raise
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it

@@ -16,7 +16,7 @@ from .._core import Plan as CorePlan
 from .._core import Program, Tree
 from ..errors import Error, PlanMismatch
 from ..names import Metric, Noise, Order, check_name
-from ..work.files import write_atomically
+from ..work.files import expand, write_atomically
 from .catch_up import check_catch_up
 from .schedule import check_tau
 from .summary import Calls, Summary
@@ -340,7 +340,7 @@ class Plan:
         OSError
             If it cannot be read.
         """
-        data = Path(path).read_bytes()
+        data = expand(path).read_bytes()
         try:
             core, prompts, seeds, metadata = CorePlan.from_bytes(data)
             request = json.loads(metadata)

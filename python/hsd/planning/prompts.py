@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
+from ..work.files import expand
 
 MAX_SEED = 2**63 - 1
 """Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all that are not negative."""
@@ -109,7 +110,7 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, each with its place for error messages."""
     name = _name(path)
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == "-" else expand(path).read_bytes()
     except OSError as error:
         raise PromptError(f"cannot read prompts from {name}: {error.strerror or error}") from None
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):

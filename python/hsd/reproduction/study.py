@@ -22,7 +22,7 @@ from ..planning.prompts import read_prompts
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
 from ..tuning.speeds import recall
-from ..work.files import make_folder, write_atomically
+from ..work.files import expand, make_folder, write_atomically
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
@@ -173,7 +173,7 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
     PromptError
         If there is no such folder, it has no file of prompts, or a prompt sets settings or a seed.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     if not folder.is_dir():
         raise PromptError(f"{folder} is not a folder: name one with .txt or .jsonl files, each a set of prompts")
     files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".jsonl"))

@@ -204,9 +204,14 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         os.unlink(probe)
         remove_leftovers(path, time.time() - _ABANDONED)
     except OSError as error:
-        space = f"{advice(error)}, or " if error.errno in _NO_SPACE else ""
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}; {space}choose another folder") from None
+        raise unusable(path, error) from None
     return path
+
+
+def unusable(path: Path, error: OSError) -> OutputError:
+    """The error of a folder that cannot be used."""
+    space = f"{advice(error)}, or " if error.errno in _NO_SPACE else ""
+    return OutputError(f"cannot write to {path}: {error.strerror or error}; {space}choose another folder")
 
 
 def advice(error: OSError) -> str:

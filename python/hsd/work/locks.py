@@ -98,7 +98,26 @@ class Lock:
         self.release()
 
 
-def _lock(handle: int) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether a process or an object holds the lock on a file.
+
+    Where locks can be shared, asking disturbs no one else who asks.
+
+    Raises
+    ------
+    Unsupported
+        If the file system has no locks.
+    OSError
+        If the file cannot be opened.
+    """
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return not _lock(handle, shared=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, *, shared: bool = False) -> bool:
     """Lock an open file, without waiting; False if it is locked."""
     try:
         if sys.platform == "win32":
@@ -106,7 +125,7 @@ def _lock(handle: int) -> bool:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False
