@@ -5,8 +5,8 @@ power cut could leave, and the tests look at the extreme ones:
 
 - ``strict``: only what was synced. A file has the bytes of its last fsync, and a name is there (or gone) only if its
   folder was synced since.
-- ``names first``: every name is there at once, as journals of names may have it, but only bytes that were synced. Here a
-  file that is renamed before it is synced is empty.
+- ``names first``: every name is there at once, as journals of names may have it, but only bytes that were synced. Here
+  a file that is renamed before it is synced is empty.
 - ``torn``: as ``names first``, and of bytes that were not synced, the first half is there.
 """
 

@@ -108,7 +108,7 @@ def test_files_that_a_killed_run_leaves_are_in_no_ones_way(folder, reference, le
     check_folder(folder, PLAN, reference)
 
 
-@pytest.mark.parametrize("plan, made_by, image_format", [(OTHER, MADE_BY, "png"), (PLAN, OTHER_MODEL, "png")])
+@pytest.mark.parametrize(("plan", "made_by", "image_format"), [(OTHER, MADE_BY, "png"), (PLAN, OTHER_MODEL, "png")])
 def test_a_folder_without_an_image_can_be_taken_over(tmp_path, plan, made_by, image_format):
     """A corrected file of prompts does not meet the plan of the wrong one again."""
     path = tmp_path / "images"
@@ -330,6 +330,16 @@ def test_permissions(open_to_all, mode):
             path.chmod(0o777)
         fill(path, PLAN)  # mended
     check_lines(path, PLAN)
+
+
+def test_remove_the_plan_file(model, tmp_path):
+    path = tmp_path / "plan.safetensors"
+    path.write_bytes(b"damaged")
+    for reuse in (path, tmp_path):
+        with pytest.raises(hsd.Error, match=r"Compile it again\. To do so, remove the file"):
+            hsd.compile(["a cat"], model=model, steps=2, reuse=reuse)
+    path.unlink()
+    assert len(hsd.compile(["a cat"], model=model, steps=2, reuse=path)) == 1
 
 
 # ------------------------------------------------------------------------------- paths

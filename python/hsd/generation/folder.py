@@ -26,12 +26,12 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
-from ..work.files import METADATA
+from ..work.files import METADATA, RUN
 from ..work.locks import locked
 from . import claims
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
-from .record import RUN, Record
+from .record import Record
 
 _IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
 
@@ -93,23 +93,26 @@ class ImageFolder:
         try:
             claims.refuse(self.path, plan.kept)
             with self._locked():
+                self._held, self._others = claims.take(self.path, plan.kept)
+            try:
                 self._open()
+            except BaseException:
+                self._held.release()
+                raise
         except OutputError:
             raise
         except OSError as error:
             raise files.unusable(self.path, error) from None
 
     def _open(self) -> None:
-        self._held, self._others = claims.take(self.path, self.plan.kept)
-        try:
+        with self._locked():
             oldest = min((other.begun for other in self._others), default=None)
             files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
             self._claim()
+        self._metadata.check()  # no other run changes these images now
+        with self._locked():
             self.repaired += self._metadata.read()
             self.lost = self._metadata.lost
-        except BaseException:
-            self._held.release()
-            raise
 
     def done(self) -> set[int]:
         """Indices of the images that are complete, with their line of metadata."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,11 +39,19 @@ class Metadata:
         self.lost = False
         """Whether the latest :meth:`read` found lines that do not hold."""
         self._path, self._lines, self._n_prompts = folder / METADATA, lines, n_prompts
+        self._checks: dict[bytes, Checked] = {}
         self._known: tuple[int, int] | None = None
         """Which file it was, and its size, when all of its lines were known."""
 
+    def check(self) -> None:
+        """Check lines with their images in advance, without the lock: comparing digests may take minutes."""
+        lines = list(dict.fromkeys(_split(files.read_own(self._path) or b"")))
+        parsed = [(line, entry) for line in lines if (entry := parse(line)) is not None]
+        found = _checked(self._lines, [entry for _, entry in parsed])
+        self._checks = {line: checked for (line, _), checked in zip(parsed, found, strict=True)}
+
     def read(self) -> list[str]:
-        """Read all lines, and check them and their images; returns what did not hold.
+        """Read all lines, those that were not checked yet with their images; returns what did not hold.
 
         Lines that do not hold, and those of images that do not, are removed from the file.
         """
@@ -55,17 +63,17 @@ class Metadata:
                 files.set_aside(self._path)
             findings.append(f"{METADATA} was {'a link' if link else 'not a file'}, which is not read")
             self._path.unlink(missing_ok=True)
-        parsed: list[Entry] = []
-        for number, line in enumerate(_split(data or b""), start=1):
-            entry = parse(line)
-            if entry is None:
-                findings.append(f"line {number} of {METADATA} cannot be read")
-            else:
-                parsed.append(entry)
         self.entries = {}
         lost: dict[str, None] = {}
         corrected: list[str] = []
-        for checked in _checked(self._lines, parsed):
+        for number, line in enumerate(_split(data or b""), start=1):
+            checked = self._checks.get(line)
+            if checked is None:
+                entry = parse(line)
+                if entry is None:
+                    findings.append(f"line {number} of {METADATA} cannot be read")
+                    continue
+                checked = self._lines.check(entry)
             if checked.entry is None:
                 lost[checked.finding or ""] = None
                 continue
@@ -76,6 +84,7 @@ class Metadata:
             self.entries[index] = checked.entry
             if checked.finding is not None:
                 corrected.append(checked.finding)
+        self._checks = {}
         self.lost = bool(lost) or bool(findings)
         findings += [*lost, *corrected]
         status = files.regular(self._path)
@@ -179,7 +188,7 @@ def _split(data: bytes) -> list[bytes]:
     return [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
 
 
-def _checked(lines: Lines, parsed: list[Entry]) -> Iterable[Checked]:
+def _checked(lines: Lines, parsed: list[Entry]) -> Iterator[Checked]:
     """Check lines with their images, several at once, in order."""
     chunks = [parsed[i : i + _CHUNK] for i in range(0, len(parsed), _CHUNK)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hsd-verify") as pool:

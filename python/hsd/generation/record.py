@@ -11,10 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..work.files import read_own, regular, set_aside, write_atomically
-
-RUN = "run.json"
-IDENTITY = "identity.json"
+from ..work.files import IDENTITY, RUN, read_own, regular, set_aside, write_atomically
 
 Document = dict[str, Any]
 

@@ -23,6 +23,10 @@ STUDY = "study.json"
 METADATA = "metadata.jsonl"
 """In a folder of images: one JSON object per image, with its file and its text. Evaluation reads it without torch."""
 
+RUN = "run.json"
+IDENTITY = "identity.json"
+"""In a folder of images: the record of its runs, and what decides its images."""
+
 # Not on all systems. O_NOFOLLOW: a link is an error. O_NONBLOCK: opening a pipe does not wait for its other end.
 _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
