@@ -232,7 +232,7 @@ def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             if str(stored["version"]) != version:
                 return {}
             return dict(zip(stored["digests"].tolist(), stored["rows"], strict=True))

@@ -155,14 +155,22 @@ class ImageFolder:
 
     def record_run(self, record: dict[str, Any]) -> None:
         """Add one run (versions, parameters, savings, timings) to ``run.json``."""
-        with self._locked():
-            if not self._record.files():
-                raise self._gone()
-            if self.repaired:
-                record = {"repaired": len(self.repaired), **record}
-            document, _ = self._record.read()
-            document = {"identity": self._identity, "request": self.plan.request, **document}
-            self._write_record({**document, "runs": [*document.get("runs", []), record]})
+        try:
+            with self._locked():
+                if not self._record.files():
+                    raise self._gone()
+                if self.repaired:
+                    record = {"repaired": len(self.repaired), **record}
+                document, _ = self._record.read()
+                document = {"identity": self._identity, "request": self.plan.request, **document}
+                self._write_record({**document, "runs": [*document.get("runs", []), record]})
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path / RUN}: {error.strerror or error}. Written images are kept; "
+                f"{files.advice(error)}"
+            ) from error
 
     def close(self) -> None:
         """Bring the lines into the order of the index, and let other runs make these images. May be called again."""
