@@ -1,6 +1,6 @@
 """The run record ``run.json``, and the identity of a folder: what decides its images.
 
-The identity is in a file of its own too, written first and hardly ever again: with it, a damaged run record costs
+The identity is in a file of its own too, which is hardly ever written again: with it, a damaged run record costs
 nothing but the list of earlier runs.
 """
 
