@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -269,18 +268,17 @@ def test_a_folder_removed_under_a_run(tmp_path, reference, what):
 
 
 def test_a_folder_made_anew_under_a_run_belongs_to_the_new_run(tmp_path, reference):
-    path, go, errors = tmp_path / "images", threading.Event(), []
+    path, one, go, errors = tmp_path / "images", threading.Event(), threading.Event(), []
 
     def first():
         try:
-            fill(path, PLAN, after=lambda index: go.wait(10))
+            fill(path, PLAN, after=lambda index: (one.set(), go.wait(10)))
         except hsd.OutputError as error:
             errors.append(str(error))
 
     thread = threading.Thread(target=first)
     thread.start()
-    while not list(path.glob("*.png")):
-        time.sleep(0.002)
+    assert one.wait(10)
     path.rename(tmp_path / "moved")
     fill(path, PLAN)
     go.set()
