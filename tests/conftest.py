@@ -11,7 +11,9 @@ import pytest
 import torch
 
 # Their failed asserts show the compared values, as in test files.
-pytest.register_assert_rewrite("algorithm1", "core_cases", "evaluate_cases", "families", "helpers", "sampler_cases")
+pytest.register_assert_rewrite(
+    "algorithm1", "core_cases", "disk", "evaluate_cases", "families", "helpers", "sampler_cases"
+)
 
 import hsd  # noqa: E402
 import tiny  # noqa: E402

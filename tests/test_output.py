@@ -16,6 +16,7 @@ import tiny
 from hsd.generation.folder import FORMATS, ImageFolder
 from hsd.generation.writers import Writers
 from hsd.names import ImageFormat
+from hsd.work.files import digest_of
 
 
 @pytest.fixture
@@ -56,7 +57,10 @@ def test_everything_is_there(made, plan):
     assert record["runs"][0]["savings"] == pytest.approx(plan.savings)
     assert set(record["runs"][0]["versions"]) == {"hsd", "torch", "diffusers", "transformers", "python"}
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".") and p.name != ".hsd.lock"]
+    assert [entry["index"] for entry in metadata(folder)] == list(range(plan.n_prompts))
     for entry in metadata(folder):
+        data = (folder / entry["file_name"]).read_bytes()
+        assert (entry["size"], entry["digest"]) == (len(data), digest_of(data))
         image = PIL.Image.open(folder / entry["file_name"])
         assert image.text["prompt"] == entry["text"] == plan.prompts[entry["index"]]
         alone = entry["alone_from"]
@@ -105,11 +109,29 @@ def test_half_written_metadata_and_lost_images_are_made_again(plan, model, made)
     assert sorted(entry["index"] for entry in metadata(folder)) == list(range(plan.n_prompts))
 
 
+def test_a_damaged_image_is_made_again(plan, model, made):
+    folder, _ = made
+    before, size = pictures(folder), (folder / "00003.png").stat().st_size
+    os.truncate(folder / "00003.png", 99)
+    run = hsd.generate(plan, model, folder, progress=False)
+    assert (run.images, run.repaired) == (1, (f"00003.png has 99 bytes, and its line says {size}",))
+    assert np.abs(before["00003.png"].astype(int) - pictures(folder)["00003.png"].astype(int)).max() <= 1
+
+
+def test_a_second_run_is_refused_while_the_first_lives(plan, model, tmp_path):
+    def second(*_):
+        hsd.generate(plan, model, tmp_path / "images", progress=False)
+
+    with pytest.raises(hsd.OutputError, match="in use by another run of this process"):
+        hsd.generate(plan, model, tmp_path / "images", batch_size=2, progress=second)
+    hsd.generate(plan, model, tmp_path / "images", progress=False)  # the first has ended
+
+
 def test_shards_fill_one_folder(plan, model, made, tmp_path):
     folder = tmp_path / "sharded"
     for shard in plan.shard(3):
         hsd.generate(shard, model, folder, progress=False)
-    assert sorted(e["index"] for e in metadata(folder)) == list(range(plan.n_prompts))
+    assert [e["index"] for e in metadata(folder)] == list(range(plan.n_prompts))
     for name, image in pictures(folder).items():
         assert np.abs(image.astype(int) - pictures(made[0])[name].astype(int)).max() <= 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from ..errors import Error
+from ..work.files import make_folder
 from .calibration import Calibration
 from .identity import Identity
 
@@ -21,13 +22,14 @@ def folder() -> Path:
 
 def keep(calibration: Calibration) -> Path:
     """Save a calibration where :func:`hsd.load` finds it, in place of an earlier one of the same networks."""
-    folder().mkdir(parents=True, exist_ok=True)
     identity = calibration.identity
-    for path, earlier in _of(identity.key):
-        if earlier.identity.matches(identity):
-            path.unlink(missing_ok=True)
-    path = folder() / f"{identity.key}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.safetensors"
+    path = (
+        make_folder(folder()) / f"{identity.key}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.safetensors"
+    )
     calibration.save(path)
+    for other, earlier in _of(identity.key):  # after it: whatever happens in between, there is one
+        if other != path and earlier.identity.matches(identity):
+            other.unlink(missing_ok=True)
     return path
 
 

@@ -17,6 +17,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
 from ..evaluation.measure import Measurer
+from ..generation.metadata import complete
 from ..generation.session import CallReport, generate
 from ..models import Adapter, load
 from ..models.encode import recall, remember
@@ -25,8 +26,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
-from ..work.files import METADATA, STUDY, claim, make_folder, write_atomically
-from ..work.reading import parse_json
+from ..work.files import STUDY, claim, make_folder, write_atomically
 from .cost import prior_rows, rows
 from .grid import Setting
 
@@ -173,16 +173,7 @@ class Trials:
 
     def _done(self, setting: Setting, replicate: int) -> set[int]:
         """Prompts whose images are complete."""
-        folder, out = self.folder(setting, replicate), set()
-        path = folder / METADATA
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
-            try:
-                entry = parse_json(line)
-                if (folder / entry["file_name"]).is_file():
-                    out.add(int(entry["index"]))
-            except (ValueError, KeyError, TypeError, OverflowError):
-                continue  # an incomplete last line
-        return out
+        return complete(self.folder(setting, replicate), self.plan(setting, replicate))
 
     def _seeds(self, replicate: int) -> NDArray[np.int64]:
         """(N,) the seeds of a replicate; no two replicates have one in common."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..work.files import make_folder, write_atomically
+from ..work.files import advice, append, make_folder, write_atomically
+from ..work.locks import locked
 from ..work.reading import is_number, parse_json
 from .folder import Entry
 
@@ -44,12 +45,8 @@ class ScoreCache:
     def __init__(self, folder: Path, name: str, version: str):
         self.path = make_folder(folder) / f"scores-{name}.jsonl"
         self._version = version
-        self._lock = FileLock(self.path.parent / f".{self.path.stem}.lock", timeout=60)
-        self._acquire()
-        try:
+        with self._locked():
             self._scores = self._read()
-        finally:
-            self._lock.release()
 
     def missing(self, entries: Sequence[Entry]) -> list[Entry]:
         """The entries without a score; of entries with the same image and prompt only the first."""
@@ -61,7 +58,7 @@ class ScoreCache:
         return np.array([self._scores[_key(entry)] for entry in entries], dtype=np.float64)
 
     def add(self, entries: Sequence[Entry], scores: NDArray[np.float64]) -> None:
-        """Append the scores (n,) of a batch to the file, which is written when this returns, but not synced."""
+        """Append the scores (n,) of a batch to the file: they are on the disk when this returns."""
         lines = []
         for entry, score in zip(entries, scores.tolist(), strict=True):
             self._scores[_key(entry)] = score
@@ -73,25 +70,20 @@ class ScoreCache:
                 "digest": entry.digest,
             }
             lines.append(json.dumps(line) + "\n")
-        self._acquire()
         try:
-            with open(self.path, "ab") as file:
-                file.write("".join(lines).encode())
+            with self._locked():
+                append(self.path, "".join(lines).encode())
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}. Scores that are written are kept: free some "
-                "disk space and run the same call again"
+                f"cannot write {self.path}: {error.strerror or error}. Scores that are written are kept: "
+                f"{advice(error)}"
             ) from error
-        finally:
-            self._lock.release()
 
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"{self.path} has been locked by another process for a minute: check whether a process hangs"
-            ) from None
+    def _locked(self) -> AbstractContextManager[None]:
+        busy = f"{self.path} has been locked by another process for a minute: end a process that hangs, and try again"
+        return locked(self.path.parent / f".{self.path.stem}.lock", 60, lambda: OutputError(busy))
 
     def _read(self) -> dict[_Key, float]:
         """The scores of this version. Incomplete lines, as interrupted runs leave them, are removed from the file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import Error
 from ..planning.plan import PLAN_FILE, Plan
-from ..work.files import METADATA
+from ..work.files import METADATA, digest_of
 from ..work.paths import user_path
 from ..work.reading import parse_json, read_file
 
@@ -215,11 +214,13 @@ def _entry(folder: Path, line: bytes, number: int) -> Entry:
         fields = parse_json(line)
     except ValueError as error:
         raise FolderError(
-            f"{where} is not JSON ({error}): if a run was interrupted, run the same command again"
+            f"{where} is not JSON ({error}): if hsd generate made the folder, run the same command again"
         ) from None
     name = fields.get("file_name") if isinstance(fields, dict) else None
     if not isinstance(name, str) or not name:
         raise FolderError(f'{where} names no image: write an object such as {{"file_name": "0.png", "text": "a cat"}}')
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise FolderError(f"{where} names {name!r}, which is outside the folder: move the image into the folder")
     text = fields.get("text")
     if not isinstance(text, str) or not text.strip():
         raise FolderError(f'{where} has no text for {name}: write the prompt of the image under "text"')
@@ -230,23 +231,35 @@ def _entry(folder: Path, line: bytes, number: int) -> Entry:
             raise FolderError(f"{where}: the {field} is {value!r}, which is not an integer")
         integers[field] = value
     path = folder / name
-    return Entry(path, name, text, integers["index"], integers["seed"], number, _digest(path, where))
+    digest = _digest(path, where, (fields.get("size"), fields.get("digest")))
+    return Entry(path, name, text, integers["index"], integers["seed"], number, digest)
 
 
-def _digest(path: Path, where: str) -> str:
-    """The digest of the file. Also checks that it is a complete image, as far as its format can tell."""
+def _digest(path: Path, where: str, written: tuple[Any, Any]) -> str:
+    """The digest of the file. Also checks that it is a complete image, as far as its format can tell.
+
+    Where the line says what was ``written``, a size and a digest as :func:`hsd.generate` gives them, it has to be that.
+    """
     try:
         data = read_file(path, _MOST_IMAGE)
     except FileNotFoundError:
         raise FolderError(f"{path} is missing: {where}") from None
     except OSError as error:
         raise FolderError(f"cannot read {path} ({error.strerror or error}): {where}") from None
+    digest = digest_of(data)
+    size, known = written
+    ours = isinstance(size, int) and isinstance(known, str) and len(known) == len(digest)
+    if ours and (len(data), digest) != written:
+        raise FolderError(
+            f"{path} is not the image that was written ({len(data):,} of {size:,} bytes, with digest {digest} instead "
+            f"of {known!r}): {where}; to have it made again, run the same command of hsd generate again"
+        )
     try:
         PIL.Image.open(BytesIO(data)).verify()
     except Exception as error:  # readers of damaged images fail in many ways
         reason = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise FolderError(f"{path} is not an image ({reason}): {where}") from None
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return digest
 
 
 def _no_repeats(entries: list[Entry]) -> None:

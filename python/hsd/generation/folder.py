@@ -1,41 +1,48 @@
 """The folder of images: an ``imagefolder`` data set, with the plan and a run record.
 
-An image appears by atomic rename, then its line in ``metadata.jsonl`` is written. So an interrupted run leaves complete
-images only, and the same call again generates the missing ones.
+An image is on the disk, under its name, before its line in ``metadata.jsonl`` is written. So a run that is interrupted,
+or that a power cut ends, leaves complete images only, and the same call again generates the missing ones. A line that
+does not hold is not believed: see :mod:`.lines`. While a run writes, it claims its prompts: see :mod:`.claims`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import PIL.Image
-from filelock import FileLock, Timeout
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
-from ..work.files import METADATA, make_folder, write_atomically
+from ..work import files
+from ..work.files import METADATA, RUN
+from ..work.locks import locked
+from . import claims
+from .lines import FORMATS, Entry, Lines
+from .metadata import Metadata
+from .record import Record
 
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    "png": ("PNG", {}),
-    "jpg": ("JPEG", {"quality": 95}),
-    "webp": ("WEBP", {"quality": 95}),
-}
-"""Pillow's name of the format, and options for saving, by file ending."""
+_IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
 
-RUN = "run.json"
+_WAIT = 60.0
+"""Seconds that another process may take for one change of the folder."""
 
 
 class ImageFolder:
     """An output folder, opened for one plan. Raises before any expensive work if it cannot be used.
+
+    Use as a context manager, or call :meth:`close`: until then no other run can make the same images.
 
     Parameters
     ----------
@@ -46,10 +53,20 @@ class ImageFolder:
     model
         Name and settings of the model, compared with those of an earlier run and recorded.
 
+    Attributes
+    ----------
+    repaired
+        What was not as an earlier run had left it, one text each: damaged images, which are missing now, lines and
+        files that were put right.
+    lost
+        Whether images are among that.
+    notes
+        What the user should know about the folder.
+
     Raises
     ------
     OutputError
-        If the folder cannot be created or written to.
+        If the folder cannot be created or written to, or if another run makes images of this plan at this moment.
     PlanMismatch
         If it holds images of another plan, or of another model.
     """
@@ -58,107 +75,275 @@ class ImageFolder:
         self, path: str | os.PathLike[str], plan: Plan, model: dict[str, Any], image_format: ImageFormat = "png"
     ):
         check_name("image format", image_format, ImageFormat)
-        self.path = make_folder(path)
+        self.path = files.make_folder(path)
         self.plan = plan
         self.format = image_format
+        self.repaired: list[str] = []
+        self.notes = _notes(self.path)
         self._pil_format, self._save_options = FORMATS[image_format]
-        self._mutex = threading.Lock()  # between our threads; the file lock, which polls, is for other processes
-        self._lock = FileLock(self.path / ".hsd.lock", timeout=60, thread_local=False)
-        self._identity = {"plan": plan.fingerprint, "model": json.loads(json.dumps(model, default=str))}
+        self._mutex = threading.RLock()  # between our threads; the file's lock is for other processes
+        self._folder_id = _id(self.path)
+        self._record = Record(self.path)
+        model = json.loads(json.dumps(model, default=str))
+        self._identity: dict[str, Any] = {"plan": plan.fingerprint, "model": model, "image_format": image_format}
+        self._lines = Lines(self.path, plan, image_format)
+        self._metadata = Metadata(self.path, self._lines, plan.n_prompts)
+        self._waiting: list[_Waiting] = []
+        self._queue = threading.Lock()
+        try:
+            claims.refuse(self.path, plan.kept)
+            with self._locked():
+                self._held, self._others = claims.take(self.path, plan.kept)
+            try:
+                self._open()
+            except BaseException:
+                self._held.release()
+                raise
+        except OutputError:
+            raise
+        except OSError as error:
+            raise files.unusable(self.path, error) from None
+
+    def _open(self) -> None:
         with self._locked():
+            oldest = min((other.begun for other in self._others), default=None)
+            files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
             self._claim()
-            self._entries = self._read_metadata()
+        self._metadata.check()  # no other run changes these images now
+        with self._locked():
+            self.repaired += self._metadata.read()
+            self.lost = self._metadata.lost
 
     def done(self) -> set[int]:
         """Indices of the images that are complete, with their line of metadata."""
-        return set(self._entries)
+        return set(self._metadata.entries)
+
+    def report(self) -> list[str]:
+        """What to tell the user before the run: the notes, and what was repaired, the first few with names."""
+        if not self.repaired:
+            return self.notes
+        first, more = self.repaired[:3], len(self.repaired) - 3
+        rest = f"; and {more:,} more" if more > 0 else ""
+        made = "what is missing or damaged is made again" if self.lost else "nothing has to be made again"
+        return [*self.notes, f"{self.path} is not as it was left, {made}: {'; '.join(first)}{rest}"]
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
-        """Write one image and its line of metadata. Safe to call from several threads and processes."""
-        name = f"{index:0{max(5, len(str(self.plan.n_prompts - 1)))}d}.{self.format}"
-        text, seed = self.plan.prompts[index], int(self.plan.seeds[index])
-        entry = {"file_name": name, "text": text, "index": index, "seed": seed, **extra}
+        """Write one image and its line of metadata. Safe to call from several threads and processes.
+
+        When it returns, both are on the disk.
+        """
+        entry = {**self._lines.expected(index), **extra}
         buffer = BytesIO()
         options = {**self._save_options, "pnginfo": _png_info(entry)} if self.format == "png" else self._save_options
         image.save(buffer, self._pil_format, **options)
-        write_atomically(self.path / name, buffer.getvalue())
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-        with self._locked(), open(self.path / METADATA, "ab") as file:
-            file.write(line)
-            self._entries[index] = entry
-        return self.path / name
+        data, path = buffer.getvalue(), self.path / entry["file_name"]
+        self._check_present()
+        try:
+            temporary = files.write_temporary(path, data)
+            if path.is_dir() and not path.is_symlink():
+                files.set_aside(path)
+            files.rename(temporary, path)
+        except FileNotFoundError:
+            raise self._gone() from None
+        try:
+            self._commit({**entry, "size": len(data), "digest": files.digest_of(data)})
+        except OutputError:
+            if _id(self.path) == self._folder_id and not self._record.files():
+                path.unlink(missing_ok=True)  # what is left of a removed folder must not look like a data set
+            raise
+        return path
 
     def record_run(self, record: dict[str, Any]) -> None:
         """Add one run (versions, parameters, savings, timings) to ``run.json``."""
-        with self._locked():
-            document = self._read_run()
-            document["runs"] = [*document.get("runs", []), record]
-            self._write_run(document)
+        try:
+            with self._locked():
+                if not self._record.files():
+                    raise self._gone()
+                if self.repaired:
+                    record = {"repaired": len(self.repaired), **record}
+                document, _ = self._record.read()
+                document = {"identity": self._identity, "request": self.plan.request, **document}
+                self._write_record({**document, "runs": [*document.get("runs", []), record]})
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path / RUN}: {error.strerror or error}. Written images are kept; "
+                f"{files.advice(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """Bring the lines into the order of the index, and let other runs make these images. May be called again."""
+        try:
+            # The next run sorts them too: an order is not worth an error here.
+            with contextlib.suppress(OSError), self._locked():
+                self._metadata.sort()
+        finally:
+            self._held.release()
+
+    def __enter__(self) -> ImageFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _commit(self, entry: Entry) -> None:
+        """Write the line of an image that has its name: those of several threads at once, as many as are waiting.
+
+        The images come first, all with one synchronisation of the folder.
+        """
+        mine = _Waiting(entry)
+        with self._queue:
+            self._waiting.append(mine)
+        with self._mutex:
+            if not mine.settled:
+                with self._queue:
+                    batch, self._waiting = self._waiting, []
+                try:
+                    with self._locked():
+                        if not self._record.files():
+                            raise self._gone()
+                        files.sync_folder(self.path)
+                        self._metadata.add([one.entry for one in batch])
+                except BaseException as error:
+                    for one in batch:
+                        one.error = error
+                finally:
+                    for one in batch:
+                        one.settled = True
+        if mine.error is not None:
+            raise mine.error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._mutex:
-            try:
-                self._lock.acquire()
-            except Timeout:
-                raise OutputError(
-                    f"{self.path} has been locked by another process for a minute: check whether it still runs"
-                ) from None
-            try:
+            self._check_present()
+            with locked(self.path / ".hsd.lock", _WAIT, self._busy):
                 yield
-            finally:
-                self._lock.release()
+
+    def _check_present(self) -> None:
+        if _id(self.path) != self._folder_id:
+            raise self._gone()
+
+    def _busy(self) -> OutputError:
+        others = "; ".join(map(str, claims.living(self.path))) or "another process"
+        return OutputError(
+            f"{self.path} has been locked for a minute: {others}. If it is stopped, continue or end it, then run the "
+            "same call again"
+        )
+
+    def _gone(self) -> OutputError:
+        return OutputError(
+            f"{self.path}, or a file of it, was removed while the run was writing to it: run the same call again, "
+            "which makes what is missing"
+        )
 
     def _claim(self) -> None:
         """Record the plan as the folder's, or check that it is the one recorded."""
-        document = self._read_run()
+        document, damaged = self._record.read()
         before = document.get("identity")
-        if before is not None and before != self._identity:
-            differs = "plan" if before.get("plan") != self._identity["plan"] else "model"
-            detail = "" if differs == "plan" else f" ({_difference(before['model'], self._identity['model'])})"
-            raise PlanMismatch(
-                f"{self.path} holds images of another {differs}{detail}: continue with the same prompts, seeds and "
-                "settings, or choose another folder"
+        if before is not None and "image_format" not in before:  # of an earlier version
+            found = self._metadata.format() or self.format
+            before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
+        if before == self._identity:
+            if document.get("identity") != before or damaged is not None or self._record.files() < 2:
+                self._write_record({"request": self.plan.request, "runs": [], **document, "identity": self._identity})
+            self._check_plan_file()
+            return
+        if _holds_images(self.path) or self._metadata.says(anything=before is None) or self._others:
+            raise self._mismatch(before, damaged)
+        # Nothing was made yet: another plan, or another model, may have the folder.
+        self.plan.whole().save(self._cleared(PLAN_FILE))
+        self._write_record({"identity": self._identity, "request": self.plan.request, "runs": document.get("runs", [])})
+
+    def _known_plan(self, fingerprint: str) -> str:
+        """The fingerprint of this plan, if the folder's plan file has it: earlier versions computed another one."""
+        if fingerprint == self._identity["plan"] or self._stored_fingerprint() != self._identity["plan"]:
+            return fingerprint
+        return str(self._identity["plan"])
+
+    def _stored_fingerprint(self) -> str | None:
+        if files.regular(self.path / PLAN_FILE) is None:
+            return None
+        try:
+            return Plan.load(self.path / PLAN_FILE).fingerprint
+        except (Error, OSError, RecursionError):
+            return None
+
+    def _check_plan_file(self) -> None:
+        """The plan is known to be the folder's: a file that is damaged or missing is written again."""
+        if self._stored_fingerprint() != self._identity["plan"]:
+            self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
+            self.plan.whole().save(self._cleared(PLAN_FILE))
+
+    def _cleared(self, name: str) -> Path:
+        path = self.path / name
+        if path.is_dir() and not path.is_symlink():
+            files.set_aside(path)
+        return path
+
+    def _write_record(self, document: dict[str, Any]) -> None:
+        finding = self._record.write(document)
+        if finding is not None:
+            self.repaired.append(finding)
+
+    def _mismatch(self, before: dict[str, Any] | None, damaged: str | None) -> PlanMismatch:
+        if before is None and damaged is not None:
+            return PlanMismatch(
+                f"{self.path / RUN} cannot be used ({damaged}), and nothing else says which model made the images "
+                "there: choose another folder"
             )
         if before is None:
-            if (self.path / METADATA).exists():
-                raise PlanMismatch(
-                    f"{self.path} holds another data set ({METADATA} without {RUN}): choose another folder"
-                )
-            self.plan.whole().save(self.path / PLAN_FILE)
-            self._write_run({"identity": self._identity, "request": self.plan.request, "runs": []})
+            what = f"{METADATA} without {RUN}" if os.path.lexists(self.path / METADATA) else f"images without {RUN}"
+            return PlanMismatch(f"{self.path} holds another data set ({what}): choose another folder")
+        differs, detail = "plan", ""
+        if before["plan"] == self._identity["plan"]:
+            differs, detail = "model", f" ({_difference(before['model'], self._identity['model'])})"
+            if before["model"] == self._identity["model"]:
+                differs, detail = "format", f" ({before['image_format']} before, {self.format} now)"
+        return PlanMismatch(
+            f"{self.path} holds images of another {differs}{detail}: continue with the same prompts, seeds and "
+            "settings, or choose another folder"
+        )
 
-    def _read_run(self) -> dict[str, Any]:
-        try:
-            document = json.loads((self.path / RUN).read_bytes())
-            if not isinstance(document, dict):
-                raise ValueError("it is not a JSON object")
-            return document
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise Error(f"{self.path / RUN} cannot be read ({error}): move it away to start again") from None
 
-    def _write_run(self, document: dict[str, Any]) -> None:
-        write_atomically(self.path / RUN, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+class _Waiting:
+    """The line of an image, until it is written."""
 
-    def _read_metadata(self) -> dict[int, dict[str, Any]]:
-        """Entries whose image exists. An incomplete last line and entries without an image are removed."""
-        path = self.path / METADATA
-        data = path.read_bytes() if path.exists() else b""
-        entries: dict[int, dict[str, Any]] = {}
-        for line in data.splitlines():
-            try:
-                entry = json.loads(line)
-                index, name = int(entry["index"]), str(entry["file_name"])
-            except (ValueError, KeyError, TypeError):
-                continue
-            if 0 <= index < self.plan.n_prompts and (self.path / name).is_file():
-                entries[index] = entry
-        valid = b"".join((json.dumps(e, ensure_ascii=False) + "\n").encode() for e in entries.values())
-        if valid != data:
-            write_atomically(path, valid)
-        return entries
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.settled = False
+        self.error: BaseException | None = None
+
+
+def _id(path: Path) -> tuple[int, int] | None:
+    """What a folder is known by: one that was removed and made again is another one."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether there are images with names as HSD gives them. Files of 0 bytes, as power cuts leave them, are none."""
+    with os.scandir(path) as entries:
+        named = (entry for entry in entries if _IMAGE.fullmatch(entry.name))
+        return any(not entry.is_file() or entry.stat().st_size for entry in named)
+
+
+def _notes(path: Path) -> list[str]:
+    whole = str(path.absolute())
+    if glob.has_magic(whole) and glob.escape(whole) != whole:
+        return [
+            f'datasets.load_dataset("imagefolder", data_dir=...) reads the characters [ ] * ? in {whole!r} as a '
+            f"pattern: give it data_dir={glob.escape(whole)!r}"
+        ]
+    if "::" in whole:
+        return [f"datasets.load_dataset cannot open a folder with '::' in its name: rename {whole!r} before you use it"]
+    return []
 
 
 def _png_info(entry: dict[str, Any]) -> PngInfo:

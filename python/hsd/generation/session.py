@@ -39,6 +39,7 @@ from ..work.files import make_folder
 from .clustering import apart, clustered_by_model, is_stand_in, replaced
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
+from .lines import alone_from as alone_from
 from .passes import cost, passes_of, plans_of
 from .writers import Writers
 
@@ -77,6 +78,9 @@ class Run:
     plan: Plan = field(repr=False)
     """What ran: the part of the plan for the images that were missing; the plan, if there were none. It is another than
     the given one where that was compiled without a model, or shared steps between images of equal conditioning."""
+    repaired: tuple[str, ...] = ()
+    """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
+    put right. One text each."""
 
     @property
     def savings(self) -> float:
@@ -166,12 +170,13 @@ def generate(
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
-    generates only the missing images. See :func:`stream` for the other parameters.
+    generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
 
     Raises
     ------
     OutputError
-        If the folder cannot be written to; before any expensive work.
+        If the folder cannot be written to, or another run makes some of these images at this moment; before any
+        expensive work.
     PlanMismatch
         If the plan does not fit the model, or the folder holds images of another plan.
     """
@@ -191,7 +196,16 @@ def generate(
         made_by["catch_up"] = session.catch_up
     if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
         made_by["scheduler"] = type(adapter.other_scheduler).__name__
-    folder = ImageFolder(out, plan, made_by, image_format)
+    with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
+        return _fill(folder, plan, session, progress, started)
+
+
+def _fill(folder: ImageFolder, plan: Plan, session: Session, progress: bool | CallReport, started: float) -> Run:
+    """Generate what is missing in a folder."""
+    adapter = session.adapter
+    if progress is True:
+        for text in folder.report():
+            tqdm.write(f"hsd: {text}", file=sys.stderr)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     alone: np.ndarray | None = None
@@ -221,9 +235,9 @@ def generate(
     seconds = {**session.seconds, "total": time.perf_counter() - started}
     part = None if part is None else session.plan
     node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    run = Run(
-        folder.path, images, len(plan.kept) - images, node_steps, standard, session.batch_size, seconds, part or plan
-    )
+    existing = len(plan.kept) - images
+    found = tuple(folder.repaired)
+    run = Run(folder.path, images, existing, node_steps, standard, session.batch_size, seconds, part or plan, found)
     folder.record_run(_record(run, plan, adapter, session))
     if part is not None:
         speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
@@ -383,16 +397,6 @@ class _Bar:
 def _check(adapter: Adapter, options: Options, plan: Plan) -> None:
     """Raise what a session would raise for these options, whichever plan it runs."""
     Session(plan, adapter, replace(options, max_slots=None))
-
-
-def alone_from(plan: Plan) -> np.ndarray:
-    """(N,) the first step at which each prompt is alone in its cluster; before it, its latent was shared."""
-    segments = plan.segments
-    leaf = segments[segments["end_step"] == plan.n_steps]
-    single = leaf["leaf_end"] - leaf["leaf_begin"] == 1
-    out = np.full(plan.n_prompts, plan.n_steps, dtype=np.int64)
-    out[leaf["representative"][single]] = leaf["first_step"][single]
-    return out
 
 
 def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[str, Any]:

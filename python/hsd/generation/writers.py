@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import OutputError
+from ..work.files import advice
 from ..work.threads import BoundedPool
 
 
@@ -33,10 +34,11 @@ class Writers:
         try:
             for _ in self._pool.results(wait=wait):
                 pass
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(
-                f"cannot write an image: {error.strerror or error}. Written images are kept; free some space and run "
-                "the same call again"
+                f"cannot write an image: {error.strerror or error}. Written images are kept; {advice(error)}"
             ) from error
 
     def __enter__(self) -> Writers:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
+from ..errors import Error
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
+from ..work.files import IDENTITY, RUN
 from ..work.paths import user_path
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
@@ -142,7 +144,7 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that is not a valid plan.
+        If ``reuse`` is a file that is not a valid plan. In the folder of a run, such a file is passed over.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:
@@ -330,11 +332,18 @@ def _earlier(
     exact: bool | None,
 ) -> Plan | None:
     """The plan in the file or folder ``path``, if it was compiled from the same prompts and arguments."""
+    # The folder of an earlier run, whose other files say whether a plan is its own.
+    of_run = any((path / name).is_file() for name in (RUN, IDENTITY))
     if path.is_dir():
         path = path / PLAN_FILE
     if not path.is_file():
         return None
-    plan = Plan.load(path)
+    try:
+        plan = Plan.load(path)
+    except Error as error:
+        if of_run:
+            return None
+        raise Error(f"{error} To do so, remove the file.") from None
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it

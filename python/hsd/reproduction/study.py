@@ -22,7 +22,7 @@ from ..planning.prompts import read_prompts
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
 from ..tuning.speeds import recall
-from ..work.files import write_atomically
+from ..work.files import make_folder, write_atomically
 from ..work.paths import user_path
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
@@ -243,7 +243,7 @@ def _write(lab: Lab, sections: Sequence[str], seconds: float) -> None:
 
 def _written(out: Path, result: Result) -> str:
     for folder in ("tables", "figures"):
-        (out / folder).mkdir(exist_ok=True)
+        make_folder(out / folder)
     if isinstance(result, Figure):
         path = Path("figures") / f"{result.name}.png"
         write_atomically(out / path, result.png)

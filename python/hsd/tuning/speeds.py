@@ -12,7 +12,7 @@ import torch
 
 from ..models.base import Adapter
 from ..work.device import hardware_name
-from ..work.files import write_atomically
+from ..work.files import make_folder, write_atomically
 from ..work.reading import is_number, read_object
 
 
@@ -33,7 +33,7 @@ def remember(adapter: Adapter, seconds: float) -> None:
     with contextlib.suppress(OSError):
         speeds = _load()
         speeds[key(adapter)] = seconds
-        _path().parent.mkdir(parents=True, exist_ok=True)
+        make_folder(_path().parent)
         write_atomically(_path(), json.dumps(speeds, indent=1, sort_keys=True).encode())
 
 

@@ -1,11 +1,17 @@
-"""Files and folders: a file is complete or absent."""
+"""Files and folders: a file is complete or absent, also after a power cut."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
-import tempfile
-import threading
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +25,240 @@ STUDY = "study.json"
 METADATA = "metadata.jsonl"
 """In a folder of images: one JSON object per image, with its file and its text. Evaluation reads it without torch."""
 
+RUN = "run.json"
+IDENTITY = "identity.json"
+"""In a folder of images: the record of its runs, and what decides its images."""
+
+# Not on all systems. O_NOFOLLOW: a link is an error. O_NONBLOCK: opening a pipe does not wait for its other end.
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+_BINARY: int = getattr(os, "O_BINARY", 0)
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
+"""What fsync answers where a file system has none: the run goes on without it."""
+
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp"
+    # The names of earlier versions, for the files of a folder of images only: nothing else in them says whose they are.
+    r"|\.(\d{5,}\.(png|jpg|webp)|metadata\.jsonl|run\.json|plan\.safetensors|\.hsd-write-test)\.[a-z0-9_]{8}",
+    re.DOTALL,
+)
+
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file belongs to no process that still writes it."""
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent or complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file so that it is either absent or complete, and stays so after a power cut.
+
+    The bytes are on the disk before the file has its name, and the name is on the disk when this returns.
+    """
+    path = user_path(path)
+    rename(write_temporary(path, data), path)
+    sync_folder(path.parent)
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write and sync the bytes that are to become the file ``path``; returns where they are until then."""
+    # A part of the name is enough to know the file by, and a long name still fits.
+    temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
+    # The mode that open() gives: the system applies the umask, which is never changed here.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files that only their owner can read; set the mode that open() would set.
-        os.chmod(temporary, 0o666 & ~_umask())
+        try:
+            _write_all(handle, data)
+            _sync(handle)
+        finally:
+            os.close(handle)
+    except BaseException:
+        _remove(temporary)
+        raise
+    return temporary
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Give a file of :func:`write_temporary` its name. A link in its place is replaced, not followed."""
+    try:
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _remove(temporary)
         raise
 
 
-_UMASK_LOCK = threading.Lock()
+def append(path: Path, data: bytes) -> None:
+    """Append to a file and sync it; created if there is none. After an error the file is as it was before.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, or is a link or not a file.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _BINARY, 0o666)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        try:
+            _write_all(handle, data)
+            _sync(handle)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, status.st_size)
+            raise
+    finally:
+        os.close(handle)
+    if not status.st_size:
+        sync_folder(path.parent)
 
 
-def _umask() -> int:
-    with _UMASK_LOCK:
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask
+def sync_folder(path: Path) -> None:
+    """Bring the names of a folder to the disk: new, renamed and removed files. Windows has no such call."""
+    if os.name == "nt":
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except PermissionError:  # one may write into a folder that one may not list
+        return
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_own(path: Path, offset: int = 0) -> bytes | None:
+    """The bytes of a file that HSD wrote, from ``offset`` on; None if there is no such file, or it is something else.
+
+    A link is not followed: nothing that HSD writes is one, and it may lead anywhere.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _BINARY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENOTDIR):
+            return None
+        if not regular(path):  # Windows refuses to open a folder with another error
+            return None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        with open(handle, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def regular(path: Path) -> os.stat_result | None:
+    """The status of a file; None if there is none, or a link or a folder in its place."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def digest_of(data: bytes) -> str:
+    """The digest by which an image is known, in its line of metadata and in stored scores."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, created if it does not exist; ``OutputError`` if it cannot be created or written to."""
     path = user_path(path)
     try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / ".hsd-write-test", b"")
-        (path / ".hsd-write-test").unlink()
+        for folder in reversed(missing):
+            sync_folder(folder.parent)
+        probe = path / f".hsd-write-test.{secrets.token_hex(8)}.tmp"
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, 0o666))
+        os.unlink(probe)
+        remove_leftovers(path, time.time() - _ABANDONED)
     except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}; choose another folder") from None
+        raise unusable(path, error) from None
     return path
+
+
+def unusable(path: Path, error: OSError) -> OutputError:
+    """The error of a folder that cannot be used."""
+    space = f"{advice(error)}, or " if error.errno in _NO_SPACE else ""
+    return OutputError(f"cannot write to {path}: {error.strerror or error}; {space}choose another folder")
+
+
+def advice(error: OSError) -> str:
+    """What to do after a file could not be written."""
+    what = "free some disk space" if error.errno in _NO_SPACE else "mend that"
+    return f"{what} and run the same call again"
+
+
+def remove_leftovers(folder: Path, before: float | None = None) -> int:
+    """Remove temporary files that killed processes left; returns how many.
+
+    Parameters
+    ----------
+    before
+        Remove only those that were last changed before this time (seconds since the epoch); None: all.
+    """
+    removed = 0
+    for path in leftovers(folder):
+        status = regular(path)
+        if status is not None and (before is None or status.st_mtime < before):
+            _remove(path)
+            removed += 1
+    return removed
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files of HSD in a folder."""
+    with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and _TEMPORARY.fullmatch(entry.name):
+                yield folder / entry.name
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder that is in the way, so that nothing is lost; returns its new path.
+
+    A folder gets a hidden name: what is in it does not become a part of a data set.
+    """
+    hidden = "." if path.is_dir() and not path.is_symlink() else ""
+    for number in range(1, 10_000):
+        aside = path.with_name(f"{hidden}{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(aside):
+            os.replace(path, aside)
+            sync_folder(path.parent)
+            return aside
+    raise OutputError(f"{path.parent} holds too many files {path.name}.damaged-*: remove them")
 
 
 def claim(path: Path, study: dict[str, Any]) -> tuple[str, Any] | None:
