@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import field as attribute
 
 import numpy as np
 import torch
@@ -150,11 +151,15 @@ class Conditioning:
         (N, D) float32, one vector per prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
     spool
         Where the rows are stored.
+    failed
+        Prompts that could not be encoded, with the reason. They take no part in means. Each has the row and vector of
+        another prompt in the place of its own, so that it can be looked up like any other.
     """
 
     fields: dict[str, Field]
     vectors: NDArray[np.float32]
     spool: Spool
+    failed: dict[int, str] = attribute(default_factory=dict)
 
     @property
     def n_prompts(self) -> int:
@@ -178,14 +183,18 @@ class Conditioning:
         fields = {name: field for name, field in self.fields.items() if field.index[prompts[0]] >= 0}
         own = {name: field for name, field in fields.items() if np.ptp(field.index[prompts]) > 0}
         common = {name: field for name, field in fields.items() if name not in own}
-        shared, differing = (Conditioning(part, self.vectors, self.spool) for part in (common, own))
+        shared, differing = (Conditioning(part, self.vectors, self.spool, self.failed) for part in (common, own))
         return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
 
     def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
         """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
 
-        This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1.
+        This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1. Prompts that could
+        not be encoded do not count.
         """
+        if self.failed:
+            encoded = prompts[~np.isin(prompts, list(self.failed))]
+            prompts = encoded if len(encoded) else prompts
         out = {}
         for name, field in self.fields.items():
             index, counts = np.unique(field.index[prompts], return_counts=True)

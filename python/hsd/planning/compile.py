@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -208,7 +209,9 @@ def compile(
         encoding = Progress(None if progress is None else partial(progress, "encode"))
         share = 0.3 if resolved == "direct" else 1.0
         report = None if progress is None else encoding.part(0.0, share)
-        conditioning = encode(variants, variant, texts, seed_array, memory=conditioning_memory, progress=report)
+        conditioning = encode(
+            variants, variant, texts, seed_array, memory=conditioning_memory, progress=report, skip_failing=True
+        )
         vectors = as_vectors(conditioning.vectors, len(texts), "the model's embeddings")
         checked = checked_metric(resolved, metric, adapter, vectors.array.shape[1])
         if checked != resolved:
@@ -231,15 +234,30 @@ def compile(
 
     # Images of one prompt, and prompts that differ in their settings, are in separate trees.
     replica = occurrences(texts) * len(values) + variant
+    if conditioning is not None and conditioning.failed:
+        replica = _set_apart(replica, conditioning.failed, texts)
     clustering = None if progress is None else partial(progress, "cluster")
     kind = "cosine" if resolved == "cosine" else "euclidean"
     tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
-    if adapter is not None and conditioning is not None:
+    if adapter is not None and conditioning is not None and not conditioning.failed:  # a run tries failed ones again
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
+
+
+def _set_apart(replica: NDArray[np.int64], failed: Mapping[int, str], texts: Sequence[str]) -> NDArray[np.int64]:
+    """``replica`` (N,) where each prompt that could not be encoded is in a tree by itself; a warning names them."""
+    lost = sorted(failed)
+    named = "; ".join(f"prompt {i} ({texts[i]!r:.80}): {failed[i]}" for i in lost[:3])
+    more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
+    warnings.warn(
+        f"{len(lost)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}{more}", stacklevel=3
+    )
+    replica = replica.copy()
+    replica[lost] = replica.max() + 1 + np.arange(len(lost))
+    return replica
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:
