@@ -15,6 +15,7 @@ from ._core import Program, Tree, __version__
 from .calibration import Calibration
 from .errors import (
     Error,
+    FailedImages,
     OutOfMemory,
     OutputError,
     PlanMismatch,
@@ -32,7 +33,7 @@ from .planning.prompts import read_prompts
 if TYPE_CHECKING:
     from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
-    from .generation.session import Image, Run, generate, stream
+    from .generation import Failure, Image, Run, generate, stream
     from .models import load
     from .probing.measure import calibrate
     from .reproduction import reproduce
@@ -42,6 +43,8 @@ __all__ = [
     "Choice",
     "Error",
     "Evaluation",
+    "FailedImages",
+    "Failure",
     "Image",
     "OutOfMemory",
     "OutputError",
@@ -77,6 +80,7 @@ _LAZY = {
     "evaluate": ".evaluation",
     "generate": ".generation",
     "stream": ".generation",
+    "Failure": ".generation",
     "Image": ".generation",
     "Run": ".generation",
     "load": ".models",

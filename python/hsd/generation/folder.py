@@ -95,6 +95,10 @@ class ImageFolder:
             document["runs"] = [*document.get("runs", []), record]
             self._write_run(document)
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, no other thread or process changes the folder's own files."""
+        return self._locked()
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._mutex:

@@ -203,7 +203,7 @@ def _finite(encoded: Encoded) -> NDArray[np.bool_]:
 
 def _picked(encoded: Encoded, at: NDArray[np.int64]) -> Encoded:
     """What was encoded of the prompts at some positions."""
-    rows = {
+    rows: dict[str, Tensor | Sequence[Tensor]] = {
         name: tensor[at] if isinstance(tensor, Tensor) else [tensor[i] for i in at]
         for name, tensor in encoded.rows.items()
     }

@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
+from .base import Pictures
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .parts import check_size, eta_for, unet_latent
@@ -118,4 +119,5 @@ class StableDiffusion(GuidedAdapter):
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)
         keep = [True] * len(image) if flagged is None else [not flag for flag in flagged]
-        return self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)
+        images = self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)
+        return Pictures(images, nsfw=flagged)
