@@ -9,7 +9,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if os.path.basename(sys.argv[0] if sys.argv else "") in ("hsd", "hsd.exe"):
+    # The command, which handles Ctrl-C once it runs. Before that, while modules are imported, it is to be quiet too.
+    sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
 from ._core import Program, Tree, __version__
 from .calibration import Calibration

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import FailedImages
 from ..planning.plan import Plan
 from ..work.files import write_atomically
-from .results import Failure, Stage
+from .results import Failure, Run, Stage
 
 FAILED = "failed.jsonl"
 """In a folder of images: one JSON object for each image that could not be made, and has not been made since."""
@@ -133,6 +133,13 @@ def listed(failures: Iterable[Failure], most: int = 3) -> str:
 def summary(failures: tuple[Failure, ...], tried: int) -> str:
     """What a caller who does not look at the failures has to know."""
     return f"{len(failures):,} of {tried:,} images failed; the same call tries them again:\n{listed(failures)}"
+
+
+def require_all(run: Run) -> Run:
+    """``run``; ``FailedImages`` if some of its images could not be made. For callers that need all of them."""
+    if run.failed:
+        raise FailedImages(summary(run.failed, run.images + len(run.failed)), run.failed)
+    return run
 
 
 def update_failed(
