@@ -124,11 +124,11 @@ def test_it_is_said_once(sd, monkeypatch):
     model = half(sd)
     overflowing(model.pipe.vae, monkeypatch, float("nan"), torch.float16)
     plan = hsd.compile([f"prompt {i}" for i in range(20)], 0.0, model=model, steps=2)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="overflows in half precision") as warned:
         images = list(hsd.stream(plan, model, batch_size=8))
     assert len(images) == 20
     assert sum(image.repaired for image in images) >= 2
-    assert ["overflows in half precision" in str(each.message) for each in warned] == [True]
+    assert len(warned) == 1
 
 
 def test_the_decoder_is_left_as_it_was(sd):
@@ -160,7 +160,9 @@ def test_tiles_do_not_say_which_image_it_is_so_each_is_decoded_alone(sd, monkeyp
         pipelines = ()
 
         def decode(self, latents, generators):
-            images = [super(Tiled, self).decode(half, generators)[0] for one in latents for half in one[None].chunk(2, 3)]
+            images = [
+                super(Tiled, self).decode(half, generators)[0] for one in latents for half in one[None].chunk(2, 3)
+            ]
             return images[::2]
 
     model = Tiled(sd.pipe, height=32, width=32)

@@ -15,18 +15,22 @@ class Bar:
     def __init__(self, node_steps: int, images: int):
         self._images, self._total, self._failed = 0, images, 0
         self._bar = tqdm(total=node_steps, unit=" node-steps", disable=None, smoothing=0.05)
-        self._bar.set_postfix_str(f"0/{images} images")
+        self._count()
 
     def __call__(self, node_steps: int, images: int) -> None:
         """Add a call of the denoiser: the node-steps that it ran, and the latents that it finished."""
         self._images += images
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._bar.set_postfix_str(f"{self._images}/{self._total} images{failed}", refresh=False)
+        self._count()
         self._bar.update(node_steps)
 
     def failed(self, _: Failure) -> None:
         """Add an image that failed."""
         self._failed += 1
+        self._count()
+
+    def _count(self) -> None:
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._bar.set_postfix_str(f"{self._images}/{self._total} images{failed}", refresh=False)
 
     def close(self) -> None:
         """End the line. The terminal may be gone by then."""

@@ -64,10 +64,8 @@ class Failures:
         if self._report is not None:
             self._report(failure)
         if hopeless:
-            raise FailedImages(
-                f"all of the first {len(self._found)} images failed in the same way, so the run ends: {failure}",
-                self.all,
-            )
+            n, first = len(self._found), next(iter(self._found.values()))
+            raise FailedImages(f"the run ends: the first {n} images all failed in the same way: {first}", self.all)
 
     def passed(self, stage: Stage) -> None:
         """Record that an image passed ``stage``, and those before it."""
