@@ -346,9 +346,10 @@ def test_a_run_in_which_everything_fails_ends_early(sd, stage, tmp_path, monkeyp
     ):
         hsd.generate(plan, sd, tmp_path, batch_size=4, progress=False)
     assert HOPELESS <= len(raised.value.failures) < 60
-    record = record_of(tmp_path)
-    assert (record["outcome"], record["images"], record["failed"]) == ("failed", 0, len(raised.value.failures))
-    assert [e["index"] for e in entries_of(tmp_path, "failed.jsonl")] == [f.index for f in raised.value.failures]
+    record, entries = record_of(tmp_path), entries_of(tmp_path, "failed.jsonl")
+    assert (record["outcome"], record["images"], record["failed"]) == ("failed", 0, len(entries))
+    # Other writers may have failed since.
+    assert {f.index for f in raised.value.failures} <= {e["index"] for e in entries}
 
 
 def test_one_cluster_says_nothing_of_the_others(sd):
