@@ -132,6 +132,39 @@ def test_nan_in_a_trunk_fails_all_that_come_from_it(sd, shared):
     assert images == {i: data for i, data in good.items() if i not in members}
 
 
+def raising_at(tokens, error, own, latents, timestep, rows):
+    """``denoise`` that raises for a call with a lane that is conditioned on ``tokens``."""
+    if any(torch.equal(row, tokens) for row in rows["prompt_embeds"]):
+        raise error
+    return own(latents, timestep, rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("interval", [None, (0.0, 0.5)])
+def test_a_denoiser_that_raises_for_one_lane(sd, shared, batch_size, interval):
+    """Also in a trunk: all that come from it fail, with what it raised."""
+    plan, model = shared[0], hsd.load(sd, guidance_interval=interval)
+    good = {image.index: np.asarray(image.pil) for image in hsd.stream(plan, model, batch_size=1)}
+    trunk = max((s for s in plan.segments if s["parent"] < 0), key=lambda s: s["leaf_end"] - s["leaf_begin"])
+    members = sorted(plan.tree.leaf_order[trunk["leaf_begin"] : trunk["leaf_end"]].tolist())
+    failed = []
+    with changed(sd, "denoise", partial(raising_at, mean_of(sd, plan, members), ValueError("odd"))):
+        images = list(hsd.stream(plan, model, batch_size=batch_size, order="breadth", failed=failed.append))
+    assert {f.index: (f.stage, f.reason) for f in failed} == dict.fromkeys(members, ("denoise", "ValueError: odd"))
+    assert sorted(image.index for image in images) == sorted(good.keys() - set(members))
+    for image in images:  # lanes are evaluated by themselves, which may round differently
+        assert np.abs(np.asarray(image.pil).astype(int) - good[image.index]).max() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_denoiser_that_always_raises_ends_the_run(sd, shared, batch_size):
+    def broken(own, *_):
+        raise TypeError("no such argument")
+
+    with changed(sd, "denoise", broken), pytest.raises(TypeError, match="no such argument"):
+        list(hsd.stream(shared[0], sd, batch_size=batch_size))
+
+
 def test_stream_says_at_its_end_what_failed(sd, single):
     plan, good = single
     made = []

@@ -298,11 +298,13 @@ class Session:
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
                 self.node_steps += lanes
-                yield from self._named(plan, self._clocked("decode", partial(decoder.put, finished)), failures)
+                yield from self._named(
+                    plan, self._clocked("decode", partial(decoder.put, finished)), executor, failures
+                )
                 if progress:
                     progress(lanes, len(finished))
             self._clocked("denoise", executor.wait)
-            yield from self._named(plan, self._clocked("decode", decoder.rest), failures)
+            yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""
@@ -320,10 +322,13 @@ class Session:
         )
         return choice.batch_size
 
-    def _named(self, plan: Plan, decoded: list[Decoded | Undecoded], failures: Failures) -> Iterator[Image]:
+    def _named(
+        self, plan: Plan, decoded: list[Decoded | Undecoded], executor: Executor, failures: Failures
+    ) -> Iterator[Image]:
         for image in decoded:
             if isinstance(image, Undecoded):
-                failures.add(image.index, image.stage, image.reason)
+                raised = executor.errors.get(image.index) if image.stage == "denoise" else None
+                failures.add(image.index, image.stage, raised or image.reason)
                 continue
             failures.passed("decode")
             if image.repaired and not self._warned:
