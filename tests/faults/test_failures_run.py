@@ -20,6 +20,7 @@ from hsd import cli
 from hsd.generation.failures import HOPELESS
 from hsd.generation.folder import ImageFolder
 from hsd.models.encode import encode
+from hsd.work.faults import ends_run
 
 pytestmark = pytest.mark.faults
 
@@ -222,7 +223,41 @@ def test_what_concerns_everything_ends_the_run_and_blames_no_prompt(sd, single, 
     assert not (tmp_path / "failed.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (ValueError("out of range"), False),
+        (RuntimeError("shapes do not match"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA driver error: unknown error"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (OSError(28, "No space left on device"), True),
+        (FileNotFoundError(2, "no such file"), False),
+        (OSError("cannot write mode F as PNG"), False),
+        (hsd.PromptError("prompt 3 is empty"), False),
+        (hsd.Error("encoded prompts need 9 GiB more"), True),
+    ],
+    ids=str,
+)
+def test_what_is_about_one_image_and_what_about_all(error, ends):
+    assert ends_run(error) is ends
+
+
 # ------------------------------------------------------------------------------- encoding
+
+
+def test_what_all_prompts_share_has_to_be_finite(sd):
+    def shared(own):
+        return {**own(), "negative_prompt_embeds": torch.full((1, 77, 32), NAN)}
+
+    with (
+        changed(sd, "shared", shared),
+        pytest.raises(hsd.Error, match="negative_prompt_embeds, which all prompts share"),
+    ):
+        hsd.compile(PROMPTS, 0.9, model=sd, steps=4)
 
 
 def test_an_encoder_that_raises_for_one_prompt(sd, single, tmp_path):
@@ -469,7 +504,7 @@ def test_the_command_says_what_failed_and_exits_with_3(tmp_path, monkeypatch):
         run = CliRunner().invoke(cli.app, command)
     assert run.exit_code == 3, run.output
     assert "2 images in" in run.output
-    assert "hsd: 1 images failed; run the same command again to try them again:" in run.output
+    assert "hsd: 1 of 3 images failed; run the same command again to try them again:" in run.output
     assert "  prompt 1 ('a blue star'), decode: ValueError: this one" in run.output
     again = CliRunner().invoke(cli.app, command)
     assert again.exit_code == 0, again.output

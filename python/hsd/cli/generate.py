@@ -116,6 +116,7 @@ def generate(
     if run.nsfw:
         say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
     if run.failed:
-        say(f"{len(run.failed):,} images failed; run the same command again to try them again:")
+        tried = run.images + len(run.failed)
+        say(f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:")
         typer.echo(listed(run.failed), err=True)
         raise typer.Exit(SOME_FAILED)

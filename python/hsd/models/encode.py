@@ -243,6 +243,8 @@ class _Tables:
     def add_shared(self, shared: dict[str, Tensor | Sequence[Tensor]], members: NDArray[np.int64]) -> None:
         for name, row in shared.items():
             assert len(row) == 1, (name, len(row))
+            if not torch.isfinite(row[0]).all():
+                raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
             field = self._field(name, row)
             field.index[members] = len(field.rows)
             field.rows.append(row)
