@@ -454,7 +454,9 @@ def test_shards_keep_each_others_entries(sd, single, tmp_path):
     first = set(shards[0].kept.tolist())
     hsd.generate(shards[0], sd, tmp_path, **quiet)
     assert [e["index"] for e in entries_of(tmp_path, "failed.jsonl")] == [i for i in (1, 2, 5) if i not in first]
+    existing = {"index": min(first), "text": "of a run that was killed"}
     with open(tmp_path / "failed.jsonl", "a") as file:
+        file.write(json.dumps(existing) + "\n")
         file.write('nonsense\n{"index": null}\n[1]\n')  # a damaged file does not matter
     hsd.generate(shards[1], sd, tmp_path, **quiet)
     assert not (tmp_path / "failed.jsonl").exists()

@@ -141,9 +141,9 @@ def require_all(run: Run) -> Run:
 
 
 def update_failed(
-    folder: Path, lock: contextlib.AbstractContextManager[Any], tried: Iterable[int], failures: Iterable[Failure]
+    folder: Path, lock: contextlib.AbstractContextManager[Any], made: Iterable[int], failures: Iterable[Failure]
 ) -> None:
-    """Bring ``failed.jsonl`` up to date: of what this run tried, it lists what failed. Other runs' entries stay.
+    """Bring ``failed.jsonl`` up to date: images that exist leave it, failures of this run enter it, others stay.
 
     Parameters
     ----------
@@ -151,13 +151,13 @@ def update_failed(
         The folder of images.
     lock
         What other processes that write to the folder take too.
-    tried
-        Indices of the images that this run has made, or has failed to make.
+    made
+        Indices of images that exist.
     """
     path = folder / FAILED
     with lock:
         entries = _read(path)
-        for index in tried:
+        for index in made:
             entries.pop(index, None)
         entries |= {failure.index: _entry(failure) for failure in failures}
         if entries:

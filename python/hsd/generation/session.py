@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..conditioning.rows import Conditioning
-from ..errors import Error, FailedImages
+from ..errors import FailedImages
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, recall
@@ -186,8 +186,7 @@ def generate(
             made.nsfw,
             made.repaired,
         )
-        tried = [*made.indices, *(failure.index for failure in run.failed)]
-        update_failed(folder.path, folder.locked(), tried, run.failed)
+        update_failed(folder.path, folder.locked(), [*folder.done(), *made.indices], run.failed)
         folder.record_run(record(run, plan, adapter, options, session.catch_up, error))
         return run
 
@@ -198,7 +197,7 @@ def generate(
                     own = {name: distinct[which[image.index]].get(name) for name in names}
                     writers.submit(made.write, image, {**own, "alone_from": int(alone[image.index])})
     except BaseException as error:
-        with contextlib.suppress(OSError, Error):  # what ended the run matters more: a full disk, for example
+        with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
             end(error)
         raise
     finally:
@@ -207,8 +206,7 @@ def generate(
     run = end(None)
     if run.failed and failed is None:
         warnings.warn(summary(run.failed, len(todo)), stacklevel=2)
-    if run.node_steps:
-        assert part is not None
+    if part is not None and run.node_steps == part.node_steps:  # else some were not encoded
         speeds.remember(adapter, run.seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
     return run
 
