@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hsd
-from hsd.generation.decoding import PATIENCE, Decoder
+from hsd.generation.decoding import PATIENCE, Decoded, Decoder, Undecoded
 from hsd.replay.executor import Finished
 
 
@@ -21,6 +21,9 @@ class Fake:
 
     def __init__(self, most=100, fails_at=None, gate=None):
         self.most, self.fails_at, self.gate, self.batches, self.threads = most, fails_at, gate, [], set()
+
+    def decoding_networks(self):
+        return ()
 
     def decode(self, latents, generators):
         if self.gate is not None:
@@ -46,6 +49,7 @@ def draw_of(number):
 
 
 def numbers_of(decoded):
+    decoded = list(decoded)
     assert all(image.pil.getpixel((0, 0)) == image.index for image in decoded)
     return [image.index for image in decoded]
 
@@ -110,17 +114,39 @@ def test_a_slow_decoder_slows_the_run_down():
 
 
 @pytest.mark.parametrize("threaded", [False, True])
-def test_what_fails_is_raised_in_the_run(threaded):
+def test_what_fails_is_found_and_the_others_are_decoded(threaded):
+    images, fake = [], Fake(fails_at=5)
+    with Decoder(fake, 4, threaded=threaded) as decoder:
+        for n in range(0, 30, 3):
+            images.extend(decoder.put(finished(n, n + 1, n + 2)))
+        images += decoder.rest()
+    assert [image.index for image in images] == list(range(30))
+    (failed,) = (image for image in images if isinstance(image, Undecoded))
+    assert failed == Undecoded(5, "decode", "ValueError: cannot draw 5")
+    numbers_of(image for image in images if isinstance(image, Decoded))
+    assert [3, 4, 3, 6] in fake.batches  # the batch has its size again, with another latent in the place of the bad one
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), hsd.OutputError(28, "full")])
+def test_what_concerns_everything_is_raised_in_the_run(threaded, error):
+    class Broken(Fake):
+        def decode(self, latents, generators):
+            if 5.0 in latents:
+                raise error
+            return super().decode(latents, generators)
+
     images = []
 
     def run():
-        with Decoder(Fake(fails_at=5), 2, threaded=threaded) as decoder:
+        with Decoder(Broken(), 2, threaded=threaded) as decoder:
             for n in range(50):
                 images.extend(decoder.put(finished(n)))
             decoder.rest()
 
-    with pytest.raises(ValueError, match="cannot draw 5"):
+    with pytest.raises(type(error)) as raised:
         run()
+    assert raised.value is error
     assert numbers_of(images) == list(range(len(images)))
     assert len(images) <= 5  # 0, then 1 and 2, 3 and 4
     assert not any(thread.name.startswith("hsd-decoder") for thread in threading.enumerate())
@@ -130,7 +156,10 @@ def test_what_fails_is_raised_in_the_run(threaded):
 def test_another_number_of_images_than_latents_is_an_error(count):
     fake = Fake()
     fake.decode = lambda latents, generators: [PIL.Image.new("L", (1, 1))] * count
-    with Decoder(fake, 3, threaded=False) as decoder, pytest.raises(ValueError, match="zip"):
+    with (
+        Decoder(fake, 3, threaded=False) as decoder,
+        pytest.raises(hsd.Error, match=f"decode gave {count} images for 3 latents"),
+    ):
         decoder.put(finished(1, 2, 3))
 
 

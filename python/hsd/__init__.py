@@ -9,12 +9,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if os.path.basename(sys.argv[0] if sys.argv else "") in ("hsd", "hsd.exe"):
+    # The command, which handles Ctrl-C once it runs. Before that, while modules are imported, it is to be quiet too.
+    sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
 from ._core import Program, Tree, __version__
 from .calibration import Calibration
 from .errors import (
     Error,
+    FailedImages,
     OutOfMemory,
     OutputError,
     PlanMismatch,
@@ -32,7 +39,7 @@ from .planning.prompts import read_prompts
 if TYPE_CHECKING:
     from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
-    from .generation.session import Image, Run, generate, stream
+    from .generation import Failure, Image, Run, generate, stream
     from .models import load
     from .probing.measure import calibrate
     from .reproduction import reproduce
@@ -42,6 +49,8 @@ __all__ = [
     "Choice",
     "Error",
     "Evaluation",
+    "FailedImages",
+    "Failure",
     "Image",
     "OutOfMemory",
     "OutputError",
@@ -77,6 +86,7 @@ _LAZY = {
     "evaluate": ".evaluation",
     "generate": ".generation",
     "stream": ".generation",
+    "Failure": ".generation",
     "Image": ".generation",
     "Run": ".generation",
     "load": ".models",

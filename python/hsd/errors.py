@@ -1,5 +1,9 @@
 """Exceptions that HSD raises. Bad arguments are ``ValueError`` or ``TypeError`` too, so either base catches them."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class Error(Exception):
     """Base of HSD's own errors. ``str()`` says what happened and what to do about it."""
@@ -31,3 +35,21 @@ class OutOfMemory(Error, RuntimeError):
 
 class OutputError(Error, OSError):
     """An output folder that cannot be written to, or that holds something else."""
+
+
+class FailedImages(Error, RuntimeError):
+    """Images that could not be made. The others were; trying again makes the missing ones.
+
+    Attributes
+    ----------
+    failures
+        One :class:`hsd.Failure` for each image: its index, prompt, seed, the stage that failed, and the reason.
+    """
+
+    def __init__(self, message: str, failures: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    def __reduce__(self) -> Any:
+        """With the failures, so that it survives being sent between processes."""
+        return type(self), (str(self), self.failures)

@@ -17,6 +17,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
 from ..evaluation.measure import Measurer
+from ..generation.failures import require_all
 from ..generation.metadata import complete
 from ..generation.session import CallReport, generate
 from ..models import Adapter, load
@@ -167,7 +168,9 @@ class Trials:
         if found is None or not {entry.index for entry in found.entries} >= set(members.tolist()):
             if not self._done(setting, replicate) >= set(members.tolist()):
                 part, adapter = self.plan(setting, replicate).prune(members), self.adapter(setting)
-                generate(part, adapter, path, batch_size=self.batch_size, progress=self.progress or False)
+                shown = self.progress or False
+                run = generate(part, adapter, path, batch_size=self.batch_size, progress=shown, failed=lambda _: None)
+                require_all(run)
             found = self._folders[path] = read_folder(path)
         return found
 

@@ -15,6 +15,8 @@ import typer
 from .._core import __version__
 from ..errors import Error
 from . import bench, calibrate, check, evaluate, generate, plan, reproduce, tune
+from .console import stoppable
+from .signals import exit_code, listening
 
 __all__ = ["app", "main"]
 
@@ -25,17 +27,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    generate.generate,
-    plan.plan,
-    calibrate.calibrate,
-    bench.bench,
-    check.check,
-    evaluate.evaluate,
-    tune.tune,
-    reproduce.reproduce,
+for command, resumable in (
+    (generate.generate, True),
+    (plan.plan, False),
+    (calibrate.calibrate, False),
+    (bench.bench, False),
+    (check.check, False),
+    (evaluate.evaluate, True),
+    (tune.tune, True),
+    (reproduce.reproduce, True),
 ):
-    app.command()(command)
+    app.command()(stoppable(command, resumable=resumable))
 
 
 def _version(value: bool) -> None:
@@ -54,9 +56,16 @@ def _main(
 
 
 def main() -> None:
-    """Entry point: errors of HSD and bad arguments become one line on standard error, and exit code 1."""
-    try:
-        app()
-    except (Error, ValueError, TypeError) as error:
-        typer.echo(f"hsd: {error}", err=True)
-        sys.exit(1)
+    """Entry point: errors of HSD and bad arguments become one line on standard error, and exit code 1.
+
+    Other exit codes: 2 for options that cannot be parsed, 3 if some images failed, 130, 143 and 129 for Ctrl-C, SIGTERM
+    and SIGHUP.
+    """
+    with listening():
+        try:
+            app()
+        except (Error, ValueError, TypeError) as error:
+            typer.echo(f"hsd: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt as error:  # outside of any command
+            sys.exit(exit_code(error))

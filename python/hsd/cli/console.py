@@ -6,15 +6,20 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from tqdm.auto import tqdm
 
 from ..work.files import write_atomically
 from ..work.paths import user_path
+from .signals import exit_code
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stages:
@@ -55,14 +60,22 @@ def say(text: str) -> None:
     typer.echo(f"hsd: {text}", err=True)
 
 
-@contextlib.contextmanager
-def resumable() -> Iterator[None]:
-    """For commands that can be continued: Ctrl-C prints how to continue, and exits with code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("interrupted; run the same command again to continue")
-        raise typer.Exit(130) from None
+def stoppable(command: Callable[P, T], *, resumable: bool) -> Callable[P, T]:
+    """A command that Ctrl-C and its like end with one line and the signal's exit code, whatever it was doing.
+
+    ``resumable``: whether the same command continues what was interrupted; the line says so.
+    """
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP
+                say("interrupted; run the same command again to continue" if resumable else "interrupted")
+            raise typer.Exit(exit_code(error)) from None
+
+    return run
 
 
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:

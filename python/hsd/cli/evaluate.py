@@ -9,7 +9,7 @@ import typer
 
 from ..names import ScorerName
 from . import options as opt
-from .console import quiet, resumable, write_numbers
+from .console import quiet, write_numbers
 
 
 def evaluate(
@@ -41,19 +41,18 @@ def evaluate(
 
     if scorer in ("clipscore", "pickscore"):
         quiet()
-    with resumable():
-        result = measure(
-            folder,
-            against=against,
-            scorer=scorer,
-            model=model,
-            device=device,
-            python=python,
-            batch_size=batch_size,
-            samples=samples,
-            seed=seed,
-            tolerance=tolerance,
-            cache=cache,
-        )
+    result = measure(
+        folder,
+        against=against,
+        scorer=scorer,
+        model=model,
+        device=device,
+        python=python,
+        batch_size=batch_size,
+        samples=samples,
+        seed=seed,
+        tolerance=tolerance,
+        cache=cache,
+    )
     write_numbers(json_file, result.numbers())
     typer.echo(str(result))

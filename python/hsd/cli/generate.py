@@ -10,9 +10,12 @@ import typer
 from ..names import ImageFormat
 from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
-from ..work.files import make_folder
+from ..work.files import METADATA, make_folder
 from . import options as opt
-from .console import Stages, quiet, resumable
+from .console import Stages, quiet, say
+
+SOME_FAILED = 3
+"""Exit code if some images could not be made."""
 
 
 def generate(
@@ -54,9 +57,13 @@ def generate(
 
     The folder opens with datasets.load_dataset("imagefolder", data_dir=...). Run the same command again after an
     interruption: only missing images are generated.
+
+    Exit codes: 0 if all images exist; 3 if some failed: failed.jsonl in the folder says which and why, and the same
+    command tries them again; 1 after an error; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
     quiet()
     from ..generation import cost
+    from ..generation.failures import listed
     from ..generation.session import generate as run_plan
 
     size = opt.parse_batch_size(batch_size)
@@ -84,19 +91,19 @@ def generate(
         )
     if stages.started:  # else it is the plan of an earlier run, which printed its summary
         typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
-    with resumable():
-        run = run_plan(
-            plan,
-            adapter,
-            out,
-            batch_size=size,
-            order=order,
-            max_slots=max_slots,
-            compile=compile,
-            cuda_graphs=cuda_graphs,
-            channels_last=channels_last,
-            image_format=image_format,
-        )
+    run = run_plan(
+        plan,
+        adapter,
+        out,
+        batch_size=size,
+        order=order,
+        max_slots=max_slots,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+        channels_last=channels_last,
+        image_format=image_format,
+        failed=lambda _: None,  # they are listed below
+    )
     if size == "auto" and run.images:
         typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
     existing = f" ({run.existing:,} existed already)" if run.existing else ""
@@ -106,3 +113,12 @@ def generate(
             f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
             f"{run.savings:.1%} saved."
         )
+    if run.upcast:
+        say(f"{run.upcast:,} images were decoded in float32, because the decoder overflowed in half precision")
+    if run.nsfw:
+        say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
+    if run.failed:
+        tried = run.images + len(run.failed)
+        say(f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:")
+        typer.echo(listed(run.failed), err=True)
+        raise typer.Exit(SOME_FAILED)

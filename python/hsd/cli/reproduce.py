@@ -11,7 +11,7 @@ from ..names import ExperimentName, ScorerName
 from ..planning.summary import duration
 from ..work.files import make_folder
 from . import options as opt
-from .console import quiet, resumable, say
+from .console import quiet, say
 
 
 def reproduce(
@@ -80,24 +80,23 @@ def reproduce(
 
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     make_folder(out)
-    with resumable():
-        study = run_study(
-            opt.load(model, device, settings, **common),
-            prompts,
-            out,
-            only=only or None,
-            scorer=scorer,
-            scorer_model=scorer_model,
-            python=python,
-            limit=limit,
-            tau=tau,
-            steps=steps,
-            seed=seed,
-            batch_size=batch_size,
-            seeds=seeds,
-            evaluations=evaluations or None,
-            say=say,
-        )
+    study = run_study(
+        opt.load(model, device, settings, **common),
+        prompts,
+        out,
+        only=only or None,
+        scorer=scorer,
+        scorer_model=scorer_model,
+        python=python,
+        limit=limit,
+        tau=tau,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        seeds=seeds,
+        evaluations=evaluations or None,
+        say=say,
+    )
     for name, reason in study.skipped.items():
         typer.echo(f"{name} was skipped: {reason}")
     counted = "1 experiment" if len(study.results) == 1 else f"{len(study.results)} experiments"

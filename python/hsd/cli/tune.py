@@ -10,7 +10,7 @@ import typer
 
 from ..names import ScorerName
 from . import options as opt
-from .console import quiet, resumable, say
+from .console import quiet, say
 
 
 def tune(
@@ -89,34 +89,33 @@ def tune(
     )
     file = opt.read(prompts)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    with resumable():
-        adapter = opt.load(model, device, settings, **common)
-        file = opt.fit(file, adapter)
-        tuning = Tuning(
-            adapter,
-            file.prompts,
-            scorer=scorer,
-            scorer_model=scorer_model,
-            python=python,
-            out=out,
-            steps=steps,
-            axes=axes,
-            sample=sample,
-            images_per_prompt=seeds,
-            margin=margin,
-            seeds=file.seeds_from(seed),
-            seed=seed,
-            batch_size=batch_size,
-            prompt_settings=file.settings,
-            progress=True,
-            say=say,
-        )
-        if dry_run:
-            for note in tuning.notes:
-                say(note)
-            typer.echo(str(tuning.estimate()))
-            return
-        choice = tuning.run()
+    adapter = opt.load(model, device, settings, **common)
+    file = opt.fit(file, adapter)
+    tuning = Tuning(
+        adapter,
+        file.prompts,
+        scorer=scorer,
+        scorer_model=scorer_model,
+        python=python,
+        out=out,
+        steps=steps,
+        axes=axes,
+        sample=sample,
+        images_per_prompt=seeds,
+        margin=margin,
+        seeds=file.seeds_from(seed),
+        seed=seed,
+        batch_size=batch_size,
+        prompt_settings=file.settings,
+        progress=True,
+        say=say,
+    )
+    if dry_run:
+        for note in tuning.notes:
+            say(note)
+        typer.echo(str(tuning.estimate()))
+        return
+    choice = tuning.run()
     write_numbers(json_file, choice.numbers())
     typer.echo(str(choice))
     file_of_prompts, chosen = (shlex.quote(name) for name in (prompts, str(choice.out / "hsd-settings.json")))

@@ -16,7 +16,8 @@ The order of the members does not matter: rows are added in the order in which t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 
 import numpy as np
 import torch
@@ -153,12 +154,16 @@ class Conditioning:
     texts
         Where a prior draws what prompts are conditioned on: (N, D) float32, one vector per prompt of the text that the
         prior reads. Equal texts have equal ones, whatever their seeds. None: ``vectors`` are of the text.
+    failed
+        Prompts that could not be encoded, with the reason. They take no part in means. Each has the row and vector of
+        another prompt in the place of its own, so that it can be looked up like any other.
     """
 
     fields: dict[str, Field]
     vectors: NDArray[np.float32]
     spool: Spool
     texts: NDArray[np.float32] | None = None
+    failed: dict[int, str] = attribute(default_factory=dict)
 
     @property
     def n_prompts(self) -> int:
@@ -182,14 +187,18 @@ class Conditioning:
         fields = {name: field for name, field in self.fields.items() if field.index[prompts[0]] >= 0}
         own = {name: field for name, field in fields.items() if np.ptp(field.index[prompts]) > 0}
         common = {name: field for name, field in fields.items() if name not in own}
-        shared, differing = (Conditioning(part, self.vectors, self.spool) for part in (common, own))
+        shared, differing = (replace(self, fields=part) for part in (common, own))
         return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
 
     def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
         """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
 
-        This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1.
+        This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1. Prompts that could
+        not be encoded do not count.
         """
+        if self.failed:
+            encoded = prompts[~np.isin(prompts, list(self.failed))]
+            prompts = encoded if len(encoded) else prompts
         out = {}
         for name, field in self.fields.items():
             index, counts = np.unique(field.index[prompts], return_counts=True)

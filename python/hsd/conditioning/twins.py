@@ -26,10 +26,18 @@ def same_prompts(conditioning: Conditioning, prompts: NDArray[np.int64] | None =
     """For each of ``prompts`` (n,), all by default, the position of the first whose vector is equal up to rounding.
 
     Where a prior draws each image's embedding from its seed, the vectors are those of the text that the prior reads.
+    Prompts that could not be encoded are equal to none: the vectors in their places are those of others.
     """
     vectors = conditioning.vectors if conditioning.texts is None else conditioning.texts
-    chosen = vectors if prompts is None else vectors[prompts]
-    return same_vectors(Vectors(chosen), cosine=False, rounding=rounding_of(conditioning))
+    rounding = rounding_of(conditioning)
+    if not conditioning.failed:
+        chosen = vectors if prompts is None else vectors[prompts]
+        return same_vectors(Vectors(chosen), cosine=False, rounding=rounding)
+    every = np.arange(len(vectors)) if prompts is None else prompts
+    label = np.arange(len(every))
+    good = np.flatnonzero(~np.isin(every, list(conditioning.failed)))
+    label[good] = good[same_vectors(Vectors(vectors[every[good]]), cosine=False, rounding=rounding)]
+    return label
 
 
 def same_rows(conditioning: Conditioning, prompts: NDArray[np.int64]) -> NDArray[np.int64]:

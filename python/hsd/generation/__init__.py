@@ -1,6 +1,7 @@
 """Plans to images: streamed as they finish, or written to a folder."""
 
 from .passes import cost
-from .session import Image, Run, generate, stream
+from .results import Failure, Image, Run
+from .session import generate, stream
 
-__all__ = ["Image", "Run", "cost", "generate", "stream"]
+__all__ = ["Failure", "Image", "Run", "cost", "generate", "stream"]

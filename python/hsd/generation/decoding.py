@@ -1,19 +1,28 @@
-"""Finished latents to images, in batches; on a GPU at the same time as the denoiser runs."""
+"""Finished latents to images, in batches; on a GPU at the same time as the denoiser runs.
+
+What is not finite is no image: latents are checked before they are decoded, pixels before they become numbers of 8
+bits. A latent that makes the decoder raise is found, and the others of its batch are decoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 
+import numpy as np
 import PIL.Image
 import torch
 
+from ..errors import Error
 from ..models.base import Adapter
 from ..replay.executor import Finished
 from ..work.device import FittingSize
+from ..work.faults import NOT_FINITE, apart, described
 from ..work.threads import BoundedPool
+from .pixels import finite_rows, in_float32, in_half_precision, watching
+from .results import Stage
 
 BATCH = 8
 """Latents decoded at once. More are not faster for images of 512 pixels or above, and take memory."""
@@ -33,6 +42,32 @@ class Decoded:
 
     index: int
     pil: PIL.Image.Image
+    nsfw: bool | None = None
+    """Whether a safety checker made it black."""
+    upcast: bool = False
+    """Whether it was decoded in float32, because it was not finite in half precision."""
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """A prompt whose latent gave no image."""
+
+    index: int
+    stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What the decoder gave for one latent."""
+
+    pil: PIL.Image.Image
+    nsfw: bool | None
+    finite: bool
+
+
+class _SomeNotFinite(ValueError):
+    """Some image of a batch is not finite, and it cannot be told which one."""
 
 
 class Decoder:
@@ -52,6 +87,7 @@ class Decoder:
 
     def __init__(self, adapter: Adapter, batch_size: int = BATCH, *, threaded: bool | None = None) -> None:
         self._adapter = adapter
+        self._networks = adapter.decoding_networks()
         device = adapter.device
         self._device = device if device.type == "cuda" else None
         self._size = FittingSize(batch_size, "images to decode", device)
@@ -59,10 +95,10 @@ class Decoder:
         self._waited = 0
         self._patience = 0
         in_thread = threaded if threaded is not None else self._device is not None and not adapter.offloads
-        self._pool = BoundedPool[list[Decoded]](1, _MOST, "hsd-decoder") if in_thread else None
+        self._pool = BoundedPool[list[Decoded | Undecoded]](1, _MOST, "hsd-decoder") if in_thread else None
         self._stream = torch.cuda.Stream(self._device) if in_thread and self._device is not None else None
 
-    def put(self, finished: Iterable[Finished]) -> list[Decoded]:
+    def put(self, finished: Iterable[Finished]) -> list[Decoded | Undecoded]:
         """Queue the latents that a call finished, if any; return the images that are ready."""
         self._waiting += finished
         self._waited = self._waited + 1 if self._waiting else 0
@@ -71,14 +107,14 @@ class Decoder:
             images += self._send()
         return images
 
-    def rest(self) -> list[Decoded]:
+    def rest(self) -> list[Decoded | Undecoded]:
         """Decode what is left after the last call."""
         images = []
         while self._waiting:
             images += self._send()
         return images + self._ready(wait=True)
 
-    def _send(self) -> list[Decoded]:
+    def _send(self) -> list[Decoded | Undecoded]:
         most = self._size.most
         batch, self._waiting, self._waited = self._waiting[:most], self._waiting[most:], 0
         self._patience = PATIENCE
@@ -88,11 +124,11 @@ class Decoder:
         self._pool.submit(self._decode_in_thread, batch, event)
         return []
 
-    def _ready(self, wait: bool) -> list[Decoded]:
+    def _ready(self, wait: bool) -> list[Decoded | Undecoded]:
         results = () if self._pool is None else self._pool.results(wait=wait)
         return [image for images in results for image in images]
 
-    def _decode_in_thread(self, batch: list[Finished], event: torch.cuda.Event | None) -> list[Decoded]:
+    def _decode_in_thread(self, batch: list[Finished], event: torch.cuda.Event | None) -> list[Decoded | Undecoded]:
         """Decode one batch in the thread, on its stream."""
         if self._stream is None:
             return self._decode(batch)
@@ -103,21 +139,70 @@ class Decoder:
                 finished.latent.record_stream(self._stream)
             return self._decode(batch)
 
-    def _decode(self, batch: list[Finished]) -> list[Decoded]:
-        """Decode one batch, in several parts if it does not fit into the memory."""
-        images: list[Decoded] = []
-        while batch:
-            states = [f.generator.get_state() for f in batch]
-            pictures, n = self._size.run(partial(self._decode_first, batch, states), len(batch))
-            images += [Decoded(f.index, picture) for f, picture in zip(batch[:n], pictures, strict=True)]
-            batch = batch[n:]
-        return images
+    def _decode(self, batch: list[Finished]) -> list[Decoded | Undecoded]:
+        """Decode one batch."""
+        images: dict[int, Decoded | Undecoded] = {}  # by position
+        finite = torch.isfinite(torch.cat([f.latent for f in batch])).flatten(1).all(dim=1).tolist()
+        for i, f in enumerate(batch):
+            if not finite[i]:
+                images[i] = Undecoded(f.index, "denoise", f"the latent has {NOT_FINITE}")
+        # In their place zeros are decoded: a batch of another size may be rounded differently.
+        given = [
+            f if good else replace(f, latent=torch.zeros_like(f.latent)) for f, good in zip(batch, finite, strict=True)
+        ]
+        if any(finite):
+            self._pictures_of(given, [i for i, good in enumerate(finite) if good], images)
+        return [images[i] for i in range(len(batch))]
 
-    def _decode_first(self, batch: list[Finished], states: list[torch.Tensor], n: int) -> list[PIL.Image.Image]:
-        """Images of the first ``n`` latents. Some models draw noise for it: generators begin at ``states``."""
-        for f, state in zip(batch, states, strict=True):
-            f.generator.set_state(state)
-        return self._adapter.decode(torch.cat([f.latent for f in batch[:n]]), [f.generator for f in batch[:n]])
+    def _pictures_of(self, batch: list[Finished], wanted: list[int], images: dict[int, Decoded | Undecoded]) -> None:
+        """Decode a batch, and add the images at the positions ``wanted``."""
+        pictures, errors = self._apart(batch)
+        for i in wanted:
+            if i in errors:
+                images[i] = Undecoded(batch[i].index, "decode", described(errors[i]))
+            elif pictures[i].finite:
+                images[i] = Decoded(batch[i].index, pictures[i].pil, pictures[i].nsfw)
+        left = [i for i in wanted if i not in images]
+        again: dict[int, _Picture] = {}
+        if left and (half := in_half_precision(self._networks)):
+            with in_float32(self._networks):
+                again, errors = self._apart([batch[i] for i in left])
+        for place, i in enumerate(left):
+            picture = again.get(place)
+            if picture is not None and picture.finite:
+                images[i] = Decoded(batch[i].index, picture.pil, picture.nsfw, upcast=True)
+            else:
+                reason = f"the decoder gave {NOT_FINITE}" + (", in float32 too" if half else "")
+                if place in errors:
+                    reason = f"{reason}: {described(errors[place])}"
+                images[i] = Undecoded(batch[i].index, "decode", reason)
+
+    def _apart(self, batch: list[Finished]) -> tuple[dict[int, _Picture], dict[int, Exception]]:
+        """What each latent gave, and which ones made the decoder raise, by position."""
+        done, errors = apart(batch, self._pictures)
+        return {i: one for at, some in done for i, one in zip(at, some, strict=True) if i not in errors}, errors
+
+    def _pictures(self, batch: list[Finished]) -> list[_Picture]:
+        """Decode latents, in several parts if they do not fit into the memory."""
+        pictures: list[_Picture] = []
+        while batch:
+            some, n = self._size.run(partial(self._decode_first, batch), len(batch))
+            pictures += some
+            batch = batch[n:]
+        return pictures
+
+    def _decode_first(self, batch: list[Finished], n: int) -> list[_Picture]:
+        """Decode the first ``n`` latents. Some models draw noise for it, each time from the same state."""
+        latents, generators = torch.cat([f.latent for f in batch[:n]]), [_copied(f.generator) for f in batch[:n]]
+        with watching(self._networks) as seen, np.errstate(invalid="ignore"):  # NaN becomes uint8; it is found below
+            images = self._adapter.decode(latents, generators)
+        if len(images) != n:
+            raise Error(f"decode gave {len(images)} images for {n} latents")
+        finite = finite_rows(seen, n)
+        if finite is None:
+            raise _SomeNotFinite(f"the decoder gave {NOT_FINITE}")
+        flags = getattr(images, "nsfw", None) or [None] * n
+        return [_Picture(*each) for each in zip(images, flags, finite, strict=True)]
 
     def __enter__(self) -> Decoder:
         return self
@@ -128,3 +213,9 @@ class Decoder:
         """End the thread. After an error, waiting batches are dropped."""
         if self._pool is not None:
             self._pool.close(cancel=kind is not None)
+
+
+def _copied(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy

@@ -216,6 +216,10 @@ class ImageFolder:
         if mine.error is not None:
             raise mine.error
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, no other thread or process changes the folder's own files."""
+        return self._locked()
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._mutex:

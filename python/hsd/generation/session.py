@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
-import PIL.Image
 import torch
-import transformers
 from tqdm.auto import tqdm
 
-from .. import _core
 from ..conditioning.rows import Conditioning
+from ..errors import Error, FailedImages
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, recall
@@ -34,58 +30,22 @@ from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
 from ..tuning import speeds
 from ..tuning.batching import automatic
-from ..work.device import describe
 from ..work.files import make_folder
+from .bar import Bar
 from .clustering import apart, clustered_by_model, is_stand_in, replaced
-from .decoding import Decoded, Decoder
+from .decoding import Decoded, Decoder, Undecoded
+from .failures import FailureReport, Failures, summary, update_failed
 from .folder import ImageFolder
 from .lines import alone_from as alone_from
+from .made import Made
+from .options import Options
 from .passes import cost, passes_of, plans_of
+from .results import Failure, Image, Run
+from .run_record import record
 from .writers import Writers
 
 CallReport = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One finished image."""
-
-    index: int
-    prompt: str
-    seed: int
-    pil: PIL.Image.Image
-
-
-@dataclass(frozen=True)
-class Run:
-    """The results of :func:`generate`."""
-
-    out: Path
-    images: int
-    """Images written by this call."""
-    existing: int
-    """Images that existed already."""
-    node_steps: int
-    """Evaluations of the denoiser by this call."""
-    standard_node_steps: int
-    """Evaluations that this call's images need without sharing."""
-    batch_size: int
-    """Latents per call at full guidance; the measured one for ``"auto"``."""
-    seconds: dict[str, float]
-    """Wall time: ``total``, which includes ``encode``, ``measure`` (for ``batch_size="auto"``), ``denoise`` and
-    ``decode``. Images are written at the same time; on a GPU most of the decoding is done at the same time too."""
-    plan: Plan = field(repr=False)
-    """What ran: the part of the plan for the images that were missing; the plan, if there were none. It is another than
-    the given one where that was compiled without a model, or shared steps between images of equal conditioning."""
-    repaired: tuple[str, ...] = ()
-    """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
-    put right. One text each."""
-
-    @property
-    def savings(self) -> float:
-        """1 - node_steps / standard_node_steps of this call; 0 if there was nothing left to do."""
-        return 1.0 - self.node_steps / self.standard_node_steps if self.standard_node_steps else 0.0
 
 
 def stream(
@@ -100,6 +60,7 @@ def stream(
     cuda_graphs: bool = True,
     channels_last: bool = False,
     progress: CallReport | None = None,
+    failed: FailureReport | None = None,
     **settings: Any,
 ) -> Iterator[Image]:
     """Generate the images of ``plan`` and yield each as soon as it is decoded.
@@ -132,6 +93,9 @@ def stream(
         Convert the denoiser's weights to channels-last layout, permanently: faster for UNets in half precision.
     progress
         Called as ``progress(node_steps, images)`` after each call: what it ran, and what it finished.
+    failed
+        Called with a :class:`Failure` for each image that cannot be made: its prompt cannot be encoded or decoded, or
+        gave NaN. The others are made. Without it, ``FailedImages`` is raised after the last image.
 
     Yields
     ------
@@ -143,11 +107,14 @@ def stream(
     ------
     PlanMismatch
         If the plan does not fit the model. Errors in arguments are raised by the call itself, before the first image.
+    FailedImages
+        After the last image, if some could not be made and ``failed`` is None; or, with ``failed`` too, if the first 16
+        all fail in the same way.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     adapter = load(model, **settings)
     plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(_check, adapter, options))
-    return Session(plan, adapter, options).images(plan, progress)
+    return Session(plan, adapter, options).images(plan, progress, None if failed is None else Failures(plan, failed))
 
 
 def generate(
@@ -164,6 +131,7 @@ def generate(
     channels_last: bool = False,
     image_format: ImageFormat = "png",
     progress: bool | CallReport = True,
+    failed: FailureReport | None = None,
     **settings: Any,
 ) -> Run:
     """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
@@ -172,6 +140,10 @@ def generate(
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
     generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
 
+    An image that cannot be made is in :attr:`Run.failed` and in ``failed.jsonl``, with the reason; ``failed``, if it is
+    given, is called with it as soon as that is known (from any thread), else a warning names some at the end. Calling
+    again tries it again. ``run.json`` records every run, also one that an error or Ctrl-C ended.
+
     Raises
     ------
     OutputError
@@ -179,6 +151,8 @@ def generate(
         expensive work.
     PlanMismatch
         If the plan does not fit the model, or the folder holds images of another plan.
+    FailedImages
+        If the first 16 images all fail in the same way.
     """
     started = time.perf_counter()
     adapter = load(model, **settings)
@@ -197,64 +171,89 @@ def generate(
     if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
         made_by["scheduler"] = type(adapter.other_scheduler).__name__
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
-        return _fill(folder, plan, session, progress, started)
+        run = _fill(folder, plan, session, progress, failed, started)
+    if run.failed and failed is None:
+        warnings.warn(summary(run.failed, run.images + len(run.failed)), stacklevel=2)
+    return run
 
 
-def _fill(folder: ImageFolder, plan: Plan, session: Session, progress: bool | CallReport, started: float) -> Run:
-    """Generate what is missing in a folder."""
-    adapter = session.adapter
+def _fill(
+    folder: ImageFolder,
+    plan: Plan,
+    session: Session,
+    progress: bool | CallReport,
+    failed: FailureReport | None,
+    started: float,
+) -> Run:
+    """Generate what is missing in a folder, and record the run, also one that is ended by an error."""
     if progress is True:
         for text in folder.report():
             tqdm.write(f"hsd: {text}", file=sys.stderr)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    alone: np.ndarray | None = None
-    distinct, which = plan.settings, plan.setting
-    names = sorted({name for own in distinct for name in own})  # every image has all columns
-    beside = renamed(plan.columns, names)
     part = plan.prune(todo) if len(todo) else None
-    bar = None
-    if progress is True:
-        bar = _Bar(part, len(todo), session)
+    beside = renamed(plan.columns, sorted({name for own in plan.settings for name in own}))
+    bar = Bar(part.node_steps if part else 0, len(todo)) if progress is True else None
     report: CallReport | None = bar or (progress if callable(progress) else None)
-    images = 0
+
+    def tell(failure: Failure) -> None:
+        if bar:
+            bar.failed(failure)
+        if failed is not None:
+            failed(failure)
+
+    made = Made(folder, Failures(plan, tell))
+
+    def end(error: BaseException | None) -> Run:
+        """Record the run; ``error`` is what ended it, if anything did."""
+        run = Run(
+            out=folder.path,
+            images=len(made.indices),
+            existing=len(plan.kept) - len(todo),
+            node_steps=session.node_steps,
+            standard_node_steps=session.standard_node_steps,
+            batch_size=session.batch_size,
+            seconds={**session.seconds, "total": time.perf_counter() - started},
+            plan=plan if part is None else session.plan,
+            failed=made.failures.all,
+            nsfw=made.nsfw,
+            upcast=made.upcast,
+            repaired=tuple(folder.repaired),
+        )
+        tried = [*made.indices, *(failure.index for failure in run.failed)]
+        update_failed(folder.path, folder.locked(), tried, run.failed)
+        folder.record_run(record(run, plan, session.adapter, session.options, session.catch_up, error))
+        return run
+
     try:
         if part is not None:
             with Writers() as writers:
-                for image in session.images(part, report):
+                alone: np.ndarray | None = None
+                for image in session.images(part, report, made.failures):
                     if alone is None:
                         alone = alone_from(session.plan)
-                    own = {name: distinct[which[image.index]].get(name) for name in names}
+                        if bar:
+                            bar.expect(session.plan.node_steps)
                     given = {name: values[image.index] for name, values in beside.items()}
-                    extra = {**given, **own, "alone_from": int(alone[image.index])}
-                    writers.submit(folder.add, image.index, image.pil, extra)
-                    images += 1
+                    writers.submit(made.write, image, {**given, "alone_from": int(alone[image.index])})
+    except BaseException as error:
+        with contextlib.suppress(OSError, Error):  # what ended the run matters more: a full disk, for example
+            end(error)
+        raise
     finally:
         if bar:
             bar.close()
-    seconds = {**session.seconds, "total": time.perf_counter() - started}
-    part = None if part is None else session.plan
-    node_steps, standard = (part.node_steps, part.standard_node_steps) if part else (0, 0)
-    existing = len(plan.kept) - images
-    found = tuple(folder.repaired)
-    run = Run(folder.path, images, existing, node_steps, standard, session.batch_size, seconds, part or plan, found)
-    folder.record_run(_record(run, plan, adapter, session))
-    if part is not None:
-        speeds.remember(adapter, seconds["denoise"] / cost(part, adapter, None).guided_node_steps)
+    run = end(None)
+    if run.node_steps:
+        speeds.remember(
+            session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
+        )
     return run
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a plan is run. Nothing here changes the images beyond rounding. See :func:`stream`."""
-
-    batch_size: BatchSize = 16
-    order: Order = "depth"
-    max_slots: int | None = None
-    conditioning_memory: int | None = None
-    compile: bool = False
-    cuda_graphs: bool = True
-    channels_last: bool = False
+def _check(adapter: Adapter, options: Options, plan: Plan) -> None:
+    """Raise what a session would raise for these options, whichever plan it runs."""
+    Session(plan, adapter, replace(options, max_slots=None))
 
 
 class Session:
@@ -264,8 +263,6 @@ class Session:
         self, plan: Plan, adapter: Adapter, options: Options, observer: Callable[[Evaluation], object] | None = None
     ) -> None:
         self.adapter, self.options, self.observer = adapter, options, observer
-        self.plan = plan
-        """What :meth:`images` runs, once it has encoded the prompts."""
         self.variants = variants_of(adapter, plan.settings)
         self.catch_up = catch_up_of(plan, adapter)
         """gamma of catch-up conditioning: the plan's, or the model's default."""
@@ -274,6 +271,10 @@ class Session:
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
         """For ``"auto"``, the size of the latest pass."""
         self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
+        self.node_steps = self.standard_node_steps = 0
+        """What has run so far, and what its images need without sharing."""
+        self.plan = plan
+        """What :meth:`images` runs, once it has encoded the prompts."""
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
         for first, *_ in self.passes:
@@ -287,17 +288,31 @@ class Session:
             plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed, rows=rows)
         catch_up_weights(plan.n_steps, self.catch_up)
 
-    def images(self, plan: Plan, progress: CallReport | None) -> Iterator[Image]:
-        """Encode, then run the passes. There are several only if sizes or similar settings differ."""
+    def images(self, plan: Plan, progress: CallReport | None, failures: Failures | None = None) -> Iterator[Image]:
+        """Encode, then run the passes. There are several only if sizes or similar settings differ.
+
+        Without ``failures`` an image that cannot be made is an error, after the last one.
+        """
+        found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan))
         plan = self.plan = apart(plan, conditioning)
+        for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
+            found.add(index, "encode", conditioning.failed[index])
+        left = np.setdiff1d(plan.kept, list(conditioning.failed))
+        self._warned = False
         try:
-            for v, part in plans_of(plan, self.passes):
-                yield from self._pass(part, v, conditioning, progress)
+            if len(left):
+                # A prompt that was not encoded stays a member of its clusters, but their means do not count it.
+                for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
+                    yield from self._pass(part, v, conditioning, progress, found)
         finally:
             self.adapter.free()
+        if failures is None and found:
+            raise FailedImages(summary(found.all, len(plan.kept)), found.all)
 
-    def _pass(self, plan: Plan, v: int, conditioning: Conditioning, progress: CallReport | None) -> Iterator[Image]:
+    def _pass(
+        self, plan: Plan, v: int, conditioning: Conditioning, progress: CallReport | None, failures: Failures
+    ) -> Iterator[Image]:
         """Lower the plan, replay the program and decode what it finishes."""
         variant, sampler, options = self.variants[v], self.samplers[v], self.options
         if options.channels_last:
@@ -324,14 +339,18 @@ class Session:
             observer=self.observer,
         )
         calls = executor.run()
+        self.standard_node_steps += plan.standard_node_steps
         with Decoder(variant) as decoder:
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
-                yield from self._named(plan, self._clocked("decode", partial(decoder.put, finished)))
+                self.node_steps += lanes
+                yield from self._named(
+                    plan, self._clocked("decode", partial(decoder.put, finished)), executor, failures
+                )
                 if progress:
                     progress(lanes, len(finished))
             self._clocked("denoise", executor.wait)
-            yield from self._named(plan, self._clocked("decode", decoder.rest))
+            yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""
@@ -349,9 +368,23 @@ class Session:
         )
         return choice.batch_size
 
-    def _named(self, plan: Plan, decoded: list[Decoded]) -> Iterator[Image]:
+    def _named(
+        self, plan: Plan, decoded: list[Decoded | Undecoded], executor: Executor, failures: Failures
+    ) -> Iterator[Image]:
         for image in decoded:
-            yield Image(image.index, plan.prompts[image.index], int(plan.seeds[image.index]), image.pil)
+            if isinstance(image, Undecoded):
+                raised = executor.errors.get(image.index) if image.stage == "denoise" else None
+                failures.add(image.index, image.stage, raised or image.reason)
+                continue
+            failures.passed("decode")
+            if image.upcast and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "the image decoder overflows in half precision: images for which it does are decoded in float32",
+                    stacklevel=2,
+                )
+            prompt, seed = plan.prompts[image.index], int(plan.seeds[image.index])
+            yield Image(image.index, prompt, seed, image.pil, image.nsfw, image.upcast)
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """The conditioning that the plan was compiled with, if this model made it; otherwise encode now."""
@@ -366,6 +399,7 @@ class Session:
             needed=plan.covered(),
             memory=self.options.conditioning_memory,
             cuda_graphs=self.options.cuda_graphs,
+            skip_failing=True,
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
@@ -374,62 +408,3 @@ class Session:
             return work()
         finally:
             self.seconds[part] += time.perf_counter() - start
-
-
-class _Bar:
-    """A progress bar that counts node-steps and images, and estimates the time left."""
-
-    def __init__(self, plan: Plan | None, images: int, session: Session):
-        self._images, self._total, self._session = 0, images, session
-        self._bar = tqdm(total=plan.node_steps if plan else 0, unit=" node-steps", disable=None, smoothing=0.05)
-        self._bar.set_postfix_str(f"0/{images} images")
-
-    def __call__(self, node_steps: int, images: int) -> None:
-        self._images += images
-        self._bar.set_postfix_str(f"{self._images}/{self._total} images", refresh=False)
-        self._bar.total = self._session.plan.node_steps
-        self._bar.update(node_steps)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def _check(adapter: Adapter, options: Options, plan: Plan) -> None:
-    """Raise what a session would raise for these options, whichever plan it runs."""
-    Session(plan, adapter, replace(options, max_slots=None))
-
-
-def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[str, Any]:
-    device = adapter.device
-    return {
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "images": run.images,
-        "existing": run.existing,
-        "node_steps": run.node_steps,
-        "standard_node_steps": run.standard_node_steps,
-        "savings": run.savings,
-        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
-        "plan": {
-            "node_steps": plan.node_steps,
-            "savings": plan.savings,
-            "n_steps": plan.n_steps,
-            "tau": plan.tau,
-            "encoder": str(plan.request.get("encoder")),
-        },
-        "catch_up": session.catch_up,
-        "batch_size": session.batch_size,
-        "order": session.options.order,
-        "compile": session.options.compile,
-        "cuda_graphs": session.options.cuda_graphs and device.type == "cuda",
-        "channels_last": session.options.channels_last,
-        "scheduler": type(adapter.scheduler()).__name__,
-        "device": describe(device),
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "versions": {
-            "hsd": _core.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }

@@ -47,7 +47,11 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for all queued images, also after an error, so that none is lost."""
-        self._pool.close()
+        """Wait for all queued images, also after an error and when Ctrl-C interrupts the wait, so that none is lost."""
+        try:
+            self._pool.close()
+        except BaseException:
+            self._pool.close()
+            raise
         if kind is None:
             self._check(wait=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
 from ..work.broadcast import per_row
-from .base import Adapter
+from .base import Adapter, Pictures
 from .check import BrokenAdapter, check
 from .guidance import Guidance, guide, scale_row
 from .guided import GuidedAdapter
@@ -24,6 +24,7 @@ __all__ = [
     "Encoded",
     "Guidance",
     "GuidedAdapter",
+    "Pictures",
     "Prior",
     "check",
     "check_size",

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -33,6 +33,23 @@ LATER = {"later": True}
 
 While it is None it is left out of :attr:`Adapter.settings`, so that folders of earlier versions can be continued.
 """
+
+
+class Pictures(list[PIL.Image.Image]):
+    """Images, and which of them a safety checker made black: what :meth:`Adapter.decode` may return.
+
+    Parameters
+    ----------
+    images
+        The images.
+    nsfw
+        One flag per image; None if there is no checker.
+    """
+
+    def __init__(self, images: Iterable[PIL.Image.Image], nsfw: Iterable[bool] | None = None) -> None:
+        super().__init__(images)
+        self.nsfw: list[bool] | None = None if nsfw is None else [bool(flag) for flag in nsfw]
+
 
 _NOT_SETTINGS = ("pipe", "name", "default_tau", "other_scheduler", "calibration")
 """Fields of an adapter that :func:`hsd.load` takes no value for."""
@@ -78,7 +95,18 @@ class Adapter(Denoiser):
         """Images from finished latents (B, *latent_shape) float32.
 
         ``generators`` are the images' generators in the state after denoising, for pipelines that draw while decoding.
+        A model with a safety checker returns :class:`Pictures`.
         """
+
+    def decoding_networks(self) -> tuple[nn.Module, ...]:
+        """The networks whose outputs :meth:`decode` makes into images: by default all parts that have a ``decode``.
+
+        A run checks that what they give is finite. If it is not, and they are in half precision, their weights are
+        float32 for another call of :meth:`decode`; so it has to give them inputs of their own dtype.
+        """
+        parts = [part for pipe in self.pipes() for part in pipe.components.values()]
+        found = [part for part in parts if isinstance(part, nn.Module) and callable(getattr(part, "decode", None))]
+        return tuple(dict.fromkeys(part for part in found if part not in self.modules()))
 
     # -- derived from the methods
 

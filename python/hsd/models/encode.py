@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,11 +14,12 @@ from torch import Tensor
 from ..conditioning.rows import Conditioning, Field, Rows
 from ..conditioning.spool import Spool
 from ..conditioning.twins import rounding_of
-from ..errors import Error
+from ..errors import Error, PromptError
 from ..planning.build import plan_of
 from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
 from ..replay.executor import Executor
+from ..work.faults import NOT_FINITE, apart, described
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
 from .base import batches
@@ -26,6 +27,9 @@ from .truncation import report_cuts, without_other_reports
 
 _PRIOR_BLOCK = 4096
 """Number of prompts that run through a prior together if it shares nothing."""
+
+_HOPELESS = 16
+"""If this many prompts fail before the first that is encoded, the model is at fault and not the prompts."""
 
 _MEMORY_SHARE = 0.5
 """Share of the memory that clustering may take: clustering comes after encoding, and needs the rest."""
@@ -66,8 +70,12 @@ def encode(
     memory: int | None = None,
     cuda_graphs: bool = True,
     progress: Report | None = None,
+    skip_failing: bool = False,
 ) -> Conditioning:
     """Encode prompts, each with its settings.
+
+    A batch that raises is taken apart, so that the error names a prompt. Rows with NaN or infinity are an error too:
+    they would make the mean of every cluster of their prompt NaN.
 
     Parameters
     ----------
@@ -86,18 +94,41 @@ def encode(
         Whether priors may be replayed as CUDA graphs.
     progress
         Gets the finished fraction.
+    skip_failing
+        Record prompts that cannot be encoded in :attr:`Conditioning.failed`, and encode the others.
+
+    Raises
+    ------
+    PromptError
+        Names the first prompt that cannot be encoded; with ``skip_failing``, if none can.
     """
-    n = len(prompts)
-    chosen = np.zeros(n, dtype=bool)
+    chosen = np.zeros(len(prompts), dtype=bool)
     chosen[slice(None) if needed is None else needed] = True
+    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
+    tables = _Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing)
+    _encode_into(tables, variants, variant, prompts, seeds, chosen, options, Progress(progress))
+    if tables.failed and not tables.any:
+        n = int(chosen.sum())
+        tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
+    return tables.conditioning()
+
+
+def _encode_into(
+    tables: _Tables,
+    variants: Sequence[Denoiser],
+    variant: NDArray[np.int64],
+    prompts: Sequence[str],
+    seeds: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    options: dict[str, Any],
+    whole: Progress,
+) -> None:
+    """Encode the ``chosen`` prompts (N,), or all of them where a prior may need them."""
     priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
     report_cuts(variants, variant, prompts, chosen)
-    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
-    spool = Spool(default_memory() if memory is None else memory)
-    tables = _Tables(n, spool)
-    total, done, whole = int(chosen.sum()), 0, Progress(progress)
+    total, done = int(chosen.sum()), 0
     for v, (part, prior) in enumerate(zip(variants, priors, strict=True)):
         members = np.flatnonzero(chosen & (variant == v))
         if not len(members):
@@ -110,7 +141,7 @@ def encode(
             step = whole.part(done / total, end / total)
             _encode_block(part, prior, part_of, prompts, seeds, tables, options, step)
             done = end
-    return Conditioning(tables.fields, tables.vectors, spool, tables.texts)
+        tables.stand_in(members)
 
 
 def _encode_block(
@@ -127,18 +158,61 @@ def _encode_block(
     texts = [prompts[int(i)] for i in members]
     embeds = None
     if prior is not None:
-        embeds, read = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
+        embeds, read, failed = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
         tables.add_texts(read, members)
         progress = progress.part(0.9, 1.0)
+        if failed:
+            for i, reason in failed.items():
+                tables.fail(members[i : i + 1], reason)
+            left = np.setdiff1d(np.arange(len(members)), list(failed))
+            members, texts, embeds = members[left], [texts[i] for i in left], embeds[torch.from_numpy(left)]
     firsts, row = _distinct(part, texts, embeds is not None)
     for piece in batches(len(firsts), part.encode_batch):
         at = firsts[piece]  # into members
         batch = Batch([texts[int(i)] for i in at], seeds[members[at]], None if embeds is None else embeds[at])
-        tables.add(part.encode(batch), members[at])
+        tables.encode(part, batch, members[at])
         if piece.start == 0:
             tables.check_space(len(firsts) - len(at), len(at))
         progress(piece.stop / len(firsts))
     tables.repeat(members, members[firsts][row])
+
+
+def _of_batch(batch: Batch, at: list[int]) -> Batch:
+    """The prompts of a batch at some positions."""
+    if at == list(range(len(batch))):
+        return batch
+    prior = None if batch.prior is None else batch.prior[at]
+    return Batch([batch.prompts[i] for i in at], batch.seeds[at], prior)
+
+
+def _check_lengths(encoded: Encoded, n: int) -> None:
+    """``Error`` unless there is one row of each field, and one vector, for each of ``n`` prompts."""
+    for name, rows in encoded.rows.items():
+        if len(rows) != n:
+            raise Error(f"encode gave {len(rows)} rows of {name} for a batch of {n} prompts")
+    if encoded.vectors.ndim != 2 or len(encoded.vectors) != n:
+        raise Error(f"encode gave vectors of shape {tuple(encoded.vectors.shape)} for a batch of {n} prompts")
+
+
+def _finite(encoded: Encoded) -> NDArray[np.bool_]:
+    """(B,) whether all that was encoded of a prompt is finite."""
+    finite = torch.isfinite(encoded.vectors).all(dim=1)  # [B]
+    for rows in encoded.rows.values():
+        if isinstance(rows, Tensor):
+            each = torch.isfinite(rows).flatten(1).all(dim=1)
+        else:
+            each = torch.stack([torch.isfinite(row).all() for row in rows])
+        finite = finite & each.to(finite.device)
+    return finite.cpu().numpy()
+
+
+def _picked(encoded: Encoded, at: NDArray[np.int64]) -> Encoded:
+    """What was encoded of the prompts at some positions."""
+    rows: dict[str, Tensor | Sequence[Tensor]] = {
+        name: tensor[at] if isinstance(tensor, Tensor) else [tensor[i] for i in at]
+        for name, tensor in encoded.rows.items()
+    }
+    return Encoded(rows, encoded.vectors[at])
 
 
 def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -155,11 +229,15 @@ def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArra
 class _Tables:
     """The fields of a conditioning while prompts are encoded."""
 
-    def __init__(self, n: int, spool: Spool) -> None:
+    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool, nested: bool = False) -> None:
         self.fields: dict[str, Field] = {}
-        self.vectors: NDArray[np.float32] = np.zeros((n, 0), dtype=np.float32)
+        self.vectors: NDArray[np.float32] = np.zeros((len(prompts), 0), dtype=np.float32)
         self.texts: NDArray[np.float32] | None = None
-        self._n, self._spool = n, spool
+        self.failed: dict[int, str] = {}
+        self.skips = skips
+        self._nested = nested  # inside the encoding of other prompts, which decides what a failure means
+        self._prompts, self._n, self._spool = prompts, len(prompts), spool
+        self._first: Exception | None = None
 
     def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
         if name not in self.fields:
@@ -171,31 +249,93 @@ class _Tables:
     def add_shared(self, shared: dict[str, Tensor | Sequence[Tensor]], members: NDArray[np.int64]) -> None:
         for name, row in shared.items():
             assert len(row) == 1, (name, len(row))
+            if not torch.isfinite(row[0]).all():
+                raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
             field = self._field(name, row)
             field.index[members] = len(field.rows)
             field.rows.append(row)
 
-    def add(self, encoded: Encoded, members: NDArray[np.int64]) -> None:
+    def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
+        """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
+        done, errors = apart(range(len(batch)), lambda at: part.encode(_of_batch(batch, at)))
+        for i, error in errors.items():
+            self.fail(members[i : i + 1], described(error), error)
+        for positions, encoded in done:
+            at = np.array(positions)
+            _check_lengths(encoded, len(at))
+            tried = ~np.isin(at, list(errors))  # another prompt was in the place of each that failed
+            good = _finite(encoded) & tried
+            for i in at[tried & ~good]:
+                self.fail(members[i : i + 1], f"the encoder gave {NOT_FINITE}")
+            self._add(encoded if good.all() else _picked(encoded, np.flatnonzero(good)), members[at[good]])
+
+    def _add(self, encoded: Encoded, members: NDArray[np.int64]) -> None:
+        if not len(members):
+            return
         for name, rows in encoded.rows.items():
-            if len(rows) != len(members):
-                raise Error(f"encode gave {len(rows)} rows of {name} for a batch of {len(members)} prompts")
             field = self._field(name, rows)
             field.index[members] = len(field.rows) + np.arange(len(members))
             field.rows.append(rows)
         vectors = encoded.vectors.detach().float().cpu().numpy()
-        if vectors.ndim != 2 or len(vectors) != len(members):
-            raise Error(f"encode gave vectors of shape {vectors.shape} for a batch of {len(members)} prompts")
-        if not self.vectors.shape[1]:
+        if not self.any:
             self.vectors = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
         self.vectors[members] = vectors
 
     def add_texts(self, vectors: NDArray[np.float32], members: NDArray[np.int64]) -> None:
+        if not vectors.shape[1]:
+            return  # none of them was encoded
         if self.texts is None:
             self.texts = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
         self.texts[members] = vectors
 
+    def conditioning(self) -> Conditioning:
+        """What has been encoded."""
+        return Conditioning(self.fields, self.vectors, self._spool, self.texts, self.failed)
+
+    @property
+    def any(self) -> bool:
+        """Whether any prompt has been encoded."""
+        return self.vectors.shape[1] > 0
+
+    def fail(self, members: NDArray[np.int64], reason: str, error: Exception | None = None) -> None:
+        """Record that a prompt cannot be encoded. Raises unless prompts may fail, and if all of the first ones do."""
+        self.failed |= dict.fromkeys(members.tolist(), reason)
+        self._first = self._first or error
+        if self._nested:
+            return
+        if not self.skips:
+            raise PromptError(f"{self._named(members[0])} cannot be encoded: {reason}") from error
+        kinds = {each.partition(":")[0] for each in self.failed.values()}
+        if not self.any and len(self.failed) >= _HOPELESS and len(kinds) == 1:
+            self.give_up(f"none of the first {len(self.failed)} prompts")
+
+    def give_up(self, which: str) -> NoReturn:
+        """Raise for all prompts that have failed; ``which`` says which ones they are."""
+        first = min(self.failed)
+        raise PromptError(f"{which} can be encoded; {self._named(first)}: {self.failed[first]}") from self._first
+
+    def _named(self, index: int) -> str:
+        return f"prompt {index} ({self._prompts[index]!r:.80})"
+
     def repeat(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
-        """Give ``members`` the rows of their ``sources``, which are among them."""
+        """Give ``members`` the rows of their ``sources``, which are among them. Where one failed, all of them do."""
+        if self.failed:
+            pairs = zip(members.tolist(), sources.tolist(), strict=True)
+            self.failed |= {i: self.failed[source] for i, source in pairs if source in self.failed}
+        self._copy(members, sources)
+
+    def stand_in(self, members: NDArray[np.int64]) -> None:
+        """Give the failed ones of ``members``, which have the same settings, the rows of one that was encoded.
+
+        If all of them failed, nothing reads their rows; their vectors are another prompt's.
+        """
+        lost = np.isin(members, list(self.failed))
+        if lost.any() and not lost.all():
+            self._copy(members[lost], members[~lost][0])
+        elif lost.any() and self.any:
+            self.vectors[members] = 1.0
+
+    def _copy(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
         self.vectors[members] = self.vectors[sources]
         for field in self.fields.values():
             field.index[members] = field.index[sources]
@@ -215,23 +355,34 @@ def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]
 
 
 def _run_prior(
-    prior: Prior, prompts: list[str], seeds: NDArray[np.int64], options: dict[str, Any], progress: Progress
-) -> tuple[Tensor, NDArray[np.float32]]:
-    """The prior's output for each prompt, (n, *latent) float32 on the host, and vectors (n, D) of the texts it reads.
+    prior: Prior,
+    prompts: list[str],
+    seeds: NDArray[np.int64],
+    options: dict[str, Any],
+    progress: Progress,
+) -> tuple[Tensor, NDArray[np.float32], dict[int, str]]:
+    """The prior's output for each prompt, (n, *latent) float32 on the host; steps are shared if its tau is above 0.
 
-    Steps are shared if its tau is above 0.
+    With it, vectors (n, D) of the texts that it reads, and the prompts that cannot be encoded: what is given for them
+    means nothing.
     """
     sampler = prior.sampler(prior.steps)
+    everything, memory = np.ones(len(prompts), dtype=bool), options["memory"]
+    spool = Spool(default_memory() if memory is None else memory)
+    tables = _Tables(prompts, spool, skips=True, nested=True)
     variant = np.zeros(len(prompts), dtype=np.int64)
-    conditioning = encode([prior], variant, prompts, seeds, progress=progress.part(0.0, 0.3), **options)
+    _encode_into(tables, [prior], variant, prompts, seeds, everything, options, progress.part(0.0, 0.3))
+    embeds = torch.zeros((len(prompts), *prior.latent_shape()))
+    if not tables.any:
+        return embeds, tables.vectors, tables.failed
+    conditioning = tables.conditioning()
     plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps, rounding_of(conditioning))
     program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
     executor = Executor(plan, program, prior, conditioning, sampler, cuda_graphs=options["cuda_graphs"])
-    embeds = torch.zeros((len(prompts), *prior.latent_shape()))
     run, done = progress.part(0.3, 1.0), 0
     for lanes, finished in executor.run():
         if finished:
             embeds[[image.index for image in finished]] = torch.cat([image.latent for image in finished]).cpu()
         done += lanes
         run(done / plan.node_steps)
-    return embeds, conditioning.vectors
+    return embeds, conditioning.vectors, conditioning.failed

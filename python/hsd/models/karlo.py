@@ -184,10 +184,14 @@ class Karlo(GuidedAdapter):
         model_output, variance = output.split(latents.shape[1], dim=1)
         return guidance.apply(model_output), guidance.conditional(variance)
 
+    def decoding_networks(self) -> tuple[nn.Module, ...]:
+        """Super-resolution, of which the last step may have weights of its own."""
+        return tuple(dict.fromkeys((self.pipe.super_res_first, self.pipe.super_res_last)))
+
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """Super-resolution, all images at the same step, each with its own generator."""
-        pipe, small = self.pipe, latents.to(self.dtype).clamp(-1, 1)
+        pipe, small = self.pipe, latents.to(self.pipe.super_res_first.dtype).clamp(-1, 1)
         channels, side = pipe.super_res_first.config.in_channels // 2, pipe.super_res_first.config.sample_size
         shape = (len(small), channels, side, side)
         scheduler = copy.deepcopy(pipe.super_res_scheduler)

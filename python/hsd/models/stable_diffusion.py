@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import LATER
+from .base import LATER, Pictures
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
@@ -133,4 +133,5 @@ class StableDiffusion(GuidedAdapter):
         image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)
         keep = [True] * len(image) if flagged is None else [not flag for flag in flagged]
-        return self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)
+        images = self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)
+        return Pictures(images, nsfw=flagged)

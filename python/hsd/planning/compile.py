@@ -240,7 +240,9 @@ def compile(
         encoding = Progress(None if progress is None else partial(progress, "encode"))
         share = 0.3 if resolved == "direct" else 1.0
         report = None if progress is None else encoding.part(0.0, share)
-        conditioning = encode(variants, variant, texts, seed_array, memory=conditioning_memory, progress=report)
+        conditioning = encode(
+            variants, variant, texts, seed_array, memory=conditioning_memory, progress=report, skip_failing=True
+        )
         vectors = as_vectors(conditioning.vectors, len(texts), "the model's embeddings")
         checked = checked_metric(resolved, metric, adapter, vectors.array.shape[1])
         if checked != resolved:
@@ -284,14 +286,27 @@ def compile(
         labels.append(same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)[rows])
         # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are
         # in separate trees.
-        replica = replicas(labels, variant)
+        failed = {} if conditioning is None else conditioning.failed
+        if failed:
+            _warn_of_failed(failed, texts)
+        replica = replicas(labels, variant, alone=sorted(failed))
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
-    if adapter is not None and conditioning is not None:
+    if adapter is not None and conditioning is not None and not conditioning.failed:  # a run tries failed ones again
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
+
+
+def _warn_of_failed(failed: Mapping[int, str], texts: Sequence[str]) -> None:
+    """A warning that names prompts that could not be encoded."""
+    lost = sorted(failed)
+    named = "; ".join(f"prompt {i} ({texts[i]!r:.80}): {failed[i]}" for i in lost[:3])
+    more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
+    warnings.warn(
+        f"{len(lost)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}{more}", stacklevel=3
+    )
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:

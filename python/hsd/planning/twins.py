@@ -41,12 +41,21 @@ _BLOCK = 256
 """Rows of a cell that are compared with all others at once."""
 
 
-def replicas(labels: Sequence[NDArray[np.int64]], variant: NDArray[np.int64]) -> NDArray[np.int64]:
+def replicas(
+    labels: Sequence[NDArray[np.int64]], variant: NDArray[np.int64], alone: Sequence[int] = ()
+) -> NDArray[np.int64]:
     """(N,) the replica of each image, for ``replica_tree``. Two images are in different ones if they have an equal
     label, in any of ``labels`` (N,) each, or different settings, which is their ``variant`` (N,).
 
-    With one kind of label the r-th image with a label and a variant is in the r-th replica of the variant.
+    With one kind of label the r-th image with a label and a variant is in the r-th replica of the variant. Each of the
+    images ``alone`` is in a replica by itself, and their labels do not count.
     """
+    if len(alone):
+        rest = np.setdiff1d(np.arange(len(variant)), alone)
+        out = np.empty(len(variant), dtype=np.int64)
+        out[rest] = replicas([label[rest] for label in labels], variant[rest])
+        out[list(alone)] = out[rest].max() + 1 + np.arange(len(alone))
+        return out
     following: dict[tuple[int, int, int], int] = {}
     out = np.empty(len(variant), dtype=np.int64)
     for i, (which, *own) in enumerate(zip(variant.tolist(), *(label.tolist() for label in labels), strict=True)):

@@ -18,6 +18,7 @@ from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from ..work.broadcast import per_row
 from ..work.device import FittingSize, synchronize
+from ..work.faults import described, ends_run
 from ..work.threads import ahead
 from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
@@ -37,6 +38,9 @@ def check_fit(plan: Plan, sampler: SamplerTable) -> None:
 
 _AHEAD = 4
 """Calls that the host prepares and enqueues ahead of a GPU."""
+
+_HOPELESS = 16
+"""If this many lanes raise before the first evaluation that works, the denoiser is at fault, and not their prompts."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,10 @@ class Executor:
         items = "latents" if self._layout is None else "rows of the network"
         self._lanes = FittingSize(lanes, items, device, on_change=self._fewer_lanes)
         """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
+        self.errors: dict[int, str] = {}
+        """By prompt, what the denoiser raised for its lane or for one that it comes from. Its latent is NaN."""
+        self._works, self._failed = False, 0  # whether any evaluation has worked; lanes that raised
+        self._last_error: Exception | None = None
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
@@ -161,6 +169,8 @@ class Executor:
                     event.record(torch.cuda.current_stream(self._device))
                     throttle.done(event)
                 yield feed.lanes, done
+        if self._last_error is not None and not self._works:
+            raise self._last_error
 
     def wait(self) -> None:
         """Wait until the device has done what was enqueued."""
@@ -195,8 +205,38 @@ class Executor:
         """
         begin = 0
         while begin < feed.lanes:
-            left = feed.lanes - begin if self._layout is None else self._layout.count(feed.table[0, begin : feed.lanes])
-            begin += self._lanes.run(partial(self._evaluate, feed, begin), left)[0]
+            left = self._rows_of(feed, begin, feed.lanes)
+            try:
+                begin += self._lanes.run(partial(self._evaluate, feed, begin), left)[0]
+            except Exception as error:
+                if ends_run(error):
+                    raise
+                begin = self._one_by_one(feed, begin)
+            else:
+                self._works = True
+
+    def _rows_of(self, feed: Feed, begin: int, end: int) -> int:
+        """Rows of the network of some lanes."""
+        return end - begin if self._layout is None else self._layout.count(feed.table[0, begin:end])
+
+    def _one_by_one(self, feed: Feed, begin: int) -> int:
+        """The lanes from ``begin`` on of a call that raised. Those that raise by themselves become NaN.
+
+        Unless some evaluation has worked, many such lanes mean that the denoiser is at fault: their error is raised.
+        """
+        for lane in range(begin, feed.lanes):
+            try:
+                self._lanes.run(partial(self._evaluate, feed, lane), self._rows_of(feed, lane, lane + 1))
+                self._works = True
+            except Exception as error:
+                self._failed += 1
+                if ends_run(error) or (not self._works and self._failed >= _HOPELESS):
+                    raise
+                self._last_error = error
+                self.state[int(feed.table[2, lane])] = float("nan")
+                for prompt in self._feeder.members(int(feed.segments[lane])).tolist():
+                    self.errors.setdefault(prompt, described(error))
+        return feed.lanes
 
     def _fewer_lanes(self) -> None:
         """Compiled and captured calls have another size from now on."""

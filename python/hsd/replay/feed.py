@@ -55,6 +55,8 @@ class Feed:
     differences: list[tuple[int, dict[str, Tensor]]]
     """(slot, difference by name) of each of them that catches up; empty without catch-up."""
     finals: list[Final]
+    segments: NDArray[np.int64]
+    """(lanes,) the segment of each lane."""
 
 
 class Feeder:
@@ -123,8 +125,7 @@ class Feeder:
         rows, differences = [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = entries["segment"][lane]
-            leaves = self._leaf_order[self._leaf_begin[segment] : self._leaf_end[segment]]
-            means = self._conditioning.mean(leaves)
+            means = self._conditioning.mean(self.members(segment))
             slot = int(entries["target"][lane])
             rows.append((slot, {name: self._on_host(row) for name, row in means.items()}))
             if self._history is not None and (caught := self._history.begin(int(segment), means)):
@@ -137,7 +138,11 @@ class Feeder:
         for lane in np.flatnonzero(entries["final"]).tolist():
             generator = self._generator(representative[lane])
             finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
-        return Feed(lanes, table, noise, first, rows, differences, finals)
+        return Feed(lanes, table, noise, first, rows, differences, finals, entries["segment"])
+
+    def members(self, segment: int) -> NDArray[np.int64]:
+        """The prompts of a segment, kept or not."""
+        return self._leaf_order[self._leaf_begin[segment] : self._leaf_end[segment]]
 
     def _on_host(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._pinned else tensor

@@ -19,6 +19,7 @@ from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
+from ..generation.failures import require_all
 from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import prior_savings, recall, remember
@@ -231,7 +232,8 @@ class Lab:
         plan, adapter = self.plan(prompt_set, variant), self.adapter(variant)
         remember(plan, adapter.encoding_key(), self._conditioning(prompt_set, variant))
         folder = self._folder(prompt_set, variant)
-        generate(plan, adapter, folder, batch_size=self.batch_size, progress=self.progress or False)
+        shown = self.progress or False
+        require_all(generate(plan, adapter, folder, batch_size=self.batch_size, progress=shown, failed=lambda _: None))
         return GeneratedSet(prompt_set, variant, plan, folder)
 
     def missing(self, prompt_set: PromptSet, variant: Variant) -> tuple[int, int]:

@@ -31,6 +31,15 @@ class BoundedPool(Generic[T]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._free = threading.Semaphore(most)
         self._pending: deque[Future[T]] = deque()
+        # All threads are started now. A pool forgets a thread whose start is interrupted (by Ctrl-C, in the main
+        # thread), and would not wait for what that one runs.
+        ready = threading.Barrier(threads)
+        try:
+            for _ in range(threads):
+                self._pool.submit(ready.wait)
+        except BaseException:
+            ready.abort()
+            raise
 
     def submit(self, task: Callable[..., T], *args: Any) -> None:
         """Queue a task; waits while the queue is full."""

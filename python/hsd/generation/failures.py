@@ -1,0 +1,184 @@
+"""Images that could not be made: collected while a run goes on, and kept in ``failed.jsonl``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FailedImages
+from ..planning.plan import Plan
+from ..work.files import write_atomically
+from .results import Failure, Run, Stage
+
+FAILED = "failed.jsonl"
+"""In a folder of images: one JSON object for each image that could not be made, and has not been made since."""
+
+HOPELESS = 16
+"""If the first images of a run all fail at one stage and in one way, and they are this many, the run ends."""
+
+_SEPARATE = 4
+"""Latents that are not finite count for that only if they come from this many clusters: one cluster says nothing of the
+others, however many images it has."""
+
+FailureReport = Callable[[Failure], object]
+"""Called with each image that fails, as soon as that is known; from any thread."""
+
+
+class Failures:
+    """The failures of a run, by image. Safe to use from several threads.
+
+    Parameters
+    ----------
+    plan
+        What runs.
+    report
+        Called with each failure.
+    """
+
+    def __init__(self, plan: Plan, report: FailureReport | None = None) -> None:
+        self._plan, self._report = plan, report
+        self._found: dict[int, Failure] = {}
+        self._lock = threading.Lock()
+        self._streaks: dict[Stage, _Streak | None] = {stage: _Streak() for stage in get_args(Stage)}
+
+    def add(self, index: int, stage: Stage, reason: str) -> None:
+        """Record that an image failed.
+
+        Raises
+        ------
+        FailedImages
+            If no image has passed this stage, and enough have failed in the same way to give up.
+        """
+        failure = Failure(index, self._plan.prompts[index], int(self._plan.seeds[index]), stage, reason)
+        with self._lock:
+            self._found[index] = failure
+            hopeless = self._continues(failure)
+        if self._report is not None:
+            self._report(failure)
+        if hopeless:
+            n, first = len(self._found), next(iter(self._found.values()))
+            raise FailedImages(f"the run ends: the first {n} images all failed in the same way: {first}", self.all)
+
+    def passed(self, stage: Stage) -> None:
+        """Record that an image passed ``stage``, and those before it."""
+        for name in get_args(Stage):
+            self._streaks[name] = None
+            if name == stage:
+                return
+
+    @property
+    def all(self) -> tuple[Failure, ...]:
+        """All failures, by index."""
+        with self._lock:
+            return tuple(self._found[index] for index in sorted(self._found))
+
+    def __len__(self) -> int:
+        """Number of failures."""
+        return len(self._found)
+
+    def _continues(self, failure: Failure) -> bool:
+        """Whether this failure and all images before it make the run hopeless."""
+        streak = self._streaks[failure.stage]
+        if streak is None:
+            return False
+        kind = failure.reason.partition(":")[0]
+        if streak.kind not in ("", kind):
+            self._streaks[failure.stage] = None
+            return False
+        streak.kind = kind
+        streak.indices.append(failure.index)
+        if len(streak.indices) < HOPELESS:
+            return False
+        if failure.stage != "denoise":
+            return True
+        clusters = _clusters(self._plan)
+        kept = len(np.unique(clusters[self._plan.kept]))
+        return len(np.unique(clusters[streak.indices])) >= min(_SEPARATE, kept)
+
+
+@dataclass
+class _Streak:
+    """The images that failed at a stage before the first that passed it, all in one way."""
+
+    kind: str = ""
+    indices: list[int] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.indices = []
+
+
+def _clusters(plan: Plan) -> NDArray[np.int64]:
+    """(N,) the cluster of each prompt, at the first step that has enough of them to be compared."""
+    enough = np.flatnonzero(plan.counts() >= _SEPARATE)
+    return plan.active(int(enough[0]) if len(enough) else plan.n_steps - 1)
+
+
+def listed(failures: Iterable[Failure], most: int = 3) -> str:
+    """The first failures, a line each."""
+    every = list(failures)
+    lines = [f"  {failure}" for failure in every[:most]]
+    return "\n".join([*lines, f"  and {len(every) - most:,} more"] if len(every) > most else lines)
+
+
+def summary(failures: tuple[Failure, ...], tried: int) -> str:
+    """What a caller who does not look at the failures has to know."""
+    return f"{len(failures):,} of {tried:,} images failed; the same call tries them again:\n{listed(failures)}"
+
+
+def require_all(run: Run) -> Run:
+    """``run``; ``FailedImages`` if some of its images could not be made. For callers that need all of them."""
+    if run.failed:
+        raise FailedImages(summary(run.failed, run.images + len(run.failed)), run.failed)
+    return run
+
+
+def update_failed(
+    folder: Path, lock: contextlib.AbstractContextManager[Any], made: Iterable[int], failures: Iterable[Failure]
+) -> None:
+    """Bring ``failed.jsonl`` up to date: images that exist leave it, failures of this run enter it, others stay.
+
+    Parameters
+    ----------
+    folder
+        The folder of images.
+    lock
+        What other processes that write to the folder take too.
+    made
+        Indices of images that exist.
+    """
+    path = folder / FAILED
+    with lock:
+        entries = _read(path)
+        for index in made:
+            entries.pop(index, None)
+        entries |= {failure.index: _entry(failure) for failure in failures}
+        if entries:
+            lines = [json.dumps(entries[index], ensure_ascii=False) + "\n" for index in sorted(entries)]
+            write_atomically(path, "".join(lines).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _entry(failure: Failure) -> dict[str, Any]:
+    """As in ``metadata.jsonl``, the prompt is the ``text``."""
+    entry = asdict(failure)
+    return {"index": entry.pop("index"), "text": entry.pop("prompt"), **entry}
+
+
+def _read(path: Path) -> dict[int, dict[str, Any]]:
+    """The entries of an earlier run. Nothing depends on them: what cannot be read is left out."""
+    entries: dict[int, dict[str, Any]] = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().splitlines() if path.is_file() and not path.is_symlink() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                entry = json.loads(line)
+                entries[int(entry["index"])] = entry
+    return entries

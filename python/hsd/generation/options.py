@@ -1,0 +1,20 @@
+"""How a plan is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..names import BatchSize, Order
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is run. Nothing here changes the images beyond rounding. See :func:`stream`."""
+
+    batch_size: BatchSize = 16
+    order: Order = "depth"
+    max_slots: int | None = None
+    conditioning_memory: int | None = None
+    compile: bool = False
+    cuda_graphs: bool = True
+    channels_last: bool = False

@@ -1,0 +1,73 @@
+"""What ``run.json`` keeps of a run."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from datetime import datetime, timezone
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from .. import _core
+from ..models import Adapter
+from ..planning.plan import Plan
+from ..work.device import describe
+from ..work.faults import described
+from .options import Options
+from .results import Run
+
+
+def outcome(error: BaseException | None) -> str:
+    """``finished``; ``failed`` by an error; ``interrupted`` by anything else, such as Ctrl-C."""
+    if error is None:
+        return "finished"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def record(
+    run: Run, plan: Plan, adapter: Adapter, options: Options, catch_up: float, error: BaseException | None
+) -> dict[str, Any]:
+    """One run: how it ended, what it made, with what. ``error`` is what ended it before its end."""
+    device = adapter.device
+    reasons = Counter(f"{failure.stage}: {failure.reason}" for failure in run.failed)
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "outcome": outcome(error),
+        **({} if error is None else {"error": described(error)}),
+        "images": run.images,
+        "existing": run.existing,
+        "failed": len(run.failed),
+        **({"reasons": dict(reasons.most_common(20))} if reasons else {}),
+        "nsfw": run.nsfw,
+        "upcast": run.upcast,
+        "node_steps": run.node_steps,
+        "standard_node_steps": run.standard_node_steps,
+        "savings": run.savings,
+        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+        "plan": {
+            "node_steps": plan.node_steps,
+            "savings": plan.savings,
+            "n_steps": plan.n_steps,
+            "tau": plan.tau,
+            "encoder": str(plan.request.get("encoder")),
+        },
+        "catch_up": catch_up,
+        "batch_size": run.batch_size,
+        "order": options.order,
+        "compile": options.compile,
+        "cuda_graphs": options.cuda_graphs and device.type == "cuda",
+        "channels_last": options.channels_last,
+        "scheduler": type(adapter.scheduler()).__name__,
+        "device": describe(device),
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "versions": {
+            "hsd": _core.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,100 @@
+"""What fails for one item of a batch, and what fails for everything."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from ..errors import Error, PromptError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+NOT_FINITE = "NaN or infinite values"
+
+_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
+"""The disk is full, read-only or broken, or the process has no files or memory left."""
+
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|XPU|MPS)( driver)? error|device-side assert|CUBLAS_STATUS|CUDNN_STATUS|CUSOLVER_STATUS|NCCL|"
+    r"out of memory|can't allocate memory",
+    re.IGNORECASE,
+)
+
+_ACCELERATOR: tuple[type[Exception], ...] = tuple(
+    getattr(torch, name) for name in ("AcceleratorError", "OutOfMemoryError") if hasattr(torch, name)
+)
+
+
+def ends_run(error: Exception) -> bool:
+    """Whether an error concerns everything that would come after it, and not one item: memory, the device, the disk.
+
+    HSD's own errors are of this kind too, except those about a prompt. After an error of the GPU every later call
+    fails as well: to go on would report all prompts as failed.
+    """
+    if isinstance(error, (MemoryError, *_ACCELERATOR)):
+        return True
+    if isinstance(error, Error):
+        return not isinstance(error, PromptError)
+    if isinstance(error, OSError):
+        return error.errno in _SYSTEM
+    return isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
+
+
+def described(error: BaseException, most: int = 300) -> str:
+    """Type and message of an error in one line of about ``most`` characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+
+
+def apart(items: Sequence[T], work: Callable[[list[T]], R]) -> tuple[list[tuple[list[int], R]], dict[int, Exception]]:
+    """Results of ``work`` for a batch; a batch that raises is taken apart, to find the items that fail by themselves.
+
+    Then the batch is tried once more, with another item in the place of each that failed: a batch of another size may
+    be rounded differently, and what belongs to the other items is to be the same as without the failure.
+
+    Parameters
+    ----------
+    items
+        The batch.
+    work
+        Called with the batch or parts of it, several times.
+
+    Returns
+    -------
+    tuple
+        Pairs of positions in ``items`` and the result for them, where results at failed positions mean nothing; and
+        the error of each position that fails by itself.
+
+    Raises
+    ------
+    Exception
+        What ``work`` raised, if it concerns everything: see :func:`ends_run`.
+    """
+
+    def attempt(at: list[int]) -> tuple[list[tuple[list[int], R]], dict[int, Exception]]:
+        try:
+            return [(at, work([items[i] for i in at]))], {}
+        except Exception as error:
+            if ends_run(error):
+                raise
+            if len(at) == 1:
+                return [], {at[0]: error}
+        half = (len(at) + 1) // 2
+        (done, failed), (more, others) = attempt(at[:half]), attempt(at[half:])
+        return done + more, failed | others
+
+    everything = list(range(len(items)))
+    done, failed = attempt(everything)
+    if failed and done:
+        instead = next(i for at, _ in done for i in at)
+        try:
+            done = [(everything, work([items[instead if i in failed else i] for i in everything]))]
+        except Exception as error:
+            if ends_run(error):
+                raise  # else the results of the parts stand
+    return done, failed
