@@ -103,25 +103,26 @@ def _plan_in(folder: Path) -> Plan | None:
 def _arguments(plan: Plan) -> dict[str, Any]:
     """Arguments of :func:`hsd.compile` that ``plan`` was compiled with."""
     request = plan.request
-    asked = request.get("asked")
-    if not isinstance(asked, dict):  # a plan of an earlier version: it does not say what was left to the defaults
-        asked = {"tau": plan.tau, "metric": plan.metric}
+    # A plan of an earlier version does not say what was left to the defaults.
+    tau, metric = request.get("asked_tau", plan.tau), request.get("asked_metric", plan.metric)
+    if tau is not None and not isinstance(tau, (int, float)):
+        raise Error(f"the plan says that tau was {tau!r}, which is no number: compile it again")
     budget = request.get("budget")
     schedule = request.get("schedule", "linear")
     if schedule == "custom":  # a callable or values, of which the thresholds are left
         schedule = np.minimum(plan.phi / plan.tau, 1.0)
-    repeats = request.get("images_per_prompt", 1)
-    given = plan.prompts[::repeats]
+    repeats = int(request.get("images_per_prompt", 1))
+    given = plan.prompts[:: max(1, repeats)]
     if [prompt for prompt in given for _ in range(repeats)] != plan.prompts:
         repeats, given = 1, plan.prompts
     values, which = plan.settings, plan.setting[::repeats]
     return {
         "prompts": given,
-        "tau": asked.get("tau") if budget is None else None,
+        "tau": tau if budget is None else None,
         "budget": budget,
         "steps": request["steps"],
         "linkage": request.get("linkage", "ward"),
-        "metric": asked.get("metric", "auto"),
+        "metric": metric,
         "schedule": schedule,
         "seeds": plan.seeds,
         "images_per_prompt": repeats,

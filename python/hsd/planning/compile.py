@@ -184,7 +184,7 @@ def compile(
     }
     if adapter is None and embeddings is None and encoder is None:
         # What a model's own defaults may replace, where the plan is clustered again by its embeddings.
-        request["asked"] = {"tau": None if tau is None else threshold, "metric": metric}
+        request |= {"asked_tau": None if tau is None else threshold, "asked_metric": metric}
     _record_calibration(request, own)
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": variant.tolist()}
@@ -336,7 +336,9 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
     standard = tree.n_leaves * len(shape)
     if not np.isfinite(tree.heights).any():
         n = tree.n_leaves
-        what = "there is one image" if n == 1 else f"no two of the {n:,} images may share a step (repeats, other settings)"
+        what = (
+            "there is one image" if n == 1 else f"no two of the {n:,} images may share a step (repeats, other settings)"
+        )
         warnings.warn(f"a budget of {budget} has no effect: {what}", stacklevel=3)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
