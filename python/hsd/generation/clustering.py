@@ -16,14 +16,8 @@ from ..errors import Error
 from ..models import Adapter
 from ..planning.apart import roots_of, set_apart
 from ..planning.compile import compile as compile_plan
-from ..planning.encoders import STAND_INS
 from ..planning.plan import PLAN_FILE, Plan
 from ..planning.schedule import schedule_shape
-
-
-def is_stand_in(plan: Plan) -> bool:
-    """Whether the built-in encoder decided who shares steps, because there was no model and nothing else was given."""
-    return plan.request.get("encoder") in STAND_INS and plan.n_prompts > 1 and bool(plan.phi[0] > 0)
 
 
 def clustered_by_model(
@@ -49,7 +43,7 @@ def clustered_by_model(
     check
         Called before anything is encoded, to find bad arguments of a run: with ``plan`` on the model's steps.
     """
-    if not is_stand_in(plan):
+    if not plan.is_estimate:
         return plan
     begun = None if folder is None else _plan_in(Path(folder))
     if begun is not None and begun.fingerprint == plan.fingerprint:

@@ -35,7 +35,7 @@ from ..tuning import speeds
 from ..tuning.batching import automatic
 from ..work.device import describe
 from ..work.files import make_folder
-from .clustering import apart, clustered_by_model, is_stand_in, replaced
+from .clustering import apart, clustered_by_model, replaced
 from .decoding import Decoded, Decoder
 from .folder import ImageFolder
 from .passes import cost, passes_of, plans_of
@@ -178,7 +178,7 @@ def generate(
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     given = plan
-    if is_stand_in(plan):
+    if plan.is_estimate:
         make_folder(out)  # an unusable folder is found before prompts are encoded
         checked = partial(_check, adapter, options)
         plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
