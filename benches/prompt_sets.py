@@ -5,7 +5,7 @@
 Row i of a set does not depend on how many rows are asked for: a smaller set is the beginning of a larger one.
 
 ``templates``  prompts expanded from `prompt_grammar` by `dynamicprompts`, all different, embedded by HSD's default
-               static encoder. 256 dimensions.
+               static encoder: the mean of their tokens, without the part that hears order. 256 dimensions.
 ``mixture``    rows drawn around 4,200 real prompts' sentence embeddings (four sets, 384 dimensions), with the noise
                that near neighbours differ by; more dimensions by a fixed orthonormal lift and a little noise.
 ``noise``      independent normal entries: no structure at all, the hard case.
@@ -105,11 +105,11 @@ def noise_chunks(dim: int, seed: int) -> Iterator[Matrix]:
 
 
 def template_chunks(seed: int) -> Iterator[Matrix]:
-    """Embeddings of the prompts, by the encoder that `hsd.compile` takes by default."""
+    """Embeddings of the prompts: the mean of their tokens, from the encoder that `hsd.compile` takes by default."""
     encoder = default_encoder()
     stream = prompts(seed)
     while True:
-        yield encoder(list(islice(stream, CHUNK)))
+        yield encoder(list(islice(stream, CHUNK)))[:, :TEMPLATE_DIM]
 
 
 def prompts(seed: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from diffusers import HeunDiscreteScheduler
 import hsd
 import tiny
 from helpers import PROMPTS, mean_difference
-from hsd.planning.encoders import STAND_INS, StaticEncoder
+from hsd.planning.encoders import EARLIER_NAME, StaticEncoder, default_encoder
 
 OPTIONS = {"steps": 4, "seeds": 7}
 
@@ -112,7 +112,8 @@ def test_steps_are_counted_by_the_models_scheduler(tmp_path):
 
 def test_what_was_given_by_the_user_stands(model, tmp_path):
     e = np.random.default_rng(0).normal(size=(8, 4))
-    for n, own in enumerate(({"embeddings": e}, {"encoder": lambda prompts: e}, {"model": model})):
+    kinds = ({"embeddings": e}, {"encoder": lambda prompts: e}, {"encoder": default_encoder()}, {"model": model})
+    for n, own in enumerate(kinds):
         plan = hsd.compile(PROMPTS, 0.9, **own, **OPTIONS)
         ran = run(plan, model, tmp_path / str(n))
         assert ran.plan.fingerprint == plan.fingerprint
@@ -125,13 +126,13 @@ def test_where_nothing_is_shared_nothing_is_clustered(model, encoded, tmp_path):
 
 
 def test_a_folder_that_was_begun_with_the_plan_itself_is_continued(model, tmp_path):
-    """As by a version that ran such plans as they were; and those had another encoder."""
+    """As by a version that ran such plans as they were; it had another encoder, and did not record what was asked."""
     plan = hsd.compile(PROMPTS, 0.9, **OPTIONS)
-    old = hsd.Plan(plan._core, plan.prompts, plan.seeds, {**plan.request, "encoder": STAND_INS[-1]})
-    for request in (old.request, plan.request):
-        request.pop("asked", None)
-    old.save(tmp_path / "plan.safetensors")
-    assert run(old, model, tmp_path).plan.fingerprint == old.fingerprint
+    request = {name: value for name, value in plan.request.items() if not name.startswith("asked")}
+    old = hsd.Plan(plan._core, plan.prompts, plan.seeds, {**request, "encoder": EARLIER_NAME})
+    (tmp_path / "old").mkdir()
+    old.save(tmp_path / "old" / "plan.safetensors")
+    assert run(old, model, tmp_path / "old").plan.fingerprint == old.fingerprint
     # Elsewhere it is clustered by the model, by the tau that it has.
     by_model = hsd.compile(PROMPTS, 0.9, model=model, **OPTIONS)
     assert run(old, model, tmp_path / "new").plan.fingerprint == by_model.fingerprint

@@ -10,6 +10,7 @@ from measure import Report
 
 import hsd
 from hsd.demo import PROMPTS
+from hsd.planning.encoders import default_encoder
 from hsd.planning.prompts import read_prompts
 
 FILES = {
@@ -28,11 +29,11 @@ BUNDLED = "bundled"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, and what to cluster them by; None for the default encoder."""
+    """Prompts, and what to cluster them by."""
 
     name: str
     prompts: list[str]
-    embeddings: np.ndarray | None
+    embeddings: np.ndarray
 
     def plan(self, tau: float, steps: int) -> hsd.Plan:
         """Clustered by the embeddings: those of a model with random weights have no meaning."""
@@ -54,7 +55,7 @@ def prompt_sets(names: list[str], data: Path, most: int | None, report: Report) 
     if not found:
         prompts = list(read_prompts(PROMPTS).prompts)[:most]
         report.say(f"USING the {len(prompts)} bundled prompts and hsd's default encoder instead")
-        found.append(PromptSet(BUNDLED, prompts, None))
+        found.append(PromptSet(BUNDLED, prompts, default_encoder()(prompts)))
     return found
 
 

@@ -431,7 +431,7 @@ def test_one_cluster_says_nothing_of_the_others(sd):
     embeddings = np.zeros((len(prompts), 5), dtype=np.float32)
     embeddings[: HOPELESS + 4, 0] = 1.0
     embeddings[HOPELESS + 4 :, 1:] = np.eye(4)
-    embeddings[:, 0] += np.linspace(0, 1e-3, len(prompts))
+    embeddings[: HOPELESS + 4, 1] = np.linspace(0, 1e-2, HOPELESS + 4)
     plan = hsd.compile(prompts, 0.5, embeddings=embeddings, steps=2)
     cluster = list(range(HOPELESS + 4))
     assert len(np.unique(plan.active(0))) == 5

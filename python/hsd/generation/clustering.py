@@ -16,14 +16,8 @@ from ..errors import Error
 from ..models import Adapter
 from ..planning.apart import roots_of, set_apart
 from ..planning.compile import compile as compile_plan
-from ..planning.encoders import STAND_INS
 from ..planning.plan import PLAN_FILE, Plan
 from ..planning.schedule import schedule_shape
-
-
-def is_stand_in(plan: Plan) -> bool:
-    """Whether the built-in encoder decided who shares steps, because there was no model and nothing else was given."""
-    return plan.request.get("encoder") in STAND_INS and plan.n_prompts > 1 and bool(plan.phi[0] > 0)
 
 
 def clustered_by_model(
@@ -49,7 +43,7 @@ def clustered_by_model(
     check
         Called before anything is encoded, to find bad arguments of a run: with ``plan`` on the model's steps.
     """
-    if not is_stand_in(plan):
+    if not plan.is_estimate:
         return plan
     begun = None if folder is None else _plan_in(Path(folder))
     if begun is not None and begun.fingerprint == plan.fingerprint:
@@ -103,25 +97,26 @@ def _plan_in(folder: Path) -> Plan | None:
 def _arguments(plan: Plan) -> dict[str, Any]:
     """Arguments of :func:`hsd.compile` that ``plan`` was compiled with."""
     request = plan.request
-    asked = request.get("asked")
-    if not isinstance(asked, dict):  # a plan of an earlier version: it does not say what was left to the defaults
-        asked = {"tau": plan.tau, "metric": plan.metric}
+    # A plan of an earlier version does not say what was left to the defaults.
+    tau, metric = request.get("asked_tau", plan.tau), request.get("asked_metric", plan.metric)
+    if tau is not None and not isinstance(tau, (int, float)):
+        raise Error(f"the plan says that tau was {tau!r}, which is no number: compile it again")
     budget = request.get("budget")
     schedule = request.get("schedule", "linear")
     if schedule == "custom":  # a callable or values, of which the thresholds are left
         schedule = np.minimum(plan.phi / plan.tau, 1.0)
-    repeats = request.get("images_per_prompt", 1)
-    given = plan.prompts[::repeats]
+    repeats = int(request.get("images_per_prompt", 1))
+    given = plan.prompts[:: max(1, repeats)]
     if [prompt for prompt in given for _ in range(repeats)] != plan.prompts:
         repeats, given = 1, plan.prompts
     values, which = plan.settings, plan.setting[::repeats]
     return {
         "prompts": given,
-        "tau": asked.get("tau") if budget is None else None,
+        "tau": tau if budget is None else None,
         "budget": budget,
         "steps": request["steps"],
         "linkage": request.get("linkage", "ward"),
-        "metric": asked.get("metric", "auto"),
+        "metric": metric,
         "schedule": schedule,
         "seeds": plan.seeds,
         "images_per_prompt": repeats,

@@ -32,7 +32,7 @@ from ..tuning import speeds
 from ..tuning.batching import automatic
 from ..work.files import make_folder
 from .bar import Bar
-from .clustering import apart, clustered_by_model, is_stand_in, replaced
+from .clustering import apart, clustered_by_model, replaced
 from .decoding import Decoded, Decoder, Undecoded
 from .failures import FailureReport, Failures, summary, update_failed
 from .folder import ImageFolder
@@ -158,7 +158,7 @@ def generate(
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     given = plan
-    if is_stand_in(plan):
+    if plan.is_estimate:
         make_folder(out)  # an unusable folder is found before prompts are encoded
         checked = partial(_check, adapter, options)
         plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)

@@ -200,7 +200,7 @@ def compile(
     }
     if adapter is None and embeddings is None and encoder is None:
         # What a model's own defaults may replace, where the plan is clustered again by its embeddings.
-        request["asked"] = {"tau": None if tau is None else threshold, "metric": metric}
+        request |= {"asked_tau": None if tau is None else threshold, "asked_metric": metric}
     _record_calibration(request, own)
     if len(values) > 1 or values[0]:
         request["settings"] = {"values": values, "index": np.repeat(variant, repeats).tolist()}

@@ -39,8 +39,8 @@ Encoder = Callable[[list[str]], Any]
 """Takes N prompts, returns (N, D) floats: NumPy, or anything that ``numpy.asarray`` reads."""
 
 
-STAND_INS = ("wordllama-256-order", "wordllama-256")
-"""Names that plans record for an encoder of this file: the present one, and that of earlier versions (the mean)."""
+EARLIER_NAME = "wordllama-256"
+"""What plans of earlier versions record for the default encoder, which was the mean alone."""
 
 CHUNK = 4096
 """Prompts encoded at a time: the tokens of a million prompts would take gigabytes."""

@@ -19,6 +19,7 @@ from ..work.files import write_atomically
 from ..work.paths import user_path
 from ..work.reading import open_file
 from .columns import check_columns
+from .encoders import EARLIER_NAME, StaticEncoder
 from .settings import canonical
 from .summary import Calls, Summary
 
@@ -114,6 +115,15 @@ class Plan:
         """Gamma of catch-up conditioning; None: the default of the model. Plans from before there was any have 0."""
         gamma = self.request.get("catch_up", 0.0)
         return None if gamma is None else float(gamma)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the built-in encoder decided who shares steps, because nothing else was given: a run compiles the
+        plan again, by the embeddings of its model.
+        """
+        encoder = self.request.get("encoder")
+        by_default = "asked_metric" in self.request or encoder == EARLIER_NAME  # which did not say what was asked
+        return encoder in (StaticEncoder.name, EARLIER_NAME) and by_default and self.n_prompts > 1 and self.phi[0] > 0
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -285,6 +295,7 @@ class Plan:
             encoder=str(self.request["encoder"]),
             tau=self.tau,
             settings=len(self.settings),
+            estimate=self.is_estimate,
             node_steps=self.node_steps,
             standard_node_steps=self.standard_node_steps,
             active=tuple(self.counts().tolist()),

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .encoders import STAND_INS
-
 LEAST_CORRELATION = 0.5
 """A metric that predicts the model's own distances worse than this is warned about."""
 
@@ -53,6 +51,8 @@ class Summary:
     """Node-steps of the same images without sharing."""
     active: tuple[int, ...]
     """K active clusters, one count per step."""
+    estimate: bool = False
+    """Whether a run compiles the plan again, by its model's own embeddings."""
     correlation: float | None = None
     """Of the distances used with those of the model's own predictions; None if it was not measured."""
     rows: int | None = None
@@ -124,7 +124,7 @@ class Summary:
             ("steps", f"{self.steps}"),
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
-        if self.encoder in STAND_INS and self.tau > 0:
+        if self.estimate:
             lines.append(("", "for an estimate: a run clusters by its model's own embeddings instead"))
         if self.correlation is not None:
             lines.append(("metric", _judged(self.metric, self.correlation, self.linkage)))
