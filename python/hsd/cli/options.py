@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
 from ..planning.prompts import PromptFile, read_prompts
+from ..work.reading import parse_json
 from .console import quiet, say
 
 Prompts = Annotated[
@@ -176,7 +176,7 @@ def parse(settings: list[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"--set {item}: write NAME=VALUE")
         try:
-            out[name] = json.loads(value)
+            out[name] = parse_json(value)
         except ValueError:
             out[name] = value
     return out

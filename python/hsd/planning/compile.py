@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
+from ..errors import Error
 from ..names import Linkage, Metric, Noise, check_count, check_name
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
@@ -128,7 +129,7 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that is not a valid plan.
+        If ``reuse`` is a file that cannot be read, or is not a valid plan.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:
@@ -284,7 +285,10 @@ def _earlier(
         path = path / PLAN_FILE
     if not path.is_file():
         return None
-    plan = Plan.load(path)
+    try:
+        plan = Plan.load(path)
+    except OSError as error:
+        raise Error(f"cannot read {path}: {error.strerror or error}; delete it to compile its plan again") from None
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
