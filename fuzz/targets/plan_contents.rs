@@ -32,8 +32,10 @@ libfuzzer_sys::fuzz_target!(|given: Contents| {
     let n = given.merges.len() + 1;
     let mut merges: Vec<[i64; 2]> = given.merges.iter().map(|&(a, b)| [a.into(), b.into()]).collect();
     if let Some((which, node)) = given.large {
-        let n = merges.len().max(1);
-        merges.get_mut(which as usize % n).map_or((), |merge| merge[0] = node);
+        let row = which as usize % merges.len().max(1);
+        if let Some(merge) = merges.get_mut(row) {
+            merge[0] = node;
+        }
     }
     let mut scores = given.scores;
     scores.resize(n - 1, 0.5);

@@ -47,7 +47,6 @@ def refused(path: Path, says: str) -> None:
         ({"linkage": 3}, "linkage 3"),
         ({"tau": 10**400}, "cannot be read: number out of range"),
         ({"tau": -0.5}, "tau -0.5; it has to be a finite number >= 0"),
-        ({"tau": float("nan")}, "cannot be written|not JSON|cannot be read"),
         ({"tau": True}, "tau true"),
         ({"tau": "1"}, 'tau "1"'),
         ({"steps": 10**9}, "steps 1000000000; it has to be an integer from 1 to 1000"),
@@ -80,12 +79,14 @@ def refused(path: Path, says: str) -> None:
 )
 def test_metadata_that_a_later_use_would_trip_over(plan, tmp_path, change, says):
     path = tmp_path / "plan.safetensors"
-    try:
-        forged(path, plan, json.dumps({**plan.request, **change}))
-    except ValueError as error:  # NaN is not written in the first place
-        assert "NaN" in json.dumps(change) and "not JSON" in str(error)
-        return
-    refused(path, says)
+    refused(forged(path, plan, json.dumps({**plan.request, **change})), says)
+
+
+def test_what_is_no_json_is_not_written(plan, tmp_path):
+    plan.request["tau"] = float("nan")
+    with pytest.raises(ValueError, match="metadata is not JSON"):
+        plan.save(tmp_path / "plan")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["tau", "steps", "noise", "linkage", "encoder"])
@@ -129,7 +130,8 @@ def test_what_is_loaded_can_be_used(tmp_path_factory, change):
         again = hsd.Plan.load(forged(path, plan, json.dumps({**plan.request, **change})))
     except hsd.Error:
         return
-    assert str(again) and repr(again) and again.fingerprint
+    for text in (str(again), repr(again), again.fingerprint):
+        assert text
     assert again.catch_up is None or again.catch_up >= 0
     assert again.metric in ("cosine", "euclidean", "auto", "calibrated", "direct")
     assert len(again.setting) == again.whole().n_prompts == 3
@@ -233,7 +235,8 @@ SEEDS = Path(__file__).resolve().parents[2] / "fuzz" / "seeds"
 @pytest.mark.parametrize("path", sorted((SEEDS / "plan_file").iterdir()), ids=lambda path: path.name)
 def test_seeds_are_plans(path):
     plan = hsd.Plan.load(path)
-    assert str(plan) and plan.fingerprint
+    assert str(plan)
+    assert plan.fingerprint
     data = path.read_bytes()
     assert plan._core.to_bytes(plan.prompts, plan.seeds, _core.Plan.from_bytes(data)[3]) == data
 

@@ -28,8 +28,12 @@ from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
 from ..work.files import STUDY, claim, make_folder, write_atomically
+from ..work.reading import read_file
 from .cost import prior_rows, rows
 from .grid import Setting
+
+_MOST_EMBEDDINGS = 1 << 32
+"""Bytes of a file of embeddings that is read: far more than a run writes."""
 
 
 class Trials:
@@ -234,7 +238,7 @@ def _read_embeddings(path: Path, version: str) -> dict[str, NDArray[np.float64]]
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_file(path, _MOST_EMBEDDINGS)), allow_pickle=False) as stored:
             digests, rows = stored["digests"].tolist(), stored["rows"].astype(np.float64)
             if str(stored["version"]) != version or rows.ndim != 2 or not np.isfinite(rows).all():
                 return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from ..planning.chosen import load_settings
 from ..planning.hints import hint_for
 from ..planning.prompts import PromptFile, read_prompts
 from ..planning.settings import check_settings
+from ..work.reading import parse_json
 from .console import quiet, say
 
 Prompts = Annotated[
@@ -200,8 +200,8 @@ def parse(settings: list[str]) -> dict[str, Any]:
         if name in out:
             raise ValueError(f"--set {item}: {name} is given twice")
         try:
-            out[name] = json.loads(value)
-        except (ValueError, RecursionError):
+            out[name] = parse_json(value)
+        except ValueError:
             out[name] = value
     return out
 

@@ -100,7 +100,10 @@ def root_clusters(folder: Folder) -> NDArray[np.int64] | None:
     path = folder.path / PLAN_FILE
     if not path.is_file():
         return None
-    plan = Plan.load(path).whole()
+    try:
+        plan = Plan.load(path).whole()
+    except OSError as error:
+        raise FolderError(f"cannot read {path}: {error.strerror or error}") from None
     indices: list[int] = []
     for entry in folder.entries:
         index = entry.index

@@ -24,6 +24,10 @@ MEASURED = "measured"
 SETTINGS_FILE = "hsd-settings.json"
 
 
+_MOST_STEPS = 10_000
+"""Far more than any scheduler needs. The tables of a run grow with them, and a file may say anything."""
+
+
 class SettingsError(Error, ValueError):
     """A file of settings that cannot be used. Names the file and the key."""
 
@@ -117,6 +121,13 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} is an integer that is too large for a float") from None
 
 
+def _steps(name: str, value: Any) -> int:
+    steps = check_count(name, value)
+    if steps > _MOST_STEPS:
+        raise ValueError(f"{name} is {steps}: it has to be at most {_MOST_STEPS}")
+    return steps
+
+
 def _one_of(*names: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in names:
@@ -148,7 +159,7 @@ def _evidence(name: str, value: Any) -> dict[str, Any]:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "steps": check_count,
+    "steps": _steps,
     "tau": lambda name, value: check_tau(_number(name, value)),
     "budget": lambda name, value: check_budget(_number(name, value)),
     "catch_up": lambda name, value: check_catch_up(_number(name, value)),

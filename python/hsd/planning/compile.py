@@ -144,7 +144,8 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that is not a valid plan. In the folder of a run, such a file is passed over.
+        If ``reuse`` is a file that cannot be read, or is not a valid plan. In the folder of a run, such a file is passed
+        over.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:
@@ -355,10 +356,12 @@ def _earlier(
         return None
     try:
         plan = Plan.load(path)
-    except Error as error:
+    except (Error, OSError) as error:
         if of_run:
             return None
-        raise Error(f"{error} To do so, remove the file.") from None
+        if isinstance(error, Error):
+            raise
+        raise Error(f"cannot read {path}: {error.strerror or error}; delete it to compile its plan again") from None
     # Any version of HSD will do. With a budget, tau is a result and not an argument.
     ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it

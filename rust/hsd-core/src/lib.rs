@@ -6,7 +6,8 @@
 //! that Algorithm 1 runs at each step, in `plan/mod.rs` (`cut`); Eq. 7, the thresholds, in `plan/schedule.rs`.
 //!
 //! The same input gives the same bytes with any number of threads: ties are broken by lowest index, and no hash order
-//! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently.)
+//! reaches a result. (Machines with other vector instructions may round the last bit of a distance differently: a plan's
+//! fingerprint is of its clusters, and does not notice.)
 //! Whatever is built or loaded is checked before it exists.
 #![forbid(unsafe_code)]
 

@@ -124,6 +124,14 @@ fn other_versions_and_other_files_are_named() {
 }
 
 #[test]
+fn names_cannot_steer_a_terminal() {
+    let tree = hsd_core::Tree::from_merges(&[[0, 1]], vec![0.5], "ward\n\u{1b}[2J").unwrap();
+    let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap();
+    let file = PlanFile { plan: plan.into(), ..small() };
+    assert!(why(PlanFile::from_bytes(&file.to_bytes().unwrap())).contains("control characters"));
+}
+
+#[test]
 fn an_approximate_tree_stays_one() {
     let tree = hsd_core::Tree::from_merges(&[[0, 1]], vec![0.5], "ward").unwrap().approximate();
     let plan = hsd_core::Plan::compile(std::sync::Arc::new(tree), &[1.0, 0.0]).unwrap();
@@ -203,6 +211,7 @@ fn metadata_is_checked() {
         ("linkage", json!("mixed"), "linkage \"mixed\""),
         ("linkage", json!(["ward"]), "linkage a list"),
         ("encoder", json!({}), "encoder an object"),
+        ("encoder", json!("\u{1b}[2J"), "a text without control characters"),
         ("metric", json!("manhattan"), "metric \"manhattan\""),
         ("metric", Value::Null, "metric null"),
         ("schedule", json!(3), "schedule 3"),

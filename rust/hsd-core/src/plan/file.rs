@@ -91,6 +91,9 @@ impl PlanFile {
         if field("sha256")? != digest(linkage, exact, metadata, &arrays.map(|array| array.data)) {
             return Err(bad("its digest does not match its contents; it was damaged or edited"));
         }
+        if linkage.chars().any(char::is_control) {
+            return Err(bad("its linkage holds control characters, which could change what a terminal shows"));
+        }
         let seeds: Vec<i64> = numbers(seeds.vector()?, i64::from_le_bytes);
         let n = seeds.len();
         for (what, found) in

@@ -101,9 +101,9 @@ impl<'a> Fields<'a> {
 
     fn text(&self, name: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_str() {
+        match value.as_str().filter(|text| !text.chars().any(char::is_control)) {
             Some(text) => Ok(Some(text)),
-            None => self.wrong(name, value, "a text"),
+            None => self.wrong(name, value, "a text without control characters"),
         }
     }
 
