@@ -31,3 +31,8 @@ class OutOfMemory(Error, RuntimeError):
 
 class OutputError(Error, OSError):
     """An output folder that cannot be written to, or that holds something else."""
+
+
+class OtherVersions(UserWarning):
+    """Images that are continued with other versions of packages, or on another kind of device: they may be rounded
+    differently."""

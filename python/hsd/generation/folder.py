@@ -23,6 +23,7 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA, make_folder, write_atomically
+from .differences import check_model, listed, plan_differences
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -113,13 +114,15 @@ class ImageFolder:
         """Record the plan as the folder's, or check that it is the one recorded."""
         document = self._read_run()
         before = document.get("identity")
-        if before is not None and before != self._identity:
-            differs = "plan" if before.get("plan") != self._identity["plan"] else "model"
-            detail = "" if differs == "plan" else f" ({_difference(before['model'], self._identity['model'])})"
-            raise PlanMismatch(
-                f"{self.path} holds images of another {differs}{detail}: continue with the same prompts, seeds and "
-                "settings, or choose another folder"
-            )
+        if before is not None:
+            if before.get("plan") != self._identity["plan"]:
+                raise PlanMismatch(
+                    f"{self.path} holds images of another plan ({self._plan_differs()}): continue with the same "
+                    "prompts, seeds and settings, or choose another folder"
+                )
+            check_model(self.path, before["model"], self._identity["model"])
+            if "networks" not in before["model"]:  # from before that was recorded
+                self._write_run({**document, "identity": self._identity})
         if before is None:
             if (self.path / METADATA).exists():
                 raise PlanMismatch(
@@ -127,6 +130,12 @@ class ImageFolder:
                 )
             self.plan.whole().save(self.path / PLAN_FILE)
             self._write_run({"identity": self._identity, "request": self.plan.request, "runs": []})
+
+    def _plan_differs(self) -> str:
+        try:
+            return listed(plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole()))
+        except (Error, OSError):
+            return f"its {PLAN_FILE} cannot be read"
 
     def _read_run(self) -> dict[str, Any]:
         try:
@@ -167,10 +176,3 @@ def _png_info(entry: dict[str, Any]) -> PngInfo:
     info.add_text("seed", str(entry["seed"]))
     info.add_text("Software", "hsd")
     return info
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    # Without catch-up it is not recorded, as in folders from before there was any.
-    flat = [{"catch_up": 0.0, **d, **d.get("settings", {})} for d in (before, now)]
-    keys = [k for k in {**flat[1], **flat[0]} if k != "settings" and flat[0].get(k) != flat[1].get(k)]
-    return ", ".join(f"{k}: {flat[0].get(k)!r} before, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"

@@ -12,18 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
-import transformers
 from tqdm.auto import tqdm
 
-from .. import _core
 from ..conditioning.rows import Conditioning
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
-from ..models.encode import encode, recall
+from ..models.encode import encode, is_remembered, recall
+from ..models.identity import image_identity, versions
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
@@ -168,11 +166,7 @@ def generate(
     adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     session = Session(plan, adapter, options)
-    made_by: dict[str, Any] = {"name": adapter.name, "settings": adapter.settings}
-    if session.catch_up:  # it may be the model's default, which the plan does not record
-        made_by["catch_up"] = session.catch_up
-    if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
-        made_by["scheduler"] = type(adapter.other_scheduler).__name__
+    made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     folder = ImageFolder(out, plan, made_by, image_format)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
@@ -313,9 +307,10 @@ class Session:
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """The conditioning that the plan was compiled with, if this model made it; otherwise encode now."""
-        found = recall(plan, self.adapter.encoding_key())
-        if found is not None:
-            return found
+        if is_remembered(plan):
+            found = recall(plan, self.adapter.encoding_key())
+            if found is not None:
+                return found
         return encode(
             self.variants,
             plan.setting,
@@ -386,11 +381,5 @@ def _record(run: Run, plan: Plan, adapter: Adapter, session: Session) -> dict[st
         "scheduler": type(adapter.scheduler()).__name__,
         "device": describe(device),
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        "versions": {
-            "hsd": _core.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {**versions(), "python": platform.python_version()},
     }
