@@ -15,6 +15,7 @@ from ._core import Program, Tree, __version__
 from .calibration import Calibration
 from .errors import (
     Error,
+    OtherVersions,
     OutOfMemory,
     OutputError,
     PlanMismatch,
@@ -43,6 +44,7 @@ __all__ = [
     "Error",
     "Evaluation",
     "Image",
+    "OtherVersions",
     "OutOfMemory",
     "OutputError",
     "Plan",

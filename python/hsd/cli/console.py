@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from tqdm.auto import tqdm
 
+from ..errors import OtherVersions
 from ..work.files import write_atomically
 
 
@@ -69,9 +70,22 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
 
 
+_show_elsewhere = warnings.showwarning
+
+
+def _show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+    """A warning that is a message for the user as one line, without the place in the code."""
+    if issubclass(category, OtherVersions):
+        say(str(message))
+    else:
+        _show_elsewhere(message, category, *args, **options)
+
+
 def quiet() -> None:
     """Suppress the notices and loading bars of the libraries. Downloads still show theirs."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
+    warnings.filterwarnings("always", category=OtherVersions)
+    warnings.showwarning = _show
     import diffusers  # here, because both import torch
     import transformers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -10,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OtherVersions, PlanMismatch
+from ..errors import Error, OtherVersions, PlanMismatch
 from ..planning.plan import Plan
+from ..work.files import write_atomically
 
 _TOLERANCE = 1e-4
 """Relative difference of a sampler's coefficients from which it is another sampler; processors round differently."""
 
 _LONGEST = 60
 """Characters of a value, and of a prompt, that a text shows."""
+
+MODEL = "model.json"
+"""In a folder of several sets of images: the model of all of them, see :func:`claim_model`."""
 
 _NAMED = 5
 """Differences that a message names."""
@@ -83,6 +88,27 @@ def check_model(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
             OtherVersions,
             stacklevel=2,
         )
+
+
+def claim_model(folder: Path, now: dict[str, Any]) -> None:
+    """Record which model all the images below ``folder`` are of, or raise as :func:`check_model` does.
+
+    For folders of several plans, whose images are used again without another look at them.
+    """
+    path = folder / MODEL
+    if path.exists():
+        try:
+            before = json.loads(path.read_bytes())
+            if not isinstance(before, dict) or not isinstance(before.get("networks"), dict):
+                raise ValueError("it does not describe a model")
+        except (OSError, ValueError, RecursionError) as error:
+            raise Error(
+                f"{path} cannot be read ({error}): choose another folder, or delete the file if the model is the one "
+                "that made the images there"
+            ) from None
+        check_model(folder, before, now)
+    else:
+        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
 
 
 def listed(differences: list[str]) -> str:
@@ -224,7 +250,7 @@ def _but(entries: dict[str, Any], names: Any) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    if value is _MISSING:
+    if value is _MISSING or value is None:
         return "none"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -51,6 +51,8 @@ class Sana(GuidedAdapter):
             raise TypeError("complex_human_instruction is a string: give a list of lines, as the pipeline takes it")
         check_size("height", self.height, max(32, self.pipe.vae_scale_factor))
         check_size("width", self.width, max(32, self.pipe.vae_scale_factor))
+        # The pipeline does so at every prompt. Done here, the model is the same before its first run and after it.
+        self.pipe.tokenizer.padding_side = "right"
 
     @property
     def noise_dtype(self) -> torch.dtype:
