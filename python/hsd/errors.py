@@ -34,5 +34,4 @@ class OutputError(Error, OSError):
 
 
 class OtherVersions(UserWarning):
-    """Images that are continued with other versions of packages, or on another kind of device: they may be rounded
-    differently."""
+    """Images are continued with other versions of packages, or on another kind of device: rounding may differ."""

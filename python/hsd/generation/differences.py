@@ -170,7 +170,8 @@ def _scheduler(name: str, before: dict[str, Any], now: dict[str, Any], same_vers
     if before["class"] != now["class"]:
         return [f"{name}: {before['class']} before, {now['class']} now"]
     found = _entries(f"{name} ", before["config"], now["config"], missing=same_versions)
-    return found + _entries(f"{name} ", _but(before, {"class", "config", "given"}), _but(now, {"class", "config", "given"}))
+    rest = {"class", "config", "given"}
+    return found + _entries(f"{name} ", _but(before, rest), _but(now, rest))
 
 
 def _network(name: str, before: dict[str, Any], now: dict[str, Any], same_versions: bool) -> list[str]:
@@ -216,9 +217,7 @@ def _tokenizer(name: str, before: dict[str, Any], now: dict[str, Any], same_vers
     return found
 
 
-def _each(
-    before: dict[str, Any], now: dict[str, Any], compare: Callable[[str, Any, Any], list[str]]
-) -> list[str]:
+def _each(before: dict[str, Any], now: dict[str, Any], compare: Callable[[str, Any, Any], list[str]]) -> list[str]:
     """Compare parts of the same name; a part that only one side has differs."""
     found = []
     for name in dict.fromkeys([*before, *now]):

@@ -167,7 +167,8 @@ class Adapter(Denoiser):
         All weights of the encoders are read each time, since nothing else tells that they have changed in place.
         """
         settings = {k: v for k, v in self.settings.items() if k not in self.denoising_settings}
-        return (type(self), repr(sorted(settings.items())), encoding_digest(self.pipes(), self.own_scheduler(), self.modules()))
+        parts = encoding_digest(self.pipes(), self.own_scheduler(), self.modules())
+        return (type(self), repr(sorted(settings.items())), parts)
 
     @property
     def offloads(self) -> bool:

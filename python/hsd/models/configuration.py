@@ -53,7 +53,7 @@ _TEXTS = ("a cat", "A CAT, 3 dogs (4k)", "\u00fcber  caf\u00e9 \u6771\u4eac \U00
 
 def as_json(value: Any, depth: int = _DEPTH) -> Any:
     """``value`` as JSON holds it. Objects become their class and their fields, so that no address gets in."""
-    if value is None or isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum):
+    if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)  # JSON has neither infinity nor nan
@@ -100,7 +100,7 @@ def _hash(data: bytes) -> str:
 
 def config_of(part: Any) -> dict[str, Any]:
     """The configuration of a network, a scheduler or a processor, without private entries and versions."""
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     if config is None and hasattr(part, "to_dict"):
         config = part
     values = config.to_dict() if hasattr(config, "to_dict") else config

@@ -20,7 +20,7 @@ from .configuration import as_json, scheduler_of
 from .state import pipeline_state, sampler_state
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "peft")
-"""Packages whose versions may change an image, by rounding or by what they do; a package that is not loaded has none."""
+"""Packages whose versions may change an image. One that is not loaded takes no part."""
 
 _LATER = ("vae", "movq", "safety", "image_encoder", "super_res", "watermark")
 """Beginnings of the names of networks that run after the denoiser, or not at all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,12 +72,16 @@ def _active_lora(network: nn.Module, layers: list[Any]) -> list[dict[str, Any]]:
         states.append(
             {
                 "name": name,
-                "weights": digest(weights_of(network, lambda module, own, keys=keys: (id(module), own) in keys)),
+                "weights": digest(weights_of(network, partial(_is_one_of, keys))),
                 "scales": sorted({scale for _, scale in places if isinstance(scale, (int, float))}),
                 "places": as_json(places) if len(places) < len(layers) else len(places),
             }
         )
     return sorted(states, key=lambda state: repr((state["weights"], state["scales"])))
+
+
+def _is_one_of(keys: set[tuple[int, str]], module: nn.Module, name: str) -> bool:
+    return (id(module), name) in keys
 
 
 def _own(layer: Any, adapter: str) -> set[tuple[int, str]]:

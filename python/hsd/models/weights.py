@@ -113,7 +113,7 @@ def _groups_on_disk(network: nn.Module) -> dict[int, tuple[str, str]]:
     found = {}
     for module in network.modules():
         for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
-            group = getattr(hook, "group", None)
+            group: Any = getattr(hook, "group", None)
             if getattr(group, "_is_offloaded_to_disk", False):
                 for tensor, key in group.tensor_to_key.items():
                     found[id(tensor)] = (group.safetensors_file_path, key)
@@ -200,7 +200,7 @@ def _weights(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _odd(stream: int, start: int, count: int) -> NDArray[np.int64]:
-    """Odd numbers ``start``, ``start + 1``... of a stream that is the same everywhere (SplitMix64, Steele et al. 2014)."""
+    """Odd numbers ``start``, ``start + 1``... of a stream that is the same everywhere (SplitMix64)."""
     with np.errstate(over="ignore"):
         z = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z += np.uint64(stream * 0xD1B54A32D192ED03 & _MASK)
