@@ -199,6 +199,14 @@ def test_other_versions_and_devices_are_a_warning(copied):
         hsd.generate(plan, tiny.stable_diffusion(), folder, progress=False, **SETTINGS)
 
 
+@pytest.mark.parametrize("damage", [{"networks": 3}, {"tokenizers": None}, {"scheduler": "x"}, {"options": [1]}])
+def test_a_damaged_record_is_an_error_with_advice(damage, copied):
+    plan, folder = copied
+    with_identity(folder, lambda model: model.update(damage))
+    with pytest.raises(hsd.Error, match="choose another folder"):
+        hsd.generate(plan, tiny.stable_diffusion(), folder, progress=False, **SETTINGS)
+
+
 def test_the_command_line_warns_in_one_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     command = ["generate", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"), "--steps", "2"]

@@ -27,14 +27,14 @@ MODEL = "model.json"
 _NAMED = 5
 """Differences that a message names."""
 
-_OF_THE_RUN = frozenset({"name", "versions", "device", "defaults"})
-"""Entries of an identity that are no reason to refuse. Weights say which model it is, wherever it comes from."""
-
 _MISSING: Any = object()
 
 
 def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What an image depends on that differs between two models; empty if their images may be mixed.
+
+    Names are no reason to refuse: the weights say which model it is, wherever it comes from. Nor are the versions of
+    packages and the kind of device, see :func:`rounding_differences`.
 
     Parameters
     ----------
@@ -51,19 +51,16 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if "networks" not in before or "networks" not in now:
         return _with_an_early_one(before, now)
     same = before.get("versions") == now.get("versions")
-    found = _settings(before, now)
-    found += _entries("", _but(before, _SPECIAL), _but(now, _SPECIAL), missing=same)
+    found = _settings(before, now) + _catch_up(before, now)
+    found += _entries("", {"pipeline": before["pipeline"]}, {"pipeline": now["pipeline"]})
+    found += _entries("", before["options"], now["options"], missing=same)
     found += _scheduler("scheduler", before["scheduler"], now["scheduler"], same)
-    others = "schedulers"
-    found += _each(before[others], now[others], lambda name, a, b: _scheduler(name, a, b, same))
+    found += _each(before["schedulers"], now["schedulers"], lambda name, a, b: _scheduler(name, a, b, same))
     if not any("scheduler" in text for text in found) and not _close(_tables(before), _tables(now)):
         found.append("scheduler: other steps, with the same configuration (it was changed in place)")
     found += _each(before["networks"], now["networks"], lambda name, a, b: _network(name, a, b, same))
     found += _each(before["tokenizers"], now["tokenizers"], lambda name, a, b: _tokenizer(name, a, b, same))
     return found
-
-
-_SPECIAL = _OF_THE_RUN | {"settings", "scheduler", "schedulers", "tables", "prior_table", "networks", "tokenizers"}
 
 
 def check_model(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -73,14 +70,20 @@ def check_model(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     ------
     PlanMismatch
         Naming what differs.
+    Error
+        If ``before`` does not describe a model.
     """
-    found = model_differences(before, now)
+    try:
+        found, rounding = model_differences(before, now), rounding_differences(before, now)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Error(
+            f"what {folder} records of its model cannot be read ({type(error).__name__}: {error}): choose another folder"
+        ) from None
     if found:
         raise PlanMismatch(
             f"{folder} holds images of another model ({listed(found)}): continue with the model and the settings that "
             "they were made with, or choose another folder"
         )
-    rounding = rounding_differences(before, now)
     if rounding:
         warnings.warn(
             f"{folder} holds images that were made differently ({listed(rounding)}): the new ones may differ from what "
@@ -99,7 +102,7 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
     if path.exists():
         try:
             before = json.loads(path.read_bytes())
-            if not isinstance(before, dict) or not isinstance(before.get("networks"), dict):
+            if not isinstance(before, dict) or "networks" not in before:
                 raise ValueError("it does not describe a model")
         except (OSError, ValueError, RecursionError) as error:
             raise Error(
@@ -134,7 +137,7 @@ def _with_an_early_one(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     """Compare with what earlier versions recorded."""
     found = [f"model: {_show(a)} before, {_show(b)} now"] if (a := before.get("name")) != (b := now.get("name")) else []
     found += _settings(before, now)
-    found += _entries("", {"catch_up": before.get("catch_up", 0.0)}, {"catch_up": now.get("catch_up", 0.0)})
+    found += _catch_up(before, now)
     names = []
     for one in (before, now):  # recorded where one was given in place of the pipeline's own
         entry = one.get("scheduler")
@@ -142,6 +145,11 @@ def _with_an_early_one(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     if names[0] != names[1]:
         found.append(f"scheduler: {_show(names[0])} before, {_show(names[1])} now")
     return found
+
+
+def _catch_up(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """It is recorded where it is not 0."""
+    return _entries("", {"catch_up": before.get("catch_up", 0.0)}, {"catch_up": now.get("catch_up", 0.0)})
 
 
 def _settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

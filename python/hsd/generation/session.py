@@ -160,7 +160,8 @@ def generate(
     OutputError
         If the folder cannot be written to; before any expensive work.
     PlanMismatch
-        If the plan does not fit the model, or the folder holds images of another plan.
+        If the plan does not fit the model, or the folder holds images of another plan or of another model: with other
+        weights, another scheduler, dtype, LoRA or setting. It names what differs.
     """
     started = time.perf_counter()
     adapter = load(model, **settings)

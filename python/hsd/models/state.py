@@ -49,8 +49,8 @@ def pipeline_state(pipes: tuple[Any, ...], stepped: Any) -> dict[str, Any]:
         "options": _options(pipes),
     }
     for pipe in pipes:
-        if getattr(pipe, "watermark", None) is not None:
-            state["options"]["watermark"] = type(pipe.watermark).__name__
+        if hasattr(pipe, "watermark"):  # Stable Diffusion XL has one where a package for it is installed
+            state["options"]["watermark"] = None if pipe.watermark is None else type(pipe.watermark).__name__
         if getattr(getattr(pipe, "image_processor", None), "config", None) is not None:
             state["options"]["image_processor"] = config_of(pipe.image_processor)
     if "safety_checker" in parts and "feature_extractor" in parts:

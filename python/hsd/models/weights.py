@@ -155,7 +155,13 @@ def _sums(tensor: Tensor) -> Tensor:
 
     The upper halves have a sum of their own: in the first, changes of the highest bits (signs) can cancel out.
     """
-    words = _words(tensor)
+    try:
+        return _sums_of(_words(tensor))
+    except torch.OutOfMemoryError:  # the device is full of weights
+        return _sums_of(_words(tensor.cpu()))
+
+
+def _sums_of(words: Tensor) -> Tensor:
     first, second = _weights(words.device)
     total = torch.zeros(2, dtype=torch.int64, device=words.device)
     at_once = 1 if words.device.type == "cpu" else _ROWS_ON_DEVICE
