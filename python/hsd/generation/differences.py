@@ -63,40 +63,45 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def check_model(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise if images in ``folder`` are another model's; warn if only their rounding may be another.
+def compared(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """:func:`model_differences` with what ``folder`` records.
 
     Raises
     ------
-    PlanMismatch
-        Naming what differs.
     Error
         If ``before`` does not describe a model.
     """
     try:
-        found, rounding = model_differences(before, now), rounding_differences(before, now)
+        rounding_differences(before, now)  # it reads the rest
+        return model_differences(before, now)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Error(
-            f"what {folder} records of its model cannot be read ({type(error).__name__}: {error}): choose another folder"
-        ) from None
+        what = f"{type(error).__name__}: {error}"
+        raise Error(f"what {folder} records of its model cannot be read ({what}): choose another folder") from None
+
+
+def warn_of_rounding(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warn with :class:`OtherVersions` if new images in ``folder`` may be rounded differently than those there."""
+    found = rounding_differences(before, now)
     if found:
-        raise PlanMismatch(
-            f"{folder} holds images of another model ({listed(found)}): continue with the model and the settings that "
-            "they were made with, or choose another folder"
-        )
-    if rounding:
         warnings.warn(
-            f"{folder} holds images that were made differently ({listed(rounding)}): the new ones may differ from what "
+            f"{folder} holds images that were made differently ({listed(found)}): the new ones may differ from what "
             "they would have been",
             OtherVersions,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
 def claim_model(folder: Path, now: dict[str, Any]) -> None:
-    """Record which model all the images below ``folder`` are of, or raise as :func:`check_model` does.
+    """Record which model all the images below ``folder`` are of, or check that it is this one.
 
     For folders of several plans, whose images are used again without another look at them.
+
+    Raises
+    ------
+    PlanMismatch
+        If it is another, naming what differs.
+    Error
+        If the record cannot be read.
     """
     path = folder / MODEL
     if path.exists():
@@ -109,7 +114,13 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
                 f"{path} cannot be read ({error}): choose another folder, or delete the file if the model is the one "
                 "that made the images there"
             ) from None
-        check_model(folder, before, now)
+        found = compared(folder, before, now)
+        if found:
+            raise PlanMismatch(
+                f"{folder} holds images of another model ({listed(found)}): continue with the model and the settings "
+                "that they were made with, or choose another folder"
+            )
+        warn_of_rounding(folder, before, now)
     else:
         write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
 

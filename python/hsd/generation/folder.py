@@ -23,7 +23,7 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA, make_folder, write_atomically
-from .differences import check_model, listed, plan_differences
+from .differences import compared, listed, plan_differences, warn_of_rounding
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -115,12 +115,7 @@ class ImageFolder:
         document = self._read_run()
         before = document.get("identity")
         if before is not None:
-            if before.get("plan") != self._identity["plan"]:
-                raise PlanMismatch(
-                    f"{self.path} holds images of another plan ({self._plan_differs()}): continue with the same "
-                    "prompts, seeds and settings, or choose another folder"
-                )
-            check_model(self.path, before["model"], self._identity["model"])
+            self._check(before)
             if "networks" not in before["model"]:  # from before that was recorded
                 self._write_run({**document, "identity": self._identity})
         if before is None:
@@ -131,11 +126,27 @@ class ImageFolder:
             self.plan.whole().save(self.path / PLAN_FILE)
             self._write_run({"identity": self._identity, "request": self.plan.request, "runs": []})
 
-    def _plan_differs(self) -> str:
+    def _check(self, before: dict[str, Any]) -> None:
+        """Raise unless the folder's identity is that of this plan and model."""
+        own = self._identity
+        found = {
+            "plan": [] if before.get("plan") == own["plan"] else self._plan_differences(),
+            "model": compared(self.path, before["model"], own["model"]),
+        }
+        others = [name for name, differences in found.items() if differences]
+        if others:
+            what = listed([text for differences in found.values() for text in differences])
+            raise PlanMismatch(
+                f"{self.path} holds images of another {' and another '.join(others)} ({what}): continue with the same "
+                "prompts, seeds, settings and model, or choose another folder"
+            )
+        warn_of_rounding(self.path, before["model"], own["model"])
+
+    def _plan_differences(self) -> list[str]:
         try:
-            return listed(plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole()))
+            return plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole())
         except (Error, OSError):
-            return f"its {PLAN_FILE} cannot be read"
+            return [f"its {PLAN_FILE} cannot be read"]
 
     def _read_run(self) -> dict[str, Any]:
         try:
