@@ -63,20 +63,13 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def compared(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """:func:`model_differences` with what ``folder`` records.
-
-    Raises
-    ------
-    Error
-        If ``before`` does not describe a model.
-    """
+def compared(before: Any, now: dict[str, Any]) -> list[str]:
+    """:func:`model_differences` with what was read from a file: one text if it does not describe a model."""
     try:
         rounding_differences(before, now)  # it reads the rest
         return model_differences(before, now)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise Error(f"what {folder} records of its model cannot be read ({what}): choose another folder") from None
+        return [f"the record of the model is damaged: {type(error).__name__}: {error}"]
 
 
 def warn_of_rounding(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -114,7 +107,7 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
                 f"{path} cannot be read ({error}): choose another folder, or delete the file if the model is the one "
                 "that made the images there"
             ) from None
-        found = compared(folder, before, now)
+        found = compared(before, now)
         if found:
             raise PlanMismatch(
                 f"{folder} holds images of another model ({listed(found)}): continue with the model and the settings "

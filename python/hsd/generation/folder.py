@@ -131,7 +131,7 @@ class ImageFolder:
         own = self._identity
         found = {
             "plan": [] if before.get("plan") == own["plan"] else self._plan_differences(),
-            "model": compared(self.path, before["model"], own["model"]),
+            "model": compared(before["model"], own["model"]),
         }
         others = [name for name, differences in found.items() if differences]
         if others:
