@@ -138,7 +138,7 @@ class ImageFolder:
             what = listed([text for differences in found.values() for text in differences])
             raise PlanMismatch(
                 f"{self.path} holds images of another {' and another '.join(others)} ({what}): continue with the same "
-                "prompts, seeds, settings and model, or choose another folder"
+                "prompts, seeds and settings and the same model, or choose another folder"
             )
         warn_of_rounding(self.path, before["model"], own["model"])
 
