@@ -16,9 +16,11 @@ import hsd
 import tiny
 from families import FAMILIES
 from hsd import cli
+from hsd.choice.trials import Trials
 from hsd.generation.differences import claim_model, model_differences
 from hsd.models.identity import image_identity
 from hsd.models.networks import network_state
+from hsd.reproduction.lab import Lab, PromptSet
 from model_changes import CHANGES, OTHERS, PROMPTS, SAME, SETTINGS, add_lora
 
 pytestmark = pytest.mark.faults
@@ -258,3 +260,24 @@ def test_a_study_is_continued_by_its_model_only(tmp_path):
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(hsd.Error, match="delete the file"):
         claim_model(tmp_path, image_identity(model))
+
+
+def trials(model, out):
+    return Trials(model, PROMPTS, 0, None, out, None, batch_size=4)
+
+
+def lab(model, out):
+    return Lab(model, [PromptSet("few", tuple(PROMPTS))], out, None, steps=2, seed=0, batch_size=4)
+
+
+@pytest.mark.parametrize("study", [trials, lab])
+def test_images_of_a_study_are_not_used_for_a_changed_model(study, tmp_path):
+    """Their images are used again without another look, so the study itself has to know its model."""
+    model = hsd.load(tiny.stable_diffusion(), **SETTINGS)
+    study(model, tmp_path)
+    study(hsd.load(tiny.stable_diffusion(), **SETTINGS), tmp_path)
+    (tmp_path / "model.json").rename(tmp_path / "kept")  # a study of an earlier version
+    study(model, tmp_path)
+    add_lora(model.pipe.unet)
+    with pytest.raises(hsd.PlanMismatch, match="unet LoRA: none before, style at 4 now"):
+        study(model, tmp_path)
