@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .errors import (
     Error,
     FailedImages,
+    OtherVersions,
     OutOfMemory,
     OutputError,
     PlanMismatch,
@@ -52,6 +53,7 @@ __all__ = [
     "FailedImages",
     "Failure",
     "Image",
+    "OtherVersions",
     "OutOfMemory",
     "OutputError",
     "Plan",

@@ -53,3 +53,7 @@ class FailedImages(Error, RuntimeError):
     def __reduce__(self) -> Any:
         """With the failures, so that it survives being sent between processes."""
         return type(self), (str(self), self.failures)
+
+
+class OtherVersions(UserWarning):
+    """Images are continued with other versions of packages, or on another kind of device: rounding may differ."""

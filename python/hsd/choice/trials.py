@@ -17,11 +17,13 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
 from ..evaluation.measure import Measurer
+from ..generation.differences import claim_model
 from ..generation.failures import require_all
 from ..generation.metadata import complete
 from ..generation.session import CallReport, generate
 from ..models import Adapter, load
 from ..models.encode import recall, remember
+from ..models.identity import image_identity
 from ..planning.chosen import MEASURED
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
@@ -205,6 +207,7 @@ class Trials:
             raise Error(
                 f"{self.out} holds trials of another {name}: {stored!r}, not {study[name]!r}; choose another folder"
             )
+        claim_model(self.out, image_identity(self.model))
 
 
 def compile_arguments(setting: Setting, adapter: Adapter, vectors: NDArray[np.float32]) -> dict[str, Any]:

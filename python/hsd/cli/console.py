@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from tqdm.auto import tqdm
 
+from ..errors import OtherVersions
 from ..work.files import write_atomically
 from ..work.paths import user_path
 from .signals import exit_code
@@ -91,6 +92,17 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
+_show_elsewhere = warnings.showwarning
+
+
+def _show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+    """A warning that is a message for the user as one line, without the place in the code."""
+    if issubclass(category, OtherVersions):
+        say(str(message))
+    else:
+        _show_elsewhere(message, category, *args, **options)
+
+
 def quiet() -> None:
     """Suppress the notices and loading bars of the libraries. Downloads still show theirs.
 
@@ -100,6 +112,8 @@ def quiet() -> None:
     if not any(isinstance(handler, _Said) for handler in log.handlers):
         log.addHandler(_Said())
     warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
+    warnings.filterwarnings("always", category=OtherVersions)
+    warnings.showwarning = _show
     import diffusers  # here, because both import torch
     import transformers
 

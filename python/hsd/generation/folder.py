@@ -29,6 +29,7 @@ from ..work import files
 from ..work.files import METADATA, RUN
 from ..work.locks import locked
 from . import claims
+from .differences import compared, listed, plan_differences, warn_of_rounding
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
 from .record import Record
@@ -251,13 +252,17 @@ class ImageFolder:
         if before is not None and "image_format" not in before:  # of an earlier version
             found = self._metadata.format() or self.format
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
-        if before == self._identity:
-            if document.get("identity") != before or damaged is not None or self._record.files() < 2:
+        differing = {} if before is None else self._differences(before)
+        if before is not None and not differing:
+            warn_of_rounding(self.path, before["model"], self._identity["model"])
+            if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
+                self._identity = before  # with the versions that the first images were made with
+            if document.get("identity") != self._identity or damaged is not None or self._record.files() < 2:
                 self._write_record({"request": self.plan.request, "runs": [], **document, "identity": self._identity})
             self._check_plan_file()
             return
         if _holds_images(self.path) or self._metadata.says(anything=before is None) or self._others:
-            raise self._mismatch(before, damaged)
+            raise self._foreign(damaged) if before is None else self._mismatch(differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self.plan.whole().save(self._cleared(PLAN_FILE))
         self._write_record({"identity": self._identity, "request": self.plan.request, "runs": document.get("runs", [])})
@@ -293,24 +298,39 @@ class ImageFolder:
         if finding is not None:
             self.repaired.append(finding)
 
-    def _mismatch(self, before: dict[str, Any] | None, damaged: str | None) -> PlanMismatch:
-        if before is None and damaged is not None:
+    def _differences(self, before: dict[str, Any]) -> dict[str, list[str]]:
+        """What the folder's plan, model and image format differ in from those of this run, by these words."""
+        own = self._identity
+        formats = before["image_format"], own["image_format"]
+        found = {
+            "plan": [] if before["plan"] == own["plan"] else self._plan_differences(),
+            "model": compared(before["model"], own["model"]),
+            "format": [] if formats[0] == formats[1] else [f"{formats[0]} before, {formats[1]} now"],
+        }
+        return {name: differences for name, differences in found.items() if differences}
+
+    def _plan_differences(self) -> list[str]:
+        try:
+            return plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole())
+        except (Error, OSError, RecursionError):
+            return [f"its {PLAN_FILE} cannot be read"]
+
+    def _mismatch(self, differing: dict[str, list[str]]) -> PlanMismatch:
+        what = listed([text for differences in differing.values() for text in differences])
+        return PlanMismatch(
+            f"{self.path} holds images of another {' and another '.join(differing)} ({what}): continue with the same "
+            "prompts, seeds and settings and the same model, or choose another folder"
+        )
+
+    def _foreign(self, damaged: str | None) -> PlanMismatch:
+        """Images of which nothing says who made them."""
+        if damaged is not None:
             return PlanMismatch(
                 f"{self.path / RUN} cannot be used ({damaged}), and nothing else says which model made the images "
                 "there: choose another folder"
             )
-        if before is None:
-            what = f"{METADATA} without {RUN}" if os.path.lexists(self.path / METADATA) else f"images without {RUN}"
-            return PlanMismatch(f"{self.path} holds another data set ({what}): choose another folder")
-        differs, detail = "plan", ""
-        if before["plan"] == self._identity["plan"]:
-            differs, detail = "model", f" ({_difference(before['model'], self._identity['model'])})"
-            if before["model"] == self._identity["model"]:
-                differs, detail = "format", f" ({before['image_format']} before, {self.format} now)"
-        return PlanMismatch(
-            f"{self.path} holds images of another {differs}{detail}: continue with the same prompts, seeds and "
-            "settings, or choose another folder"
-        )
+        what = f"{METADATA} without {RUN}" if os.path.lexists(self.path / METADATA) else f"images without {RUN}"
+        return PlanMismatch(f"{self.path} holds another data set ({what}): choose another folder")
 
 
 class _Waiting:
@@ -356,10 +376,3 @@ def _png_info(entry: dict[str, Any]) -> PngInfo:
     info.add_text("seed", str(entry["seed"]))
     info.add_text("Software", "hsd")
     return info
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    # Without catch-up it is not recorded, as in folders from before there was any.
-    flat = [{"catch_up": 0.0, **d, **d.get("settings", {})} for d in (before, now)]
-    keys = [k for k in {**flat[1], **flat[0]} if k != "settings" and flat[0].get(k) != flat[1].get(k)]
-    return ", ".join(f"{k}: {flat[0].get(k)!r} before, {flat[1].get(k)!r} now" for k in keys[:3]) or "other settings"

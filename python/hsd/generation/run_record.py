@@ -7,12 +7,8 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import Any
 
-import diffusers
-import torch
-import transformers
-
-from .. import _core
 from ..models import Adapter
+from ..models.identity import versions
 from ..planning.plan import Plan
 from ..work.device import describe
 from ..work.faults import described
@@ -63,11 +59,5 @@ def record(
         "scheduler": type(adapter.scheduler()).__name__,
         "device": describe(device),
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        "versions": {
-            "hsd": _core.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {**versions(), "python": platform.python_version()},
     }

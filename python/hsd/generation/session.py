@@ -20,7 +20,8 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error, FailedImages
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
-from ..models.encode import encode, recall
+from ..models.encode import encode, is_remembered, recall
+from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.catch_up import catch_up_weights
 from ..planning.columns import renamed
@@ -150,7 +151,8 @@ def generate(
         If the folder cannot be written to, or another run makes some of these images at this moment; before any
         expensive work.
     PlanMismatch
-        If the plan does not fit the model, or the folder holds images of another plan.
+        If the plan does not fit the model, or the folder holds images of another plan or of another model: with other
+        weights, another scheduler, dtype, LoRA or setting. It names what differs.
     FailedImages
         If the first 16 images all fail in the same way.
     """
@@ -165,11 +167,7 @@ def generate(
         if progress is True and plan is not given:
             tqdm.write(replaced(given, plan), file=sys.stderr)
     session = Session(plan, adapter, options)
-    made_by: dict[str, Any] = {"name": adapter.name, "settings": adapter.settings}
-    if session.catch_up:  # it may be the model's default, which the plan does not record
-        made_by["catch_up"] = session.catch_up
-    if adapter.other_scheduler is not None:  # nor does the plan say which scheduler runs its steps
-        made_by["scheduler"] = type(adapter.other_scheduler).__name__
+    made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
         run = _fill(folder, plan, session, progress, failed, started)
     if run.failed and failed is None:
@@ -388,9 +386,10 @@ class Session:
 
     def conditioning(self, plan: Plan) -> Conditioning:
         """The conditioning that the plan was compiled with, if this model made it; otherwise encode now."""
-        found = recall(plan, self.adapter.encoding_key())
-        if found is not None:
-            return found
+        if is_remembered(plan):
+            found = recall(plan, self.adapter.encoding_key())
+            if found is not None:
+                return found
         return encode(
             self.variants,
             plan.setting,

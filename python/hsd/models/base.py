@@ -7,6 +7,7 @@ An adapter is the only code that knows a pipeline class. It has five methods: ``
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 from abc import abstractmethod
@@ -23,6 +24,7 @@ from ..calibration.calibration import Calibration
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
 from .lora_scale import check_lora_scale
 from .refusals import Needs
+from .state import encoding_digest
 from .timesteps import check_timesteps, set_timesteps
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
@@ -134,6 +136,12 @@ class Adapter(Denoiser):
         """
         return dataclasses.replace(self, other_scheduler=scheduler)
 
+    def own_scheduler(self) -> Any:
+        """The pipeline's own scheduler of the denoiser, whether or not :meth:`with_scheduler` has set another."""
+        own = copy.copy(self)
+        own.other_scheduler = None
+        return own.scheduler()
+
     def with_calibration(self: AdapterT, calibration: Calibration | None) -> AdapterT:
         """A copy whose prompts are clustered by ``calibration``, where :func:`hsd.compile` is free to choose."""
         return dataclasses.replace(self, calibration=calibration)
@@ -211,11 +219,13 @@ class Adapter(Denoiser):
         return (type(self), id(self.pipe), id(self.other_scheduler), self.guided, repr(sorted(settings.items())))
 
     def encoding_key(self) -> Hashable:
-        """Equal as long as prompts are encoded to the same rows: by the same networks and LoRAs and settings."""
-        parts = [part for pipe in self.pipes() for part in pipe.components.values()]
-        networks = tuple(part for part in parts if isinstance(part, nn.Module) and part not in self.modules())
+        """Equal as long as prompts are encoded to the same rows: by the same weights, tokenizers and settings.
+
+        All weights of the encoders are read each time, since nothing else tells that they have changed in place.
+        """
         settings = {k: v for k, v in self.settings.items() if k not in self.denoising_settings}
-        return (type(self), repr(sorted(settings.items())), networks, tuple(map(_lora_state, networks)))
+        parts = encoding_digest(self.pipes(), self.own_scheduler(), self.modules())
+        return (type(self), repr(sorted(settings.items())), parts)
 
     @property
     def offloads(self) -> bool:
@@ -227,13 +237,6 @@ class Adapter(Denoiser):
         """After a run: move networks that ``enable_model_cpu_offload`` left on the device to the host."""
         for pipe in self.pipes():
             pipe.maybe_free_model_hooks()
-
-
-def _lora_state(module: nn.Module) -> Hashable:
-    """State that PEFT has added to a module: LoRA layers, which of them are active, their scales, what is merged."""
-    layers = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
-    names = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
-    return tuple((id(layer), *(repr(getattr(layer, name, None)) for name in names)) for layer in layers)
 
 
 def batches(n: int, size: int) -> Iterator[slice]:

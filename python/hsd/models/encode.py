@@ -52,6 +52,11 @@ def remember(plan: Plan, key: Hashable, conditioning: Conditioning) -> None:
     _remembered[plan.origin] = key, conditioning
 
 
+def is_remembered(plan: Plan) -> bool:
+    """Whether any model's conditioning of ``plan`` is kept. Cheap, while the key of a model reads its weights."""
+    return plan.origin in _remembered
+
+
 def recall(plan: Plan, key: Hashable) -> Conditioning | None:
     """The remembered conditioning of ``plan``; None if there is none, or if a model with another key encoded it."""
     found = _remembered.get(plan.origin)

@@ -1,20 +1,80 @@
-"""Which networks a model has: a digest that is cheap to make, so that a calibration is used for its own model only."""
+"""Which model it is: all that its images depend on, and, for calibrations, a few values of some networks."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from .. import _core
 from ..calibration.identity import Identity
+from ..sampler import SamplerTable
 from .base import Adapter
+from .configuration import as_json, scheduler_of
+from .state import pipeline_state, sampler_state
+
+_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "peft")
+"""Packages whose versions may change an image. One that is not loaded takes no part."""
 
 _LATER = ("vae", "movq", "safety", "image_encoder", "super_res", "watermark")
 """Beginnings of the names of networks that run after the denoiser, or not at all."""
 
 _TENSORS, _VALUES = 32, 4
 """How many weights of each network are compared: so many values of so many tensors."""
+
+
+def image_identity(
+    adapter: Adapter, samplers: Iterable[SamplerTable] = (), catch_up: float | None = None
+) -> dict[str, Any]:
+    """Everything that an image depends on besides its plan, as JSON.
+
+    Not in it: where the networks are and how they are called (batch size, memory layout, attention kernels, compiled or
+    not), since that changes rounding only.  ``versions`` and ``device`` are in it, but are no reason to refuse: see
+    :func:`hsd.generation.differences.model_differences`. Names are for people; the digests of all weights
+    say which networks they are, whatever folder or revision they come from.
+
+    Parameters
+    ----------
+    adapter
+        The model.
+    samplers
+        The tables with which it is run, if they are known.
+    catch_up
+        The gamma with which it is run, which may be the model's default.
+    """
+    pipe = adapter.pipe
+    prior = adapter.prior()
+    identity: dict[str, Any] = {
+        "name": adapter.name,
+        "settings": as_json(adapter.settings),
+        "defaults": as_json({f.name: f.default for f in dataclasses.fields(adapter) if f.name in adapter.settings}),
+        "pipeline": [type(part).__name__ for part in (pipe if isinstance(pipe, tuple) else (pipe,))],
+        "scheduler": {**scheduler_of(adapter.scheduler()), "given": adapter.other_scheduler is not None},
+        "tables": [sampler_state(table) for table in samplers],
+        **pipeline_state(adapter.pipes(), adapter.own_scheduler()),
+        "device": adapter.device.type,
+        "versions": versions(),
+    }
+    if prior is not None:
+        identity["prior_table"] = sampler_state(prior.sampler(prior.steps))
+    if catch_up:
+        identity["catch_up"] = catch_up
+    return identity
+
+
+def versions() -> dict[str, str]:
+    """The versions of HSD and of the packages that make the images."""
+    found = {"hsd": _core.__version__}
+    for name in _PACKAGES:
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], "__version__", None) or importlib.metadata.version(name))
+    return found
 
 
 def family_and_networks(adapter: Adapter) -> Identity:

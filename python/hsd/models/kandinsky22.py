@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -74,7 +73,7 @@ class Kandinsky22(GuidedAdapter):
         """The decoder's UNet."""
         return (self.decoder.unet,)
 
-    @cached_property
+    @property
     def _prior(self) -> TextPrior:
         return self.prior()
 

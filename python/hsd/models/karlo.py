@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import diffusers
@@ -104,7 +103,7 @@ class Karlo(GuidedAdapter):
         """If either scale is above 1, the pipeline guides both the prior and the decoder, each with its own scale."""
         return self.prior_guidance_scale > 1.0 or self.guidance_scale > 1.0
 
-    @cached_property
+    @property
     def _prior(self) -> TextPrior:
         return self.prior()
 

@@ -7,8 +7,9 @@ runs in batches, with one generator for each prompt.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,6 @@ class TextPrior(Prior):
         self._scale, self._negative, self._samples_negative = guidance_scale, negative_prompt, samples_negative
         self._scales_input, self._passes_previous, self._eta = scales_input, passes_previous, eta
         self._guided = guidance_scale > 1.0 if guided is None else guided
-        self._draws: list[torch.dtype] | None = None
 
     def encode(self, batch: Batch) -> Encoded:
         """Text rows; clustered by the pooled embedding."""
@@ -88,11 +88,17 @@ class TextPrior(Prior):
         return rows
 
     def draws(self) -> list[torch.dtype]:
-        """The dtypes of all draws of one image, in order: the first latent, then the scheduler's noises."""
-        if self._draws is None:
+        """The dtypes of all draws of one image, in order: the first latent, then the scheduler's noises.
+
+        They are kept until the scheduler or its configuration is another.
+        """
+        key = (self.steps, self._eta, self._passes_previous, self.noise_dtype, repr(self._scheduler.config))
+        kept = _draws.get(self._scheduler)
+        if kept is None or kept[0] != key:
             noises = self.sampler(self.steps).noise_dtypes
-            self._draws = [self.noise_dtype, *(dtype or self.noise_dtype for step in noises for dtype in step)]
-        return self._draws
+            kept = key, [self.noise_dtype, *(dtype or self.noise_dtype for step in noises for dtype in step)]
+            _draws[self._scheduler] = kept
+        return kept[1]
 
     def scheduler(self) -> Any:
         """The prior's scheduler."""
@@ -164,6 +170,10 @@ class TextPrior(Prior):
         return {
             name: torch.stack([row, rows.get(f"negative_{name}", row)], 1).flatten(0, 1) for name, row in rows.items()
         }
+
+
+_draws: WeakKeyDictionary[Any, tuple[Hashable, list[torch.dtype]]] = WeakKeyDictionary()
+"""The latest draws of each scheduler, with what they depend on besides."""
 
 
 def text_rows(prefix: str, pooled: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Sana(GuidedAdapter):
         multiple = 1 if self.use_resolution_binning else max(32, self.pipe.vae_scale_factor)
         check_size("height", self.height, multiple)
         check_size("width", self.width, multiple)
+        # The pipeline does so at every prompt. Done here, the model is the same before its first run and after it.
+        self.pipe.tokenizer.padding_side = "right"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -90,7 +89,7 @@ class StableUnCLIP(GuidedAdapter):
         """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder.dtype
 
-    @cached_property
+    @property
     def _prior(self) -> TextPrior:
         return self.prior()
 

@@ -144,8 +144,8 @@ def compile(
     TypeError, ValueError
         For bad arguments, naming the index and the value, before any expensive work.
     Error
-        If ``reuse`` is a file that cannot be read, or is not a valid plan. In the folder of a run, such a file is passed
-        over.
+        If ``reuse`` is a file that cannot be read, or is not a valid plan. In the folder of a run, such a file is
+        passed over.
     """
     given = check_prompts(prompts)
     if tau is not None and budget is not None:

@@ -19,10 +19,12 @@ from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
+from ..generation.differences import claim_model
 from ..generation.failures import require_all
 from ..generation.session import CallReport, generate
 from ..models import Adapter
 from ..models.encode import prior_savings, recall, remember
+from ..models.identity import image_identity
 from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
@@ -416,6 +418,7 @@ class Lab:
             raise Error(
                 f"{self.out} holds another study: its {name} is {stored!r}, not {study[name]!r}; choose another folder"
             )
+        claim_model(self.out, image_identity(self.model))
 
 
 def _prompts(generated: Sequence[GeneratedSet]) -> list[str]:
