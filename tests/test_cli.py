@@ -59,7 +59,7 @@ def test_generate_then_continue(prompts, tmp_path):
     assert "(5 existed already)" in second.output
     assert "clusters by step" in first.output
     assert "clusters by step" not in second.output  # the plan in the folder is used again
-    other = RUN.invoke(cli.app, [*command, "--tau", "0.1"])
+    other = RUN.invoke(cli.app, [*command, "--tau", "1000"])
     assert isinstance(other.exception, hsd.PlanMismatch)
 
 

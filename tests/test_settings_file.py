@@ -117,7 +117,7 @@ def test_generate_takes_the_scheduler_and_the_steps(files, tmp_path):
     assert run.exit_code == 0, run.output
     assert "12 evaluations of the denoiser instead of 12" in run.output
     record = json.loads((out / "run.json").read_text())
-    assert record["runs"][0]["scheduler"] == record["identity"]["model"]["scheduler"] == "DDIMScheduler"
+    assert record["runs"][0]["scheduler"] == record["identity"]["model"]["scheduler"]["class"] == "DDIMScheduler"
     # The folder does not mix images of two schedulers.
     hsd.Settings(steps=3, tau=0.0).save(path)
     other = RUN.invoke(cli.app, command)

@@ -24,9 +24,9 @@ def half(tmp_path_factory):
 
 PLANS = {
     "tau": ({"tau": 0.5}, "tau: 0.9 before, 0.5 now"),
-    "budget": ({"tau": None, "budget": 0.1}, "budget: none before, 0.1 now"),
+    "budget": ({"tau": None, "budget": 0.3}, "budget: none before, 0.3 now"),
     "steps": ({"steps": 3}, "steps: 2 before, 3 now"),
-    "linkage": ({"linkage": "average"}, "linkage: 'ward' before, 'average' now"),
+    "linkage": ({"linkage": "average", "tau": 0.2}, "linkage: 'ward' before, 'average' now"),
     "metric": ({"metric": "euclidean"}, "metric: 'cosine' before, 'euclidean' now"),
     "noise": ({"noise": "shared"}, "noise: 'independent' before, 'shared' now"),
     "catch-up": ({"catch_up": 0.5}, "catch_up: none before, 0.5 now"),
@@ -39,7 +39,7 @@ PLANS = {
     "repeats": ({"images_per_prompt": 2}, "images_per_prompt: 1 before, 2 now"),
     "settings": (
         {"settings": [{}, {}, {"guidance_scale": 2.0}, {}]},
-        r"settings of prompt 2: guidance_scale: none before, 2.0 now \(1 of 4 prompts differ\)",
+        r"settings of prompt 2: guidance_scale: none before, 2 now \(1 of 4 prompts differ\)",
     ),
     "embeddings": (
         {"embeddings": torch.eye(4), "metric": "cosine"},

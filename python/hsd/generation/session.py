@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..conditioning.rows import Conditioning
-from ..errors import Error, FailedImages
+from ..errors import FailedImages
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, is_remembered, recall
@@ -218,8 +218,7 @@ def _fill(
             upcast=made.upcast,
             repaired=tuple(folder.repaired),
         )
-        tried = [*made.indices, *(failure.index for failure in run.failed)]
-        update_failed(folder.path, folder.locked(), tried, run.failed)
+        update_failed(folder.path, folder.locked(), [*folder.done(), *made.indices], run.failed)
         folder.record_run(record(run, plan, session.adapter, session.options, session.catch_up, error))
         return run
 
@@ -235,14 +234,14 @@ def _fill(
                     given = {name: values[image.index] for name, values in beside.items()}
                     writers.submit(made.write, image, {**given, "alone_from": int(alone[image.index])})
     except BaseException as error:
-        with contextlib.suppress(OSError, Error):  # what ended the run matters more: a full disk, for example
+        with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
             end(error)
         raise
     finally:
         if bar:
             bar.close()
     run = end(None)
-    if run.node_steps:
+    if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
         speeds.remember(
             session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
         )

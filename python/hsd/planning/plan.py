@@ -335,8 +335,8 @@ class Plan:
         does not count either.
         """
         parts: dict[str, Any] = {"noise": self.noise}
-        if "settings" in self.request:
-            own = self.request["settings"]  # 5.0 in a file of an earlier version is 5 in one of this version
+        own = self.request.get("settings")
+        if own is not None:  # 5.0 in a file of an earlier version is 5 in one of this version
             parts["settings"] = {**own, "values": [canonical(one) for one in own["values"]]}
         if self.catch_up:  # 0 is what plans without it have
             parts["catch_up"] = self.catch_up
