@@ -101,8 +101,8 @@ def stream(
     Yields
     ------
     Image
-        In the order in which they finish. The images do not depend on ``batch_size``, ``order``, ``max_slots`` or
-        on how the plan is sharded.
+        In the order in which they finish. The images depend on ``batch_size``, ``order``, ``max_slots`` and on how the
+        plan is sharded by rounding only: 1/255 in a few values.
 
     Raises
     ------
