@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hsd
-from disk import MADE_BY, TEXTS, check_folder, check_lines, copy_of, fill, lines, make_plan, open_folder
+from disk import MADE_BY, TEXTS, check_folder, check_lines, copy_of, fill, lines, make_plan, open_folder, picture
 from hsd.cli import app
 from hsd.evaluation.folder import read_folder
 from hsd.work import locks
@@ -393,3 +393,38 @@ def test_the_command_line_says_it(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "00000.png has 9 bytes" in run.output
     assert "1 images in" in run.output
+
+
+def test_a_record_that_is_removed_under_a_run_is_written_again(tmp_path):
+    path = tmp_path / "images"
+    with open_folder(path, PLAN) as folder:
+        folder.add(0, picture(PLAN, 0), {})
+        (path / "run.json").unlink()
+        (path / "identity.json").unlink()
+        folder.add(1, picture(PLAN, 1), {})
+        assert any("written again" in text for text in folder.repaired)
+    assert fill(path, PLAN)[0] == [i for i in range(len(PLAN)) if i > 1]
+
+
+def test_a_program_may_change_its_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_folder(Path("images"), PLAN) as folder:
+        monkeypatch.chdir("/")
+        folder.add(0, picture(PLAN, 0), {})
+    assert (tmp_path / "images" / "00000.png").is_file()
+
+
+def test_images_without_lines_are_said(tmp_path):
+    fill(tmp_path / "images", PLAN)
+    (tmp_path / "images" / "metadata.jsonl").unlink()
+    with open_folder(tmp_path / "images", PLAN) as folder:
+        assert folder.done() == set()
+        assert f"{len(PLAN)} images (00000.png, ...) have no line in metadata.jsonl" in folder.report()[0]
+
+
+def test_a_folder_in_the_place_of_the_lock(tmp_path):
+    (tmp_path / "images" / ".hsd.lock").mkdir(parents=True)
+    with pytest.raises(hsd.OutputError, match=r"\.hsd\.lock has to be a file.*remove it"):
+        open_folder(tmp_path / "images", PLAN)
+    (tmp_path / "images" / ".hsd.lock").rmdir()
+    fill(tmp_path / "images", PLAN)

@@ -152,6 +152,7 @@ def as_it_was(folder, **changes):
         "model": {"name": model["name"], "settings": model["settings"], **changes},
     }
     (folder / "run.json").write_text(json.dumps(document))
+    (folder / "identity.json").unlink()
 
 
 @pytest.fixture
@@ -190,6 +191,7 @@ def with_identity(folder, change):
     document = json.loads((folder / "run.json").read_bytes())
     change(document["identity"]["model"])
     (folder / "run.json").write_text(json.dumps(document))
+    (folder / "identity.json").write_text(json.dumps(document["identity"]))
 
 
 def test_other_versions_and_devices_are_a_warning(copied):
@@ -207,6 +209,17 @@ def test_a_damaged_record_is_an_error_with_advice(damage, copied):
     with_identity(folder, lambda model: model.update(damage))
     with pytest.raises(hsd.Error, match="choose another folder"):
         hsd.generate(plan, tiny.stable_diffusion(), folder, progress=False, **SETTINGS)
+
+
+def test_a_damaged_record_is_put_right_by_the_other(copied):
+    plan, folder = copied
+    intact = (folder / "identity.json").read_bytes()
+    for damage in ({"networks": None}, {"name": "x", "settings": {}, "networks": {}}):
+        with_identity(folder, lambda model, damage=damage: model.update(damage))
+        (folder / "identity.json").write_bytes(intact)
+        run = hsd.generate(plan.prune([0]), tiny.stable_diffusion(), folder, progress=False, **SETTINGS)
+        assert any("run.json does not say what identity.json says" in text for text in run.repaired)
+        assert json.loads((folder / "run.json").read_bytes())["identity"] == json.loads(intact)
 
 
 def test_the_command_line_warns_in_one_line(tmp_path):

@@ -63,6 +63,10 @@ class Held:
     def __init__(self, lock: Lock | None, path: Path) -> None:
         self._lock, self._path = lock, path
 
+    def is_there(self) -> bool:
+        """Whether its file is still in the folder."""
+        return regular(self._path) is not None
+
     def release(self) -> None:
         """Give the prompts up. May be called again; does nothing then."""
         lock, self._lock = self._lock, None

@@ -26,7 +26,7 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
-from ..work.files import METADATA, RUN
+from ..work.files import IDENTITY, METADATA, RUN
 from ..work.locks import locked
 from . import claims
 from .differences import compared, listed, plan_differences, warn_of_rounding
@@ -76,7 +76,7 @@ class ImageFolder:
         self, path: str | os.PathLike[str], plan: Plan, model: dict[str, Any], image_format: ImageFormat = "png"
     ):
         check_name("image format", image_format, ImageFormat)
-        self.path = files.make_folder(path)
+        self.path = files.make_folder(path).absolute()  # a program may change its working folder meanwhile
         self.plan = plan
         self.format = image_format
         self.repaired: list[str] = []
@@ -115,9 +115,21 @@ class ImageFolder:
             with self._locked():
                 self.repaired += self._metadata.read()
                 self.lost = self._metadata.lost
+                self.notes += self._without_lines()
         except BaseException:
             self._held.release()
             raise
+
+    def _without_lines(self) -> list[str]:
+        """A note on images of this plan that nothing is known of: a killed run left them, or their lines were lost."""
+        with os.scandir(self.path) as entries:
+            present = {entry.name for entry in entries}
+        missing = (self._lines.name(i) for i in self.plan.kept.tolist() if i not in self._metadata.entries)
+        found = [name for name in missing if name in present and not any(name in text for text in self.repaired)]
+        if not found:
+            return []
+        what = f"{found[0]} has" if len(found) == 1 else f"{len(found):,} images ({found[0]}, ...) have"
+        return [f"{what} no line in {METADATA}, which nothing can be compared with: made again"]
 
     def done(self) -> set[int]:
         """Indices of the images that are complete, with their line of metadata."""
@@ -162,8 +174,7 @@ class ImageFolder:
         """Add one run (versions, parameters, savings, timings) to ``run.json``."""
         try:
             with self._locked():
-                if not self._record.files():
-                    raise self._gone()
+                self._keep_record()
                 if self.repaired:
                     record = {"repaired": len(self.repaired), **record}
                 document, _ = self._record.read()
@@ -208,8 +219,7 @@ class ImageFolder:
                     batch, self._waiting = self._waiting, []
                 try:
                     with self._locked():
-                        if not self._record.files():
-                            raise self._gone()
+                        self._keep_record()
                         files.sync_folder(self.path)
                         self._metadata.add([one.entry for one in batch])
                 except BaseException as error:
@@ -229,8 +239,20 @@ class ImageFolder:
     def _locked(self) -> Iterator[None]:
         with self._mutex:
             self._check_present()
-            with locked(self.path / ".hsd.lock", _WAIT, self._busy):
+            lock = self.path / ".hsd.lock"
+            if os.path.lexists(lock) and files.regular(lock) is None:
+                raise OutputError(f"{lock} has to be a file, and is a folder, a link or a pipe: remove it")
+            with locked(lock, _WAIT, self._busy):
                 yield
+
+    def _keep_record(self) -> None:
+        """Write the record again if it was removed alone. If the claim is gone too, the folder is not this run's."""
+        if self._record.files():
+            return
+        if not self._held.is_there():
+            raise self._gone()
+        self.repaired.append(f"{RUN} was removed under the run, and is written again")
+        self._write_record({"identity": self._identity, "request": self.plan.request, "runs": []})
 
     def _check_present(self) -> None:
         if _id(self.path) != self._folder_id:
@@ -257,10 +279,15 @@ class ImageFolder:
             found = self._metadata.format() or self.format
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
+        copy = self._record.copy()
+        if differing and copy is not None and copy != before and not self._differences(copy):
+            self.repaired.append(f"{RUN} does not say what {IDENTITY} says, which is right")
+            before, differing = copy, {}
         if before is not None and not differing:
             warn_of_rounding(self.path, before["model"], self._identity["model"])
             if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
-                self._identity = before  # with the versions that the first images were made with
+                # With the versions that the first images were made with.
+                self._identity = {**before, "plan": self._identity["plan"]}
             if document.get("identity") != self._identity or damaged is not None or self._record.files() < 2:
                 self._write_record({"request": self.plan.request, "runs": [], **document, "identity": self._identity})
             self._check_plan_file()
@@ -333,8 +360,11 @@ class ImageFolder:
                 f"{self.path / RUN} cannot be used ({damaged}), and nothing else says which model made the images "
                 "there: choose another folder"
             )
-        what = f"{METADATA} without {RUN}" if os.path.lexists(self.path / METADATA) else f"images without {RUN}"
-        return PlanMismatch(f"{self.path} holds another data set ({what}): choose another folder")
+        what = METADATA if os.path.lexists(self.path / METADATA) else "images"
+        return PlanMismatch(
+            f"{self.path} holds another data set ({what}, but {RUN} and {IDENTITY} are missing or empty): choose another "
+            "folder"
+        )
 
 
 class _Waiting:

@@ -85,7 +85,7 @@ class Metadata:
             if checked.finding is not None:
                 corrected.append(checked.finding)
         self._checks = {}
-        self.lost = bool(lost) or bool(findings)
+        self.lost = bool(lost)
         findings += [*lost, *corrected]
         status = files.regular(self._path)
         # A file with a second name is a copy of someone's: lines are not appended to that.

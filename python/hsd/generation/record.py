@@ -41,6 +41,11 @@ class Record:
             document = {"identity": copy} if is_identity(copy) else {}
         return document, why
 
+    def copy(self) -> Document | None:
+        """The identity in its own file, if that says one in full."""
+        found, _ = self._object(IDENTITY)
+        return found if is_identity(found) and found is not None and "image_format" in found else None
+
     def write(self, document: Document) -> str | None:
         """Write both; returns what became of a damaged ``run.json``: it is set aside, not overwritten."""
         finding = None
