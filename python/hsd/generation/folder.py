@@ -362,8 +362,8 @@ class ImageFolder:
             )
         what = METADATA if os.path.lexists(self.path / METADATA) else "images"
         return PlanMismatch(
-            f"{self.path} holds another data set ({what}, but {RUN} and {IDENTITY} are missing or empty): choose another "
-            "folder"
+            f"{self.path} holds another data set ({what}, but {RUN} and {IDENTITY} are missing or empty): choose "
+            "another folder"
         )
 
 
