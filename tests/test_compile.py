@@ -324,6 +324,18 @@ def test_the_plan_of_an_earlier_run_is_reused(earlier, model, monkeypatch):
     assert len(hsd.compile(EARLIER, model=model, reuse=folder, **request)) == len(plan)
 
 
+def test_columns_decide_nothing(earlier, model, monkeypatch):
+    request, plan, folder = earlier
+    monkeypatch.setattr(type(model), "encode", lambda *_: pytest.fail("encoded again"))
+    again = hsd.compile(EARLIER, model=model, reuse=folder, columns={"id": [1, 2, 3]}, **request)
+    assert again.fingerprint == plan.fingerprint
+    assert again.columns == {"id": [1, 1, 2, 2, 3, 3]}
+    for own in ({"id": [1, 5, 3], "kind": ["a", "b", None]}, {}):
+        after = hsd.compile(EARLIER, model=model, reuse=again, columns=own, **request)
+        assert after.columns == {name: [value for value in values for _ in range(2)] for name, values in own.items()}
+        assert after.fingerprint == plan.fingerprint
+
+
 @pytest.mark.parametrize(
     "other",
     [

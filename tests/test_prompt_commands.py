@@ -66,7 +66,7 @@ def test_settings_of_all_prompts_are_checked_before_the_folder_is_claimed(tmp_pa
         assert list(out.iterdir()) == []
 
 
-def test_columns_reach_the_metadata(tmp_path):
+def test_columns_reach_the_metadata(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     path, out = tmp_path / "prompts.jsonl", tmp_path / "images"
     rows = [
@@ -101,9 +101,15 @@ def test_columns_reach_the_metadata(tmp_path):
 
     plain = tmp_path / "plain.jsonl"
     plain.write_text(lines(*({"prompt": row["prompt"], "seed": row["seed"]} for row in rows)))
-    again = generate(plain, out)  # columns decide nothing: it is the same plan
-    assert again.exit_code == 0, again.output
-    assert "0 images in" in again.output
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(lines(*({**row, "id": f"b{i}"} for i, row in enumerate(rows))))
+    monkeypatch.setattr("hsd.models.encode.encode", lambda *_, **__: pytest.fail("encoded again"))
+    for path, ids in ((plain, "a"), (changed, "b")):
+        again = generate(path, out)  # columns decide nothing: it is the same plan
+        assert again.exit_code == 0, again.output
+        assert "0 images in" in again.output
+        entries = sorted(map(json.loads, (out / "metadata.jsonl").read_text().splitlines()), key=lambda e: e["index"])
+        assert [entry["id"] for entry in entries] == [f"{ids}{i}" for i in range(4)]
 
 
 def test_plan_says_what_is_taken_literally(tmp_path):

@@ -6,11 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from diffusers import HeunDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 
 import hsd
 import tiny
 from helpers import PROMPTS, mean_difference
+from hsd.generation.clustering import clustered_by_model
+from hsd.generation.options import Options
+from hsd.generation.session import Session
 from hsd.planning.encoders import EARLIER_NAME, StaticEncoder, default_encoder
 
 OPTIONS = {"steps": 4, "seeds": 7}
@@ -40,6 +43,7 @@ def run(plan, model, out, **options):
         {"images_per_prompt": 2},
         {"settings": [{"guidance_scale": 2.0}] * 4 + [{}] * 4},
         {"seeds": list(range(8, 0, -1))},
+        {"columns": {"id": list("abcdefgh")}, "images_per_prompt": 2},
         {"metric": "euclidean", "tau": 3.0},
     ],
     ids=lambda own: ",".join(own) or "defaults",
@@ -110,6 +114,23 @@ def test_steps_are_counted_by_the_models_scheduler(tmp_path):
     assert ran.plan.n_steps == 7
 
 
+@pytest.mark.parametrize("own", [{"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 3.0, 1.0]}], ids=list)
+def test_steps_are_counted_by_the_settings_of_the_prompts(own):
+    pipe = tiny.stable_diffusion()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    model = hsd.load(pipe, height=32, width=32)
+    settings = [own, own, {**own, "guidance_scale": 2.0}]
+    plan = hsd.compile(PROMPTS[:3], 0.9, settings=settings, **OPTIONS)
+    by_model = hsd.compile(PROMPTS[:3], 0.9, settings=settings, model=model, **OPTIONS)
+    checked = []
+    found = clustered_by_model(plan.prune([0, 2]), model, check=checked.append)
+    assert (found.fingerprint, found.request) == (by_model.fingerprint, by_model.request)
+    [asked] = checked
+    assert asked.n_steps == asked.request["steps"] == by_model.n_steps != plan.n_steps
+    assert asked.kept.tolist() == [0, 2]
+    Session(asked, model, Options())  # what a run checks before it encodes anything
+
+
 def test_what_was_given_by_the_user_stands(model, tmp_path):
     e = np.random.default_rng(0).normal(size=(8, 4))
     kinds = ({"embeddings": e}, {"encoder": lambda prompts: e}, {"encoder": default_encoder()}, {"model": model})
@@ -136,6 +157,34 @@ def test_a_folder_that_was_begun_with_the_plan_itself_is_continued(model, tmp_pa
     # Elsewhere it is clustered by the model, by the tau that it has.
     by_model = hsd.compile(PROMPTS, 0.9, model=model, **OPTIONS)
     assert run(old, model, tmp_path / "new").plan.fingerprint == by_model.fingerprint
+
+
+def test_a_folder_that_an_earlier_version_began_from_prompts_is_continued(model, tmp_path, capsys, encoded):
+    """Its encoder gave another tree, so the prompts are now compiled to another plan."""
+    request = {"schedule": "cosine", "noise": "shared", **OPTIONS}
+    plan = hsd.compile(PROMPTS, 0.9, columns={"id": list("abcdefgh")}, **request)
+    other = hsd.compile(PROMPTS, 0.9, embeddings=np.random.default_rng(0).normal(size=(8, 4)), **request)
+    begun = hsd.Plan(other._core, PROMPTS, other.seeds, {**other.request, "encoder": EARLIER_NAME})
+    begun.save(tmp_path / "plan.safetensors")
+    ran = hsd.generate(plan.prune([2, 5]), model, tmp_path)
+    assert ran.plan.fingerprint == begun.fingerprint not in (None, plan.fingerprint)
+    assert ran.plan.kept.tolist() == [2, 5]
+    assert ran.plan.columns == plan.columns
+    assert "an earlier version of HSD began this folder" in capsys.readouterr().err
+    assert set(encoded) == {PROMPTS[i] for i in ran.plan.covered()}
+    # With other arguments it is another set of images.
+    for changed in ({"tau": 0.8}, {"seeds": 8}, {"schedule": "linear"}, {"prompts": [*PROMPTS[:7], "the sun"]}):
+        own = {"prompts": PROMPTS, "tau": 0.9, **request, **changed}
+        assert clustered_by_model(hsd.compile(**own), model, folder=tmp_path).request["encoder"] == model.name
+
+
+def test_the_plan_of_a_folder_is_read_once(model, tmp_path, monkeypatch):
+    plan = hsd.compile(PROMPTS, 0.9, **OPTIONS)
+    ran = run(plan.prune([0]), model, tmp_path)
+    read, load = [], hsd.Plan.load
+    monkeypatch.setattr(hsd.Plan, "load", lambda path: read.append(path) or load(path))
+    assert clustered_by_model(plan, model, folder=tmp_path).fingerprint == ran.plan.fingerprint
+    assert len(read) == 1
 
 
 def test_a_run_says_so_once(model, tmp_path, capsys):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 __all__ = [
     "LINKAGES",
     "METRICS",
+    "MOST_HEADER",
+    "NOISES",
     "ORDERS",
     "SCHEDULES",
     "Chunks",
@@ -32,6 +34,12 @@ LINKAGES: tuple[str, ...]
 
 METRICS: tuple[str, ...]
 """Names that :meth:`Tree.build` takes."""
+
+MOST_HEADER: int
+"""The longest header of a plan's file, in bytes."""
+
+NOISES: tuple[str, ...]
+"""Names that :func:`hsd.compile` takes for ``noise``."""
 
 ORDERS: tuple[str, ...]
 """Names that :meth:`Plan.program` takes."""

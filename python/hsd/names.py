@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 
-from ._core import LINKAGES, METRICS, ORDERS, SCHEDULES
+from ._core import LINKAGES, METRICS, NOISES, ORDERS, SCHEDULES
 
 _SCHEDULES = (*SCHEDULES, "measured")
 _METRICS = ("auto", *METRICS, "calibrated", "direct")
@@ -14,16 +14,17 @@ _METRICS = ("auto", *METRICS, "calibrated", "direct")
 if TYPE_CHECKING:
     Linkage = str
     Metric = str
+    Noise = str
     Order = str
     ScheduleName = str
     TreeMetric = str
 else:  # The names are listed once, in Rust. A type checker cannot read them, but get_args and the command line can.
     Linkage = Literal[LINKAGES]
     Metric = Literal[_METRICS]
+    Noise = Literal[NOISES]
     Order = Literal[ORDERS]
     ScheduleName = Literal[_SCHEDULES]
     TreeMetric = Literal[METRICS]
-Noise = Literal["independent", "shared"]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "jpg", "webp"]
 ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]

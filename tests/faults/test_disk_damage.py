@@ -8,7 +8,7 @@ import os
 import pytest
 
 import hsd
-from disk import TEXTS, check_folder, copy_of, fill, images, lines, make_plan, open_folder, write_lines
+from disk import TEXTS, check_folder, check_lines, copy_of, fill, images, lines, make_plan, open_folder, write_lines
 from hsd.evaluation.folder import FolderError, read_folder
 
 pytestmark = pytest.mark.faults
@@ -171,6 +171,40 @@ def test_columns_of_others_stay(folder, reference):
     (folder / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in reversed(entries)))
     assert fill(folder, PLAN) == ([], [])
     assert lines(folder) == entries
+
+
+NAMES = {"file_name": "y.png", "text": "t", "index": -1, "size": 1, "digest": "d", "seed": 0.5, "alone_from": None}
+
+
+def test_columns_of_the_plan_are_put_right(folder):
+    """Other columns make no other plan. A name that a line has already is never overwritten."""
+    before = [entry for entry in lines(folder) if entry["index"] < 4]
+    own = {"id": [f"a{i}" for i in range(8)], **{name: [value] * 8 for name, value in NAMES.items()}}
+    first, other = make_plan(columns=own), make_plan(columns={**own, "id": [f"b{i}" for i in range(8)]})
+    assert first.fingerprint == PLAN.fingerprint
+    made, repaired = fill(folder, first)
+    assert made == []
+    assert any("id" in text and "put right" in text for text in repaired)
+    check_lines(folder, PLAN)
+    for entry, old in zip(lines(folder), before, strict=False):
+        assert {name: entry[name] for name in old} == old
+        assert entry["id"] == f"a{entry['index']}"
+        assert entry["given_index"] == -1
+        assert entry["given_filename"] == "y.png"
+    assert fill(folder, first) == ([], [])
+    # A run of a part puts right its own lines only: another run may be at the others.
+    fill(folder, other.prune([1, 2]))
+    assert [entry["id"] for entry in lines(folder)] == ["a0", "b1", "b2", *(f"a{i}" for i in range(3, 8))]
+    kept = lines(folder)
+    assert fill(folder, PLAN) == ([], [])  # without columns, those that are there stay
+    assert lines(folder) == kept
+
+
+def test_images_are_made_with_the_columns_of_the_plan(tmp_path):
+    plan = make_plan(columns={"id": list(range(8))})
+    for part in plan.shard(2):
+        fill(tmp_path / "images", part)
+    assert [entry["id"] for entry in lines(tmp_path / "images")] == list(range(8))
 
 
 def test_a_file_without_its_last_line_feed_a_mark_and_empty_lines_lose_nothing(folder, reference):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tracemalloc
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import hsd
 from hsd import _core
+from hsd.generation.clustering import _arguments
 
 pytestmark = pytest.mark.faults
 
@@ -65,6 +67,14 @@ def refused(path: Path, says: str) -> None:
         ({"catch_up": -1}, "catch_up -1"),
         ({"catch_up": "1"}, 'catch_up "1"'),
         ({"catch_up": False}, "catch_up false"),
+        ({"asked_tau": -1}, "asked_tau -1; it has to be a finite number >= 0"),
+        ({"asked_tau": "x"}, 'asked_tau "x"'),
+        ({"asked_tau": True}, "asked_tau true"),
+        ({"asked_metric": None}, "asked_metric null"),
+        ({"asked_metric": [1]}, "asked_metric a list"),
+        ({"asked_metric": "manhattan"}, 'asked_metric "manhattan"'),
+        ({"columns": 5}, "columns= has to map names"),
+        ({"columns": {"id": [1]}}, "column 'id' has 1 values for 3 prompts"),
         ({"budget": -1}, "budget -1"),
         ({"images_per_prompt": 10**9}, "images_per_prompt 1000000000"),
         ({"metric_correlation": 1e300}, "metric_correlation"),
@@ -113,12 +123,37 @@ def test_keys_of_later_versions_are_kept(plan, tmp_path):
     assert again.fingerprint == plan.fingerprint
 
 
+def test_null_is_an_argument_that_was_not_given(plan, tmp_path):
+    """Also where a run reads it: in the arguments of a plan that its model clusters again."""
+    plan = hsd.compile(PROMPTS, 1.0, steps=4)
+    own = dict.fromkeys(("columns", "images_per_prompt", "settings", "budget", "asked_tau"))
+    again = hsd.Plan.load(forged(tmp_path / "plan", plan, json.dumps({**plan.request, **own})))
+    assert again.columns == {}
+    assert again.is_estimate
+    assert hsd.compile(**_arguments(again)).fingerprint == plan.fingerprint
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = ["tau", "steps", "noise", "linkage", "encoder", "metric", "catch_up", "settings", "schedule", "other"]
+NAMES = [
+    "tau",
+    "steps",
+    "noise",
+    "linkage",
+    "encoder",
+    "metric",
+    "catch_up",
+    "settings",
+    "schedule",
+    "columns",
+    "images_per_prompt",
+    "asked_tau",
+    "asked_metric",
+    "other",
+]
 
 
 @settings(max_examples=150, deadline=None)
@@ -136,6 +171,8 @@ def test_what_is_loaded_can_be_used(tmp_path_factory, change):
     assert again.metric in ("cosine", "euclidean", "auto", "calibrated", "direct")
     assert len(again.setting) == again.whole().n_prompts == 3
     assert all(isinstance(own, dict) for own in again.settings)
+    assert all(len(values) == 3 for values in again.columns.values())
+    assert set(_arguments(again)) <= set(inspect.signature(hsd.compile).parameters)
     again.cost([again.program(2)]).numbers()
     assert hsd.compile(PROMPTS, 1.0, embeddings=E, steps=4, reuse=path).prompts == PROMPTS
 

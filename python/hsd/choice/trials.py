@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..planning.schedule import schedule_shape
-from ..work.files import STUDY, claim, make_folder, write_atomically
+from ..work.files import STUDY, claim, digest_of, make_folder, write_atomically
 from ..work.reading import read_file
 from .cost import prior_rows, rows
 from .grid import Setting
@@ -89,7 +88,7 @@ class Trials:
             "settings": json.loads(json.dumps(self.model.settings, default=repr)),
             "scheduler": type(self.model.scheduler()).__name__,
             "calibration": None if self.model.calibration is None else self.model.calibration.digest,
-            "prompts": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+            "prompts": digest_of(texts.encode()),
         }
 
     def adapter(self, setting: Setting) -> Adapter:

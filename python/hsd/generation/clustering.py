@@ -13,10 +13,12 @@ from .._core import Plan as CorePlan
 from ..conditioning.rows import Conditioning
 from ..conditioning.twins import same_rows
 from ..errors import Error
-from ..models import Adapter
+from ..models import Adapter, number_of_steps, variants_of
 from ..planning.apart import roots_of, set_apart
 from ..planning.compile import compile as compile_plan
+from ..planning.encoders import EARLIER_NAME
 from ..planning.plan import PLAN_FILE, Plan
+from ..planning.reuse import same_arguments, with_columns
 from ..planning.schedule import schedule_shape
 
 
@@ -48,17 +50,19 @@ def clustered_by_model(
     begun = None if folder is None else _plan_in(Path(folder))
     if begun is not None and begun.fingerprint == plan.fingerprint:
         return plan
+    if begun is not None and _by_earlier_encoder(begun, plan):
+        return _part(with_columns(begun.whole(), plan.request), plan)
     arguments = _arguments(plan)
     if check is not None:
         check(_on_steps(plan, adapter))
-    found = compile_plan(
-        model=adapter, conditioning_memory=memory, reuse=None if begun is None else folder, **arguments
-    )
-    return found if len(plan) == plan.n_prompts else found.prune(plan.kept)
+    found = compile_plan(model=adapter, conditioning_memory=memory, reuse=begun, **arguments)
+    return _part(found, plan)
 
 
 def replaced(given: Plan, found: Plan) -> str:
     """A line that says that ``found`` runs instead of ``given``."""
+    if found.is_estimate:
+        return "hsd: an earlier version of HSD began this folder; its plan, by the built-in encoder, is continued"
     return (
         f"hsd: prompts are clustered by the embeddings of {found.request['encoder']}, not by those of the built-in "
         f"encoder: {found.savings:.1%} saved instead of {given.savings:.1%}"
@@ -81,9 +85,26 @@ def apart(plan: Plan, conditioning: Conditioning) -> Plan:
 
 def _on_steps(plan: Plan, adapter: Adapter) -> Plan:
     """``plan``, with as many steps as the model's scheduler makes."""
-    shape = schedule_shape("linear", adapter.sampler(plan.request["steps"]).n_steps)
-    whole = Plan(CorePlan.compile(plan.tree, plan.tau * shape), plan.prompts, plan.seeds, plan.request)
+    n_steps, steps = number_of_steps(variants_of(adapter, plan.settings), plan.request["steps"])
+    if (n_steps, steps) == (plan.n_steps, plan.request["steps"]):
+        return plan
+    core = CorePlan.compile(plan.tree, plan.tau * schedule_shape("linear", n_steps))
+    return _part(Plan(core, plan.prompts, plan.seeds, {**plan.request, "steps": steps}), plan)
+
+
+def _part(whole: Plan, plan: Plan) -> Plan:
+    """The part of ``whole`` that ``plan`` keeps."""
     return whole if len(plan) == plan.n_prompts else whole.prune(plan.kept)
+
+
+def _by_earlier_encoder(begun: Plan, plan: Plan) -> bool:
+    """Whether ``begun`` is what an earlier version of HSD, whose built-in encoder was another one, made of the prompts
+    and arguments of ``plan``, and ran as it was.
+    """
+    ignored = ("encoder", "asked_tau", "asked_metric")
+    return begun.request["encoder"] == EARLIER_NAME and same_arguments(
+        begun, plan.request, plan.n_steps, plan.prompts, plan.seeds, ignored
+    )
 
 
 def _plan_in(folder: Path) -> Plan | None:
@@ -99,17 +120,15 @@ def _arguments(plan: Plan) -> dict[str, Any]:
     request = plan.request
     # A plan of an earlier version does not say what was left to the defaults.
     tau, metric = request.get("asked_tau", plan.tau), request.get("asked_metric", plan.metric)
-    if tau is not None and not isinstance(tau, (int, float)):
-        raise Error(f"the plan says that tau was {tau!r}, which is no number: compile it again")
     budget = request.get("budget")
     schedule = request.get("schedule", "linear")
     if schedule == "custom":  # a callable or values, of which the thresholds are left
         schedule = np.minimum(plan.phi / plan.tau, 1.0)
-    repeats = int(request.get("images_per_prompt", 1))
-    given = plan.prompts[:: max(1, repeats)]
+    repeats = request.get("images_per_prompt") or 1
+    given = plan.prompts[::repeats]
     if [prompt for prompt in given for _ in range(repeats)] != plan.prompts:
         repeats, given = 1, plan.prompts
-    values, which = plan.settings, plan.setting[::repeats]
+    own, which = plan.settings, plan.setting[::repeats]
     return {
         "prompts": given,
         "tau": tau if budget is None else None,
@@ -122,5 +141,6 @@ def _arguments(plan: Plan) -> dict[str, Any]:
         "images_per_prompt": repeats,
         "noise": plan.noise,
         "catch_up": plan.catch_up,
-        "settings": None if "settings" not in request else [values[i] for i in which],
+        "settings": None if request.get("settings") is None else [own[i] for i in which],
+        "columns": {name: values[::repeats] for name, values in plan.columns.items()},
     }

@@ -17,6 +17,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..names import ImageFormat
+from ..planning.columns import renamed
 from ..planning.plan import Plan
 from ..work.files import digest_of, read_own, regular
 
@@ -60,6 +61,7 @@ class Lines:
         self._alone = alone_from(plan)
         self._settings, self._setting = plan.settings, plan.setting
         self._columns = sorted({name for own in self._settings for name in own})  # every image has all columns
+        self._beside = renamed(plan.columns, self._columns)
 
     def name(self, index: int) -> str:
         """The name of an image's file: the only one that its line may have."""
@@ -73,6 +75,7 @@ class Lines:
         if self._kept[index]:
             own = self._settings[self._setting[index]]
             entry.update((name, own.get(name)) for name in self._columns)
+            entry.update((name, values[index]) for name, values in self._beside.items())
             entry["alone_from"] = int(self._alone[index])
         return entry
 

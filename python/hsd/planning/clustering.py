@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from .._core import Tree
 from ..names import Linkage, TreeMetric, check_count, check_name
 from ..work.memory import memory_budget
@@ -110,15 +109,13 @@ def replica_tree(
     """One tree per replica, joined at infinite height: images of one prompt never share a step.
 
     ``rows`` (N,) says which row of ``vectors`` each image has, ``replica`` (N,) which replica it belongs to: any
-    numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once.
+    numbers, equal where a step may be shared. Replicas of the same rows have the same tree, which is built once. The
+    caller has checked all rows: a bad one in a late part would waste the work on early ones.
     """
     arguments = {**limits.arguments(), "metric": metric, "bfloat16": vectors.bfloat16}
     by_replica = np.argsort(replica, kind="stable")
     groups = np.split(by_replica, np.flatnonzero(np.diff(replica[by_replica])) + 1)
     parts = {rows[group].tobytes(): rows[group] for group in groups}
-    if len(parts) > 1:
-        # All rows are checked before any is clustered: a bad one in a late part would waste the work on early ones.
-        _core.check_embeddings(vectors.array, metric=metric, bfloat16=vectors.bfloat16, threads=arguments["threads"])
     everything = np.arange(len(vectors.array), dtype=np.int64)
     built: dict[bytes, Tree] = {}
     for done, (key, part) in enumerate(parts.items()):

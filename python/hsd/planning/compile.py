@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +13,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
-from ..errors import Error
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
-from ..work.files import IDENTITY, RUN
-from ..work.paths import user_path
 from ..work.progress import Progress
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
@@ -31,8 +27,9 @@ from .metric import (
     default_threshold,
     resolve_metric,
 )
-from .plan import PLAN_FILE, Plan
+from .plan import Plan
 from .prompts import check_prompts, make_seeds
+from .reuse import earlier_plan
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
 from .settings import check_settings
 from .twins import replicas, same_texts, same_vectors
@@ -66,7 +63,7 @@ def compile(
     threads: int | None = None,
     memory: int | None = None,
     conditioning_memory: int | None = None,
-    reuse: str | os.PathLike[str] | None = None,
+    reuse: str | os.PathLike[str] | Plan | None = None,
     progress: StageReport | None = None,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: which prompts share which denoising steps.
@@ -131,10 +128,11 @@ def compile(
     conditioning_memory
         With a model: bytes of encoded prompts that are kept in host memory, see :func:`stream`.
     reuse
-        A plan file, or the folder of an earlier run. If its plan was compiled from the same prompts and arguments, that
-        plan is returned, and nothing is encoded or clustered. Otherwise, or if there is no such file, the prompts are
-        compiled. A plan does not record the values of ``embeddings=``, of ``encoder=`` or of a custom schedule, so
-        with one of these no plan is reused. Of a model it records the name, not the settings.
+        A plan, a plan file, or the folder of an earlier run. If its plan was compiled from the same prompts and
+        arguments, that plan is returned, with the ``columns`` given now, and nothing is encoded or clustered.
+        Otherwise, or if there is no such file, the prompts are compiled. A plan does not record the values of
+        ``embeddings=``, of ``encoder=`` or of a custom schedule, so with one of these no plan is reused. Of a model it
+        records the name, not the settings.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
         plan that is reused.
@@ -219,7 +217,7 @@ def compile(
         catch_up_weights(n_steps, gamma)  # one that is too large is an error here, before anything is encoded
 
     if reuse is not None and embeddings is None and encoder is None and isinstance(schedule, str):
-        earlier = _earlier(user_path(reuse), request, n_steps, texts, seed_array, exact)
+        earlier = earlier_plan(reuse, request, n_steps, texts, seed_array, exact)
         if earlier is not None:
             return earlier
 
@@ -337,39 +335,6 @@ def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -
     if encoder is not None:
         return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     return StaticEncoder.name if adapter is None else adapter.name
-
-
-def _earlier(
-    path: Path,
-    request: dict[str, Any],
-    n_steps: int,
-    prompts: list[str],
-    seeds: NDArray[np.int64],
-    exact: bool | None,
-) -> Plan | None:
-    """The plan in the file or folder ``path``, if it was compiled from the same prompts and arguments."""
-    # The folder of an earlier run, whose other files say whether a plan is its own.
-    of_run = any((path / name).is_file() for name in (RUN, IDENTITY))
-    if path.is_dir():
-        path = path / PLAN_FILE
-    if not path.is_file():
-        return None
-    try:
-        plan = Plan.load(path)
-    except (Error, OSError) as error:
-        if of_run:
-            return None
-        if isinstance(error, Error):
-            raise
-        raise Error(f"cannot read {path}: {error.strerror or error}; delete it to compile its plan again") from None
-    # Any version of HSD will do. With a budget, tau is a result and not an argument.
-    ignored = {"hsd_version"} if request["budget"] is None else {"hsd_version", "tau"}
-    found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
-    same = all(found.get(name) == request.get(name) for name in {*request, "settings", "columns"} - ignored)
-    same = same and plan.prompts == prompts and np.array_equal(plan.seeds, seeds)
-    same = same and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
-    same = same and (exact is None or plan.tree.exact == exact)
-    return plan.whole() if same else None
 
 
 def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:

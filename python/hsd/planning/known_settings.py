@@ -137,7 +137,7 @@ def meant(name: str, names: Collection[str] = KNOWN) -> str | None:
 
 
 def _is_typo(name: str, known: str) -> bool:
-    """One slip, or two in a long name; the first letter is hardly ever wrong, and short names are other names."""
+    """One wrong letter, or two in a long name; the first letter is rarely wrong, and short names are other names."""
     if len(known) < 4 or name[:1] != known[:1] or abs(len(name) - len(known)) > 2:
         return False
     return _slips(name, known) <= (2 if len(known) >= 12 else 1)

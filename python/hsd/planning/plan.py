@@ -6,28 +6,22 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._core import Plan as CorePlan
 from .._core import Program, Tree
-from ..errors import Error, PlanMismatch
+from ..errors import PlanMismatch
 from ..names import Order
-from ..work.files import write_atomically
-from ..work.paths import user_path
-from ..work.reading import open_file
-from .columns import check_columns
 from .encoders import EARLIER_NAME, StaticEncoder
+from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
 
 PLAN_FILE = "plan.safetensors"
 """The plan's file in a folder of images."""
-
-_MOST_HEADER = 100_000_000
-"""Bytes. The core refuses a longer header by its length alone."""
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -140,7 +134,7 @@ class Plan:
     @property
     def columns(self) -> dict[str, list[Any]]:
         """What was given with ``columns=``: N values by name, which change nothing."""
-        return dict(self.request.get("columns", {}))
+        return dict(self.request.get("columns") or {})
 
     def covered(self) -> NDArray[np.int64]:
         """Prompts in the plan's clusters, ascending: the kept ones, and those that share a cluster with them."""
@@ -351,8 +345,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file (arrays and JSON metadata), by atomic rename."""
-        data = self._core.to_bytes(self.prompts, self.seeds, json.dumps(self.request, sort_keys=True))
-        write_atomically(user_path(path), data)
+        write(path, self._core, self.prompts, self.seeds, self.request)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -365,19 +358,7 @@ class Plan:
         OSError
             If it cannot be read, or is a folder, a device or a pipe.
         """
-        with open_file(path) as file:
-            try:
-                core, prompts, seeds, metadata = CorePlan.from_bytes(_whole(file))
-                plan = cls(core, prompts, seeds, json.loads(metadata))
-                check_columns(plan.request.get("columns"), plan.n_prompts)
-                return plan
-            except MemoryError:
-                why = "it does not fit into the memory"
-            except (TypeError, ValueError) as error:
-                why = str(error)
-        raise Error(
-            f"{path} is not a plan that can be used: {why}. Compile it again: delete this file, and run what wrote it"
-        )
+        return cls(*read(path))
 
     def _with(self, core: CorePlan) -> Plan:
         plan = Plan(core, self.prompts, self.seeds, self.request)
@@ -400,23 +381,6 @@ class Plan:
 
     def __str__(self) -> str:
         return self.summary()
-
-
-def _whole(file: BinaryIO) -> bytes:
-    """The bytes of a plan's file. Its header comes first, so that a large file that is no plan is not read.
-
-    Raises
-    ------
-    ValueError
-        If the header is not that of a plan, or tells of another size.
-    """
-    size = os.fstat(file.fileno()).st_size
-    begin = file.read(8)
-    expected = CorePlan.file_size(begin + file.read(min(int.from_bytes(begin, "little"), size, _MOST_HEADER)))
-    if expected != size:
-        raise ValueError(f"it has {size:,} bytes, but its header tells of {expected:,}: it was cut, or is another file")
-    file.seek(0)
-    return file.read(size)
 
 
 def _array(rows: NDArray[np.integer] | Sequence[int] | None) -> NDArray[np.int64] | None:

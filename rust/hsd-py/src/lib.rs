@@ -37,6 +37,8 @@ mod _core {
         module.add("LINKAGES", PyTuple::new(py, Linkage::NAMES)?)?;
         module.add("METRICS", PyTuple::new(py, Metric::NAMES)?)?;
         module.add("ORDERS", PyTuple::new(py, Order::NAMES)?)?;
+        module.add("MOST_HEADER", hsd_core::plan::file::MOST_HEADER)?;
+        module.add("NOISES", PyTuple::new(py, hsd_core::plan::file::NOISES)?)?;
         module.add("SCHEDULES", PyTuple::new(py, Schedule::NAMES)?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -16,7 +16,7 @@ pub(super) const KEY: &str = "hsd";
 const ENTRIES: &str = "__metadata__";
 
 /// The longest header, in bytes: the limit of the safetensors library too.
-const MOST_HEADER: u64 = 100_000_000;
+pub const MOST_HEADER: u64 = 100_000_000;
 
 /// The arrays with their types, in the order in which the digest takes them.
 pub(super) const ARRAYS: [(&str, Dtype); 8] = [

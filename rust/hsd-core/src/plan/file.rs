@@ -18,7 +18,9 @@ use super::Plan;
 use crate::error::Result;
 use crate::tree::Tree;
 
+pub use super::container::MOST_HEADER;
 pub use super::fingerprint::fingerprint;
+pub use super::request::NOISES;
 
 /// Version of the format; a reader accepts its own version only.
 pub const FORMAT: u64 = 2;

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::plan::schedule::Schedule;
 
 /// How the first latents of clusters may be drawn.
-const NOISES: [&str; 2] = ["independent", "shared"];
+pub const NOISES: [&str; 2] = ["independent", "shared"];
 
 /// Metrics that are not one of vectors alone: Python makes the vectors.
 const MORE_METRICS: [&str; 3] = ["auto", "calibrated", "direct"];
@@ -47,6 +47,8 @@ pub(super) fn check(metadata: &str, plan: &Plan) -> Result<()> {
     fields.name("schedule", &[&Schedule::NAMES, &MORE_SCHEDULES])?;
     fields.number("budget", 0.0, 1.0)?;
     fields.number("catch_up", 0.0, f64::MAX)?;
+    fields.number("asked_tau", 0.0, f64::MAX)?;
+    fields.name("asked_metric", &[&Metric::NAMES, &MORE_METRICS])?;
     fields.number("metric_correlation", -1.0, 1.0)?;
     fields.integer("images_per_prompt", plan.n_prompts())?;
     fields.text("calibration")?;

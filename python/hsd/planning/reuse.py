@@ -1,0 +1,89 @@
+"""An earlier plan instead of a new one, where it was compiled from the same prompts and arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Error
+from ..work.files import IDENTITY, RUN
+from ..work.paths import user_path
+from .plan import PLAN_FILE, Plan
+
+_ANY = frozenset(("hsd_version", "columns"))
+"""What a plan records that does not decide its images."""
+
+
+def earlier_plan(
+    given: str | os.PathLike[str] | Plan,
+    request: dict[str, Any],
+    n_steps: int,
+    prompts: list[str],
+    seeds: NDArray[np.int64],
+    exact: bool | None,
+) -> Plan | None:
+    """The plan, or that in the file or folder ``given``, if it was compiled from the same prompts and arguments.
+
+    It has the columns of ``request``.
+
+    Raises
+    ------
+    Error
+        If ``given`` is a file that is not a valid plan, or cannot be read. In the folder of a run it is passed over.
+    """
+    plan = given if isinstance(given, Plan) else _load(given)
+    if plan is None or not same_arguments(plan, request, n_steps, prompts, seeds):
+        return None
+    if exact is not None and plan.tree.exact != exact:
+        return None
+    return with_columns(plan.whole(), request)
+
+
+def same_arguments(
+    plan: Plan,
+    request: dict[str, Any],
+    n_steps: int,
+    prompts: list[str],
+    seeds: NDArray[np.int64],
+    ignored: Collection[str] = (),
+) -> bool:
+    """Whether ``plan`` was compiled from these prompts and arguments, whatever those say that are ``ignored``."""
+    # Any version of HSD will do. With a budget, tau is a result and not an argument.
+    passed = {*_ANY, *ignored} if request.get("budget") is None else {*_ANY, *ignored, "tau"}
+    found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
+    return (
+        all(found.get(name) == request.get(name) for name in {*request, "settings"} - passed)
+        and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
+        and plan.prompts == prompts
+        and np.array_equal(plan.seeds, seeds)
+    )
+
+
+def with_columns(plan: Plan, request: dict[str, Any]) -> Plan:
+    """``plan``, a whole one, with the columns of ``request``, which decide nothing."""
+    own = {name: value for name, value in plan.request.items() if name != "columns"}
+    if request.get("columns"):
+        own["columns"] = request["columns"]
+    return Plan(plan._core, plan.prompts, plan.seeds, own)
+
+
+def _load(path: str | os.PathLike[str]) -> Plan | None:
+    path = user_path(path)
+    # The folder of an earlier run, whose other files say whether a plan is its own.
+    of_run = any((path / name).is_file() for name in (RUN, IDENTITY))
+    if path.is_dir():
+        path = path / PLAN_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Plan.load(path)
+    except (Error, OSError) as error:
+        if of_run:
+            return None
+        if isinstance(error, Error):
+            raise
+        raise Error(f"cannot read {path}: {error.strerror or error}; delete it to compile its plan again") from None
