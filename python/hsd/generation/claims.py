@@ -22,8 +22,9 @@ import psutil
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..work.files import regular
+from ..work.files import read_own, regular
 from ..work.locks import Lock, Unsupported, is_locked
+from ..work.reading import parse_json
 
 PREFIX = ".hsd.claim-"
 
@@ -98,7 +99,8 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     held = Held(lock, path)
     try:
         with contextlib.suppress(Unsupported):  # then whether its process lives is asked by its number
-            lock.acquire(_ASKED)
+            if not lock.acquire(_ASKED):
+                raise OutputError(f"{path} is locked by another process: run the same call again")
         with open(path, "r+b" if lock.handle is not None else "wb") as file:
             file.write(json.dumps(content).encode())
     except BaseException:
@@ -154,8 +156,8 @@ def _is_held(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_own(path) or b"")
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

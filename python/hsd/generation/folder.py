@@ -28,8 +28,9 @@ from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
 from ..work.files import METADATA, RUN
 from ..work.locks import locked
+from ..work.text import listed
 from . import claims
-from .differences import compared, listed, plan_differences, warn_of_rounding
+from .differences import compared, plan_differences, warn_of_rounding
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
 from .record import Record
@@ -123,10 +124,8 @@ class ImageFolder:
         """What to tell the user before the run: the notes, and what was repaired, the first few with names."""
         if not self.repaired:
             return self.notes
-        first, more = self.repaired[:3], len(self.repaired) - 3
-        rest = f"; and {more:,} more" if more > 0 else ""
         made = "what is missing or damaged is made again" if self.lost else "nothing has to be made again"
-        return [*self.notes, f"{self.path} is not as it was left, {made}: {'; '.join(first)}{rest}"]
+        return [*self.notes, f"{self.path} is not as it was left, {made}: {listed(self.repaired, 3)}"]
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
         """Write one image and its line of metadata. Safe to call from several threads and processes.

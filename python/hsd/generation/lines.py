@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..work.files import digest_of, read_own, regular
+from ..work.text import shortened
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -172,4 +173,4 @@ def _in_its_place(path: Path) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text)
