@@ -53,13 +53,14 @@ class ImageFolder:
     plan
         The plan of the images. A folder belongs to one plan (all of its shards) and one model with its settings.
     model
-        Name and settings of the model, compared with those of an earlier run and recorded.
+        What an image depends on besides the plan (``models/identity.py``): compared with that of an earlier run, and
+        recorded.
 
     Attributes
     ----------
     repaired
         What was not as an earlier run had left it, one text each: damaged images, which are missing now, lines and
-        files that were put right.
+        files that were corrected.
     lost
         Whether images are among that.
     notes

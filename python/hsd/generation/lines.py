@@ -107,7 +107,7 @@ class Lines:
         wrong = [key for key, value in expected.items() if key not in entry or not same(entry[key], value)]
         if not wrong:
             return Checked(entry)
-        return Checked({**entry, **expected}, f"{self.name(index)}: {', '.join(wrong)} of its line put right")
+        return Checked({**entry, **expected}, f"{self.name(index)}: {', '.join(wrong)} of its line corrected")
 
     def _check_unsigned(self, entry: Entry, index: int) -> Checked:
         """A line of an earlier version, without size and digest: it has them if its image is complete and its own."""

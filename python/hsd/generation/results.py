@@ -74,7 +74,7 @@ class Run:
     """Images of this call that were decoded in float32, because the decoder overflowed in half precision."""
     repaired: tuple[str, ...] = ()
     """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
-    put right. One text each."""
+    corrected. One text each."""
 
     @property
     def savings(self) -> float:

@@ -2,12 +2,12 @@
 
 The default is a small, offline, static encoder: the token embeddings that the ``wordllama`` package ships (256
 dimensions, distilled from language models), averaged over the tokens of a prompt, and beside the mean a small part that
-hears their order. The mean alone cannot tell "dog bites man" from "man bites dog".
+depends on their order. The mean alone cannot tell "dog bites man" from "man bites dog".
 
 The order part is the direction of the sum of the token embeddings, weighted by their position from negative to
 positive. Of what was tried (products of neighbouring tokens, of all pairs with a falling weight, their antisymmetric
 part), it costs the least savings for the distance that it gives to two prompts which differ in order only, and is the
-only one that hears it when two words far apart change places. That distance is about a sentence transformer's
+only one that changes when two words far apart change places. That distance is about a sentence transformer's
 (all-MiniLM-L6-v2): .030 and .011 for "a red star on a blue background" with the colours exchanged, .074 and .093 for
 the dog and the man. Savings at tau 1 with 40 steps, in percent, on four prompt sets (style_variations, animals,
 genai_bench, prompt_templates):
@@ -18,7 +18,7 @@ mean of the tokens                 71.6  33.8  35.2  74.6
 mean and order (this encoder)      71.0  33.3  34.3  74.2
 =================================  ====  ====  ====  ====
 
-2,000 prompts take well under a second. Where images are generated, a model is at hand, and its own embeddings are used
+2,000 prompts take well under a second. Where images are generated, there is a model, and its own embeddings are used
 instead (``generation/clustering.py``).
 """
 
