@@ -40,7 +40,7 @@ _AHEAD = 4
 """Calls that the host prepares and enqueues ahead of a GPU."""
 
 _HOPELESS = 16
-"""If this many lanes raise before the first evaluation that works, the reason is the denoiser, and not their prompts."""
+"""If this many lanes raise before the first evaluation that works, the reason is the denoiser and not their prompts."""
 
 
 @dataclass(frozen=True)
