@@ -85,7 +85,7 @@ class Trials:
         """What all images in the folder depend on, besides the model: see :func:`claim_model`."""
         texts = json.dumps([self.prompts, self.seeds.tolist(), self.settings])
         return {
-            **early_identity(self.out, self.model, scheduler=True),
+            **early_identity(self.out, self.model),
             "calibration": None if self.model.calibration is None else self.model.calibration.digest,
             "prompts": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
         }

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import Error, OtherVersions, PlanMismatch
 from ..models import Adapter
 from ..planning.plan import Plan
-from ..work.files import write_json
+from ..work.files import STUDY, write_json
 from ..work.reading import read_object
 from ..work.text import listed, shortened
 
@@ -115,13 +115,18 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
         write_json(path, now)
 
 
-def early_identity(folder: Path, adapter: Adapter, *, scheduler: bool = False) -> dict[str, Any]:
-    """What a study of an earlier version recorded of its model; nothing where :func:`claim_model` knows the model."""
-    if (folder / MODEL).exists():
+def early_identity(folder: Path, adapter: Adapter) -> dict[str, Any]:
+    """What ``study.json`` of an earlier version has to say of its model; empty where :func:`claim_model` knows it."""
+    try:
+        recorded = {} if (folder / MODEL).exists() else read_object(folder / STUDY)
+    except (OSError, ValueError):  # none, or one that `claim` refuses
         return {}
-    settings = json.loads(json.dumps(adapter.settings, default=repr))
-    of_scheduler = {"scheduler": type(adapter.scheduler()).__name__} if scheduler else {}
-    return {"model": adapter.name, "settings": settings, **of_scheduler}
+    now = {
+        "model": adapter.name,
+        "settings": json.loads(json.dumps(adapter.settings, default=repr)),
+        "scheduler": type(adapter.scheduler()).__name__,
+    }
+    return {name: value for name, value in now.items() if name in recorded}
 
 
 def rounding_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
