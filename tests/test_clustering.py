@@ -573,7 +573,7 @@ REORDERED = [
 
 
 @pytest.mark.parametrize("pair", REORDERED, ids=lambda pair: pair[0][:20])
-def test_the_encoder_hears_the_order_of_words(pair):
+def test_the_encoder_depends_on_the_order_of_words(pair):
     """Two orders of the same words are apart, but nearer than anything else: the mean of the tokens is the same."""
     encoder = default_encoder()
     ids = [sorted(encoder._tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in pair]

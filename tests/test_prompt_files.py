@@ -384,7 +384,7 @@ def test_settings_that_are_refused_with_their_line(tmp_path, given, says):
 @pytest.mark.parametrize(
     "name", ["id", "style", "weight", "prompt_id", "category", "size", "image", "data", "sampler", "tag"]
 )
-def test_names_that_are_no_slips(name):
+def test_names_that_are_no_typing_errors(name):
     assert meant(name) is None
 
 

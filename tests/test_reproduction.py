@@ -442,6 +442,12 @@ def test_the_demos_sets_are_all_in_its_language():
         assert all(named_attributes(prompt) for prompt in prompt_set.prompts)
 
 
+def test_sets_are_files_of_prompts_by_any_of_their_names(tmp_path):
+    for name in ("a.ndjson", "b.json", "c.JSONL", "d.TXT", "e.csv", "f.png", "g.jsonl.txt"):
+        (tmp_path / name).write_text('{"prompt": "a cat"}\n')
+    assert [s.name for s in study.read_sets(tmp_path)] == ["a", "b", "c", "d", "g.jsonl"]
+
+
 class Plain:
     """A scorer that does not embed images, and gives images of the sea no score."""
 

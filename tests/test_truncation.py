@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -47,30 +45,31 @@ def test_the_shortest_prompt_that_is_cut(family: Family):
     assert cuts[0].tokens > cuts[1].tokens > cuts[1].limit
 
 
-def test_one_message_names_all(caplog):
+def test_one_message_names_all():
     model = hsd.load(tiny.stable_diffusion(), height=32, width=32)
     prompts = ["a cat", "x" * 75 + "and more", "a dog", "y" * 100]
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns() as warned:
         plan = hsd.compile(prompts, model=model, steps=2)
-        list(hsd.stream(plan, model))
-    assert [record.name for record in caplog.records] == ["hsd"]
-    assert caplog.messages == [
+    list(hsd.stream(plan, model))  # says nothing more
+    assert [one.category for one in warned] == [hsd.Notice]
+    assert [str(one.message) for one in warned] == [
         "2 of 4 prompts are longer than the model reads (77 tokens): prompts 1, 3; the end has no effect, of prompt 1: "
         "'and more'"
     ]
 
 
-def test_one_prompt_many_prompts_and_negative_prompts(caplog):
+def test_one_prompt_many_prompts_and_negative_prompts():
     model = hsd.load(tiny.stable_diffusion(), height=32, width=32, negative_prompt="z" * 75 + " dull")
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(hsd.Notice) as warned:
         hsd.compile(["x" * 75 + str(i) for i in range(30)], model=model, steps=2)
-        hsd.compile(["x" * 77], model=hsd.load(model, negative_prompt=None), steps=2)
-    assert "30 of 30 prompts are longer" in caplog.messages[0]
-    assert "prompts 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more;" in caplog.messages[0]
-    assert caplog.messages[1] == (
+    messages = [str(one.message) for one in warned]
+    assert "30 of 30 prompts are longer" in messages[0]
+    assert "prompts 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more;" in messages[0]
+    assert messages[1] == (
         "the negative prompt is longer than the model reads (77 tokens): its end has no effect: 'dull'"
     )
-    assert caplog.messages[2].startswith("1 of 1 prompt is longer than the model reads (77 tokens): prompt 0;")
+    with pytest.warns(hsd.Notice, match=r"^1 of 1 prompt is longer than the model reads \(77 tokens\): prompt 0;"):
+        hsd.compile(["x" * 77], model=hsd.load(model, negative_prompt=None), steps=2)
 
 
 def test_a_long_text_encoder_reads_what_a_short_one_does_not():

@@ -159,7 +159,7 @@ def test_a_folder_belongs_to_one_set_and_model(done, model):
     tuning, _ = done
     with pytest.raises(hsd.Error, match="holds trials of another prompts"):
         prepare(model, tuning.trials.out, prompts=PROMPTS[:5])
-    with pytest.raises(hsd.Error, match="holds trials of another settings"):
+    with pytest.raises(hsd.Error, match="images of another model .*guidance_scale"):
         prepare(hsd.load(model, guidance_scale=1.0), tuning.trials.out)
     # Plans by another map are others, but have the same names of folders.
     with pytest.raises(hsd.Error, match="holds trials of another calibration"):

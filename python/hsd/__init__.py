@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .errors import (
     Error,
     FailedImages,
+    Notice,
     OtherVersions,
     OutOfMemory,
     OutputError,
@@ -53,6 +54,7 @@ __all__ = [
     "FailedImages",
     "Failure",
     "Image",
+    "Notice",
     "OtherVersions",
     "OutOfMemory",
     "OutputError",

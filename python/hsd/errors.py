@@ -1,4 +1,4 @@
-"""Exceptions that HSD raises. Bad arguments are ``ValueError`` or ``TypeError`` too, so either base catches them."""
+"""Errors and warnings of HSD. Bad arguments are ``ValueError`` or ``TypeError`` too, so either base catches them."""
 
 from __future__ import annotations
 
@@ -55,5 +55,9 @@ class FailedImages(Error, RuntimeError):
         return type(self), (str(self), self.failures)
 
 
-class OtherVersions(UserWarning):
+class Notice(UserWarning):
+    """What HSD warns of. The command line shows each as one line; in Python these are warnings like any other."""
+
+
+class OtherVersions(Notice):
     """Images are continued with other versions of packages, or on another kind of device: rounding may differ."""

@@ -1,4 +1,4 @@
-"""Damage: what is in a folder is believed only where it holds; the rest is made again or put right, and said."""
+"""Damage: what is in a folder is believed only where it holds; the rest is made again or corrected, and said."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ LINES = {
     "NULs": (lambda entry: b"\0" * 200 + b"\n", {2}),
     "nested too deeply": (lambda entry: DEEP, {2}),
     "too many digits": (lambda entry: b'{"index": ' + b"1" * 10_000 + b"}\n", {2}),
-    # What follows from the plan is put right; the image itself holds.
+    # What follows from the plan is corrected; the image itself holds.
     "text": (edited(text="a wolf"), set()),
     "text: half a surrogate pair": (edited(text="\ud800"), set()),
     "seed": (edited(seed=7), set()),

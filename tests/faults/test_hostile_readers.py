@@ -21,6 +21,8 @@ from hsd import cli
 from hsd.choice import trials
 from hsd.evaluation.cache import ScoreCache
 from hsd.evaluation.folder import FolderError, load_image, read_folder
+from hsd.generation import claims
+from hsd.generation.differences import claim_model
 from hsd.planning.chosen import SettingsError
 from hsd.tuning import speeds
 from hsd.work.files import claim
@@ -316,6 +318,29 @@ def test_what_is_no_file_does_not_hang(tmp_path):
     (tmp_path / "metadata.jsonl").symlink_to("/dev/zero")
     with pytest.raises(FolderError, match="device or a pipe"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_stored_scores_are_a_file(tmp_path, kind):
+    path = tmp_path / "scores-any.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(hsd.OutputError, match="not a file: remove it"):
+        ScoreCache(tmp_path, "any", "1")
+
+
+def test_the_record_of_a_model_is_a_file(tmp_path):
+    os.mkfifo(tmp_path / "model.json")
+    with pytest.raises(hsd.Error, match="device or a pipe.*choose another folder"):
+        claim_model(tmp_path, {})
+
+
+def test_claims_that_cannot_be_read_claim_everything(tmp_path):
+    for i, data in enumerate([b"[" * 100_000, b'{"pid": 1e999}', b'{"prompts": 3}', b""]):
+        (tmp_path / f"{claims.PREFIX}{i}").write_bytes(data)
+        assert claims._parsed(tmp_path / f"{claims.PREFIX}{i}").ranges is None
 
 
 def test_large_files_are_refused_by_their_size(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ..errors import Error
+from ..errors import Error, Notice
 from ..work.files import make_folder
 from .calibration import Calibration
 from .identity import Identity
@@ -51,5 +51,5 @@ def _of(key: str) -> list[tuple[Path, Calibration]]:
         try:
             found.append((path, Calibration.load(path)))
         except (Error, OSError) as error:
-            warnings.warn(f"a calibration is ignored: {error}", stacklevel=4)
+            warnings.warn(f"a calibration is ignored: {error}", Notice, stacklevel=4)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from .. import _core
 from ..planning.chosen import SETTINGS_FILE, Settings
-from ..work.files import write_atomically
+from ..work.files import write_atomically, write_json
 from .decision import Comparison, Decision, signed
 from .halving import fronts
 
@@ -114,7 +113,7 @@ class Choice:
     def save(self) -> None:
         """Write the settings, the numbers and, if matplotlib is installed, the picture to the folder."""
         self.settings.save(self.out / SETTINGS_FILE)
-        write_atomically(self.out / FRONTIER_FILE, (json.dumps(self.numbers(), indent=1) + "\n").encode())
+        write_json(self.out / FRONTIER_FILE, self.numbers())
         image = picture(self)
         if image is not None:
             write_atomically(self.out / PICTURE_FILE, image)

@@ -16,7 +16,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import Error
 from ..evaluation.folder import Folder, read_folder
 from ..evaluation.measure import Measurer
-from ..generation.differences import claim_model
+from ..generation.differences import claim_model, early_identity
 from ..generation.failures import require_all
 from ..generation.metadata import complete
 from ..generation.session import CallReport, generate
@@ -81,12 +81,10 @@ class Trials:
         self._check_study()
 
     def identity(self) -> dict[str, Any]:
-        """What all images in the folder depend on."""
+        """What all images in the folder depend on, besides the model: see :func:`claim_model`."""
         texts = json.dumps([self.prompts, self.seeds.tolist(), self.settings])
         return {
-            "model": self.model.name,
-            "settings": json.loads(json.dumps(self.model.settings, default=repr)),
-            "scheduler": type(self.model.scheduler()).__name__,
+            **early_identity(self.out, self.model),
             "calibration": None if self.model.calibration is None else self.model.calibration.digest,
             "prompts": digest_of(texts.encode()),
         }

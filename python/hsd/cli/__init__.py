@@ -7,6 +7,7 @@ that ``hsd plan`` and ``hsd --help`` start without it.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def _main(
 
 
 def main() -> None:
-    """Entry point: errors of HSD and bad arguments become one line on standard error, and exit code 1.
+    """Entry point: errors of HSD, bad arguments and unusable files become one line on standard error, and exit code 1.
 
     Other exit codes: 2 for options that cannot be parsed, 3 if some images failed, 130, 143 and 129 for Ctrl-C, SIGTERM
     and SIGHUP.
@@ -66,6 +67,11 @@ def main() -> None:
             app()
         except (Error, ValueError, TypeError) as error:
             typer.echo(f"hsd: {error}", err=True)
+            sys.exit(1)
+        except OSError as error:  # of a file or folder that the user named
+            if error.filename is None:
+                raise
+            typer.echo(f"hsd: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as error:  # outside of any command
             sys.exit(exit_code(error))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from tqdm.auto import tqdm
 
-from ..errors import OtherVersions
-from ..work.files import write_atomically
+from ..errors import Notice
+from ..work.files import write_json
 from ..work.paths import user_path
 from .signals import exit_code
 
@@ -64,13 +62,16 @@ def say(text: str) -> None:
 def stoppable(command: Callable[P, T], *, resumable: bool) -> Callable[P, T]:
     """A command that Ctrl-C and its like end with one line and the signal's exit code, whatever it was doing.
 
+    What HSD warns of is printed as its messages, see :func:`notices`.
+
     ``resumable``: whether the same command continues what was interrupted; the line says so.
     """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with notices():
+                return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP
                 say("interrupted; run the same command again to continue" if resumable else "interrupted")
@@ -82,38 +83,29 @@ def stoppable(command: Callable[P, T], *, resumable: bool) -> Callable[P, T]:
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
     """Write the file of ``--json``, if one is given."""
     if path is not None:
-        write_atomically(user_path(path), (json.dumps(numbers, indent=1) + "\n").encode())
+        write_json(user_path(path), numbers)
 
 
-class _Said(logging.Handler):
-    """What HSD logs, as messages of the command."""
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """Inside, each :class:`hsd.Notice` is a message of the command, without the place in the code."""
+    with warnings.catch_warnings():
+        elsewhere = warnings.showwarning
 
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+            if issubclass(category, Notice):
+                say(str(message))
+            else:
+                elsewhere(message, category, *args, **options)
 
-
-_show_elsewhere = warnings.showwarning
-
-
-def _show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
-    """A warning that is a message for the user as one line, without the place in the code."""
-    if issubclass(category, OtherVersions):
-        say(str(message))
-    else:
-        _show_elsewhere(message, category, *args, **options)
+        warnings.filterwarnings("always", category=Notice)
+        warnings.showwarning = show
+        yield
 
 
 def quiet() -> None:
-    """Suppress the notices and loading bars of the libraries. Downloads still show theirs.
-
-    What HSD itself logs is printed like other messages.
-    """
-    log = logging.getLogger("hsd")
-    if not any(isinstance(handler, _Said) for handler in log.handlers):
-        log.addHandler(_Said())
+    """Suppress the notices and loading bars of the libraries. Downloads still show theirs."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
-    warnings.filterwarnings("always", category=OtherVersions)
-    warnings.showwarning = _show
     import diffusers  # here, because both import torch
     import transformers
 

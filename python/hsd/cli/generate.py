@@ -113,8 +113,6 @@ def generate(
             f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
             f"{run.savings:.1%} saved."
         )
-    if run.upcast:
-        say(f"{run.upcast:,} images were decoded in float32, because the decoder overflowed in half precision")
     if run.nsfw:
         say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
     if run.failed:

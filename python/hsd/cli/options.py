@@ -153,9 +153,8 @@ def with_file(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords for ``hsd.compile``, and those for ``hsd.load``, with the file of ``--settings`` as defaults.
 
-    ``values`` are options of the command by the names of ``hsd.compile``. One that was not typed gives way to the file;
-    a threshold of the file gives way to a typed ``--tau`` or ``--budget``. Says so if they were chosen for another
-    model.
+    ``values`` are options of the command by the names of ``hsd.compile``. The file replaces those that were not typed;
+    a typed ``--tau`` or ``--budget`` replaces the threshold of the file. Says so if they were chosen for another model.
     """
     if path is None:
         return values, {}

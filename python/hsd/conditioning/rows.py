@@ -148,7 +148,8 @@ class Conditioning:
     fields
         Fields by name. A prompt may lack some: without guidance there is no unconditional embedding.
     vectors
-        (N, D) float32, one vector per prompt: what the prompts are clustered by. Zeros where a prompt was not encoded.
+        (N, D) float32, one vector per prompt: what the prompts are clustered by. Zeros where the
+        encoding of a prompt was not asked for.
     spool
         Where the rows are stored.
     texts

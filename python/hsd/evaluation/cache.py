@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..work.files import advice, append, make_folder, write_atomically
+from ..work.files import advice, append, make_folder, read_own, write_atomically
 from ..work.locks import locked
 from ..work.reading import is_number, parse_json
 from .folder import Entry
@@ -39,7 +40,7 @@ class ScoreCache:
     Raises
     ------
     OutputError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or something else has the file's name.
     """
 
     def __init__(self, folder: Path, name: str, version: str):
@@ -87,7 +88,14 @@ class ScoreCache:
 
     def _read(self) -> dict[_Key, float]:
         """The scores of this version. Incomplete lines, as interrupted runs leave them, are removed from the file."""
-        data = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            data = read_own(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot read {self.path}: {error.strerror or error}") from None
+        if data is None:
+            if os.path.lexists(self.path):
+                raise OutputError(f"{self.path} is a link, a folder or a pipe, not a file: remove it")
+            data = b""
         scores: dict[_Key, float] = {}
         valid = []
         for line in data.split(b"\n"):

@@ -63,7 +63,8 @@ def read_folder(path: str | os.PathLike[str]) -> Folder:
     """Read a folder that :func:`hsd.generate` wrote, or any ``imagefolder`` data set with texts.
 
     Every line of ``metadata.jsonl`` has a ``file_name`` and a ``text``, and may have an ``index`` and a ``seed``. The
-    images are sorted by index where all have one, else by text, seed and name: runs write lines as images finish.
+    images are sorted by index where all have one, else by text, seed and name: runs that are interrupted leave lines
+    in the order in which images finished.
 
     Raises
     ------

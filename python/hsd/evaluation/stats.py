@@ -227,7 +227,7 @@ def win_rate(
     """Compare scores (n,) of A with those (n,) of B, pair by pair.
 
     ``win_rate`` is the win percentage of Decatur et al. (arXiv 2508.21032): the share of images whose VQAScore is above
-    that of the other method's image for the same prompt. VQAScore is a probability and hardly ever ties. Scores with
+    that of the other method's image for the same prompt. VQAScore is a probability and seldom ties. Scores with
     few different values do, and so do identical images. So ties are counted separately, and ``win_rate_half_ties``
     counts half of each tie for either side.
 

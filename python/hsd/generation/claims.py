@@ -22,8 +22,9 @@ import psutil
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..work.files import regular
+from ..work.files import read_own, regular
 from ..work.locks import Lock, Unsupported, is_locked
+from ..work.reading import parse_json
 
 PREFIX = ".hsd.claim-"
 
@@ -159,8 +160,8 @@ def _is_held(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_own(path) or b"")
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error, OtherVersions, PlanMismatch
+from ..models import Adapter
 from ..planning.plan import Plan
-from ..work.files import write_atomically
+from ..work.files import STUDY, write_json
+from ..work.reading import read_object
+from ..work.text import listed, shortened
 
 _TOLERANCE = 1e-4
 """Relative difference of a sampler's coefficients from which it is another sampler; processors round differently."""
 
-_LONGEST = 60
-"""Characters of a value, and of a prompt, that a text shows."""
-
 MODEL = "model.json"
 """In a folder of several sets of images: the model of all of them, see :func:`claim_model`."""
-
-_NAMED = 5
-"""Differences that a message names."""
 
 _MISSING: Any = object()
 
@@ -99,10 +96,10 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
     path = folder / MODEL
     if path.exists():
         try:
-            before = json.loads(path.read_bytes())
-            if not isinstance(before, dict) or "networks" not in before:
+            before = read_object(path)
+            if "networks" not in before:
                 raise ValueError("it does not describe a model")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise Error(
                 f"{path} cannot be read ({error}): choose another folder, or delete the file if the model is the one "
                 "that made the images there"
@@ -115,13 +112,21 @@ def claim_model(folder: Path, now: dict[str, Any]) -> None:
             )
         warn_of_rounding(folder, before, now)
     else:
-        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
+        write_json(path, now)
 
 
-def listed(differences: list[str]) -> str:
-    """The first few of them, and how many there are besides."""
-    rest = len(differences) - _NAMED
-    return "; ".join(differences[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+def early_identity(folder: Path, adapter: Adapter) -> dict[str, Any]:
+    """What ``study.json`` of an earlier version has to say of its model; empty where :func:`claim_model` knows it."""
+    try:
+        recorded = {} if (folder / MODEL).exists() else read_object(folder / STUDY)
+    except (OSError, ValueError):  # none, or one that `claim` refuses
+        return {}
+    now = {
+        "model": adapter.name,
+        "settings": json.loads(json.dumps(adapter.settings, default=repr)),
+        "scheduler": type(adapter.scheduler()).__name__,
+    }
+    return {name: value for name, value in now.items() if name in recorded}
 
 
 def rounding_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -263,8 +268,7 @@ def _but(entries: dict[str, Any], names: Any) -> dict[str, Any]:
 def _show(value: Any) -> str:
     if value is _MISSING or value is None:
         return "none"
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return shortened(repr(value))
 
 
 # ----------------------------------------------------------------------------- plans

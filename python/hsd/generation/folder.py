@@ -28,8 +28,9 @@ from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
 from ..work.files import IDENTITY, METADATA, RUN
 from ..work.locks import locked
+from ..work.text import listed
 from . import claims
-from .differences import compared, listed, plan_differences, warn_of_rounding
+from .differences import compared, plan_differences, warn_of_rounding
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
 from .record import Record
@@ -52,13 +53,14 @@ class ImageFolder:
     plan
         The plan of the images. A folder belongs to one plan (all of its shards) and one model with its settings.
     model
-        Name and settings of the model, compared with those of an earlier run and recorded.
+        What an image depends on besides the plan (``models/identity.py``): compared with that of an earlier run, and
+        recorded.
 
     Attributes
     ----------
     repaired
         What was not as an earlier run had left it, one text each: damaged images, which are missing now, lines and
-        files that were put right.
+        files that were corrected.
     lost
         Whether images are among that.
     notes
@@ -139,10 +141,8 @@ class ImageFolder:
         """What to tell the user before the run: the notes, and what was repaired, the first few with names."""
         if not self.repaired:
             return self.notes
-        first, more = self.repaired[:3], len(self.repaired) - 3
-        rest = f"; and {more:,} more" if more > 0 else ""
         made = "what is missing or damaged is made again" if self.lost else "nothing has to be made again"
-        return [*self.notes, f"{self.path} is not as it was left, {made}: {'; '.join(first)}{rest}"]
+        return [*self.notes, f"{self.path} is not as it was left, {made}: {listed(self.repaired, 3)}"]
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
         """Write one image and its line of metadata. Safe to call from several threads and processes.

@@ -20,6 +20,7 @@ from ..names import ImageFormat
 from ..planning.columns import renamed
 from ..planning.plan import Plan
 from ..work.files import digest_of, read_own, regular
+from ..work.text import shortened
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -109,7 +110,7 @@ class Lines:
         wrong = [key for key, value in expected.items() if key not in entry or not same(entry[key], value)]
         if not wrong:
             return Checked(entry)
-        return Checked({**entry, **expected}, f"{self.name(index)}: {', '.join(wrong)} of its line put right")
+        return Checked({**entry, **expected}, f"{self.name(index)}: {', '.join(wrong)} of its line corrected")
 
     def _check_unsigned(self, entry: Entry, index: int) -> Checked:
         """A line of an earlier version, without size and digest: it has them if its image is complete and its own."""
@@ -175,4 +176,4 @@ def _in_its_place(path: Path) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text)

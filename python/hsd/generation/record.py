@@ -1,17 +1,17 @@
 """The run record ``run.json``, and the identity of a folder: what decides its images.
 
-The identity is in a file of its own too, which is hardly ever written again: with it, a damaged run record costs
+The identity is in a file of its own too, which is written once and then stays: with it, a damaged run record costs
 nothing but the list of earlier runs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ..work.files import IDENTITY, RUN, read_own, regular, set_aside, write_atomically
+from ..work.files import IDENTITY, RUN, read_own, regular, set_aside, write_json
+from ..work.reading import parse_json
 
 Document = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Record:
         path = self._folder / name
         if path.is_dir() and not path.is_symlink():
             set_aside(path)
-        write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        write_json(path, document)
 
     def _object(self, name: str) -> tuple[Document | None, str | None]:
         """The JSON object in a file, or why there is none; neither if there is no file, or an empty one."""
@@ -75,8 +75,8 @@ class Record:
         if not data:  # as power cuts leave them: nothing is lost with it
             return None, None
         try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(data)
+        except ValueError as error:
             return None, str(error)
         return (document, None) if isinstance(document, dict) else (None, "it is not a JSON object")
 

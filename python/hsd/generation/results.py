@@ -9,6 +9,7 @@ from typing import Literal
 import PIL.Image
 
 from ..planning.plan import Plan
+from ..work.text import shortened
 
 Stage = Literal["encode", "denoise", "decode", "write"]
 """Where an image can fail."""
@@ -41,8 +42,7 @@ class Failure:
 
     def __str__(self) -> str:
         """One line."""
-        text = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
-        return f"prompt {self.index} ({text!r}), {self.stage}: {self.reason}"
+        return f"prompt {self.index} ({shortened(self.prompt)!r}), {self.stage}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
     """Images of this call that were decoded in float32, because the decoder overflowed in half precision."""
     repaired: tuple[str, ...] = ()
     """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
-    put right. One text each."""
+    corrected. One text each."""
 
     @property
     def savings(self) -> float:

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..conditioning.rows import Conditioning
-from ..errors import FailedImages
+from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, is_remembered, recall
@@ -171,7 +171,7 @@ def generate(
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
         run = _fill(folder, plan, session, progress, failed, started)
     if run.failed and failed is None:
-        warnings.warn(summary(run.failed, run.images + len(run.failed)), stacklevel=2)
+        warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
     return run
 
 
@@ -378,6 +378,7 @@ class Session:
                 self._warned = True
                 warnings.warn(
                     "the image decoder overflows in half precision: images for which it does are decoded in float32",
+                    Notice,
                     stacklevel=2,
                 )
             prompt, seed = plan.prompts[image.index], int(plan.seeds[image.index])

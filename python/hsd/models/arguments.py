@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import diffusers
 
+from ..planning.known_settings import meant
 from .base import Adapter
 from .registry import BUILT_IN, PAIRS, adapter_named
 
@@ -166,6 +167,9 @@ def why_no_setting(adapter: type[Adapter], name: str) -> str:
     near = difflib.get_close_matches(name, accepted, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
+    other = meant(name, accepted)
+    if other is not None and ("did you mean" not in other or any(repr(one) in other for one in accepted)):
+        return other
     return "it is no argument of a pipeline that HSD knows"
 
 

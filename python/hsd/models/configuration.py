@@ -52,7 +52,7 @@ _TEXTS = ("a cat", "A CAT, 3 dogs (4k)", "\u00fcber  caf\u00e9 \u6771\u4eac \U00
 
 
 def as_json(value: Any, depth: int = _DEPTH) -> Any:
-    """``value`` as JSON holds it. Objects become their class and their fields, so that no address gets in."""
+    """``value`` as JSON holds it. Objects become their class and their fields, so that the result has no address."""
     if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, float):

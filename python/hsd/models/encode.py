@@ -29,7 +29,7 @@ _PRIOR_BLOCK = 4096
 """Number of prompts that run through a prior together if it shares nothing."""
 
 _HOPELESS = 16
-"""If this many prompts fail before the first that is encoded, the model is at fault and not the prompts."""
+"""If this many prompts fail before the first that is encoded, the reason is the model and not the prompts."""
 
 _MEMORY_SHARE = 0.5
 """Share of the memory that clustering may take: clustering comes after encoding, and needs the rest."""

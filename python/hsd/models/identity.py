@@ -17,13 +17,13 @@ from ..calibration.identity import Identity
 from ..sampler import SamplerTable
 from .base import Adapter
 from .configuration import as_json, scheduler_of
-from .state import pipeline_state, sampler_state
+from .state import AFTER_DENOISER, pipeline_state, sampler_state
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "peft")
 """Packages whose versions may change an image. One that is not loaded takes no part."""
 
-_LATER = ("vae", "movq", "safety", "image_encoder", "super_res", "watermark")
-"""Beginnings of the names of networks that run after the denoiser, or not at all."""
+_NO_PART = (*AFTER_DENOISER, "image_encoder")
+"""Beginnings of the names of networks that a calibration does not depend on: it is made from text alone."""
 
 _TENSORS, _VALUES = 32, 4
 """How many weights of each network are compared: so many values of so many tensors."""
@@ -99,7 +99,7 @@ def identity_of(adapter: Adapter) -> Identity:
 def _networks(adapter: Adapter) -> list[tuple[str, nn.Module]]:
     parts = [item for pipe in adapter.pipes() for item in pipe.components.items()]
     return sorted(
-        {name: part for name, part in parts if isinstance(part, nn.Module) and not name.startswith(_LATER)}.items()
+        {name: part for name, part in parts if isinstance(part, nn.Module) and not name.startswith(_NO_PART)}.items()
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from .configuration import as_json, config_of, scheduler_of, tokenizer_of
 from .networks import dtype_of, network_state
 
-LATER = ("vae", "movq", "safety", "super_res", "watermark")
+AFTER_DENOISER = ("vae", "movq", "safety", "super_res", "watermark")
 """Beginnings of the names of parts that run after the denoiser: the encoding of prompts does not depend on them."""
 
 _NO_OPTIONS = frozenset({"requires_safety_checker"})
@@ -68,7 +68,7 @@ def encoding_digest(pipes: tuple[Any, ...], stepped: Any, denoisers: tuple[nn.Mo
     denoisers
         Networks of which only configuration and dtype count.
     """
-    parts = {name: part for name, part in parts_of(pipes) if not name.startswith(LATER)}
+    parts = {name: part for name, part in parts_of(pipes) if not name.startswith(AFTER_DENOISER)}
     networks: dict[str, Any] = {}
     for name, part in parts.items():
         if not isinstance(part, nn.Module):

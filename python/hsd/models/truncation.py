@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import Notice
+from ..work.text import shortened
 from .base import Adapter
-
-log = logging.getLogger("hsd")
 
 Ids = Callable[[list[str]], list[list[int]]]
 """Texts to the ids of all their tokens, those that are added before and after included."""
@@ -92,7 +93,7 @@ def cut_prompts(adapter: Adapter, prompts: Sequence[str]) -> list[Cut]:
 def report_cuts(
     variants: Sequence[Any], variant: NDArray[np.int64], prompts: Sequence[str], chosen: NDArray[np.bool_]
 ) -> None:
-    """Log one warning about all prompts among the ``chosen`` ones that are cut, and about cut negative prompts.
+    """Warn once of all prompts among the ``chosen`` ones that are cut, and once of cut negative prompts.
 
     ``variants`` and ``variant`` as for :func:`encode`.
     """
@@ -110,12 +111,13 @@ def report_cuts(
         texts = {getattr(variants[v], "negative_prompt", None) for v in members if variants[v].guided}
         negatives += cut_prompts(first, sorted(text for text in texts if isinstance(text, str)))
     if cuts:
-        log.warning("%s", _message(sorted(cuts, key=lambda cut: cut.index), int(chosen.sum())))
+        warn(_message(sorted(cuts, key=lambda cut: cut.index), int(chosen.sum())), Notice, stacklevel=5)
     if negatives:
-        log.warning(
-            "the negative prompt is longer than the model reads (%d tokens): its end has no effect: %s",
-            negatives[0].limit,
-            _ending(negatives[0].lost),
+        warn(
+            f"the negative prompt is longer than the model reads ({negatives[0].limit} tokens): its end has no effect: "
+            f"{shortened(negatives[0].lost)!r}",
+            Notice,
+            stacklevel=5,
         )
 
 
@@ -127,12 +129,8 @@ def _message(cuts: list[Cut], total: int) -> str:
     which = "prompt" if len(cuts) == 1 else "prompts"
     return (
         f"{len(cuts):,} of {total:,} {are} longer than the model reads ({limits} tokens): {which} "
-        f"{named}{more}; the end has no effect, of prompt {cuts[0].index}: {_ending(cuts[0].lost)}"
+        f"{named}{more}; the end has no effect, of prompt {cuts[0].index}: {shortened(cuts[0].lost)!r}"
     )
-
-
-def _ending(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _key(adapter: Adapter) -> str:

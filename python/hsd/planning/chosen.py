@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, get_args
 
 from ..errors import Error
 from ..names import Metric, ScheduleName, check_count
-from ..work.files import write_atomically
+from ..work.files import write_json
 from ..work.paths import user_path
 from ..work.reading import read_object
 from .catch_up import check_catch_up
@@ -83,7 +82,7 @@ class Settings:
         document: dict[str, Any] = {**self.compile_arguments(), **self.model_arguments()}
         if self.evidence:
             document["evidence"] = self.evidence
-        write_atomically(user_path(path), (json.dumps(document, indent=1) + "\n").encode())
+        write_json(user_path(path), document)
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:

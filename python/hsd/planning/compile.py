@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import Tree
+from ..errors import Notice
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..work.progress import Progress
+from ..work.text import listed, shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
 from .columns import check_columns
@@ -300,12 +302,9 @@ def compile(
 
 def _warn_of_failed(failed: Mapping[int, str], texts: Sequence[str]) -> None:
     """A warning that names prompts that could not be encoded."""
-    lost = sorted(failed)
-    named = "; ".join(f"prompt {i} ({texts[i]!r:.80}): {failed[i]}" for i in lost[:3])
-    more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
-    warnings.warn(
-        f"{len(lost)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}{more}", stacklevel=3
-    )
+    named = listed([f"prompt {i} ({shortened(texts[i])!r}): {failed[i]}" for i in sorted(failed)], 3)
+    text = f"{len(failed)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}"
+    warnings.warn(text, Notice, stacklevel=3)
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:
@@ -348,7 +347,7 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
         n = tree.n_leaves
         none = f"no two of the {n:,} images may share a step (repeats, other settings)"
         what = "there is one image" if n == 1 else none
-        warnings.warn(f"a budget of {budget} has no effect: {what}", stacklevel=3)
+        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=3)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))

@@ -140,10 +140,10 @@ def _is_typo(name: str, known: str) -> bool:
     """One wrong letter, or two in a long name; the first letter is rarely wrong, and short names are other names."""
     if len(known) < 4 or name[:1] != known[:1] or abs(len(name) - len(known)) > 2:
         return False
-    return _slips(name, known) <= (2 if len(known) >= 12 else 1)
+    return _distance(name, known) <= (2 if len(known) >= 12 else 1)
 
 
-def _slips(a: str, b: str) -> int:
+def _distance(a: str, b: str) -> int:
     """Letters inserted, left out, replaced, or swapped with their neighbour, to get from ``a`` to ``b``."""
     two, one = list(range(len(b) + 1)), list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from ..errors import Notice
 from ..names import Linkage, Metric, check_name
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def checked_metric(metric: str, asked: Metric, adapter: Adapter, width: int) -> 
         raise ValueError(f"the calibration of {calibration.model} {what}: run `hsd calibrate` for this model")
     used = "it is used all the same" if asked == "calibrated" else "its distances are ignored, and cosine ones are used"
     warnings.warn(
-        f"the calibration of {calibration.model} {what}: {used}. Run `hsd calibrate` for this model", stacklevel=3
+        f"the calibration of {calibration.model} {what}: {used}. Run `hsd calibrate` for this model",
+        Notice,
+        stacklevel=3,
     )
     return metric if asked == "calibrated" else "cosine"
 

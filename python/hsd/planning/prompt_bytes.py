@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import PromptError
 from ..work.paths import user_path
+from ..work.reading import BINARY, NONBLOCK
 from .characters import MARK
 
 MAX_BYTES = 2**30
@@ -111,7 +112,7 @@ def _read(path: Path) -> bytes:
     if stat.S_ISSOCK(status.st_mode):
         raise _NoFile("it is a socket, not a file")
     # Without O_NONBLOCK, opening a pipe that nothing writes to would wait for ever.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(path, os.O_RDONLY | NONBLOCK | BINARY)
     with open(handle, "rb", buffering=0) as file:
         kind = os.fstat(handle)
         _check_kind(kind, os.isatty(handle))

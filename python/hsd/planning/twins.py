@@ -97,9 +97,7 @@ def same_vectors(vectors: Vectors, *, cosine: bool, rounding: float | None = Non
     for _ in range(_GRIDS):
         alone = np.flatnonzero(label == np.arange(len(label)))  # one of each group that was found
         cells = np.floor(projected[alone, :_AXES] / cell + random.random(_AXES)).astype(np.int64)
-        key = cells @ (
-            random.integers(0, 2**62, _AXES) * 2 + 1
-        )  # wraps; equal by chance: compared, and found different
+        key = cells @ (random.integers(0, 2**62, _AXES) * 2 + 1)  # wraps; unequal cells with one key cost only time
         order = np.argsort(key, kind="stable")
         begins = np.flatnonzero(np.diff(key[order], prepend=key[order[:1]] - 1))
         ends = np.append(begins[1:], len(order))
@@ -120,8 +118,8 @@ def _label_equal(
     """Give each of ``members``, which ascend and have their own label, that of the first one that it is equal to."""
     points = projected[members].astype(np.float64)  # differences of near ones have few digits left in single precision
     squares = np.einsum("ij,ij->i", points, points)
-    # The squared difference of two projections is about _DIRECTIONS / D of that of the rows. Chance does not make it
-    # four times as large.
+    # The squared difference of two projections is about _DIRECTIONS / D of that of the rows. It varies, but is
+    # practically never four times as much.
     most = 4 * limit**2 * _DIRECTIONS / vectors.array.shape[1]
     for start in range(0, len(members), _BLOCK):
         block = slice(start, start + _BLOCK)

@@ -40,7 +40,7 @@ _AHEAD = 4
 """Calls that the host prepares and enqueues ahead of a GPU."""
 
 _HOPELESS = 16
-"""If this many lanes raise before the first evaluation that works, the denoiser is at fault, and not their prompts."""
+"""If this many lanes raise before the first evaluation that works, the reason is the denoiser and not their prompts."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Executor:
     def _one_by_one(self, feed: Feed, begin: int) -> int:
         """The lanes from ``begin`` on of a call that raised. Those that raise by themselves become NaN.
 
-        Unless some evaluation has worked, many such lanes mean that the denoiser is at fault: their error is raised.
+        Unless some evaluation has worked, many such lanes mean that the denoiser itself fails: their error is raised.
         """
         for lane in range(begin, feed.lanes):
             try:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..errors import Notice
 from .denoiser import Denoiser
 
 EAGER_FIRST = 2
@@ -81,7 +82,7 @@ class Graphs:
             self._works = False
             reason = str(error).strip().splitlines()[0]
             warnings.warn(
-                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", stacklevel=2
+                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", Notice, stacklevel=2
             )
         else:
             self._graphs[size] = graph

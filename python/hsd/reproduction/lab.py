@@ -19,7 +19,7 @@ from ..evaluation.folder import read_folder
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
-from ..generation.differences import claim_model
+from ..generation.differences import claim_model, early_identity
 from ..generation.failures import require_all
 from ..generation.session import CallReport, generate
 from ..models import Adapter
@@ -403,8 +403,7 @@ class Lab:
     def _check_study(self) -> None:
         """Raise if the folder holds another study: images of another model or of other prompts must not be used."""
         study = {
-            "model": self.model.name,
-            "settings": json.loads(json.dumps(self.model.settings, default=repr)),
+            **early_identity(self.out, self.model),
             "steps": self.steps,
             "seed": self.seed,
             # Not the number of seed ranges: a study with more of them continues one with fewer.

@@ -18,6 +18,7 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer, check_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
+from ..planning.prompt_files import name_says_json
 from ..planning.prompts import read_prompts
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
@@ -177,9 +178,9 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
     folder = user_path(folder)
     if not folder.is_dir():
         raise PromptError(f"{folder} is not a folder: name one with .txt or .jsonl files, each a set of prompts")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".jsonl"))
+    files = sorted(path for path in folder.iterdir() if _holds_prompts(path))
     if not files:
-        raise PromptError(f"{folder} has no .txt or .jsonl file: each would be a set of prompts")
+        raise PromptError(f"{folder} has no file of prompts (.txt, .jsonl...): each would be a set of prompts")
     sets: dict[str, PromptSet] = {}
     for path in files:
         if path.stem in sets:
@@ -191,6 +192,14 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
                 raise PromptError(f"{path}: prompt {i} has {what}: in experiments, prompts have no settings or seeds")
         sets[path.stem] = PromptSet(path.stem, tuple(read.prompts[:limit]))
     return list(sets.values())
+
+
+def _holds_prompts(path: Path) -> bool:
+    """Whether a file is a set of prompts by its name: text or JSON, in any case."""
+    try:
+        return name_says_json(path.name) or path.suffix.lower() == ".txt"
+    except PromptError:
+        return False
 
 
 def _chosen(only: Iterable[str] | None) -> list[Experiment]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from ..models.base import Adapter
 from ..work.device import hardware_name
-from ..work.files import make_folder, write_atomically
+from ..work.files import make_folder, write_json
 from ..work.reading import is_number, read_object
 
 
@@ -34,7 +33,7 @@ def remember(adapter: Adapter, seconds: float) -> None:
         speeds = _load()
         speeds[key(adapter)] = seconds
         make_folder(_path().parent)
-        write_atomically(_path(), json.dumps(speeds, indent=1, sort_keys=True).encode())
+        write_json(_path(), dict(sorted(speeds.items())))
 
 
 def recall(adapter: Adapter) -> float | None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from ..errors import OutOfMemory
+from ..errors import Notice, OutOfMemory
 
 T = TypeVar("T")
 
@@ -82,7 +82,8 @@ class FittingSize:
         if size == 1:
             raise OutOfMemory(f"a single one of the {self._items} does not fit into the memory of the device: {error}")
         self.most = (size + 1) // 2
-        warnings.warn(f"out of memory with {size} {self._items} at once: continuing with {self.most}", stacklevel=4)
+        text = f"out of memory with {size} {self._items} at once: continuing with {self.most}"
+        warnings.warn(text, Notice, stacklevel=4)
         self._on_change()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

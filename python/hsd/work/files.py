@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import Error, OutputError
 from .paths import user_path
-from .reading import read_object
+from .reading import BINARY, NOFOLLOW, NONBLOCK, open_file, read_object
 
 STUDY = "study.json"
 """In a folder of several sets of images: what all of them depend on, see :func:`claim`."""
@@ -29,12 +29,7 @@ RUN = "run.json"
 IDENTITY = "identity.json"
 """In a folder of images: the record of its runs, and what decides its images."""
 
-# Not on all systems. O_NOFOLLOW: a link is an error. O_NONBLOCK: opening a pipe does not wait for its other end.
-_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
-_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
-_BINARY: int = getattr(os, "O_BINARY", 0)
-
-_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
 """What fsync answers where a file system has none: the run goes on without it."""
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -58,9 +53,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     The bytes are on the disk before the file has its name, and the name is on the disk when this returns.
     """
-    path = user_path(path)
     rename(write_temporary(path, data), path)
     sync_folder(path.parent)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """:func:`write_atomically`, as JSON for people and programs."""
+    # Half a surrogate pair has no form in UTF-8, and its escape is refused when the file is read.
+    text = json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace")
+    write_atomically(path, text + b"\n")
 
 
 def write_temporary(path: Path, data: bytes) -> Path:
@@ -68,7 +69,7 @@ def write_temporary(path: Path, data: bytes) -> Path:
     # A part of the name is enough to know the file by, and a long name still fits.
     temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
     # The mode that open() gives: the system applies the umask, which is never changed here.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666)
     try:
         try:
             _write_all(handle, data)
@@ -98,7 +99,7 @@ def append(path: Path, data: bytes) -> None:
     OSError
         If it cannot be written, or is a link or not a file.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _BINARY, 0o666)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NOFOLLOW | NONBLOCK | BINARY, 0o666)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -134,7 +135,7 @@ def _sync(handle: int) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in _NO_SYNC:
             raise
 
 
@@ -158,21 +159,14 @@ def read_own(path: Path, offset: int = 0) -> bytes | None:
     A link is not followed: nothing that HSD writes is one, and it may lead anywhere.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _BINARY)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENOTDIR):
-            return None
-        if not regular(path):  # Windows refuses to open a folder with another error
+        file = open_file(path, follow=False)
+    except OSError:
+        if regular(path) is None:
             return None
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        with open(handle, "rb", closefd=False) as file:
-            file.seek(offset)
-            return file.read()
-    finally:
-        os.close(handle)
+    with file:
+        file.seek(offset)
+        return file.read()
 
 
 def regular(path: Path) -> os.stat_result | None:
@@ -201,7 +195,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         for folder in reversed(missing):
             sync_folder(folder.parent)
         probe = path / f".hsd-write-test.{secrets.token_hex(8)}.tmp"
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, 0o666))
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666))
         _remove(probe)  # a run that begins at the same moment may have removed it as a leftover
         remove_leftovers(path, time.time() - _ABANDONED)
     except OSError as error:
@@ -279,5 +273,5 @@ def claim(path: Path, study: dict[str, Any]) -> tuple[str, Any] | None:
         for name, value in study.items():
             if stored.get(name) != value:
                 return name, stored.get(name)
-    write_atomically(path, (json.dumps(study, indent=1) + "\n").encode())
+    write_json(path, study)
     return None

@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .reading import NOFOLLOW, NONBLOCK
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -20,7 +22,7 @@ else:
 _FAR = 1 << 30
 """Windows locks bytes, and others cannot read them: one far behind the end of the file, so that it can be read."""
 
-_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
 
@@ -74,7 +76,7 @@ class Lock:
             os.close(handle)  # ends the lock: no other descriptor refers to this opening of the file
 
     def _try(self) -> int | None:
-        flags = os.O_RDWR | self._create | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        flags = os.O_RDWR | self._create | NOFOLLOW | NONBLOCK
         while True:
             handle = os.open(self.path, flags, 0o666)
             kept = False
@@ -110,7 +112,7 @@ def is_locked(path: Path) -> bool:
     OSError
         If the file cannot be opened.
     """
-    handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    handle = os.open(path, os.O_RDWR | NOFOLLOW | NONBLOCK)
     try:
         return not _lock(handle, shared=True)
     finally:
@@ -129,7 +131,7 @@ def _lock(handle: int, *, shared: bool = False) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False
-        if error.errno in _UNSUPPORTED:
+        if error.errno in _NO_LOCKS:
             raise Unsupported(error.errno, error.strerror) from None
         raise
     return True

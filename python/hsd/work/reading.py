@@ -20,12 +20,23 @@ MOST_JSON = 1 << 28
 MOST_LEVELS = 100
 """How deep lists and objects may be nested. Python can neither write nor print what is nested some hundred deep."""
 
-_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # opening a pipe does not wait for its other end; not on Windows
-_BINARY: int = getattr(os, "O_BINARY", 0)  # on Windows only
+NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+"""A flag of ``os.open``: a link is an error. Not on Windows."""
+
+NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+"""A flag of ``os.open``: opening a pipe does not wait for its other end. Not on Windows."""
+
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""A flag of ``os.open``: bytes are not changed. On Windows only."""
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], *, follow: bool = True) -> BinaryIO:
     """Open a file for reading.
+
+    Parameters
+    ----------
+    follow
+        Whether a link is followed; else it is an error.
 
     Raises
     ------
@@ -33,7 +44,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         If it cannot be opened, or is a folder, a device or a pipe: those may have no end.
     """
     try:
-        handle = os.open(user_path(path), os.O_RDONLY | _NONBLOCK | _BINARY)
+        handle = os.open(user_path(path), os.O_RDONLY | NONBLOCK | BINARY | (0 if follow else NOFOLLOW))
     except ValueError as error:  # a name with a zero byte, or with half a character
         raise OSError(errno.EINVAL, f"this is not the name of a file ({error})", os.fspath(path)) from None
     try:
