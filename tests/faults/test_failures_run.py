@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 import hsd
 import tiny
 from hsd import cli
-from hsd.generation.failures import HOPELESS
 from hsd.generation.folder import ImageFolder
 from hsd.models.encode import encode
-from hsd.work.faults import ends_run
+from hsd.work.faults import HOPELESS, ends_run
 
 pytestmark = pytest.mark.faults
 
