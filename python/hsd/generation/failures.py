@@ -69,6 +69,10 @@ class Failures:
             if name == stage:
                 return
 
+    def has_passed(self, stage: Stage) -> bool:
+        """Whether an image has passed ``stage``, or failures there differ."""
+        return self._streaks[stage] is None
+
     @property
     def all(self) -> tuple[Failure, ...]:
         """All failures, by index."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..conditioning.rows import Conditioning
-from ..errors import FailedImages, PromptError
+from ..errors import FailedImages
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, is_remembered, recall
@@ -149,11 +149,12 @@ class Session:
         Without ``failures`` an image that cannot be made is an error, after the last one.
         """
         found = Failures(plan) if failures is None else failures
-        conditioning = self._clocked("encode", lambda: self.conditioning(plan))
-        plan = self.plan = without_twins(plan, conditioning)
+        conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
         if len(left):
             found.passed("encode")
+            plan = without_twins(plan, conditioning)
+        self.plan = plan
         for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
             found.add(index, "encode", conditioning.failed[index])
         try:
@@ -241,26 +242,22 @@ class Session:
             prompt, seed = plan.prompts[image.index], int(plan.seeds[image.index])
             yield Image(image.index, prompt, seed, image.pil, image.nsfw, image.upcast)
 
-    def conditioning(self, plan: Plan) -> Conditioning:
+    def conditioning(self, plan: Plan, *, gives_up: bool = True) -> Conditioning:
         """The conditioning that the plan was compiled with, if this model made it; otherwise encode now.
 
         Prompts that could not be encoded then are tried again. If one can be now, all are encoded: in a batch of
-        another size it may be rounded differently.
+        another size it may be rounded differently. With ``gives_up``, it is an error if no prompt can be encoded.
         """
         needed = plan.covered()
         found = recall(plan, self.adapter.encoding_key()) if is_remembered(plan) else None
         if found is None:
-            return self._encoded(plan, needed)
+            return self._encoded(plan, needed, gives_up)
         lost = np.intersect1d(needed, list(found.failed))
-        if not len(lost):
-            return found
-        try:
-            again = self._encoded(plan, lost)
-        except PromptError:  # none of them can
-            return found
-        return found if set(lost.tolist()) <= again.failed.keys() else self._encoded(plan, needed)
+        if len(lost) and not set(lost.tolist()) <= self._encoded(plan, lost, gives_up=False).failed.keys():
+            return self._encoded(plan, needed, gives_up)
+        return found
 
-    def _encoded(self, plan: Plan, needed: NDArray[np.int64]) -> Conditioning:
+    def _encoded(self, plan: Plan, needed: NDArray[np.int64], gives_up: bool) -> Conditioning:
         return encode(
             self.variants,
             plan.setting,
@@ -270,6 +267,7 @@ class Session:
             memory=self.options.conditioning_memory,
             cuda_graphs=self.options.cuda_graphs,
             skip_failing=True,
+            gives_up=gives_up,
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:

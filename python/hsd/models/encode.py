@@ -91,6 +91,7 @@ def encode(
     cuda_graphs: bool = True,
     progress: Report | None = None,
     skip_failing: bool = False,
+    gives_up: bool = True,
 ) -> Conditioning:
     """Encode prompts, each with its settings.
 
@@ -117,6 +118,9 @@ def encode(
     skip_failing
         Record prompts that cannot be encoded in :attr:`Conditioning.failed`, and encode the others.
 
+    gives_up
+        With ``skip_failing``, raise if no prompt can be encoded, and after the first few already.
+
     Raises
     ------
     PromptError
@@ -125,9 +129,9 @@ def encode(
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[slice(None) if needed is None else needed] = True
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
-    tables = Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing)
+    tables = Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing, gives_up)
     _encode_into(tables, variants, variant, prompts, seeds, chosen, options, Progress(progress))
-    if tables.failed and not tables.any:
+    if tables.failed and not tables.any and gives_up:
         n = int(chosen.sum())
         tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
     return tables.conditioning()
@@ -235,7 +239,7 @@ def _run_prior(
     sampler = prior.sampler(prior.steps)
     everything, memory = np.ones(len(prompts), dtype=bool), options["memory"]
     spool = Spool(default_memory() if memory is None else memory)
-    tables = Tables(prompts, spool, skips=True, nested=True)
+    tables = Tables(prompts, spool, skips=True, gives_up=False)
     variant = np.zeros(len(prompts), dtype=np.int64)
     _encode_into(tables, [prior], variant, prompts, seeds, everything, options, progress.part(0.0, 0.3))
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))

@@ -20,13 +20,12 @@ from ..work.faults import HOPELESS, NOT_FINITE, described, one_by_one
 class Tables:
     """The fields of a conditioning while prompts are encoded."""
 
-    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool, nested: bool = False) -> None:
+    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool, gives_up: bool = True) -> None:
         self.fields: dict[str, Field] = {}
         self.vectors: NDArray[np.float32] = np.zeros((len(prompts), 0), dtype=np.float32)
         self.texts: NDArray[np.float32] | None = None
         self.failed: dict[int, str] = {}
-        self.skips = skips
-        self._nested = nested  # inside the encoding of other prompts, which decides what a failure means
+        self._skips, self._gives_up = skips, gives_up
         self._prompts, self._n, self._spool = prompts, len(prompts), spool
         self._first: Exception | None = None
         self._kinds: set[str] = set()  # of failures: types of errors
@@ -96,11 +95,9 @@ class Tables:
         self.failed[index] = reason
         self._kinds.add(reason.partition(":")[0])
         self._first = self._first or error
-        if self._nested:
-            return
-        if not self.skips:
+        if not self._skips:
             raise PromptError(f"{self._named(index)} cannot be encoded: {reason}") from error
-        if not self.any and len(self.failed) >= HOPELESS and len(self._kinds) == 1:
+        if self._gives_up and not self.any and len(self.failed) >= HOPELESS and len(self._kinds) == 1:
             self.give_up(f"none of the first {len(self.failed)} prompts")
 
     def give_up(self, which: str) -> NoReturn:
