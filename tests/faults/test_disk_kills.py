@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -303,3 +304,16 @@ def test_without_locks_a_living_process_is_known_by_its_number(tmp_path, monkeyp
         assert claims.living(path) == []
         del folder
     assert fill(path, PLAN) == ([], [])
+
+
+def test_shards_that_begin_at_the_same_moment(tmp_path):
+    for attempt in range(25):
+        together, path = threading.Barrier(2), tmp_path / str(attempt)
+
+        def begin(shard, together=together, path=path):
+            together.wait()
+            with open_folder(path, shard) as folder:
+                return len(folder.done())
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(begin, PLAN.shard(2))) == [0, 0]

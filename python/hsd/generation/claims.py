@@ -98,7 +98,8 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     held = Held(lock, path)
     try:
         with contextlib.suppress(Unsupported):  # then whether its process lives is asked by its number
-            lock.acquire(_ASKED)
+            if not lock.acquire(_ASKED):
+                raise OutputError(f"{path} is new, and locked by another process: run the same call again")
         with open(path, "r+b" if lock.handle is not None else "wb") as file:
             file.write(json.dumps(content).encode())
     except BaseException:

@@ -95,27 +95,31 @@ class ImageFolder:
         self._queue = threading.Lock()
         try:
             claims.refuse(self.path, plan.kept)
-            with self._locked():
-                self._held, self._others = claims.take(self.path, plan.kept)
-            try:
-                self._open()
-            except BaseException:
-                self._held.release()
-                raise
+            self._open()
         except OutputError:
             raise
         except OSError as error:
             raise files.unusable(self.path, error) from None
 
     def _open(self) -> None:
+        # One lock for both: a run that begins at the same moment has to find the plan where it finds the claim.
         with self._locked():
-            oldest = min((other.begun for other in self._others), default=None)
-            files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
-            self._claim()
-        self._metadata.check()  # no other run changes these images now
-        with self._locked():
-            self.repaired += self._metadata.read()
-            self.lost = self._metadata.lost
+            self._held, self._others = claims.take(self.path, self.plan.kept)
+            try:
+                oldest = min((other.begun for other in self._others), default=None)
+                files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
+                self._claim()
+            except BaseException:
+                self._held.release()
+                raise
+        try:
+            self._metadata.check()  # no other run changes these images now
+            with self._locked():
+                self.repaired += self._metadata.read()
+                self.lost = self._metadata.lost
+        except BaseException:
+            self._held.release()
+            raise
 
     def done(self) -> set[int]:
         """Indices of the images that are complete, with their line of metadata."""

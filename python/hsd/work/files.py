@@ -202,7 +202,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
             sync_folder(folder.parent)
         probe = path / f".hsd-write-test.{secrets.token_hex(8)}.tmp"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, 0o666))
-        os.unlink(probe)
+        _remove(probe)  # a run that begins at the same moment may have removed it as a leftover
         remove_leftovers(path, time.time() - _ABANDONED)
     except OSError as error:
         raise unusable(path, error) from None
