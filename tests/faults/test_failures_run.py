@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 import hsd
 import tiny
 from hsd import cli
+from hsd.choice.grid import Setting
+from hsd.choice.trials import Trials
 from hsd.generation.folder import ImageFolder
 from hsd.models.encode import encode, encoded
 from hsd.work import files
@@ -586,6 +588,13 @@ def test_a_plan_remembers_what_was_encoded_where_some_failed(sd, monkeypatch):
     assert [f.index for f in failed] == [7]
     with pytest.raises(hsd.PromptError, match=r"prompt 7 \('bad'\) cannot be encoded: ValueError: bad"):
         encoded(plan)
+
+
+def test_trials_need_every_prompt_and_name_one_that_fails(sd, tmp_path):
+    trials = Trials(sd, [*PROMPTS, "bad"], 0, None, tmp_path, None, 4)
+    with changed(sd, "encode", raising_for_bad), pytest.raises(hsd.PromptError, match=r"prompt 7 \('bad'\) cannot be"):
+        trials.plan(Setting(2))
+    assert trials.plan(Setting(2)).n_prompts == 8
 
 
 def test_a_twin_that_fails_in_one_run_is_another_picture_in_the_next(sd, tmp_path):

@@ -291,7 +291,7 @@ class ImageFolder:
             return None
         try:
             return Plan.load(self.path / PLAN_FILE).fingerprint
-        except (Error, OSError, RecursionError):
+        except (Error, OSError):
             return None
 
     def _check_plan_file(self) -> None:
@@ -325,7 +325,7 @@ class ImageFolder:
     def _plan_differences(self) -> list[str]:
         try:
             return plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole())
-        except (Error, OSError, RecursionError):
+        except (Error, OSError):
             return [f"its {PLAN_FILE} cannot be read"]
 
     def _mismatch(self, differing: dict[str, list[str]]) -> PlanMismatch:
