@@ -36,8 +36,10 @@ def set_apart(plan: Plan, labels: NDArray[np.int64], alone: Sequence[int] = ()) 
         Images that share no step with any other. Their labels do not count.
     """
     part = np.zeros(plan.n_prompts, dtype=np.int64)
+    is_alone = np.zeros(plan.n_prompts, dtype=bool)
+    is_alone[list(alone)] = True
     for members in roots_of(plan):
-        single = np.isin(members, alone)
+        single = is_alone[members]
         rest = occurrences(labels[members[~single]].tolist())
         part[members[~single]] = rest
         first = max(rest, default=-1) + 1
