@@ -539,7 +539,7 @@ def test_auto_and_the_switches_on_the_command_line(tmp_path, monkeypatch):
         given.update(options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hsd.generation.session.generate", generate)
+    monkeypatch.setattr("hsd.generation.run.generate", generate)
     for extra, expected in [
         ([], {"compile": False, "channels_last": False, "cuda_graphs": True, "batch_size": 16}),
         (

@@ -120,6 +120,24 @@ def test_what_is_not_finite_in_float32_either_fails(sd, monkeypatch):
     assert {image.reason for image in images} == {"the decoder gave NaN or infinite values, in float32 too"}
 
 
+def test_an_image_has_its_own_reason_and_not_that_of_another(sd, monkeypatch):
+    """One raises, another gives NaN, and neither can be decoded in a better precision."""
+    batch = finished(sd, 4)
+    own, bad = sd.pipe.vae.decode, batch[0].latent / sd.pipe.vae.config.scaling_factor
+
+    def decode(latents, **kwargs):
+        if any(torch.allclose(one, bad[0]) for one in latents):
+            raise ValueError("the first")
+        output = own(latents, **kwargs)[0]
+        if len(output) > 1:
+            output[1] = float("nan")
+        return (output,)
+
+    monkeypatch.setattr(sd.pipe.vae, "decode", decode)
+    reasons = {image.index: image.reason for image in decoded(sd, batch) if isinstance(image, Undecoded)}
+    assert reasons == {0: "ValueError: the first", 1: "the decoder gave NaN or infinite values"}
+
+
 def test_it_is_said_once(sd, monkeypatch):
     model = half(sd)
     overflowing(model.pipe.vae, monkeypatch, float("nan"), torch.float16)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -17,10 +18,12 @@ from typer.testing import CliRunner
 import hsd
 import tiny
 from hsd import cli
-from hsd.generation.failures import HOPELESS
+from hsd.choice.grid import Setting
+from hsd.choice.trials import Trials
 from hsd.generation.folder import ImageFolder
-from hsd.models.encode import encode
-from hsd.work.faults import ends_run
+from hsd.models.encode import encode, encoded
+from hsd.work import files
+from hsd.work.faults import HOPELESS, ends_run
 
 pytestmark = pytest.mark.faults
 
@@ -511,3 +514,152 @@ def test_the_command_says_what_failed_and_exits_with_3(tmp_path, monkeypatch):
     again = CliRunner().invoke(cli.app, command)
     assert again.exit_code == 0, again.output
     assert "1 images in" in again.output
+
+
+# ------------------------------------------------------------------------------- many that fail, and others that do not
+
+
+def raising_for_bad(own, batch):
+    """``encode`` that raises where a text begins with "bad"."""
+    if any(prompt.startswith("bad") for prompt in batch.prompts):
+        raise ValueError("bad")
+    return own(batch)
+
+
+MANY = [*(f"bad {i}" for i in range(HOPELESS + 1)), *PROMPTS]
+
+
+def test_many_prompts_that_cannot_be_encoded_do_not_end_a_run_that_has_others(sd):
+    """Also in one batch with the others, before them."""
+    failed = []
+    with changed(sd, "encode", raising_for_bad):
+        with pytest.warns(UserWarning, match=f"{HOPELESS + 1} of {len(MANY)} prompts cannot be encoded"):
+            plan = hsd.compile(MANY, 0.5, model=sd, steps=1)
+        images = images_of(plan, sd, failed=failed.append)
+    assert len(images) == len(PROMPTS)
+    assert [(f.index, f.stage) for f in failed] == [(i, "encode") for i in range(HOPELESS + 1)]
+
+
+def test_many_texts_that_a_prior_cannot_read_do_not_either(tmp_path, monkeypatch):
+    model = hsd.load(tiny.k22_combined(), height=64, width=64, prior_steps=2)
+    own = model.prior_pipe._encode_prompt
+
+    def encode_prompt(prompts, *rest):
+        return raising_for_bad(lambda batch: own(batch.prompts, *rest), SimpleNamespace(prompts=prompts))
+
+    monkeypatch.setattr(model.prior_pipe, "_encode_prompt", encode_prompt)
+    prompts = [*MANY[: HOPELESS + 1], "a cat"]
+    found = encode([model], np.zeros(len(prompts), np.int64), prompts, np.arange(len(prompts)), skip_failing=True)
+    assert sorted(found.failed) == list(range(HOPELESS + 1))
+
+
+def test_a_run_that_has_only_failing_images_left_says_so_and_ends_in_order(sd, tmp_path):
+    plan = hsd.compile(MANY, 0.0, embeddings=np.eye(len(MANY)), steps=1)
+    quiet = {"batch_size": 4, "progress": False, "failed": lambda _: None}
+    with changed(sd, "encode", raising_for_bad):
+        first = hsd.generate(plan, sd, tmp_path, **quiet)
+        again = hsd.generate(plan, sd, tmp_path, **quiet)
+    assert (first.images, again.images) == (len(PROMPTS), 0)
+    assert len(first.failed) == len(again.failed) == HOPELESS + 1
+    assert (record_of(tmp_path)["outcome"], record_of(tmp_path)["savings"]) == ("finished", 0.0)
+
+
+def test_the_only_prompt_of_the_first_setting_fails(sd):
+    settings = [{"guidance_scale": 2.0}, {}, {}]
+    with changed(sd, "encode", raising_for_bad), pytest.warns(UserWarning, match="1 of 3 prompts cannot be encoded"):
+        plan = hsd.compile(["bad", "a cat", "a dog"], 0.9, model=sd, steps=1, settings=settings)
+    assert len(plan) == 3
+
+
+def test_a_plan_remembers_what_was_encoded_where_some_failed(sd, monkeypatch):
+    calls = []
+
+    def counted(own, batch):
+        calls.extend(batch.prompts)
+        return raising_for_bad(own, batch)
+
+    with changed(sd, "encode", counted):
+        with pytest.warns(UserWarning, match="1 of 8 prompts"):
+            plan = hsd.compile([*PROMPTS, "bad"], 0.5, model=sd, steps=1)
+        calls.clear()
+        failed = []
+        assert len(images_of(plan, sd, failed=failed.append)) == 7
+    assert set(calls) == {"bad"}
+    assert [f.index for f in failed] == [7]
+    with pytest.raises(hsd.PromptError, match=r"prompt 7 \('bad'\) cannot be encoded: ValueError: bad"):
+        encoded(plan)
+
+
+def test_trials_need_every_prompt_and_name_one_that_fails(sd, tmp_path):
+    trials = Trials(sd, [*PROMPTS, "bad"], 0, None, tmp_path, None, 4)
+    with changed(sd, "encode", raising_for_bad), pytest.raises(hsd.PromptError, match=r"prompt 7 \('bad'\) cannot be"):
+        trials.plan(Setting(2))
+    assert trials.plan(Setting(2)).n_prompts == 8
+
+
+def test_a_twin_that_fails_in_one_run_is_another_picture_in_the_next(sd, tmp_path):
+    """It shares no step with a prompt whose image is made without it."""
+    plan = hsd.compile(["a cat", "a  cat", "the sea"], 0.5, embeddings=np.eye(3) * 1e-2 + 1.0, steps=2, seeds=7)
+    assert plan.counts()[0] == 1
+    plan.save(tmp_path / "p.safetensors")
+    quiet = {"batch_size": 1, "progress": False, "failed": lambda _: None}
+    with changed(sd, "encode", partial(raising_for, "a cat", ValueError("no"))):
+        assert hsd.generate(hsd.Plan.load(tmp_path / "p.safetensors"), sd, tmp_path / "i", **quiet).images == 2
+    assert hsd.generate(hsd.Plan.load(tmp_path / "p.safetensors"), sd, tmp_path / "i", **quiet).images == 1
+    images = {i: np.frombuffer(data, np.uint8).astype(int) for i, data in pixels_of(tmp_path / "i").items()}
+    assert np.abs(images[0] - images[1]).max() > 1
+
+
+def test_savings_are_those_of_images_that_were_finished(sd, single, tmp_path):
+    plan, _ = single
+
+    def stop(_, images):
+        if images:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hsd.generate(plan, sd, tmp_path, batch_size=2, progress=stop)
+    record = record_of(tmp_path)
+    assert record["standard_node_steps"] <= record["node_steps"] < plan.node_steps
+    assert record["savings"] <= 0.0
+
+
+@pytest.mark.parametrize("found", ['{"index": Infinity}\n', '{"index": true, "text": "x"}\n', None], ids=str)
+def test_what_stands_in_the_place_of_the_record_of_failures(sd, single, tmp_path, found):
+    """Nonsense, or a folder: the run is recorded all the same."""
+    plan, _ = single
+    if found is None:
+        (tmp_path / "failed.jsonl").mkdir()
+        (tmp_path / "failed.jsonl" / "kept").touch()
+    else:
+        (tmp_path / "failed.jsonl").write_text(found)
+    error = ValueError("half a character: \ud800")
+    with changed(sd, "decode", partial(raising_for_seed, 102, error)):
+        run = hsd.generate(plan, sd, tmp_path, batch_size=1, progress=False, failed=lambda _: None)
+    assert len(run.failed) == 1
+    assert [entry["index"] for entry in entries_of(tmp_path, "failed.jsonl")] == [2]
+    assert record_of(tmp_path)["failed"] == 1
+
+
+def raising_for_seed(seed, error, own, latents, generators):
+    if any(generator.initial_seed() == seed for generator in generators):
+        raise error
+    return own(latents, generators)
+
+
+def test_a_full_disk_while_failures_are_recorded(sd, single, tmp_path, monkeypatch):
+    plan, _ = single
+    write = files.write_atomically
+
+    def full(path, data):
+        if path.name == "failed.jsonl":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    with (
+        changed(sd, "decode", partial(raising_for_seed, 102, ValueError("no"))),
+        pytest.raises(hsd.OutputError, match=r"cannot write .*failed\.jsonl: No space left on device"),
+    ):
+        hsd.generate(plan, sd, tmp_path, batch_size=1, progress=False, failed=lambda _: None)
+    assert record_of(tmp_path)["failed"] == 1

@@ -28,7 +28,7 @@ from ..generation.decoding import BATCH as DECODED_AT_ONCE
 from ..generation.session import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
-from ..models.encode import encode, recall
+from ..models.encode import encode, encoded
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
@@ -131,9 +131,7 @@ class _Bench:
         start = time.perf_counter()
         plan = compile_plan(prompts, model=self.adapter, steps=steps, seeds=seeds[picked], **request)
         self.encode_seconds = (time.perf_counter() - start) / n
-        conditioning = recall(plan, self.adapter.encoding_key())
-        assert conditioning is not None
-        self.conditioning = conditioning
+        _, self.conditioning = encoded(plan)
         return plan
 
     def denoiser(self, plan: Plan) -> tuple[Alone, Setting, Choice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from ..evaluation.measure import Measurer
 from ..generation.differences import claim_model, early_identity
 from ..generation.failures import require_all
 from ..generation.metadata import complete
-from ..generation.session import CallReport, generate
+from ..generation.run import generate
+from ..generation.session import CallReport
 from ..models import Adapter, load
-from ..models.encode import recall, remember
+from ..models.encode import encoded, remember
 from ..models.identity import image_identity
 from ..planning.chosen import MEASURED
 from ..planning.compile import compile as compile_plan
@@ -107,11 +108,11 @@ class Trials:
         key = setting, replicate
         if key not in self._plans:
             adapter = self.adapter(setting)
-            conditioning = self._conditioning(adapter, replicate)
+            encoding, conditioning = self._conditioning(adapter, replicate)
             arguments = compile_arguments(setting, adapter, conditioning.vectors)
             seeds = self._seeds(replicate)
             plan = compile_plan(self.prompts, model=adapter, seeds=seeds, settings=self.settings, **arguments)
-            remember(plan, adapter.encoding_key(), conditioning)
+            remember(plan, encoding, conditioning)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -186,16 +187,14 @@ class Trials:
         span = int(self.seeds.max() - self.seeds.min()) + 1
         return make_seeds((self.seeds + replicate * span).tolist(), len(self.seeds))
 
-    def _conditioning(self, adapter: Adapter, replicate: int) -> Conditioning:
-        """All prompts, encoded once for each way in which they are encoded."""
-        key = adapter.encoding_key(), replicate
-        if key not in self._encoded:
+    def _conditioning(self, adapter: Adapter, replicate: int) -> tuple[Hashable, Conditioning]:
+        """All prompts, encoded once for each way in which they are encoded, and its key."""
+        key = adapter.encoding_key()
+        if (key, replicate) not in self._encoded:
             seeds = self._seeds(replicate)
             plan = compile_plan(self.prompts, 0.0, model=adapter, steps=1, seeds=seeds, settings=self.settings)
-            conditioning = recall(plan, adapter.encoding_key())
-            assert conditioning is not None, "the model that has just encoded the prompts"
-            self._encoded[key] = conditioning
-        return self._encoded[key]
+            _, self._encoded[key, replicate] = encoded(plan)
+        return key, self._encoded[key, replicate]
 
     def _check_study(self) -> None:
         study = self.identity()

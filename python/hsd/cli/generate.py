@@ -64,7 +64,7 @@ def generate(
     quiet()
     from ..generation import cost
     from ..generation.failures import listed
-    from ..generation.session import generate as run_plan
+    from ..generation.run import generate as run_plan
 
     size = opt.parse_batch_size(batch_size)
     file = opt.read(prompts)

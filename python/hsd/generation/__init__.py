@@ -2,6 +2,7 @@
 
 from .passes import cost
 from .results import Failure, Image, Run
-from .session import generate, stream
+from .run import generate
+from .session import stream
 
 __all__ = ["Failure", "Image", "Run", "cost", "generate", "stream"]

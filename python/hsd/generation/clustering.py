@@ -69,10 +69,12 @@ def replaced(given: Plan, found: Plan) -> str:
     )
 
 
-def apart(plan: Plan, conditioning: Conditioning) -> Plan:
+def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     """``plan``, where images whose conditioning is equal share no step, because they would be one picture.
 
-    A plan that was clustered by other embeddings than the model's may have found such prompts different.
+    A plan that was clustered by other embeddings than the model's may have found such prompts different. Prompts that
+    could not be encoded share no step either, as in :func:`hsd.compile`: a later run may find one equal to another,
+    whose image would have been made from its noise.
     """
     members = [root for root in roots_of(plan) if len(root) > 1] if plan.phi[0] > 0 else []
     if not members:
@@ -80,7 +82,7 @@ def apart(plan: Plan, conditioning: Conditioning) -> Plan:
     covered = np.sort(np.concatenate(members))
     labels = np.arange(plan.n_prompts, dtype=np.int64)
     labels[covered] = covered[same_rows(conditioning, covered)]
-    return set_apart(plan, labels)
+    return set_apart(plan, labels, sorted(conditioning.failed))
 
 
 def _on_steps(plan: Plan, adapter: Adapter) -> Plan:

@@ -19,7 +19,7 @@ from ..errors import Error
 from ..models.base import Adapter
 from ..replay.executor import Finished
 from ..work.device import FittingSize
-from ..work.faults import NOT_FINITE, apart, described
+from ..work.faults import NOT_FINITE, described, one_by_one
 from ..work.threads import BoundedPool
 from .pixels import finite_rows, in_float32, in_half_precision, watching
 from .results import Stage
@@ -156,7 +156,7 @@ class Decoder:
 
     def _pictures_of(self, batch: list[Finished], wanted: list[int], images: dict[int, Decoded | Undecoded]) -> None:
         """Decode a batch, and add the images at the positions ``wanted``."""
-        pictures, errors = self._apart(batch)
+        pictures, errors = self._one_by_one(batch)
         for i in wanted:
             if i in errors:
                 images[i] = Undecoded(batch[i].index, "decode", described(errors[i]))
@@ -164,22 +164,23 @@ class Decoder:
                 images[i] = Decoded(batch[i].index, pictures[i].pil, pictures[i].nsfw)
         left = [i for i in wanted if i not in images]
         again: dict[int, _Picture] = {}
+        errors_again: dict[int, Exception] = {}
         if left and (half := in_half_precision(self._networks)):
             with in_float32(self._networks):
-                again, errors = self._apart([batch[i] for i in left])
+                again, errors_again = self._one_by_one([batch[i] for i in left])
         for place, i in enumerate(left):
             picture = again.get(place)
             if picture is not None and picture.finite:
                 images[i] = Decoded(batch[i].index, picture.pil, picture.nsfw, upcast=True)
             else:
                 reason = f"the decoder gave {NOT_FINITE}" + (", in float32 too" if half else "")
-                if place in errors:
-                    reason = f"{reason}: {described(errors[place])}"
+                if place in errors_again:
+                    reason = f"{reason}: {described(errors_again[place])}"
                 images[i] = Undecoded(batch[i].index, "decode", reason)
 
-    def _apart(self, batch: list[Finished]) -> tuple[dict[int, _Picture], dict[int, Exception]]:
+    def _one_by_one(self, batch: list[Finished]) -> tuple[dict[int, _Picture], dict[int, Exception]]:
         """What each latent gave, and which ones made the decoder raise, by position."""
-        done, errors = apart(batch, self._pictures)
+        done, errors = one_by_one(batch, self._pictures)
         return {i: one for at, some in done for i, one in zip(at, some, strict=True) if i not in errors}, errors
 
     def _pictures(self, batch: list[Finished]) -> list[_Picture]:

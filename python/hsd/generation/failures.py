@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FailedImages
 from ..planning.plan import Plan
-from ..work.files import write_atomically
+from ..work.faults import HOPELESS
+from .lines import Entry, encode, parse
 from .results import Failure, Run, Stage
 
 FAILED = "failed.jsonl"
 """In a folder of images: one JSON object for each image that could not be made, and has not been made since."""
-
-HOPELESS = 16
-"""If the first images of a run all fail at one stage and in one way, and they are this many, the run ends."""
 
 _SEPARATE = 4
 """Latents that are not finite count for that only if they come from this many clusters: one cluster says nothing of the
@@ -74,6 +69,10 @@ class Failures:
             if name == stage:
                 return
 
+    def has_passed(self, stage: Stage) -> bool:
+        """Whether an image has passed ``stage``, or failures there differ."""
+        return self._streaks[stage] is None
+
     @property
     def all(self) -> tuple[Failure, ...]:
         """All failures, by index."""
@@ -109,10 +108,7 @@ class _Streak:
     """The images that failed at a stage before the first that passed it, all in one way."""
 
     kind: str = ""
-    indices: list[int] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.indices = []
+    indices: list[int] = field(default_factory=list)
 
 
 def _clusters(plan: Plan) -> NDArray[np.int64]:
@@ -140,45 +136,29 @@ def require_all(run: Run) -> Run:
     return run
 
 
-def update_failed(
-    folder: Path, lock: contextlib.AbstractContextManager[Any], made: Iterable[int], failures: Iterable[Failure]
-) -> None:
-    """Bring ``failed.jsonl`` up to date: images that exist leave it, failures of this run enter it, others stay.
+def updated(data: bytes, n_prompts: int, made: Collection[int], failures: Iterable[Failure]) -> bytes:
+    """``failed.jsonl``, brought up to date: images that exist leave it, failures of this run enter it, others stay.
+
+    Nothing depends on the entries of earlier runs: what cannot be read is left out.
 
     Parameters
     ----------
-    folder
-        The folder of images.
-    lock
-        What other processes that write to the folder take too.
+    data
+        What the file holds; empty if there is none.
     made
         Indices of images that exist.
     """
-    path = folder / FAILED
-    with lock:
-        entries = _read(path)
-        for index in made:
-            entries.pop(index, None)
-        entries |= {failure.index: _entry(failure) for failure in failures}
-        if entries:
-            lines = [json.dumps(entries[index], ensure_ascii=False) + "\n" for index in sorted(entries)]
-            write_atomically(path, "".join(lines).encode())
-        else:
-            path.unlink(missing_ok=True)
+    entries: dict[int, Entry] = {}
+    for line in data.splitlines():
+        entry = parse(line) or {}
+        index = entry.get("index")
+        if type(index) is int and 0 <= index < n_prompts and index not in made:
+            entries[index] = entry
+    entries |= {failure.index: _entry(failure) for failure in failures}
+    return b"".join(encode(entries[index]) for index in sorted(entries))
 
 
-def _entry(failure: Failure) -> dict[str, Any]:
+def _entry(failure: Failure) -> Entry:
     """As in ``metadata.jsonl``, the prompt is the ``text``."""
     entry = asdict(failure)
     return {"index": entry.pop("index"), "text": entry.pop("prompt"), **entry}
-
-
-def _read(path: Path) -> dict[int, dict[str, Any]]:
-    """The entries of an earlier run. Nothing depends on them: what cannot be read is left out."""
-    entries: dict[int, dict[str, Any]] = {}
-    with contextlib.suppress(OSError):
-        for line in path.read_bytes().splitlines() if path.is_file() and not path.is_symlink() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                entry = json.loads(line)
-                entries[int(entry["index"])] = entry
-    return entries

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -31,9 +31,11 @@ from ..work.locks import locked
 from ..work.text import listed
 from . import claims
 from .differences import compared, plan_differences, warn_of_rounding
+from .failures import FAILED, updated
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
 from .record import Record
+from .results import Failure
 
 _IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
 
@@ -170,8 +172,9 @@ class ImageFolder:
             raise
         return path
 
-    def record_run(self, record: dict[str, Any]) -> None:
-        """Add one run (versions, parameters, savings, timings) to ``run.json``."""
+    def record_run(self, record: dict[str, Any], failures: Iterable[Failure] = ()) -> None:
+        """Add one run (versions, parameters, savings, timings) to ``run.json``; failures go to ``failed.jsonl``."""
+        name = RUN
         try:
             with self._locked():
                 self._keep_record()
@@ -180,13 +183,23 @@ class ImageFolder:
                 document, _ = self._record.read()
                 document = {"identity": self._identity, "request": self.plan.request, **document}
                 self._write_record({**document, "runs": [*document.get("runs", []), record]})
+                name = FAILED
+                self._record_failures(failures)
         except OutputError:
             raise
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path / RUN}: {error.strerror or error}. Written images are kept; "
+                f"cannot write {self.path / name}: {error.strerror or error}. Written images are kept; "
                 f"{files.advice(error)}"
             ) from error
+
+    def _record_failures(self, failures: Iterable[Failure]) -> None:
+        path = self.path / FAILED
+        data = updated(files.read_own(path) or b"", self.plan.n_prompts, self.done(), failures)
+        if data:
+            files.write_atomically(self._cleared(FAILED), data)
+        elif os.path.lexists(path):
+            self._cleared(FAILED).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Bring the lines into the order of the index, and let other runs make these images. May be called again."""
@@ -230,10 +243,6 @@ class ImageFolder:
                         one.settled = True
         if mine.error is not None:
             raise mine.error
-
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, no other thread or process changes the folder's own files."""
-        return self._locked()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -309,7 +318,7 @@ class ImageFolder:
             return None
         try:
             return Plan.load(self.path / PLAN_FILE).fingerprint
-        except (Error, OSError, RecursionError):
+        except (Error, OSError):
             return None
 
     def _check_plan_file(self) -> None:
@@ -343,7 +352,7 @@ class ImageFolder:
     def _plan_differences(self) -> list[str]:
         try:
             return plan_differences(Plan.load(self.path / PLAN_FILE), self.plan.whole())
-        except (Error, OSError, RecursionError):
+        except (Error, OSError):
             return [f"its {PLAN_FILE} cannot be read"]
 
     def _mismatch(self, differing: dict[str, list[str]]) -> PlanMismatch:

@@ -1,10 +1,7 @@
-"""Plan to images: :func:`stream` yields them as they finish, :func:`generate` writes them to a folder."""
+"""Plan to images: :func:`stream` yields them as they finish."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,36 +11,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from numpy.typing import NDArray
 
 from ..conditioning.rows import Conditioning
 from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, is_remembered, recall
-from ..models.identity import image_identity
-from ..names import BatchSize, ImageFormat, Order
+from ..names import BatchSize, Order
 from ..planning.catch_up import catch_up_weights
-from ..planning.columns import renamed
 from ..planning.plan import Plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
-from ..tuning import speeds
 from ..tuning.batching import automatic
-from ..work.files import make_folder
-from .bar import Bar
-from .clustering import apart, clustered_by_model, replaced
+from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
-from .failures import FailureReport, Failures, summary, update_failed
-from .folder import ImageFolder
-from .lines import alone_from as alone_from
-from .made import Made
+from .failures import FailureReport, Failures, summary
 from .options import Options
-from .passes import cost, passes_of, plans_of
-from .results import Failure, Image, Run
-from .run_record import record
-from .writers import Writers
+from .passes import passes_of, plans_of
+from .results import Image
 
 CallReport = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
@@ -114,141 +101,11 @@ def stream(
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     adapter = load(model, **settings)
-    plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(_check, adapter, options))
+    plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
     return Session(plan, adapter, options).images(plan, progress, None if failed is None else Failures(plan, failed))
 
 
-def generate(
-    plan: Plan,
-    model: Any,
-    out: str | os.PathLike[str] = "images",
-    *,
-    batch_size: BatchSize = 16,
-    order: Order = "depth",
-    max_slots: int | None = None,
-    conditioning_memory: int | None = None,
-    compile: bool = False,
-    cuda_graphs: bool = True,
-    channels_last: bool = False,
-    image_format: ImageFormat = "png",
-    progress: bool | CallReport = True,
-    failed: FailureReport | None = None,
-    **settings: Any,
-) -> Run:
-    """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
-
-    The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
-    (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
-    generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
-
-    An image that cannot be made is in :attr:`Run.failed` and in ``failed.jsonl``, with the reason; ``failed``, if it is
-    given, is called with it as soon as that is known (from any thread), else a warning names some at the end. Calling
-    again tries it again. ``run.json`` records every run, also one that an error or Ctrl-C ended.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be written to, or another run makes some of these images at this moment; before any
-        expensive work.
-    PlanMismatch
-        If the plan does not fit the model, or the folder holds images of another plan or of another model: with other
-        weights, another scheduler, dtype, LoRA or setting. It names what differs.
-    FailedImages
-        If the first 16 images all fail in the same way.
-    """
-    started = time.perf_counter()
-    adapter = load(model, **settings)
-    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    given = plan
-    if plan.is_estimate:
-        make_folder(out)  # an unusable folder is found before prompts are encoded
-        checked = partial(_check, adapter, options)
-        plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
-        if progress is True and plan is not given:
-            tqdm.write(replaced(given, plan), file=sys.stderr)
-    session = Session(plan, adapter, options)
-    made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
-    with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
-        run = _fill(folder, plan, session, progress, failed, started)
-    if run.failed and failed is None:
-        warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
-    return run
-
-
-def _fill(
-    folder: ImageFolder,
-    plan: Plan,
-    session: Session,
-    progress: bool | CallReport,
-    failed: FailureReport | None,
-    started: float,
-) -> Run:
-    """Generate what is missing in a folder, and record the run, also one that is ended by an error."""
-    if progress is True:
-        for text in folder.report():
-            tqdm.write(f"hsd: {text}", file=sys.stderr)
-    done = folder.done()
-    todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    part = plan.prune(todo) if len(todo) else None
-    beside = renamed(plan.columns, sorted({name for own in plan.settings for name in own}))
-    bar = Bar(part.node_steps if part else 0, len(todo)) if progress is True else None
-    report: CallReport | None = bar or (progress if callable(progress) else None)
-
-    def tell(failure: Failure) -> None:
-        if bar:
-            bar.failed(failure)
-        if failed is not None:
-            failed(failure)
-
-    made = Made(folder, Failures(plan, tell))
-
-    def end(error: BaseException | None) -> Run:
-        """Record the run; ``error`` is what ended it, if anything did."""
-        run = Run(
-            out=folder.path,
-            images=len(made.indices),
-            existing=len(plan.kept) - len(todo),
-            node_steps=session.node_steps,
-            standard_node_steps=session.standard_node_steps,
-            batch_size=session.batch_size,
-            seconds={**session.seconds, "total": time.perf_counter() - started},
-            plan=plan if part is None else session.plan,
-            failed=made.failures.all,
-            nsfw=made.nsfw,
-            upcast=made.upcast,
-            repaired=tuple(folder.repaired),
-        )
-        update_failed(folder.path, folder.locked(), [*folder.done(), *made.indices], run.failed)
-        folder.record_run(record(run, plan, session.adapter, session.options, session.catch_up, error))
-        return run
-
-    try:
-        if part is not None:
-            with Writers() as writers:
-                alone: np.ndarray | None = None
-                for image in session.images(part, report, made.failures):
-                    if alone is None:
-                        alone = alone_from(session.plan)
-                        if bar:
-                            bar.expect(session.plan.node_steps)
-                    given = {name: values[image.index] for name, values in beside.items()}
-                    writers.submit(made.write, image, {**given, "alone_from": int(alone[image.index])})
-    except BaseException as error:
-        with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
-            end(error)
-        raise
-    finally:
-        if bar:
-            bar.close()
-    run = end(None)
-    if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
-        speeds.remember(
-            session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
-        )
-    return run
-
-
-def _check(adapter: Adapter, options: Options, plan: Plan) -> None:
+def check(adapter: Adapter, options: Options, plan: Plan) -> None:
     """Raise what a session would raise for these options, whichever plan it runs."""
     Session(plan, adapter, replace(options, max_slots=None))
 
@@ -272,6 +129,7 @@ class Session:
         """What has run so far, and what its images need without sharing."""
         self.plan = plan
         """What :meth:`images` runs, once it has encoded the prompts."""
+        self._warned = False  # that a decoder overflows
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
         for first, *_ in self.passes:
@@ -291,15 +149,16 @@ class Session:
         Without ``failures`` an image that cannot be made is an error, after the last one.
         """
         found = Failures(plan) if failures is None else failures
-        conditioning = self._clocked("encode", lambda: self.conditioning(plan))
-        plan = self.plan = apart(plan, conditioning)
+        conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
+        left = np.setdiff1d(plan.kept, list(conditioning.failed))
+        if len(left):
+            found.passed("encode")
+            plan = without_twins(plan, conditioning)
+        self.plan = plan
         for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
             found.add(index, "encode", conditioning.failed[index])
-        left = np.setdiff1d(plan.kept, list(conditioning.failed))
-        self._warned = False
         try:
             if len(left):
-                # A prompt that was not encoded stays a member of its clusters, but their means do not count it.
                 for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
                     yield from self._pass(part, v, conditioning, progress, found)
         finally:
@@ -336,7 +195,6 @@ class Session:
             observer=self.observer,
         )
         calls = executor.run()
-        self.standard_node_steps += plan.standard_node_steps
         with Decoder(variant) as decoder:
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
@@ -369,6 +227,7 @@ class Session:
         self, plan: Plan, decoded: list[Decoded | Undecoded], executor: Executor, failures: Failures
     ) -> Iterator[Image]:
         for image in decoded:
+            self.standard_node_steps += plan.n_steps
             if isinstance(image, Undecoded):
                 raised = executor.errors.get(image.index) if image.stage == "denoise" else None
                 failures.add(image.index, image.stage, raised or image.reason)
@@ -384,21 +243,32 @@ class Session:
             prompt, seed = plan.prompts[image.index], int(plan.seeds[image.index])
             yield Image(image.index, prompt, seed, image.pil, image.nsfw, image.upcast)
 
-    def conditioning(self, plan: Plan) -> Conditioning:
-        """The conditioning that the plan was compiled with, if this model made it; otherwise encode now."""
-        if is_remembered(plan):
-            found = recall(plan, self.adapter.encoding_key())
-            if found is not None:
-                return found
+    def conditioning(self, plan: Plan, *, gives_up: bool = True) -> Conditioning:
+        """The conditioning that the plan was compiled with, if this model made it; otherwise encode now.
+
+        Prompts that could not be encoded then are tried again. If one can be now, all are encoded: in a batch of
+        another size it may be rounded differently. With ``gives_up``, it is an error if no prompt can be encoded.
+        """
+        needed = plan.covered()
+        found = recall(plan, self.adapter.encoding_key()) if is_remembered(plan) else None
+        if found is None:
+            return self._encoded(plan, needed, gives_up)
+        lost = np.intersect1d(needed, list(found.failed))
+        if len(lost) and not set(lost.tolist()) <= self._encoded(plan, lost, gives_up=False).failed.keys():
+            return self._encoded(plan, needed, gives_up)
+        return found
+
+    def _encoded(self, plan: Plan, needed: NDArray[np.int64], gives_up: bool) -> Conditioning:
         return encode(
             self.variants,
             plan.setting,
             plan.prompts,
             plan.seeds,
-            needed=plan.covered(),
+            needed=needed,
             memory=self.options.conditioning_memory,
             cuda_graphs=self.options.cuda_graphs,
             skip_failing=True,
+            gives_up=gives_up,
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,25 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditioning.rows import Conditioning, Field, Rows
+from ..conditioning.rows import Conditioning
 from ..conditioning.spool import Spool
 from ..conditioning.twins import rounding_of
-from ..errors import Error, PromptError
+from ..errors import PromptError
 from ..planning.build import plan_of
 from ..planning.plan import Plan
-from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+from ..replay.denoiser import Batch, Denoiser, Prior
 from ..replay.executor import Executor
-from ..work.faults import NOT_FINITE, apart, described
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
 from .base import batches
+from .tables import Tables
 from .truncation import report_cuts, without_other_reports
 
 _PRIOR_BLOCK = 4096
 """Number of prompts that run through a prior together if it shares nothing."""
-
-_HOPELESS = 16
-"""If this many prompts fail before the first that is encoded, the reason is the model and not the prompts."""
 
 _MEMORY_SHARE = 0.5
 """Share of the memory that clustering may take: clustering comes after encoding, and needs the rest."""
@@ -57,6 +54,24 @@ def is_remembered(plan: Plan) -> bool:
     return plan.origin in _remembered
 
 
+def encoded(plan: Plan) -> tuple[Hashable, Conditioning]:
+    """Key and conditioning of a plan that was compiled with a model, for callers that need every prompt.
+
+    Raises
+    ------
+    PromptError
+        If some prompts could not be encoded. Names the first.
+    """
+    key, conditioning = _remembered[plan.origin]
+    if conditioning.failed:
+        first, n = min(conditioning.failed), len(conditioning.failed)
+        more = f", and {n - 1:,} more" if n > 1 else ""
+        raise PromptError(
+            f"prompt {first} ({plan.prompts[first]!r:.80}){more} cannot be encoded: {conditioning.failed[first]}"
+        )
+    return key, conditioning
+
+
 def recall(plan: Plan, key: Hashable) -> Conditioning | None:
     """The remembered conditioning of ``plan``; None if there is none, or if a model with another key encoded it."""
     found = _remembered.get(plan.origin)
@@ -76,6 +91,7 @@ def encode(
     cuda_graphs: bool = True,
     progress: Report | None = None,
     skip_failing: bool = False,
+    gives_up: bool = True,
 ) -> Conditioning:
     """Encode prompts, each with its settings.
 
@@ -102,6 +118,9 @@ def encode(
     skip_failing
         Record prompts that cannot be encoded in :attr:`Conditioning.failed`, and encode the others.
 
+    gives_up
+        With ``skip_failing``, raise if no prompt can be encoded, and after the first few already.
+
     Raises
     ------
     PromptError
@@ -110,16 +129,16 @@ def encode(
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[slice(None) if needed is None else needed] = True
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
-    tables = _Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing)
+    tables = Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing, gives_up)
     _encode_into(tables, variants, variant, prompts, seeds, chosen, options, Progress(progress))
-    if tables.failed and not tables.any:
+    if tables.failed and not tables.any and gives_up:
         n = int(chosen.sum())
         tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
     return tables.conditioning()
 
 
 def _encode_into(
-    tables: _Tables,
+    tables: Tables,
     variants: Sequence[Denoiser],
     variant: NDArray[np.int64],
     prompts: Sequence[str],
@@ -146,7 +165,8 @@ def _encode_into(
             step = whole.part(done / total, end / total)
             _encode_block(part, prior, part_of, prompts, seeds, tables, options, step)
             done = end
-        tables.stand_in(members)
+        tables.fill_failed(members)
+    tables.fill_rest()
 
 
 def _encode_block(
@@ -155,20 +175,20 @@ def _encode_block(
     members: NDArray[np.int64],
     prompts: Sequence[str],
     seeds: NDArray[np.int64],
-    tables: _Tables,
+    tables: Tables,
     options: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Encode ``members``, which have the same settings. Their prior runs first, if there is one."""
     texts = [prompts[int(i)] for i in members]
-    embeds = None
+    embeds: Tensor | None = None
+    no_text: dict[int, str] = {}
     if prior is not None:
         embeds, read, failed = _run_prior(prior, texts, seeds[members], options, progress.part(0.0, 0.9))
         tables.add_texts(read, members)
         progress = progress.part(0.9, 1.0)
         if failed:
-            for i, reason in failed.items():
-                tables.fail(members[i : i + 1], reason)
+            no_text = {int(members[i]): reason for i, reason in failed.items()}
             left = np.setdiff1d(np.arange(len(members)), list(failed))
             members, texts, embeds = members[left], [texts[i] for i in left], embeds[torch.from_numpy(left)]
     firsts, row = _distinct(part, texts, embeds is not None)
@@ -180,44 +200,8 @@ def _encode_block(
             tables.check_space(len(firsts) - len(at), len(at))
         progress(piece.stop / len(firsts))
     tables.repeat(members, members[firsts][row])
-
-
-def _of_batch(batch: Batch, at: list[int]) -> Batch:
-    """The prompts of a batch at some positions."""
-    if at == list(range(len(batch))):
-        return batch
-    prior = None if batch.prior is None else batch.prior[at]
-    return Batch([batch.prompts[i] for i in at], batch.seeds[at], prior)
-
-
-def _check_lengths(encoded: Encoded, n: int) -> None:
-    """``Error`` unless there is one row of each field, and one vector, for each of ``n`` prompts."""
-    for name, rows in encoded.rows.items():
-        if len(rows) != n:
-            raise Error(f"encode gave {len(rows)} rows of {name} for a batch of {n} prompts")
-    if encoded.vectors.ndim != 2 or len(encoded.vectors) != n:
-        raise Error(f"encode gave vectors of shape {tuple(encoded.vectors.shape)} for a batch of {n} prompts")
-
-
-def _finite(encoded: Encoded) -> NDArray[np.bool_]:
-    """(B,) whether all that was encoded of a prompt is finite."""
-    finite = torch.isfinite(encoded.vectors).all(dim=1)  # [B]
-    for rows in encoded.rows.values():
-        if isinstance(rows, Tensor):
-            each = torch.isfinite(rows).flatten(1).all(dim=1)
-        else:
-            each = torch.stack([torch.isfinite(row).all() for row in rows])
-        finite = finite & each.to(finite.device)
-    return finite.cpu().numpy()
-
-
-def _picked(encoded: Encoded, at: NDArray[np.int64]) -> Encoded:
-    """What was encoded of the prompts at some positions."""
-    rows: dict[str, Tensor | Sequence[Tensor]] = {
-        name: tensor[at] if isinstance(tensor, Tensor) else [tensor[i] for i in at]
-        for name, tensor in encoded.rows.items()
-    }
-    return Encoded(rows, encoded.vectors[at])
+    for i, reason in no_text.items():  # last, when it is known whether the others can be encoded
+        tables.fail(i, reason)
 
 
 def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -229,125 +213,6 @@ def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArra
     row = np.array([first.setdefault(text, len(first)) for text in texts], dtype=np.int64)
     _, places = np.unique(row, return_index=True)
     return places, row
-
-
-class _Tables:
-    """The fields of a conditioning while prompts are encoded."""
-
-    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool, nested: bool = False) -> None:
-        self.fields: dict[str, Field] = {}
-        self.vectors: NDArray[np.float32] = np.zeros((len(prompts), 0), dtype=np.float32)
-        self.texts: NDArray[np.float32] | None = None
-        self.failed: dict[int, str] = {}
-        self.skips = skips
-        self._nested = nested  # inside the encoding of other prompts, which decides what a failure means
-        self._prompts, self._n, self._spool = prompts, len(prompts), spool
-        self._first: Exception | None = None
-
-    def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
-        if name not in self.fields:
-            ragged = not isinstance(rows, Tensor)
-            index = np.full(self._n, -1, dtype=np.int64)
-            self.fields[name] = Field(Rows(self._spool, ragged=ragged), index)
-        return self.fields[name]
-
-    def add_shared(self, shared: dict[str, Tensor | Sequence[Tensor]], members: NDArray[np.int64]) -> None:
-        for name, row in shared.items():
-            assert len(row) == 1, (name, len(row))
-            if not torch.isfinite(row[0]).all():
-                raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
-            field = self._field(name, row)
-            field.index[members] = len(field.rows)
-            field.rows.append(row)
-
-    def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
-        """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
-        done, errors = apart(range(len(batch)), lambda at: part.encode(_of_batch(batch, at)))
-        for i, error in errors.items():
-            self.fail(members[i : i + 1], described(error), error)
-        for positions, encoded in done:
-            at = np.array(positions)
-            _check_lengths(encoded, len(at))
-            tried = ~np.isin(at, list(errors))  # another prompt was in the place of each that failed
-            good = _finite(encoded) & tried
-            for i in at[tried & ~good]:
-                self.fail(members[i : i + 1], f"the encoder gave {NOT_FINITE}")
-            self._add(encoded if good.all() else _picked(encoded, np.flatnonzero(good)), members[at[good]])
-
-    def _add(self, encoded: Encoded, members: NDArray[np.int64]) -> None:
-        if not len(members):
-            return
-        for name, rows in encoded.rows.items():
-            field = self._field(name, rows)
-            field.index[members] = len(field.rows) + np.arange(len(members))
-            field.rows.append(rows)
-        vectors = encoded.vectors.detach().float().cpu().numpy()
-        if not self.any:
-            self.vectors = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
-        self.vectors[members] = vectors
-
-    def add_texts(self, vectors: NDArray[np.float32], members: NDArray[np.int64]) -> None:
-        if not vectors.shape[1]:
-            return  # none of them was encoded
-        if self.texts is None:
-            self.texts = np.zeros((self._n, vectors.shape[1]), dtype=np.float32)
-        self.texts[members] = vectors
-
-    def conditioning(self) -> Conditioning:
-        """What has been encoded."""
-        return Conditioning(self.fields, self.vectors, self._spool, self.texts, self.failed)
-
-    @property
-    def any(self) -> bool:
-        """Whether any prompt has been encoded."""
-        return self.vectors.shape[1] > 0
-
-    def fail(self, members: NDArray[np.int64], reason: str, error: Exception | None = None) -> None:
-        """Record that a prompt cannot be encoded. Raises unless prompts may fail, and if all of the first ones do."""
-        self.failed |= dict.fromkeys(members.tolist(), reason)
-        self._first = self._first or error
-        if self._nested:
-            return
-        if not self.skips:
-            raise PromptError(f"{self._named(members[0])} cannot be encoded: {reason}") from error
-        kinds = {each.partition(":")[0] for each in self.failed.values()}
-        if not self.any and len(self.failed) >= _HOPELESS and len(kinds) == 1:
-            self.give_up(f"none of the first {len(self.failed)} prompts")
-
-    def give_up(self, which: str) -> NoReturn:
-        """Raise for all prompts that have failed; ``which`` says which ones they are."""
-        first = min(self.failed)
-        raise PromptError(f"{which} can be encoded; {self._named(first)}: {self.failed[first]}") from self._first
-
-    def _named(self, index: int) -> str:
-        return f"prompt {index} ({self._prompts[index]!r:.80})"
-
-    def repeat(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
-        """Give ``members`` the rows of their ``sources``, which are among them. Where one failed, all of them do."""
-        if self.failed:
-            pairs = zip(members.tolist(), sources.tolist(), strict=True)
-            self.failed |= {i: self.failed[source] for i, source in pairs if source in self.failed}
-        self._copy(members, sources)
-
-    def stand_in(self, members: NDArray[np.int64]) -> None:
-        """Give the failed ones of ``members``, which have the same settings, the rows of one that was encoded.
-
-        If all of them failed, nothing reads their rows; their vectors are another prompt's.
-        """
-        lost = np.isin(members, list(self.failed))
-        if lost.any() and not lost.all():
-            self._copy(members[lost], members[~lost][0])
-        elif lost.any() and self.any:
-            self.vectors[members] = 1.0
-
-    def _copy(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
-        self.vectors[members] = self.vectors[sources]
-        for field in self.fields.values():
-            field.index[members] = field.index[sources]
-
-    def check_space(self, left: int, done: int) -> None:
-        """After the first batch: raise unless all batches fit, if they are as large as the first."""
-        self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
 
 
 def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]) -> float:
@@ -374,7 +239,7 @@ def _run_prior(
     sampler = prior.sampler(prior.steps)
     everything, memory = np.ones(len(prompts), dtype=bool), options["memory"]
     spool = Spool(default_memory() if memory is None else memory)
-    tables = _Tables(prompts, spool, skips=True, nested=True)
+    tables = Tables(prompts, spool, skips=True, gives_up=False)
     variant = np.zeros(len(prompts), dtype=np.int64)
     _encode_into(tables, [prior], variant, prompts, seeds, everything, options, progress.part(0.0, 0.3))
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))

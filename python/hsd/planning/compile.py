@@ -295,7 +295,7 @@ def compile(
     if budget is not None:
         request["tau"] = _tau_for_budget(tree, shape, budget)
     plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
-    if adapter is not None and conditioning is not None and not conditioning.failed:  # a run tries failed ones again
+    if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
 

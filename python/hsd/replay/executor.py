@@ -18,7 +18,7 @@ from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from ..work.broadcast import per_row
 from ..work.device import FittingSize, synchronize
-from ..work.faults import described, ends_run
+from ..work.faults import HOPELESS, described, ends_run
 from ..work.threads import ahead
 from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
@@ -38,9 +38,6 @@ def check_fit(plan: Plan, sampler: SamplerTable) -> None:
 
 _AHEAD = 4
 """Calls that the host prepares and enqueues ahead of a GPU."""
-
-_HOPELESS = 16
-"""If this many lanes raise before the first evaluation that works, the reason is the denoiser and not their prompts."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ class Executor:
                 self._works = True
             except Exception as error:
                 self._failed += 1
-                if ends_run(error) or (not self._works and self._failed >= _HOPELESS):
+                if ends_run(error) or (not self._works and self._failed >= HOPELESS):
                     raise
                 self._last_error = error
                 self.state[int(feed.table[2, lane])] = float("nan")

@@ -21,9 +21,10 @@ from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
 from ..generation.differences import claim_model, early_identity
 from ..generation.failures import require_all
-from ..generation.session import CallReport, generate
+from ..generation.run import generate
+from ..generation.session import CallReport
 from ..models import Adapter
-from ..models.encode import prior_savings, recall, remember
+from ..models.encode import encoded, prior_savings, remember
 from ..models.identity import image_identity
 from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.compile import compile as compile_plan
@@ -328,9 +329,7 @@ class Lab:
             plan = compile_plan(
                 prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed_of(prompt_set)
             )
-            conditioning = recall(plan, adapter.encoding_key())
-            assert conditioning is not None
-            self._encoded[key] = conditioning
+            _, self._encoded[key] = encoded(plan)
         return self._encoded[key]
 
     def _plan(self, prompt_set: PromptSet, variant: Variant) -> Plan:

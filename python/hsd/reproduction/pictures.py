@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
-from ..generation.session import alone_from, stream
-from ..models.encode import recall, remember
+from ..generation.lines import alone_from
+from ..generation.session import stream
+from ..models.encode import encoded, remember
 from ..planning.clustering import build_tree
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
@@ -227,9 +228,7 @@ def mean_and_members(lab: Lab, prompts: Sequence[str]) -> list[PIL.Image.Image]:
         metric="cosine",
         catch_up=0.0,
     )
-    conditioning = recall(members, adapter.encoding_key())
-    assert conditioning is not None
-    remember(mean, adapter.encoding_key(), conditioning)
+    remember(mean, *encoded(members))
     first = next(iter(stream(mean.prune([0]), adapter, batch_size=1)))
     others = {image.index: image.pil for image in stream(members, adapter, batch_size=lab.batch_size)}
     return [first.pil, *(others[i] for i in range(len(prompts)))]
@@ -264,8 +263,7 @@ def latents(lab: Lab) -> list[Result]:
     options |= {"metric": "cosine", "catch_up": 0.0}
     plan = compile_plan(prompts, 0.0, **options)
     standard = watch(plan, lab.model, batch_size=lab.batch_size)
-    conditioning = recall(plan, lab.model.encoding_key())
-    assert conditioning is not None
+    _, conditioning = encoded(plan)
     few, vectors = prompts[:RELATED], conditioning.vectors[:RELATED]
     # The threshold falls linearly, so with a tau of twice the root's height all share the first half of the steps.
     tau = tau_above_root(build_tree(vectors), 2.0)

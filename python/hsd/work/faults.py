@@ -16,6 +16,9 @@ R = TypeVar("R")
 
 NOT_FINITE = "NaN or infinite values"
 
+HOPELESS = 16
+"""If the first so many items all fail in one way, what they have in common is at fault, and the work ends."""
+
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
 """The disk is full, read-only or broken, or the process has no files or memory left."""
 
@@ -51,7 +54,9 @@ def described(error: BaseException, most: int = 300) -> str:
     return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
-def apart(items: Sequence[T], work: Callable[[list[T]], R]) -> tuple[list[tuple[list[int], R]], dict[int, Exception]]:
+def one_by_one(
+    items: Sequence[T], work: Callable[[list[T]], R]
+) -> tuple[list[tuple[list[int], R]], dict[int, Exception]]:
     """Results of ``work`` for a batch; a batch that raises is taken apart, to find the items that fail by themselves.
 
     Then the batch is tried once more, with another item in the place of each that failed: a batch of another size may

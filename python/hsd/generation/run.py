@@ -1,0 +1,164 @@
+"""A run into a folder: :func:`generate` makes the images that are missing, and records what became of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..errors import Notice
+from ..models import load
+from ..models.identity import image_identity
+from ..names import BatchSize, ImageFormat, Order
+from ..planning.plan import Plan
+from ..tuning import speeds
+from ..work.files import make_folder
+from .bar import Bar
+from .clustering import clustered_by_model, replaced
+from .failures import FailureReport, Failures, summary
+from .folder import ImageFolder
+from .lines import alone_from
+from .made import Made
+from .options import Options
+from .passes import cost
+from .results import Failure, Run
+from .run_record import record
+from .session import CallReport, Session, check
+from .writers import Writers
+
+
+def generate(
+    plan: Plan,
+    model: Any,
+    out: str | os.PathLike[str] = "images",
+    *,
+    batch_size: BatchSize = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    conditioning_memory: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = True,
+    channels_last: bool = False,
+    image_format: ImageFormat = "png",
+    progress: bool | CallReport = True,
+    failed: FailureReport | None = None,
+    **settings: Any,
+) -> Run:
+    """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
+
+    The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
+    (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
+    generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
+
+    An image that cannot be made is in :attr:`Run.failed` and in ``failed.jsonl``, with the reason; ``failed``, if it is
+    given, is called with it as soon as that is known (from any thread), else a warning names some at the end. Calling
+    again tries it again. ``run.json`` records every run, also one that an error or Ctrl-C ended.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written to, or another run makes some of these images at this moment; before any
+        expensive work.
+    PlanMismatch
+        If the plan does not fit the model, or the folder holds images of another plan or of another model: with other
+        weights, another scheduler, dtype, LoRA or setting. It names what differs.
+    FailedImages
+        If the first 16 images all fail in the same way.
+    """
+    started = time.perf_counter()
+    adapter = load(model, **settings)
+    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+    given = plan
+    if plan.is_estimate:
+        make_folder(out)  # an unusable folder is found before prompts are encoded
+        checked = partial(check, adapter, options)
+        plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
+        if progress is True and plan is not given:
+            tqdm.write(replaced(given, plan), file=sys.stderr)
+    session = Session(plan, adapter, options)
+    made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
+    with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
+        run = _fill(folder, plan, session, progress, failed, started)
+    if run.failed and failed is None:
+        warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
+    return run
+
+
+def _fill(
+    folder: ImageFolder,
+    plan: Plan,
+    session: Session,
+    progress: bool | CallReport,
+    failed: FailureReport | None,
+    started: float,
+) -> Run:
+    """Generate what is missing in a folder, and record the run, also one that is ended by an error."""
+    if progress is True:
+        for text in folder.report():
+            tqdm.write(f"hsd: {text}", file=sys.stderr)
+    done = folder.done()
+    todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
+    part = plan.prune(todo) if len(todo) else None
+    bar = Bar(part.node_steps if part else 0, len(todo)) if progress is True else None
+    report: CallReport | None = bar or (progress if callable(progress) else None)
+
+    def tell(failure: Failure) -> None:
+        if bar:
+            bar.failed(failure)
+        if failed is not None:
+            failed(failure)
+
+    made = Made(folder, Failures(part or plan, tell))
+    if done:  # an earlier run has made images, so that what all of these have in common is not at fault
+        made.failures.passed("write")
+
+    def end(error: BaseException | None) -> Run:
+        """Record the run; ``error`` is what ended it, if anything did."""
+        run = Run(
+            out=folder.path,
+            images=len(made.indices),
+            existing=len(plan.kept) - len(todo),
+            node_steps=session.node_steps,
+            standard_node_steps=session.standard_node_steps,
+            batch_size=session.batch_size,
+            seconds={**session.seconds, "total": time.perf_counter() - started},
+            plan=plan if part is None else session.plan,
+            failed=made.failures.all,
+            nsfw=made.nsfw,
+            upcast=made.upcast,
+            repaired=tuple(folder.repaired),
+        )
+        document = record(run, plan, session.adapter, session.options, session.catch_up, error)
+        folder.record_run(document, run.failed)
+        return run
+
+    try:
+        if part is not None:
+            with Writers() as writers:
+                alone: np.ndarray | None = None
+                for image in session.images(part, report, made.failures):
+                    if alone is None:
+                        alone = alone_from(session.plan)
+                        if bar:
+                            bar.expect(session.plan.node_steps)
+                    writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
+            end(error)
+        raise
+    finally:
+        if bar:
+            bar.close()
+    run = end(None)
+    if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
+        speeds.remember(
+            session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
+        )
+    return run
