@@ -117,9 +117,9 @@ def test_plan_says_what_is_taken_literally(tmp_path):
     path.write_text("# animals\na (cat:1.2)\na {cat|dog}\n")
     result = RUN.invoke(cli.app, ["plan", str(path)])
     assert result.exit_code == 0
-    assert result.stderr.count("these are read as words of the prompts") == 1
+    assert result.stderr.count("some prompts hold what models do not know") == 1
     assert f"comments (#, //) in 1 (first: {path}, line 1)" in result.stderr
-    assert "read as words" not in result.stdout
+    assert "models do not know" not in result.stdout
     path.write_text("a cat\na dog\n")
     assert RUN.invoke(cli.app, ["plan", str(path)]).stderr == ""
 

@@ -663,3 +663,24 @@ def test_a_full_disk_while_failures_are_recorded(sd, single, tmp_path, monkeypat
     ):
         hsd.generate(plan, sd, tmp_path, batch_size=1, progress=False, failed=lambda _: None)
     assert record_of(tmp_path)["failed"] == 1
+
+
+def test_reasons_are_one_line_of_plain_characters():
+    assert described(ValueError("a\n\x1b[31m\ud800 b")) == "ValueError: a ?[31m? b"
+
+
+def test_a_tokenizer_that_raises_for_one_prompt_does_not_end_the_run(tmp_path):
+    class Odd(type(tiny.stable_diffusion().tokenizer)):
+        def __call__(self, text, *args, **kwargs):
+            if "dog" in str(text):
+                raise ValueError("no dogs")
+            return super().__call__(text, *args, **kwargs)
+
+    pipe = tiny.stable_diffusion()
+    pipe.tokenizer.__class__ = Odd
+    model = hsd.load(pipe, height=32, width=32)
+    with pytest.warns(UserWarning, match="prompt 1 .*no dogs"):
+        plan = hsd.compile(["a cat", "a dog", "the sea"], 0.5, model=model, steps=2)
+    failed = []
+    run = hsd.generate(plan, model, tmp_path, progress=False, failed=failed.append)
+    assert (run.images, [f.index for f in failed], failed[0].stage) == (2, [1], "encode")

@@ -192,3 +192,35 @@ def test_python_programs_keep_their_handlers(model, plan, tmp_path):
     )
     assert seen
     assert all(each == before for each in seen)
+
+
+@pytest.mark.parametrize("error", [OSError("cannot load the weights"), ValueError("x"), SystemExit(130)])
+def test_a_library_may_turn_the_interruption_into_an_error(error, monkeypatch, capsys):
+    def app():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(cli, "app", app)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 143
+    assert "cannot load" not in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_one_line(monkeypatch, capsys):
+    def app():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "hsd: cannot write the output: No space left on device\n"

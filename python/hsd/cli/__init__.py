@@ -17,7 +17,7 @@ from .._core import __version__
 from ..errors import Error
 from . import bench, calibrate, check, evaluate, generate, plan, reproduce, tune
 from .console import stoppable
-from .signals import exit_code, listening
+from .signals import exit_code, listening, received
 
 __all__ = ["app", "main"]
 
@@ -65,13 +65,23 @@ def main() -> None:
     with listening():
         try:
             app()
-        except (Error, ValueError, TypeError) as error:
-            typer.echo(f"hsd: {error}", err=True)
-            sys.exit(1)
-        except OSError as error:  # of a file or folder that the user named
-            if error.filename is None:
-                raise
-            typer.echo(f"hsd: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        except (Error, ValueError, TypeError, OSError) as error:
+            if (code := received()) is not None:  # a library took the interruption for an error
+                typer.echo("hsd: interrupted", err=True)
+                sys.exit(code)
+            typer.echo(f"hsd: {_told(error)}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as error:  # outside of any command
             sys.exit(exit_code(error))
+        except SystemExit as end:
+            if end.code == 130 and (code := received()) is not None:  # while the command line was parsed
+                sys.exit(code)
+            raise
+
+
+def _told(error: Exception) -> str:
+    """An error of HSD says all; one of the system names the file that the user gave, or is about the output."""
+    if not isinstance(error, OSError) or isinstance(error, Error):
+        return str(error)
+    where = "cannot write the output" if error.filename is None else os.fsdecode(error.filename)
+    return f"{where}: {error.strerror or error}"

@@ -23,6 +23,9 @@ _SAME = 0.2
 _first: float | None = None
 """When the first signal came."""
 
+_number = 0
+"""Which one it was."""
+
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the command to end."""
@@ -35,6 +38,14 @@ class Stopped(KeyboardInterrupt):
 def exit_code(error: KeyboardInterrupt) -> int:
     """128 plus the number of the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+def received() -> int | None:
+    """The exit code of the first signal that came; None if none did.
+
+    What it raises may not arrive: libraries turn it into errors of their own, or into another exit code.
+    """
+    return None if _first is None else 128 + _number
 
 
 @contextlib.contextmanager
@@ -60,10 +71,10 @@ def listening() -> Iterator[None]:
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    global _first
+    global _first, _number
     now = time.monotonic()
     if _first is None:
-        _first = now
+        _first, _number = now, number
         raise Stopped(number)
     if now - _first > _SAME:
         os._exit(128 + number)

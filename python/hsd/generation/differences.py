@@ -24,6 +24,9 @@ _TOLERANCE = 1e-4
 MODEL = "model.json"
 """In a folder of several sets of images: the model of all of them, see :func:`claim_model`."""
 
+OTHER_STEPS = "scheduler: other steps"
+"""The beginning of a difference that follows from another number of steps, if the plan has one."""
+
 _MISSING: Any = object()
 
 
@@ -54,7 +57,7 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found += _scheduler("scheduler", before["scheduler"], now["scheduler"], same)
     found += _each(before["schedulers"], now["schedulers"], lambda name, a, b: _scheduler(name, a, b, same))
     if not any("scheduler" in text for text in found) and not _close(_tables(before), _tables(now)):
-        found.append("scheduler: other steps, with the same configuration (it was changed in place)")
+        found.append(f"{OTHER_STEPS}, with the same configuration (it was changed in place)")
     found += _each(before["networks"], now["networks"], lambda name, a, b: _network(name, a, b, same))
     found += _each(before["tokenizers"], now["tokenizers"], lambda name, a, b: _tokenizer(name, a, b, same))
     return found

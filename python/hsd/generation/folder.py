@@ -30,7 +30,7 @@ from ..work.files import IDENTITY, METADATA, RUN
 from ..work.locks import locked
 from ..work.text import listed
 from . import claims
-from .differences import compared, plan_differences, warn_of_rounding
+from .differences import OTHER_STEPS, compared, plan_differences, warn_of_rounding
 from .failures import FAILED, updated
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
@@ -143,8 +143,11 @@ class ImageFolder:
         """What to tell the user before the run: the notes, and what was repaired, the first few with names."""
         if not self.repaired:
             return self.notes
-        made = "what is missing or damaged is made again" if self.lost else "nothing has to be made again"
-        return [*self.notes, f"{self.path} is not as it was left, {made}: {listed(self.repaired, 3)}"]
+        made = "Damaged images are made again." if self.lost else "No image has to be made again."
+        return [
+            *self.notes,
+            f"{self.path} was changed or damaged since the last run: {listed(self.repaired, 3)}. {made}",
+        ]
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> Path:
         """Write one image and its line of metadata. Safe to call from several threads and processes.
@@ -347,6 +350,8 @@ class ImageFolder:
             "model": compared(before["model"], own["model"]),
             "format": [] if formats[0] == formats[1] else [f"{formats[0]} before, {formats[1]} now"],
         }
+        if any(text.startswith("steps:") for text in found["plan"]):  # then the scheduler has others too
+            found["model"] = [text for text in found["model"] if not text.startswith(OTHER_STEPS)]
         return {name: differences for name, differences in found.items() if differences}
 
     def _plan_differences(self) -> list[str]:

@@ -149,6 +149,7 @@ def _fill(
                         if bar:
                             bar.expect(session.plan.node_steps)
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+        run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
             end(error)
@@ -156,7 +157,6 @@ def _fill(
     finally:
         if bar:
             bar.close()
-    run = end(None)
     if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
         speeds.remember(
             session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps

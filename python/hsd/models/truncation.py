@@ -106,7 +106,10 @@ def report_cuts(
     for members in groups.values():
         first: Adapter = variants[members[0]]
         indices = np.flatnonzero(chosen & np.isin(variant, members))
-        found = cut_prompts(first, [prompts[int(i)] for i in indices])
+        try:
+            found = cut_prompts(first, [prompts[int(i)] for i in indices])
+        except Exception:  # a tokenizer that raises for one prompt: encoding names it, here it is only a message
+            continue
         cuts += [replace(cut, index=int(indices[cut.index])) for cut in found]
         texts = {getattr(variants[v], "negative_prompt", None) for v in members if variants[v].guided}
         negatives += cut_prompts(first, sorted(text for text in texts if isinstance(text, str)))

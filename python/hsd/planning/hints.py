@@ -58,8 +58,8 @@ def hint_for(prompts: Sequence[str], places: Sequence[str]) -> str | None:
         return None
     parts = [f"{kind} in {len(hits):,} (first: {places[hits[0]]})" for kind, hits in found]
     return (
-        f"these are read as words of the prompts, as the models know no such syntax: {'; '.join(parts)}. Remove them "
-        "where they are meant otherwise"
+        f"some prompts hold what models do not know, and read as plain words: {'; '.join(parts)}. Remove it if that is "
+        "not what you want"
     )
 
 
