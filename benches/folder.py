@@ -2,8 +2,9 @@
 
     python benches/folder.py [--prompts 64] [--steps 20] [--rounds 5] [--files 5000] [--folder .] [--json FILE]
 
-Runs with and without fsync are paired, in alternating order, on the disk of --folder. A folder of --files images is then
-opened as a continued run opens it, which compares every image with its digest; beside it, the same files are only read.
+Runs with and without fsync are paired, in alternating order, on the disk of --folder. A folder of --files images is
+then opened as a continued run opens it, which compares every image with its digest; beside it, the same files are only
+read.
 Weights of 512 MiB are digested; beside it, SHA-256 of the same bytes. Runs on a CPU; all checks are asserted.
 """
 
