@@ -69,15 +69,18 @@ def write_temporary(path: Path, data: bytes) -> Path:
     # A part of the name is enough to know the file by, and a long name still fits.
     temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
     # The mode that open() gives: the system applies the umask, which is never changed here.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
     try:
+        handle = os.open(temporary, flags, 0o666)
         try:
             _write_all(handle, data)
             _sync(handle)
         finally:
             os.close(handle)
-    except BaseException:
+    except BaseException as error:
         _remove(temporary)
+        if isinstance(error, OSError):  # errors name the file that was to be written
+            error.filename = os.fspath(path)
         raise
     return temporary
 
