@@ -264,9 +264,6 @@ def compile(
         done = None if progress is None else lambda count: progress("encode", count / len(given))
         vectors = as_vectors(static(given, done), len(given), "the embeddings")
 
-    failed = {} if conditioning is None else conditioning.failed
-    if failed:
-        _warn_of_failed(failed, texts)
     clustering = None if progress is None else partial(progress, "cluster")
     kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
     shares = request["tau"] > 0 or budget is not None
@@ -290,6 +287,9 @@ def compile(
         labels.append(same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)[rows])
         # Images of one prompt, of prompts that cannot be told apart, and of prompts that differ in their settings are
         # in separate trees.
+        failed = {} if conditioning is None else conditioning.failed
+        if failed:
+            _warn_of_failed(failed, texts)
         replica = replicas(labels, variant, alone=sorted(failed))
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
     if budget is not None:
@@ -354,7 +354,6 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
     target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))
     if least > target:
         raise ValueError(
-            f"a budget of {budget} cannot be met: sharing all steps but the last saves {1 - least / standard:.4f} at "
-            "most"
+            f"a budget of {budget} cannot be met: sharing all steps but the last saves {1 - least / standard:.4f} at most"
         )
     return tree.tau_for_node_steps(shape, target)
