@@ -23,7 +23,7 @@ from hsd.choice.trials import Trials
 from hsd.generation.folder import ImageFolder
 from hsd.models.encode import encode, encoded
 from hsd.work import files
-from hsd.work.faults import HOPELESS, ends_run
+from hsd.work.faults import HOPELESS, described, ends_run
 
 pytestmark = pytest.mark.faults
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 import hsd
+from hsd import cli
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")]
 

@@ -354,6 +354,7 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
     target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))
     if least > target:
         raise ValueError(
-            f"a budget of {budget} cannot be met: sharing all steps but the last saves {1 - least / standard:.4f} at most"
+            f"a budget of {budget} cannot be met: sharing all steps but the last saves {1 - least / standard:.4f} at "
+            "most"
         )
     return tree.tau_for_node_steps(shape, target)

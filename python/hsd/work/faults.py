@@ -50,10 +50,9 @@ def ends_run(error: Exception) -> bool:
 
 def described(error: BaseException, most: int = 300) -> str:
     """Type and message of an error in one line of about ``most`` characters."""
-    text = "".join(
-        c if c.isprintable() else "?" for c in " ".join(str(error).split())
-    )  # it is printed, and kept in files
-    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+    text = " ".join(str(error).split())[:most]
+    text = "".join(c if c.isprintable() else "?" for c in text)  # it is printed, and kept in files
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def one_by_one(
