@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -458,3 +459,18 @@ def test_columns_of_a_table():
     columns = {"id": np.array([4, 5]), "score": [0.5, float("nan")], "none": [None, None], "mixed": [1, "b"]}
     plan = hsd.compile(["a", "b"], embeddings=np.eye(2), columns=columns, images_per_prompt=2)
     assert plan.columns == {"id": [4, 4, 5, 5], "score": [0.5, 0.5, None, None], "mixed": ["1", "1", '"b"', '"b"']}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'{"prompt": "a cat"},\n{"prompt": "a dog"}\n', "line 1 ends with a comma: remove it"),
+        (b'{"caption": "a cat"}\n', "line 1 has no prompt: rename 'caption' to 'prompt'"),
+        (b"a cat\n\0", "line 2: byte 1 is NUL"),
+    ],
+)
+def test_what_is_nearly_right_is_said_as_it_is(tmp_path, data, says):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(hsd.Error, match=re.escape(says)):
+        hsd.read_prompts(path)

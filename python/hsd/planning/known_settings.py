@@ -72,7 +72,7 @@ _LIMITS: dict[str, tuple[float, float | None]] = {
 }
 """The smallest and the largest value, whatever the model."""
 
-_OF_THE_RUN = "is the same for all prompts: give it to the command or to hsd.compile"
+_OF_THE_RUN = "it is the same for all prompts: give it to the command or to hsd.compile"
 
 _MEANT = {
     "prompts": "did you mean 'prompt'?",

@@ -216,7 +216,7 @@ def _refuse_nul(data: bytes, name: str) -> None:
         return
     sample = data[:4096]
     odd, even = sample[1::2].count(0), sample[::2].count(0)
-    if max(odd, even) > len(sample) / 8 and min(odd, even) < max(odd, even) / 4:
+    if max(odd, even) > 1 and max(odd, even) > len(sample) / 8 and min(odd, even) < max(odd, even) / 4:
         raise PromptError(f"{name} looks like UTF-16 without a byte order mark: save it as UTF-8 and try again")
     number, column = _place(data, at)
     raise PromptError(f"{name}, line {number}: byte {column} is NUL, which no text contains: {TAKEN}")

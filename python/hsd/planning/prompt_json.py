@@ -118,6 +118,8 @@ def _parsed(line: str, where: str) -> Any:
 
 def _not_json(where: str, error: Exception) -> PromptError:
     if isinstance(error, json.JSONDecodeError):
+        if error.msg == "Extra data" and not error.doc[error.pos :].strip(", \t\r"):
+            return PromptError(f"{where} ends with a comma: remove it, or write one list [...] of all objects")
         return PromptError(f"{where} is not JSON ({error}): write one object per line, {_EXAMPLE}")
     return PromptError(f"{where}: {'it is nested too deep' if isinstance(error, RecursionError) else error}")
 
@@ -126,7 +128,9 @@ def _entry(item: Any, where: str) -> Entry:
     """The prompt, seed and other keys of one object."""
     prompt = item.get("prompt") if isinstance(item, dict) else None
     if not isinstance(prompt, str) or is_blank(prompt):
-        raise PromptError(f"{where} has no prompt: write an object {_EXAMPLE}")
+        other = next((key for key in ("text", "caption", "Prompt") if isinstance(item, dict) and key in item), None)
+        rename = "" if other is None else f"rename {other!r} to 'prompt', or "
+        raise PromptError(f"{where} has no prompt: {rename}write an object {_EXAMPLE}")
     if len(prompt) > MAX_LINE:
         raise PromptError(f"{where}: the prompt has {len(prompt):,} characters, which no model reads")
     wrong = unusable(prompt)
