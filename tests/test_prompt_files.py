@@ -373,7 +373,7 @@ def test_settings_as_tables_write_them(tmp_path, given, taken):
         ('"negative": "dull"', "did you mean 'negative_prompt'"),
         ('"Prompt": "a dog"', "did you mean 'prompt'"),
         ('"seeds": 3', "did you mean 'seed'"),
-        ('"steps": 30', "'steps', which is no setting: is the same for all prompts"),
+        ('"steps": 30', "'steps', which is no setting: it is the same for all prompts"),
     ],
 )
 def test_settings_that_are_refused_with_their_line(tmp_path, given, says):
