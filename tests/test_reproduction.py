@@ -403,7 +403,7 @@ def test_bad_arguments_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
     with pytest.raises(hsd.PromptError, match="nowhere is not a folder"):
         hsd.reproduce("demo", tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(hsd.PromptError, match=r"empty has no .txt or .jsonl file"):
+    with pytest.raises(hsd.PromptError, match="empty has no file of prompts"):
         hsd.reproduce("demo", tmp_path / "empty", tmp_path)
     with pytest.raises(ValueError, match="limit is 0"):
         hsd.reproduce("demo", prompts, tmp_path, limit=0)

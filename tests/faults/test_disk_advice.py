@@ -16,6 +16,7 @@ import hsd
 from disk import MADE_BY, TEXTS, check_folder, check_lines, copy_of, fill, lines, make_plan, open_folder, picture
 from hsd.cli import app
 from hsd.evaluation.folder import read_folder
+from hsd.generation import folder as folders
 from hsd.work import locks
 
 pytestmark = pytest.mark.faults
@@ -395,7 +396,8 @@ def test_the_command_line_says_it(tmp_path, monkeypatch):
     assert "1 images in" in run.output
 
 
-def test_a_record_that_is_removed_under_a_run_is_written_again(tmp_path):
+def test_a_record_that_is_removed_under_a_run_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_REMOVING", 0.1)
     path = tmp_path / "images"
     with open_folder(path, PLAN) as folder:
         folder.add(0, picture(PLAN, 0), {})

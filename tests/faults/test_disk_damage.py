@@ -184,7 +184,7 @@ def test_columns_of_the_plan_are_put_right(folder):
     assert first.fingerprint == PLAN.fingerprint
     made, repaired = fill(folder, first)
     assert made == []
-    assert any("id" in text and "put right" in text for text in repaired)
+    assert any("id" in text and "corrected" in text for text in repaired)
     check_lines(folder, PLAN)
     for entry, old in zip(lines(folder), before, strict=False):
         assert {name: entry[name] for name in old} == old

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +42,10 @@ _IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
 
 _WAIT = 60.0
 """Seconds that another process may take for one change of the folder."""
+
+
+_REMOVING = 2.0
+"""Seconds in which the claim goes too, if not the record alone is removed but the whole folder."""
 
 
 class ImageFolder:
@@ -261,6 +266,9 @@ class ImageFolder:
         """Write the record again if it was removed alone. If the claim is gone too, the folder is not this run's."""
         if self._record.files():
             return
+        end = time.monotonic() + _REMOVING
+        while time.monotonic() < end and self._held.is_there():
+            time.sleep(0.02)  # the whole folder may be being removed, file by file
         if not self._held.is_there():
             raise self._gone()
         self.repaired.append(f"{RUN} was removed under the run, and is written again")
