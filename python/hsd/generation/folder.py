@@ -8,10 +8,8 @@ does not hold is not believed: see :mod:`.lines`. While a run writes, it claims 
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -35,10 +33,9 @@ from .differences import OTHER_STEPS, compared, plan_differences, warn_of_roundi
 from .failures import FAILED, updated
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
+from .present import folder_id, holds_images, notes_on_name
 from .record import Record
 from .results import Failure
-
-_IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
 
 _WAIT = 60.0
 """Seconds that another process may take for one change of the folder."""
@@ -89,10 +86,10 @@ class ImageFolder:
         self.plan = plan
         self.format = image_format
         self.repaired: list[str] = []
-        self.notes = _notes(self.path)
+        self.notes = notes_on_name(self.path)
         self._pil_format, self._save_options = FORMATS[image_format]
         self._mutex = threading.RLock()  # between our threads; the file's lock is for other processes
-        self._folder_id = _id(self.path)
+        self._folder_id = folder_id(self.path)
         self._record = Record(self.path)
         model = json.loads(json.dumps(model, default=str))
         self._identity: dict[str, Any] = {"plan": plan.fingerprint, "model": model, "image_format": image_format}
@@ -175,7 +172,7 @@ class ImageFolder:
         try:
             self._commit({**entry, "size": len(data), "digest": files.digest_of(data)})
         except OutputError:
-            if _id(self.path) == self._folder_id and not self._record.files():
+            if folder_id(self.path) == self._folder_id and not self._record.files():
                 path.unlink(missing_ok=True)  # what is left of a removed folder must not look like a data set
             raise
         return path
@@ -275,7 +272,7 @@ class ImageFolder:
         self._write_record({"identity": self._identity, "request": self.plan.request, "runs": []})
 
     def _check_present(self) -> None:
-        if _id(self.path) != self._folder_id:
+        if folder_id(self.path) != self._folder_id:
             raise self._gone()
 
     def _busy(self) -> OutputError:
@@ -312,7 +309,7 @@ class ImageFolder:
                 self._write_record({"request": self.plan.request, "runs": [], **document, "identity": self._identity})
             self._check_plan_file()
             return
-        if _holds_images(self.path) or self._metadata.says(anything=before is None) or self._others:
+        if holds_images(self.path) or self._metadata.says(anything=before is None) or self._others:
             raise self._foreign(damaged) if before is None else self._mismatch(differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self.plan.whole().save(self._cleared(PLAN_FILE))
@@ -396,34 +393,6 @@ class _Waiting:
         self.entry = entry
         self.settled = False
         self.error: BaseException | None = None
-
-
-def _id(path: Path) -> tuple[int, int] | None:
-    """What a folder is known by: one that was removed and made again is another one."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _holds_images(path: Path) -> bool:
-    """Whether there are images with names as HSD gives them. Files of 0 bytes, as power cuts leave them, are none."""
-    with os.scandir(path) as entries:
-        named = (entry for entry in entries if _IMAGE.fullmatch(entry.name))
-        return any(not entry.is_file() or entry.stat().st_size for entry in named)
-
-
-def _notes(path: Path) -> list[str]:
-    whole = str(path.absolute())
-    if glob.has_magic(whole) and glob.escape(whole) != whole:
-        return [
-            f'datasets.load_dataset("imagefolder", data_dir=...) reads the characters [ ] * ? in {whole!r} as a '
-            f"pattern: give it data_dir={glob.escape(whole)!r}"
-        ]
-    if "::" in whole:
-        return [f"datasets.load_dataset cannot open a folder with '::' in its name: rename {whole!r} before you use it"]
-    return []
 
 
 def _png_info(entry: dict[str, Any]) -> PngInfo:

@@ -77,7 +77,7 @@ def generate(
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     given = plan
     if plan.is_estimate:
-        make_folder(out)  # an unusable folder is found before prompts are encoded
+        out = make_folder(out)  # an unusable one is found before prompts are encoded
         checked = partial(check, adapter, options)
         plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
         if progress is True and plan is not given:
