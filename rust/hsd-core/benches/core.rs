@@ -136,7 +136,9 @@ fn plans(c: &mut Criterion) {
     group.bench_function("all calls", |b| b.iter(lanes));
 
     let prompts = (0..N).map(|prompt| format!("prompt number {prompt}")).collect();
-    let file = PlanFile { plan, prompts, seeds: (0..N as i64).collect(), metadata: "{}".to_owned() };
+    let metadata =
+        r#"{"tau": 1.0, "steps": 40, "noise": "independent", "linkage": "ward", "encoder": "none"}"#.to_owned();
+    let file = PlanFile { plan, prompts, seeds: (0..N as i64).collect(), metadata };
     let bytes = file.to_bytes().expect("a sound file");
     assert_eq!(PlanFile::from_bytes(&bytes).as_ref(), Ok(&file));
     group.bench_function("to bytes", |b| b.iter(|| black_box(&file).to_bytes()));
