@@ -429,7 +429,7 @@ def test_prompt_files_with_settings(tmp_path):
     ("line", "says"),
     [
         ("a cat", r"line 2 is not JSON .*write one object per line"),
-        ('{"text": "a cat"}', r'line 2 has no prompt: write an object such as \{"prompt": "a cat", "seed": 3\}'),
+        ('{"text": "a cat"}', "line 2 has no prompt: rename 'text' to 'prompt', or write an object such as"),
         ('["a cat"]', "line 2 has no prompt"),
         ('{"prompt": " "}', "line 2 has no prompt"),
         ('{"prompt": "a cat", "seed": -1}', "line 2: the seed is -1"),

@@ -20,6 +20,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name == "nt", reason="Wi
 RUNNER = """
 import json, os, signal, sys, time
 
+for number in (signal.SIGTERM, signal.SIGHUP):  # the tests may run under nohup, which is inherited
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def ended(arguments, before):
     # Runs the command in a fork, after the code \"before\": its exit code, and what it says.
     read, write = os.pipe()
