@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fills import Fill
+from fills import STEPS, Fill
 
 from hsd.tuning.curve import Curve
 
@@ -49,3 +49,41 @@ def automatic(fills: list[Fill], curve: Curve, padded: bool = True) -> Forecast:
     sizes = curve.candidates()
     compared = [Forecast(one, curve, padded) for one in fills if one.batch_size in sizes]
     return min(compared, key=lambda one: (round(one.seconds, 9), one.fill.batch_size, one.fill.order == "breadth"))
+
+
+PRIOR_STEPS = 25
+"""Of Kandinsky, by default."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of Kandinsky's networks, each alone at its best batch size."""
+
+    prior: float
+    """Of a step of an image."""
+    decode: float
+    """Of an image."""
+    eager: float
+    """Of a lane of the denoiser, kernel by kernel."""
+    best: float
+    """Of a lane of the denoiser."""
+
+    def priors(self, fill: Fill) -> float:
+        """Of all images."""
+        return fill.prompts * PRIOR_STEPS * self.prior
+
+    def decodes(self, fill: Fill) -> float:
+        """Of all images."""
+        return fill.prompts * self.decode
+
+    def diffusers(self, fill: Fill) -> float:
+        """Without sharing, in full batches."""
+        return fill.prompts * STEPS * self.eager + self.priors(fill) + self.decodes(fill)
+
+    def hsd(self, forecast: Forecast) -> float:
+        """Decoding runs beside the denoiser, but both need the same device, so that their times add."""
+        return forecast.seconds + self.priors(forecast.fill) + self.decodes(forecast.fill)
+
+    def ideal(self, fill: Fill) -> float:
+        """As ``sections/end_to_end.py`` defines it: the networks by themselves."""
+        return fill.node_steps * self.best + self.priors(fill) + self.decodes(fill)

@@ -61,7 +61,7 @@ class Results:
         return Curve(*zip(*points, strict=True)) if points else None  # type: ignore[arg-type]
 
     def efficiency(self, model: str, batch_size: int, tau: float) -> dict[tuple[str, str], dict[str, Any]]:
-        """Rows of the section ``efficiency``, by set and mode (``eager``, ``graphs`` or ``compile``)."""
+        """Rows of the section ``efficiency``, by set and mode: ``eager``, ``graphs`` (replayed) or ``compile``."""
         mine = [
             one
             for one in self.files
@@ -72,10 +72,45 @@ class Results:
         rows = [row for one in mine for row in one["sections"]["efficiency"].get("rows", [])]
         return {(row["set"], row["mode"]): row for row in rows}
 
+    def alone(self, model: str) -> tuple[int, float]:
+        """Batch size and seconds a lane of the denoiser alone, from the section ``efficiency``.
+
+        Raises
+        ------
+        LookupError
+            If it was not run.
+        """
+        mine = [one for one in self.files if one["arguments"]["model"] == model and "efficiency" in one["sections"]]
+        found = [
+            (one["arguments"]["batch_size"], row["alone_seconds_per_lane"])
+            for one in mine
+            for row in one["sections"]["efficiency"].get("rows", [])
+            if row["mode"] != "compile"
+        ]
+        if not found:
+            raise LookupError(f"the efficiency of {model} was not measured")
+        return min(found, key=lambda one: one[1])
+
+    def launches(self, model: str) -> float | None:
+        """Kernels of a call of the executor, by the profiler; None if it was not run."""
+        for mode in ("eager", "graphs"):
+            if found := self.trace(model, mode):
+                return float(found["kernels_a_call"])
+        return None
+
     def trace(self, model: str, mode: str) -> dict[str, Any]:
         """What the profiler counted in a call of the executor; empty if it was not run."""
         return next((found[mode] for found in self._sections("trace", model) if mode in found), {})
 
     def end_to_end(self) -> dict[str, Any]:
         """The section ``end_to_end`` with most rows; empty if it was not run."""
-        return max(self._sections("end_to_end", "kandinsky"), key=lambda one: len(one.get("rows", {})), default={})
+        return self._end_to_end()["sections"].get("end_to_end", {})  # type: ignore[no-any-return]
+
+    def end_to_end_arguments(self) -> dict[str, Any]:
+        """What it was run with."""
+        return self._end_to_end()["arguments"]  # type: ignore[no-any-return]
+
+    def _end_to_end(self) -> dict[str, Any]:
+        mine = [one for one in self.files if "end_to_end" in one["sections"]]
+        nothing: dict[str, Any] = {"sections": {}, "arguments": {}}
+        return max(mine, key=lambda one: len(one["sections"]["end_to_end"].get("rows", {})), default=nothing)
