@@ -4,8 +4,8 @@
 
 * FLOPs: by torch's own formulas, a multiply-add as two; attention by its formula for any kernel.
 * Launches: one for each operation of torch's dispatcher that is no view, and what is known to be more: three for a
-  group norm, two for a convolution with a bias. Attention and RMS norm are one, as on a GPU. What cuDNN and cuBLAS start
-  beside (conversions of layouts, sums of split matrices) is not seen.
+  group norm, two for a convolution with a bias. Attention and RMS norm are one, as on a GPU. What cuDNN and cuBLAS
+  start beside (conversions of layouts, sums of split matrices) is not seen.
 * Bytes, ``most``: every operation reads its inputs and writes its output. ``least``: only matrix products,
   convolutions and attention do; all else is as if fused with them. Weights are read once.
 """
@@ -52,7 +52,9 @@ class Count:
     def __sub__(self, other: Count) -> Count:
         """Of the call alone; the weights stay."""
         mine = [name for name in asdict(self) if name not in ("parameters", "weights")]
-        return Count(self.parameters, self.weights, **{name: getattr(self, name) - getattr(other, name) for name in mine})
+        return Count(
+            self.parameters, self.weights, **{name: getattr(self, name) - getattr(other, name) for name in mine}
+        )
 
 
 def count(network: nn.Module, call: Callable[[], object]) -> Count:

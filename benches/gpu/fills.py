@@ -117,8 +117,8 @@ def fills(data: Path) -> Iterator[Fill]:
     narrow = sets[NARROW]
     more = {f"{NARROW} and animals": apart(narrow, sets["animals"], 1.0)}
     for n in IMAGES:
-        how = {"embeddings": narrow.embeddings, "steps": STEPS, "images_per_prompt": n}
-        more[f"{NARROW}, {n} images each"] = hsd.compile(narrow.prompts, 1.0, **how)
+        plan = hsd.compile(narrow.prompts, 1.0, embeddings=narrow.embeddings, steps=STEPS, images_per_prompt=n)
+        more[f"{NARROW}, {n} images each"] = plan
     for name, plan in more.items():
         for size in SIZES:
             yield fill(name, plan, size, "depth")

@@ -39,7 +39,7 @@ class Forecast:
     @property
     def bound(self) -> float:
         """No program has a higher efficiency: nothing can run beside the steps of a plan that begins as one cluster."""
-        size, trunk = self.fill.batch_size, self.fill.trunk
+        trunk = self.fill.trunk
         rest = (self.fill.node_steps - trunk) / self.fill.node_steps
         return self.least / (trunk * self.curve.seconds(1) + rest * self.least)
 

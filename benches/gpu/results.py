@@ -21,7 +21,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path | None) -> Results:
-        """All ``gpu-*.json`` of a folder, without the runs at tiny shapes.
+        """All ``gpu-*.json`` of a folder that ``executor.py`` wrote, without those of tiny shapes.
 
         Raises
         ------
@@ -33,7 +33,7 @@ class Results:
         found = [json.loads(file.read_text()) for file in sorted(folder.glob("gpu-*.json"))]
         if not found:
             raise FileNotFoundError(f"no file gpu-*.json in {folder}")
-        return cls(tuple(one for one in found if "sections" in one and not one.get("arguments", {}).get("small")))
+        return cls(tuple(one for one in found if "model" in (asked := one.get("arguments", {})) and not asked["small"]))
 
     @property
     def device(self) -> str:
@@ -104,11 +104,13 @@ class Results:
 
     def end_to_end(self) -> dict[str, Any]:
         """The section ``end_to_end`` with most rows; empty if it was not run."""
-        return self._end_to_end()["sections"].get("end_to_end", {})  # type: ignore[no-any-return]
+        found: dict[str, Any] = self._end_to_end()["sections"].get("end_to_end", {})
+        return found
 
     def end_to_end_arguments(self) -> dict[str, Any]:
         """What it was run with."""
-        return self._end_to_end()["arguments"]  # type: ignore[no-any-return]
+        found: dict[str, Any] = self._end_to_end()["arguments"]
+        return found
 
     def _end_to_end(self) -> dict[str, Any]:
         mine = [one for one in self.files if "end_to_end" in one["sections"]]

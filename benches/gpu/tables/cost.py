@@ -7,7 +7,7 @@ from collections.abc import Callable
 from released import MODELS
 from roofline import DEVICES
 
-from .common import NONE, Paper, number, percent, table
+from .common import NONE, Paper, both, number, percent, table
 
 
 def cost(paper: Paper) -> str:
@@ -15,32 +15,33 @@ def cost(paper: Paper) -> str:
     rows = []
     for name, counts in paper.counts.items():
         model, one, lane = MODELS[name], counts["one"], counts["each"]
+        found = paper.measured.launches(name)
         rows.append(
             [
                 model.title,
                 f"{model.side}",
                 f"{model.rows}",
-                number(one.parameters / 1e9),
+                f"{number(one.parameters / 1e9)} ({number(model.parameters / 1e9)})",
                 number(one.weights / 1e9),
                 number(lane.flops / 1e12),
-                f"{one.launches:,}",
-                f"{number(lane.least / 1e9)} to {number(lane.most / 1e9)}",
-                f"{lane.flops / (one.weights + lane.most):,.0f}, {lane.flops / lane.most:,.0f}",
+                both(f"{one.launches:,}", NONE if found is None else f"{found:,.0f}"),
+                f"{number(lane.least / 1e9)}–{number(lane.most / 1e9)}",
+                f"{lane.flops / (one.weights + lane.most):,.0f}–{lane.flops / lane.least:,.0f}",
             ]
         )
-    head = ["model", "px", "rows", "params, 10⁹", "weights, GB", "TFLOP", "launches", "activations, GB", "FLOP/byte"]
+    head = ["model", "px", "rows", "10⁹ parameters", "GB", "TFLOP", "launches", "activations, GB", "FLOP/byte"]
     return table(head, rows)
 
 
 def launches(paper: Paper) -> str:
-    """Counted against measured."""
-    rows = []
-    for name in paper.counts:
-        counted, found = paper.counts[name]["one"].launches, paper.measured.launches(name)
-        if name in ("kandinsky", "sdxl", "flux"):
-            off = NONE if found is None else f"{counted / found - 1:+.1%}"
-            rows.append([MODELS[name].title, f"{counted:,}", NONE if found is None else f"{found:,.0f}", off])
-    return table(["launches of a call", "counted", "measured", "off by"], rows)
+    """How far the counted launches are off those that were measured."""
+    found = {name: paper.measured.launches(name) for name in paper.counts}
+    off = [
+        f"{MODELS[name].title} {paper.counts[name]['one'].launches / measured - 1:+.1%}"
+        for name, measured in found.items()
+        if measured is not None
+    ]
+    return f"Counted launches against measured ones: {', '.join(off) or NONE}."
 
 
 def devices(_: Paper) -> str:
@@ -48,15 +49,15 @@ def devices(_: Paper) -> str:
     rows = [
         [
             device.title,
-            f"{device.peak / 1e12:,.0f}",
-            f"{device.bandwidth / 1e12:.2f}",
+            f"{device.peak / 1e12:,.1f}",
+            f"{device.bandwidth / 1e12:.3f}",
             f"{device.memory / 1e9:.0f}",
             f"{device.peak / device.bandwidth:.0f}",
             device.source,
         ]
         for device in DEVICES
     ]
-    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "source"], rows)
+    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "NVIDIA's"], rows)
 
 
 def calibration(paper: Paper) -> str:

@@ -8,7 +8,7 @@ import fills
 import roofline
 from fills import Fill
 from forecast import Forecast, Parts, automatic
-from results import EAGER, Results
+from results import EAGER, GRAPH, Results
 from roofline import Model
 
 from .common import BATCH, NONE, Paper, both, number, percent, table
@@ -53,13 +53,13 @@ def _graphs(paper: Paper, one: Fill) -> Forecast:
 
 def _eager(paper: Paper, one: Fill) -> Forecast:
     """Without graphs; full speed is that of the faster way, as in the benchmark."""
-    best = min(paper.curve(mode).seconds_per_lane(one.batch_size) for mode in (EAGER, "eager, graph"))
+    best = min(paper.curve(mode).seconds_per_lane(one.batch_size) for mode in (EAGER, GRAPH))
     return Forecast(one, paper.curve(EAGER), padded=False, best=best)
 
 
 def end_to_end(paper: Paper) -> str:
     """From prompts to images, against diffusers in batches."""
-    parts = _parts(paper.known)
+    parts = _parts(paper.sets)
     rows = []
     for name in SETS:
         for one in paper.of(name, 1.0, "depth"):
@@ -110,21 +110,18 @@ def _end_to_end(paper: Paper, one: Fill) -> dict[str, float]:
 
 def shares(paper: Paper) -> str:
     """Where the time of styles goes, end to end."""
-    parts, one = _parts(paper.known), next(f for f in paper.of("styles", 1.0, "depth") if f.batch_size == BATCH)
+    parts, one = _parts(paper.sets), next(f for f in paper.of("styles", 1.0, "depth") if f.batch_size == BATCH)
     found = paper.measured.end_to_end().get("rows", {}).get("hsd, graphs", {})
-    if _end_to_end(paper, one) == {}:
+    if not _end_to_end(paper, one):
         found = {}
-    mine = {
-        "encode": parts.priors(one),
-        "denoise": _graphs(paper, one).seconds,
-        "decode": parts.decodes(one),
-    }
+    mine = {"encode": parts.priors(one), "denoise": _graphs(paper, one).seconds, "decode": parts.decodes(one)}
     theirs = {**mine, "denoise": one.prompts * fills.STEPS * parts.eager}
-    rows = [
-        [part, number(theirs[part]), number(mine[part]), number(found.get(part))] for part in ("encode", "denoise", "decode")
-    ]
-    rows.append(["all", number(sum(theirs.values())), number(sum(mine.values())), number(found.get("seconds"))])
-    return table(["s", "diffusers, predicted", "HSD, predicted", "HSD, measured"], rows)
+    rows = [[part, number(theirs[part]), both(number(mine[part]), number(found.get(part)))] for part in mine]
+    other = found["seconds"] - sum(found[part] for part in mine) if found else None
+    rows.append(["all else", NONE, both(NONE, number(other))])
+    total = both(number(sum(mine.values())), number(found.get("seconds")))
+    rows.append(["all", number(sum(theirs.values())), total])
+    return table(["s", "diffusers", "HSD"], rows)
 
 
 def styles(paper: Paper) -> str:
@@ -145,11 +142,10 @@ def styles(paper: Paper) -> str:
     rows = []
     for order in ("depth", "breadth"):
         mine = paper.of(fills.NARROW, 1.0, order)
-        sizes = (*fills.SIZES, 64)
+        sizes = (*fills.SIZES, 64)  # the most that still changes anything
         rows += [row(f"{order}, {one.batch_size}", Forecast(one, curve)) for one in mine if one.batch_size in sizes]
-    for only, words in (("depth", " if order is depth"), (None, "")):
-        chosen = automatic(paper.of(fills.NARROW, 1.0, only), curve)
-        rows.append(row(f"auto{words}: {chosen.fill.order}, {chosen.fill.batch_size}", chosen))
+    chosen = automatic(paper.of(fills.NARROW, 1.0), curve)
+    rows.append(row(f"auto: {chosen.fill.order}, {chosen.fill.batch_size}", chosen))
     return table(["order, B", "calls (bound)", "filled", "s", "efficiency", "not padded", "bound"], rows)
 
 
@@ -162,7 +158,9 @@ def losses(paper: Paper) -> str:
             exact = Forecast(one, curve, padded=False).seconds
             trunk = one.trunk * (curve.seconds(1) - made.least / one.node_steps)
             lost = [trunk, exact - made.least - trunk, made.seconds - exact]
-            rows.append([str(one.batch_size), f"{made.least:.2f}", *(f"{part:.2f}" for part in lost), f"{made.seconds:.2f}"])
+            rows.append(
+                [str(one.batch_size), f"{made.least:.2f}", *(f"{part:.2f}" for part in lost), f"{made.seconds:.2f}"]
+            )
     head = ["B", "full calls, s", "one cluster", "calls not full", "padding", "all"]
     return table(head, rows)
 
@@ -173,7 +171,7 @@ def together(paper: Paper) -> str:
     rows = []
     for name in names:
         for one in paper.of(name, 1.0, "depth"):
-            if one.batch_size in fills.SIZES:
+            if one.batch_size in (BATCH, 2 * BATCH):
                 made = _graphs(paper, one)
                 cells = [percent(one.filled), f"{made.seconds:.2f}", percent(made.efficiency, EFFICIENCY)]
                 rows.append([f"{name}, {one.batch_size}", f"{one.n_calls:,} ({one.bound:,})", *cells])
@@ -189,8 +187,8 @@ def halves(paper: Paper) -> str:
     def taken(model: Model, lanes: float) -> float:
         return roofline.seconds(model.work, device, model.known, lanes) * 1e3
 
-    rows = [[str(n), number(taken(model, n)), number(2 * taken(model, n / 2))] for n in (1, 2, 4, 8, 16)]
-    return table(["lanes", "one call, ms", "two calls of half the rows, ms"], rows)
+    told = [f"{number(2 * taken(model, n / 2))} for {number(taken(model, n))} ({n})" for n in (1, 4, 16)]
+    return f"Two calls of half the rows for one call, predicted, in ms, by lanes: {', '.join(told)}."
 
 
 TABLES: dict[str, Callable[[Paper], str]] = {

@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
 
 import roofline
 from released import MODELS
 from results import EAGER, GRAPH
 from roofline import DEVICES, Device, Model
 
-from .common import NONE, Paper, both, number, percent, table
+from .common import BATCH, NONE, Paper, both, number, table
 
 LANES = (1, 2, 4, 8, 16, 32)
+
+FEW = (1, 8, 32)
+"""Lanes of devices that were not measured: between them the time is nearly linear."""
 
 NEAR = 0.05
 """A batch size is large enough if a lane takes at most this share longer than in the largest calls."""
 
 
-def milliseconds(device: Device, paper: Paper) -> str:
-    """ms of a call as a graph, by lanes."""
-    mine = roofline.device_of(paper.measured.device) == device
+def milliseconds(paper: Paper) -> str:
+    """ms of a call as a graph, by lanes, on the device that was measured."""
+    device = _shown(paper)
     rows = []
     for name, model in paper.models.items():
-        found = _measured(paper, name) if mine else {}
+        found = _measured(paper, name)
         host = model.work.launches * model.known.host
-        if model.work.weights > device.memory:
-            rows.append([MODELS[name].title, f"{host * 1e3:.0f}", *["does not fit", *[""] * (len(LANES) - 1)]])
-            continue
-        cells = [_cell(model, device, lanes, found.get(lanes), mine) for lanes in LANES]
+        cells = _cells(model, device, LANES)
+        if len(cells) == len(LANES) and cells[-1]:
+            fitted = model.fixed if paper.measured == paper.known else ()
+            shown = [number(found.get(lanes) and found[lanes] * 1e3) for lanes in LANES]
+            cells = [
+                both(cell, f"{ms}*" if lanes in fitted else ms)
+                for cell, ms, lanes in zip(cells, shown, LANES, strict=True)
+            ]
         rows.append([MODELS[name].title, f"{host * 1e3:.0f}", *cells])
     return table([device.title, "host", *map(str, LANES)], rows)
 
 
-def _cell(model: Model, device: Device, lanes: int, found: float | None, measured: bool) -> str:
-    text = number(roofline.seconds(model.work, device, model.known, lanes) * 1e3)
-    if found is None:
-        return both(text, NONE)
-    return both(text, number(found * 1e3) + ("*" if measured and lanes in model.fixed else ""))
+def elsewhere(paper: Paper) -> str:
+    """The same on the other devices, for some lanes."""
+    others = [device for device in DEVICES if device != _shown(paper)]
+    rows = [
+        [MODELS[name].title, *(cell for device in others for cell in _cells(model, device, FEW))]
+        for name, model in paper.models.items()
+    ]
+    return table(
+        ["", *(f"{device.title}, {FEW[0]}" if n == FEW[0] else str(n) for device in others for n in FEW)], rows
+    )
+
+
+def _shown(paper: Paper) -> Device:
+    """The device that was measured; where it is none of the known ones, that of the calibration."""
+    device = roofline.device_of(paper.measured.device) or roofline.device_of(paper.known.device)
+    assert device is not None
+    return device
+
+
+def _cells(model: Model, device: Device, lanes: Sequence[int]) -> list[str]:
+    """ms by lanes."""
+    if model.work.weights > device.memory:
+        return ["does not fit", *[""] * (len(lanes) - 1)]
+    return [number(roofline.seconds(model.work, device, model.known, n) * 1e3) for n in lanes]
 
 
 def _measured(paper: Paper, name: str) -> dict[int, float]:
@@ -52,7 +78,9 @@ def _measured(paper: Paper, name: str) -> dict[int, float]:
 
 
 def pays(paper: Paper) -> str:
-    """Below how many lanes a graph is faster, and from how many a batch is large enough."""
+    """Below how many lanes a graph is faster, from how many a batch is large enough, and what else could be saved."""
+    known = roofline.device_of(paper.known.device)
+    assert known is not None
     rows = []
     for name, model in paper.models.items():
         cells = []
@@ -63,31 +91,18 @@ def pays(paper: Paper) -> str:
             below = roofline.break_even(model.work, device, model.known)
             one, two = (roofline.seconds(model.work, device, model.known, lanes) for lanes in (1e6, 1e6 + 1))
             enough = model.work.launches * model.known.node / (NEAR * (two - one))
-            cells.append(f"{below:.1f}, {max(1, enough):.0f}")
-        rows.append([MODELS[name].title, *cells])
-    return table(["graphs below, batch from", *(device.title for device in DEVICES)], rows)
-
-
-def fusing(paper: Paper) -> str:
-    """What compiling and channels-last could change."""
-    rows = []
-    device = roofline.device_of(paper.known.device)
-    assert device is not None
-    for name, model in paper.models.items():
-        one, sixteen = (roofline.seconds(model.work, device, model.known, lanes) for lanes in (1, 16))
-        rest, nodes = model.work.rest / device.bandwidth, model.work.launches * model.known.node
+            cells.append(f"{below:.1f}; {max(1, math.ceil(enough))}")
+        sixteen = roofline.seconds(model.work, known, model.known, 16)
         lane = model.counts["each"]
-        shares = [(nodes + rest) / one, (nodes + 16 * rest) / sixteen, lane.convolutions / lane.flops]
-        rows.append([MODELS[name].title, *map(percent, shares)])
-    head = [f"on the {device.title}", "not products, 1 lane", "16 lanes", "convolutions, of the FLOPs"]
-    return table(head, rows)
+        shares = [16 * model.work.rest / known.bandwidth / sixteen, lane.convolutions / lane.flops]
+        rows.append([MODELS[name].title, *cells, *(f"{share:.0%}" for share in shares)])
+    return table(["graphs below; batch from", *(device.title for device in DEVICES), "rest", "convolutions"], rows)
 
 
 def graphs(paper: Paper) -> str:
     """Kandinsky launched kernel by kernel and as a graph."""
-    model, device = paper.models["kandinsky"], roofline.device_of(paper.measured.device)
+    model, shown = paper.models["kandinsky"], _shown(paper)
     eager, graph = (paper.measured.seconds("kandinsky", mode) for mode in (EAGER, GRAPH))
-    shown = device or DEVICES[0]
     rows = []
     for lanes in LANES:
         one = roofline.launched(model.work, shown, model.known, lanes)
@@ -102,12 +117,12 @@ def graphs(paper: Paper) -> str:
 def ways(paper: Paper) -> str:
     """Kandinsky's ms a lane in other ways of running it: only measured."""
     lanes = paper.measured.end_to_end().get("denoise_alone", {})
-    compiled = paper.measured.efficiency("kandinsky", 16, 1.0).get(("styles", "compile"))
+    compiled = paper.measured.efficiency("kandinsky", BATCH, 1.0).get(("styles", "compile"), {})
     rows = [
         ["graphs", number(_ms(lanes.get("graphs")))],
         ["graphs, channels-last", number(_ms(lanes.get("graphs+channels-last")))],
-        ["compiled, at 16 lanes", number(_ms(compiled and compiled["alone_seconds_per_lane"]))],
-        ["graphs, at 16 lanes", number(_ms(paper.measured.seconds("kandinsky", GRAPH).get(16), 16))],
+        [f"compiled, at {BATCH} lanes", number(_ms(compiled.get("alone_seconds_per_lane")))],
+        [f"graphs, at {BATCH} lanes", number(_ms(paper.measured.seconds("kandinsky", GRAPH).get(BATCH), BATCH))],
     ]
     return table(["the denoiser alone", "ms a lane, measured"], rows)
 
@@ -117,9 +132,9 @@ def _ms(seconds: float | None, lanes: int = 1) -> float | None:
 
 
 TABLES: dict[str, Callable[[Paper], str]] = {
-    **{f"ms-{device.words.lower().replace(' ', '-')}": partial(milliseconds, device) for device in DEVICES},
+    "ms": milliseconds,
+    "ms-elsewhere": elsewhere,
     "pays": pays,
-    "fusing": fusing,
     "graphs": graphs,
     "ways": ways,
 }
