@@ -29,8 +29,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 FILE = Path(__file__).with_name("counts.json")
 
 _ATEN = torch.ops.aten
-_FREE = {_ATEN.empty.memory_format, _ATEN.new_empty.default, _ATEN.empty_like.default, _ATEN.empty_strided.default}
-"""Operations that only allocate."""
+_ALLOCATE = {_ATEN.empty.memory_format, _ATEN.new_empty.default, _ATEN.empty_like.default, _ATEN.empty_strided.default}
 
 
 @dataclass
@@ -79,7 +78,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
-        if function.is_view or function in _FREE:
+        if function in _ALLOCATE or _is_view(function, (args, kwargs), output):
             return output
         found = self._found
         found.launches += _launches(function, args)
@@ -122,6 +121,12 @@ class _Functions(TorchFunctionMode):
     def _one(self, moved: int) -> None:
         self._found.launches += 1
         self._found.most += moved
+
+
+def _is_view(function: Any, inputs: Any, output: Any) -> bool:
+    """Whether all that comes out is what went in, unchanged. Schemas do not say so of every view."""
+    stored = {each.untyped_storage()._cdata for each in _tensors(inputs)}
+    return not function._schema.is_mutable and all(each.untyped_storage()._cdata in stored for each in _tensors(output))
 
 
 def _launches(function: Any, args: Any) -> int:

@@ -17,6 +17,8 @@ import shapes
 import torch
 from torch import Tensor, nn
 
+from hsd.models import Adapter
+
 Call = Callable[[], object]
 
 
@@ -56,7 +58,11 @@ class Released:
 
 def _pipeline(name: str) -> tuple[nn.Module, Callable[[int], Call]]:
     """A denoiser in its adapter, guidance included."""
-    model = shapes.build(name, "meta")
+    return _called(shapes.build(name, "meta"))
+
+
+def _called(model: Adapter) -> tuple[nn.Module, Callable[[int], Call]]:
+    """The network of an adapter, and its calls."""
 
     def call(lanes: int) -> Call:
         drawn = {key: row.to("meta") for key, row in shapes.rows(model, lanes).items()}
