@@ -309,6 +309,13 @@ def test_predictions_of_sets_follow_the_device_that_was_measured_whole(h200):
     assert Paper(h200, Results()).sets is h200
     part = Results(tuple(one for one in h200.files if "denoiser" not in one["sections"]))
     assert Paper(h200, part).sets is h200
+    eager = json.loads(json.dumps(h200.files))
+    for one in eager:
+        rows = one["sections"].get("denoiser", {}).get("rows", [])
+        rows[:] = [row for row in rows if row["mode"] == "eager"]
+    assert Paper(h200, Results(tuple(eager))).sets is h200
+    whole = Results(h200.files)
+    assert Paper(Results(), whole).sets is whole
     assert Paper(h200, h200).curve().seconds(1) == h200.seconds("kandinsky", GRAPH)[1]
 
 

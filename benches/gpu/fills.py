@@ -79,7 +79,7 @@ def fill(name: str, plan: hsd.Plan, batch_size: int, order: Order) -> Fill:
         len(plan),
         plan.node_steps,
         round(plan.savings, 6),
-        int(np.argmin(np.append(plan.counts(), 0) == 1)),
+        int((plan.counts() == 1).sum()),
         batch_size,
         order,
         plan.lower_bound(batch_size),
