@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ..errors import Notice, OutOfMemory
+from .faults import LESS_MEMORY, first_line
 
 T = TypeVar("T")
 
@@ -22,8 +24,11 @@ def hardware_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> str:
-    """Type and name, for records and reports: ``cuda (NVIDIA H100)``."""
-    return f"{device.type} ({hardware_name(device)})"
+    """Type and name, for records and reports: ``cuda (NVIDIA H100)``; the type alone if the device does not answer."""
+    try:
+        return f"{device.type} ({hardware_name(device)})"
+    except RuntimeError:  # it has failed, and this is a record of that
+        return device.type
 
 
 def synchronize(device: torch.device) -> None:
@@ -32,6 +37,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     else:
         torch.get_device_module(device.type).synchronize()
+
+
+def finish(stream: torch.cuda.Stream) -> None:
+    """Wait until a stream has done what was enqueued. The thread sleeps; by default CUDA waits in a loop."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    event.synchronize()
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor of the host with the values of ``tensor``, of the same shape and dtype; itself if it is there already.
+
+    From a CUDA device it is copied into pinned memory, which the device writes by itself; the thread sleeps until the
+    current stream, in which this happens, has done it.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    finish(torch.cuda.current_stream(tensor.device))
+    return host
 
 
 def with_index(device: torch.device | None) -> torch.device | None:
@@ -115,7 +141,10 @@ class FittingSize:
 
     def _halve(self, size: int, error: str) -> None:
         if size == 1:
-            raise OutOfMemory(f"a single one of the {self._items} does not fit into the memory of the device: {error}")
+            raise OutOfMemory(
+                f"a single one of the {self._items} does not fit into the memory of the device: {first_line(error)}. "
+                f"{LESS_MEMORY}"
+            )
         self.most = (size + 1) // 2
         text = f"out of memory with {size} {self._items} at once: continuing with {self.most}"
         warnings.warn(text, Notice, stacklevel=4)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -61,6 +62,14 @@ class BoundedPool(Generic[T]):
         """
         while self._pending and (wait or self._pending[0].done()):
             yield self._pending.popleft().result()
+
+    def wait(self) -> bool:
+        """Wait until no task runs or waits. Whether there is any whose result was not taken: also one that has ended.
+
+        What they raised is raised where their results are taken.
+        """
+        futures.wait(self._pending)
+        return bool(self._pending)
 
     def close(self, *, cancel: bool = False) -> None:
         """Wait for all tasks or, with ``cancel``, for the running ones only; then end the threads."""
