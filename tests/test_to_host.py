@@ -1,4 +1,4 @@
-"""Waiting for a GPU and copying from it, on a fake of what torch has for that: the order of the calls is what counts."""
+"""Waiting for a GPU and copying from it, on a fake of what torch has for that: the order of the calls matters."""
 
 from __future__ import annotations
 

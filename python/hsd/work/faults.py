@@ -77,9 +77,10 @@ def device_errors(doing: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_of_device(error):
+        told = told_of_device(error, doing())
+        if told is None:
             raise
-        raise _of_device(error, doing()) from error
+        raise told from error
 
 
 LESS_MEMORY = (
@@ -88,7 +89,10 @@ LESS_MEMORY = (
 """What to do where nothing can be made smaller by itself."""
 
 
-def _of_device(error: Exception, doing: str) -> Error:
+def told_of_device(error: Exception, doing: str) -> Error | None:
+    """An error of torch about the device as one of HSD, which says what to do; None if it is about something else."""
+    if not _is_of_device(error):
+        return None
     cause, kept = first_line(str(error)), "Images that are finished are kept, and hsd.generate makes only the others"
     if isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(str(error)):
         return OutOfMemory(
