@@ -74,9 +74,11 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-@pytest.mark.parametrize("dead", [False, True])
-@pytest.mark.parametrize("place", PLACES)
+CASES = [(place, True, False) for place in PLACES]
+CASES += [(place, dead, True) for place in ("denoiser", "prepared", "decoder") for dead in (False, True)]
+
+
+@pytest.mark.parametrize(("place", "dead", "threaded"), CASES)
 def test_wherever_a_device_fails_it_is_said_clearly(sd, plan, tmp_path, monkeypatch, place, dead, threaded):
     doing, where, after = PLACES[place]
     monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, 2, threaded=threaded))
