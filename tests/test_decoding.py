@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import PIL.Image
@@ -21,9 +22,19 @@ class Fake:
 
     def __init__(self, most=100, fails_at=None, gate=None):
         self.most, self.fails_at, self.gate, self.batches, self.threads = most, fails_at, gate, [], set()
+        self.entered, self.left = [], []  # the context in which a run decodes: by which thread, and what ran at its end
 
     def decoding_networks(self):
         return ()
+
+    def decoded_size(self):
+        return None
+
+    @contextlib.contextmanager
+    def decoding(self):
+        self.entered.append(threading.current_thread().name)
+        yield
+        self.left.append([thread.name for thread in threading.enumerate() if thread.name.startswith("hsd-decoder")])
 
     def decode(self, latents, generators):
         if self.gate is not None:

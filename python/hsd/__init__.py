@@ -20,6 +20,7 @@ if os.path.basename(sys.argv[0] if sys.argv else "") in ("hsd", "hsd.exe"):
 from ._core import Program, Tree, __version__
 from .calibration import Calibration
 from .errors import (
+    DeviceFailed,
     Error,
     FailedImages,
     Notice,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Choice",
+    "DeviceFailed",
     "Error",
     "Evaluation",
     "FailedImages",

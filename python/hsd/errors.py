@@ -30,7 +30,14 @@ class PlanMismatch(Error, ValueError):
 
 
 class OutOfMemory(Error, RuntimeError):
-    """Even one latent at a time does not fit into the device's memory."""
+    """Something does not fit into the device's memory, such as one latent by itself."""
+
+
+class DeviceFailed(Error, RuntimeError):
+    """The GPU reported an error, after which most often nothing in this process can use it any more.
+
+    Start a new process. :func:`hsd.generate` continues with the images that are missing.
+    """
 
 
 class OutputError(Error, OSError):

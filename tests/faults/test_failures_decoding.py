@@ -15,8 +15,9 @@ import hsd
 import tiny
 from families import FAMILIES
 from hsd.generation.decoding import Decoded, Decoder, Undecoded
-from hsd.generation.pixels import finite_rows, in_float32, watching
+from hsd.generation.pixels import finite_rows, watching
 from hsd.models import Pictures
+from hsd.models.precision import in_float32
 from hsd.replay.executor import Finished
 
 pytestmark = pytest.mark.faults

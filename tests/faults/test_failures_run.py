@@ -221,7 +221,8 @@ def test_what_concerns_everything_ends_the_run_and_blames_no_prompt(sd, single, 
         hsd.generate(plan, sd, tmp_path, batch_size=2, progress=False)
     record = record_of(tmp_path)
     assert (record["outcome"], record["failed"]) == ("failed", 0)
-    assert record["error"].startswith(type(error).__name__)
+    name = "DeviceFailed: the device failed while decoding" if "CUDA" in str(error) else type(error).__name__
+    assert record["error"].startswith(name)
     assert record["images"] == len(entries_of(tmp_path)) > 0
     assert not (tmp_path / "failed.jsonl").exists()
 

@@ -57,7 +57,8 @@ def _main(
 
 
 def main() -> None:
-    """Entry point: errors of HSD, bad arguments and unusable files become one line on standard error, and exit code 1.
+    """Entry point: errors of HSD and of a GPU, bad arguments and unusable files become one line on standard error, and
+    exit code 1.
 
     Other exit codes: 2 for options that cannot be parsed, 3 if some images failed, 130, 143 and 129 for Ctrl-C, SIGTERM
     and SIGHUP.
@@ -70,6 +71,13 @@ def main() -> None:
                 typer.echo("hsd: interrupted", err=True)
                 sys.exit(code)
             typer.echo(f"hsd: {_told(error)}", err=True)
+            sys.exit(1)
+        except RuntimeError as error:
+            from ..work.faults import told_of_device  # here, because it imports torch, which not all commands need
+
+            if (told := told_of_device(error, "running this command")) is None:
+                raise
+            typer.echo(f"hsd: {told}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as error:  # outside of any command
             sys.exit(exit_code(error))

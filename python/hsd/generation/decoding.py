@@ -6,6 +6,7 @@ bits. A latent that makes the decoder raise is found, and the others of its batc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,15 +18,22 @@ import torch
 
 from ..errors import Error
 from ..models.base import Adapter
+from ..models.precision import in_float32, in_half_precision
 from ..replay.executor import Finished
-from ..work.device import FittingSize
+from ..work.device import FittingSize, finish, to_host
 from ..work.faults import NOT_FINITE, described, one_by_one
 from ..work.threads import BoundedPool
-from .pixels import finite_rows, in_float32, in_half_precision, watching
+from .pixels import finite_rows, watching
 from .results import Stage
 
 BATCH = 8
-"""Latents decoded at once. More are not faster for images of 512 pixels or above, and take memory."""
+"""Latents decoded at once, for images of up to 512 x 512 pixels. More are not faster, and take memory."""
+
+_PIXELS = BATCH * 512 * 512
+"""Pixels decoded at once, because the memory grows with them.
+
+The widest tensors in the decoder of Stable Diffusion's and SDXL's VAE have 256 channels at the image's full size: 1 GiB
+for 1024 x 1024 pixels in float32, and several of them are alive at once."""
 
 PATIENCE = 4
 """Largest number of calls that a latent waits for others. Counted in calls, not in time, so that all runs are the same.
@@ -66,6 +74,15 @@ class _Picture:
     finite: bool
 
 
+def decoded_at_once(adapter: Adapter) -> int:
+    """How many latents of a model are decoded at once: as many as the pixels of their images allow, 1 to ``BATCH``.
+
+    ``BATCH`` if the model does not say how large its images are.
+    """
+    size = adapter.decoded_size()
+    return BATCH if size is None else max(1, min(BATCH, _PIXELS // (size[0] * size[1])))
+
+
 class _SomeNotFinite(ValueError):
     """Some image of a batch is not finite, and it cannot be told which one."""
 
@@ -78,25 +95,29 @@ class Decoder:
     adapter
         The model.
     batch_size
-        Largest number of latents decoded at once; halved when they do not fit into the memory.
+        Largest number of latents decoded at once, by default :func:`decoded_at_once`; halved when they do not fit into
+        the memory.
     threaded
         Decode in a thread, on a separate CUDA stream, while the denoiser runs. Default: on a GPU, unless the model is
         offloaded: then decoder and denoiser would move each other's weights away. On a CPU the thread would take cores
         from the denoiser.
     """
 
-    def __init__(self, adapter: Adapter, batch_size: int = BATCH, *, threaded: bool | None = None) -> None:
+    def __init__(self, adapter: Adapter, batch_size: int | None = None, *, threaded: bool | None = None) -> None:
         self._adapter = adapter
         self._networks = adapter.decoding_networks()
         device = adapter.device
         self._device = device if device.type == "cuda" else None
-        self._size = FittingSize(batch_size, "images to decode", device)
+        most = decoded_at_once(adapter) if batch_size is None else batch_size
+        # The first time that the memory runs out, the same batch is tried again after the caches were emptied.
+        self._size = FittingSize(most, "images to decode", device, make_room=lambda: self._device is not None)
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0
-        in_thread = threaded if threaded is not None else self._device is not None and not adapter.offloads
-        self._pool = BoundedPool[list[Decoded | Undecoded]](1, _MOST, "hsd-decoder") if in_thread else None
-        self._stream = torch.cuda.Stream(self._device) if in_thread and self._device is not None else None
+        self._threaded = threaded if threaded is not None else self._device is not None and not adapter.offloads
+        self._pool: BoundedPool[list[Decoded | Undecoded]] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._opened = contextlib.ExitStack()
 
     def put(self, finished: Iterable[Finished]) -> list[Decoded | Undecoded]:
         """Queue the latents that a call finished, if any; return the images that are ready."""
@@ -113,6 +134,17 @@ class Decoder:
         while self._waiting:
             images += self._send()
         return images + self._ready(wait=True)
+
+    def make_room(self) -> bool:
+        """Wait for what is being decoded, because that takes memory; whether there was anything, or just has been.
+
+        For the thread that calls :meth:`put`, when its own memory runs out.
+        """
+        if self._pool is None or not self._pool.wait():
+            return False
+        if self._stream is not None:
+            finish(self._stream)
+        return True
 
     def _send(self) -> list[Decoded | Undecoded]:
         most = self._size.most
@@ -139,10 +171,11 @@ class Decoder:
                 finished.latent.record_stream(self._stream)
             return self._decode(batch)
 
+    @torch.no_grad()
     def _decode(self, batch: list[Finished]) -> list[Decoded | Undecoded]:
         """Decode one batch."""
         images: dict[int, Decoded | Undecoded] = {}  # by position
-        finite = torch.isfinite(torch.cat([f.latent for f in batch])).flatten(1).all(dim=1).tolist()
+        finite = to_host(torch.isfinite(torch.cat([f.latent for f in batch])).flatten(1).all(dim=1)).tolist()
         for i, f in enumerate(batch):
             if not finite[i]:
                 images[i] = Undecoded(f.index, "denoise", f"the latent has {NOT_FINITE}")
@@ -206,14 +239,40 @@ class Decoder:
         return [_Picture(*each) for each in zip(images, flags, finite, strict=True)]
 
     def __enter__(self) -> Decoder:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._adapter.decoding())
+            if self._threaded:
+                stack.push(self._end_thread)
+                if self._device is not None:
+                    self._stream = torch.cuda.Stream(self._device)
+                    # The networks may have been prepared just now.
+                    self._stream.wait_stream(torch.cuda.current_stream(self._device))
+                self._pool = BoundedPool(1, _MOST, "hsd-decoder", device=self._device)
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the thread. After an error, waiting batches are dropped."""
-        if self._pool is not None:
-            self._pool.close(cancel=kind is not None)
+        self._opened.__exit__(kind, value, trace)
+
+    def _end_thread(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing of the networks is read any more afterwards, neither by the thread nor by its stream."""
+        try:
+            if self._pool is not None:
+                self._pool.close(cancel=kind is not None)
+        except BaseException:  # Ctrl-C
+            if self._pool is not None:
+                self._pool.close(cancel=True)
+            raise
+        finally:
+            if self._stream is not None:
+                # After an error of the device this fails too. What ended the run is what has to be said.
+                with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+                    finish(self._stream)
 
 
 def _copied(generator: torch.Generator) -> torch.Generator:

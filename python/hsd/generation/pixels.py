@@ -1,4 +1,4 @@
-"""The networks that make pixels: whether what they give is finite, and running them in float32.
+"""The networks that make pixels: whether what they give is finite.
 
 Images become uint8 inside of ``decode``, where NaN turns into black and infinity into white. So the networks themselves
 are watched, from outside: no adapter has to do anything for it.
@@ -10,14 +10,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-_HALF = (torch.float16, torch.bfloat16)
+from ..work.device import to_host
 
 
 class _Seen(threading.local):
@@ -68,39 +67,11 @@ def finite_rows(seen: Sequence[Tensor], n: int) -> list[bool] | None:
     if not seen:
         return [True] * n
     if all(len(rows) == n for rows in seen):
-        return torch.stack([rows.to(seen[0].device) for rows in seen]).all(dim=0).tolist()
-    rows = torch.cat([rows.to(seen[0].device) for rows in seen]).tolist()
+        return to_host(torch.stack([rows.to(seen[0].device) for rows in seen]).all(dim=0)).tolist()
+    rows = to_host(torch.cat([rows.to(seen[0].device) for rows in seen])).tolist()
     if all(rows) or n == 1:
         return [all(rows)] * n
     return rows if len(rows) == n else None
-
-
-def in_half_precision(networks: Sequence[nn.Module]) -> bool:
-    """Whether any weight is float16 or bfloat16."""
-    return any(True for _ in _half_tensors(networks))
-
-
-@contextlib.contextmanager
-def in_float32(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Run ``networks`` in float32. Afterwards each weight has its own dtype again, and the same value: nothing is lost.
-
-    They are not left in float32: an image is the same, whichever images were decoded before it.
-    """
-    changed = [(tensor, tensor.dtype) for tensor in _half_tensors(networks)]
-    try:
-        for tensor, _ in changed:
-            tensor.data = tensor.data.float()
-        yield
-    finally:
-        for tensor, dtype in changed:
-            tensor.data = tensor.data.to(dtype)
-
-
-def _half_tensors(networks: Sequence[nn.Module]) -> Iterator[Tensor]:
-    for network in networks:
-        for tensor in chain(network.parameters(), network.buffers()):
-            if tensor.dtype in _HALF:
-                yield tensor
 
 
 def _watch(network: nn.Module) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
 from ..tuning import speeds
+from ..work.faults import device_errors
 from ..work.files import make_folder
 from .bar import Bar
 from .clustering import clustered_by_model, replaced
@@ -71,19 +72,25 @@ def generate(
         weights, another scheduler, dtype, LoRA or setting. It names what differs.
     FailedImages
         If the first 16 images all fail in the same way.
+    OutOfMemory, DeviceFailed
+        If the device has no memory left, or has failed. What is finished is written and recorded; the same call, after
+        ``DeviceFailed`` in a new process, makes the images that are missing.
     """
     started = time.perf_counter()
-    adapter = load(model, **settings)
+    with device_errors(lambda: "loading the model"):
+        adapter = load(model, **settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     given = plan
     if plan.is_estimate:
         out = make_folder(out)  # an unusable one is found before prompts are encoded
         checked = partial(check, adapter, options)
-        plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
+        with device_errors(lambda: "encoding the prompts"):
+            plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
         if progress is True and plan is not given:
             tqdm.write(replaced(given, plan), file=sys.stderr)
     session = Session(plan, adapter, options)
-    made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
+    with device_errors(lambda: "reading the weights"):
+        made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
         run = _fill(folder, plan, session, progress, failed, started)
     if run.failed and failed is None:

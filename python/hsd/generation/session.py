@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,12 +26,21 @@ from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic
+from ..work.faults import device_errors
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
 from .failures import FailureReport, Failures, summary
 from .options import Options
 from .passes import passes_of, plans_of
 from .results import Image
+
+_DOING = {
+    "encode": "encoding the prompts",
+    "measure": "measuring the denoiser",
+    "denoise": "denoising",
+    "decode": "decoding images",
+}
+"""What each part of a run is called in an error, by its name in :attr:`Session.seconds`."""
 
 CallReport = Callable[[int, int], object]
 """Called after each call of the denoiser with the node-steps it ran and the images it finished."""
@@ -98,10 +108,14 @@ def stream(
     FailedImages
         After the last image, if some could not be made and ``failed`` is None; or, with ``failed`` too, if the first 16
         all fail in the same way.
+    OutOfMemory, DeviceFailed
+        If the device has no memory left, or has failed. Images that were yielded before are good.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    adapter = load(model, **settings)
-    plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
+    with device_errors(lambda: "loading the model"):
+        adapter = load(model, **settings)
+    with device_errors(lambda: _DOING["encode"]):
+        plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
     return Session(plan, adapter, options).images(plan, progress, None if failed is None else Failures(plan, failed))
 
 
@@ -124,7 +138,9 @@ class Session:
             raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
         """For ``"auto"``, the size of the latest pass."""
-        self.seconds = dict.fromkeys(("encode", "measure", "denoise", "decode"), 0.0)
+        self.seconds = dict.fromkeys(_DOING, 0.0)
+        self._part = "encode"
+        """The part of the run that has begun last."""
         self.node_steps = self.standard_node_steps = 0
         """What has run so far, and what its images need without sharing."""
         self.plan = plan
@@ -148,6 +164,10 @@ class Session:
 
         Without ``failures`` an image that cannot be made is an error, after the last one.
         """
+        with device_errors(lambda: _DOING[self._part]):
+            yield from self._images(plan, progress, failures)
+
+    def _images(self, plan: Plan, progress: CallReport | None, failures: Failures | None) -> Iterator[Image]:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
@@ -161,8 +181,11 @@ class Session:
             if len(left):
                 for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
                     yield from self._pass(part, v, conditioning, progress, found)
-        finally:
-            self.adapter.free()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
+                self.adapter.free()
+            raise
+        self.adapter.free()
         if failures is None and found:
             raise FailedImages(summary(found.all, len(plan.kept)), found.all)
 
@@ -183,19 +206,25 @@ class Session:
             mixed_steps=variant.mixed_timesteps,
             rows=variant.rows_by_step(plan.n_steps),
         )
-        executor = Executor(
-            plan,
-            program,
-            variant,
-            conditioning,
-            sampler,
-            cuda_graphs=options.cuda_graphs,
-            compile=options.compile,
-            catch_up=self.catch_up,
-            observer=self.observer,
+        decoder = Decoder(variant)
+        executor = self._clocked(
+            "denoise",
+            lambda: Executor(
+                plan,
+                program,
+                variant,
+                conditioning,
+                sampler,
+                cuda_graphs=options.cuda_graphs,
+                compile=options.compile,
+                catch_up=self.catch_up,
+                observer=self.observer,
+                make_room=decoder.make_room,
+            ),
         )
         calls = executor.run()
-        with Decoder(variant) as decoder:
+        with contextlib.ExitStack() as stack:
+            self._clocked("decode", lambda: stack.enter_context(decoder))
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
                 self.node_steps += lanes
@@ -272,6 +301,7 @@ class Session:
         )
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
+        self._part = part
         start = time.perf_counter()
         try:
             return work()

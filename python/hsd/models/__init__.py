@@ -9,7 +9,7 @@ from .check import BrokenAdapter, check
 from .guidance import Guidance, guide, scale_row
 from .guided import GuidedAdapter
 from .loading import load, variants_of
-from .parts import check_size, pad_tokens, vae_decode
+from .parts import check_size, pad_tokens, pictures, vae_decode
 from .registry import MODELS, register, supported
 from .timesteps import number_of_steps
 from .truncation import Cut, cut_prompts
@@ -34,6 +34,7 @@ __all__ = [
     "number_of_steps",
     "pad_tokens",
     "per_row",
+    "pictures",
     "register",
     "scale_row",
     "supported",

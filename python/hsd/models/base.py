@@ -110,6 +110,25 @@ class Adapter(Denoiser):
         found = [part for part in parts if isinstance(part, nn.Module) and callable(getattr(part, "decode", None))]
         return tuple(dict.fromkeys(part for part in found if part not in self.modules()))
 
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Active while a run decodes: an adapter may prepare its networks here, once, instead of in each call.
+
+        It is entered before the first call of :meth:`decode` and left after the last one has ended, both in the thread
+        that runs the denoiser. On a GPU :meth:`decode` itself runs in another thread and on another stream, which
+        waits for what was enqueued here. What is allocated here may be freed at the end, not before. Encoding and
+        denoising go on meanwhile, so that nothing may change for them. :meth:`decode` has to work without it, too.
+        """
+        yield
+
+    def decoded_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of what the networks decode, which decides how many latents are decoded at once.
+
+        By default the settings ``height`` and ``width``; None if there are none.
+        """
+        height, width = getattr(self, "height", None), getattr(self, "width", None)
+        return None if height is None or width is None else (height, width)
+
     # -- derived from the methods
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from ..planning.build import plan_of
 from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Prior
 from ..replay.executor import Executor
+from ..work.faults import device_errors
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
 from .base import batches
@@ -79,6 +80,7 @@ def recall(plan: Plan, key: Hashable) -> Conditioning | None:
 
 
 @without_other_reports()
+@device_errors(lambda: "encoding the prompts")
 @torch.no_grad()
 def encode(
     variants: Sequence[Denoiser],
@@ -125,6 +127,8 @@ def encode(
     ------
     PromptError
         Names the first prompt that cannot be encoded; with ``skip_failing``, if none can.
+    OutOfMemory, DeviceFailed
+        If the device has no memory left, or has failed.
     """
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[slice(None) if needed is None else needed] = True

@@ -14,7 +14,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_max_sequence_length, image_size, packed_grid, shift_for, texts, vae_decode
+from .parts import check_max_sequence_length, image_size, packed_grid, pictures, shift_for, texts, vae_decode
 from .refusals import Needs
 from .timesteps import even_sigmas, set_timesteps
 
@@ -173,4 +173,4 @@ class Flux(GuidedAdapter):
         latents = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         image = vae_decode(vae, latents, generators)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

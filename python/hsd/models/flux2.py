@@ -15,7 +15,7 @@ from ..replay.denoiser import Batch, Encoded
 from .base import LATER, Adapter
 from .guidance import scale_row
 from .lora_scale import denoiser_scale
-from .parts import image_size, packed_grid, vae_decode
+from .parts import image_size, packed_grid, pictures, vae_decode
 from .refusals import Needs
 from .timesteps import even_sigmas, set_timesteps
 
@@ -168,4 +168,4 @@ class Flux2(Adapter):
         std = torch.sqrt(vae.bn.running_var.float() + vae.config.batch_norm_eps)
         x = x * std.view(1, -1, 1, 1).to(x.device) + vae.bn.running_mean.float().view(1, -1, 1, 1).to(x.device)
         image = vae_decode(vae, self.pipe._unpatchify_latents(x), generators)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import vae_decode
+from .parts import unit_pictures, vae_decode
 from .prior import TextPrior, skip
 from .refusals import Needs
 
@@ -152,5 +152,4 @@ class Kandinsky22(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """MoVQ, without a scaling factor."""
         image = vae_decode(self.decoder.movq, latents, generators, force_not_quantize=True)
-        pixels = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.decoder.numpy_to_pil(pixels)
+        return unit_pictures((image * 0.5 + 0.5).clamp(0, 1))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..replay.denoiser import Batch, Encoded
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
+from .parts import unit_pictures
 from .prior import TextPrior, padded_text, skip, text_rows
 from .refusals import Needs
 
@@ -210,8 +211,7 @@ class Karlo(GuidedAdapter):
             output = unet(sample=torch.cat([image, large], dim=1), timestep=t).sample
             following = None if k == last else scheduler.timesteps[k + 1]
             image = scheduler.step(output, t, image, prev_timestep=following, generator=generators).prev_sample
-        image = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
-        return pipe.numpy_to_pil(image)
+        return unit_pictures((image * 0.5 + 0.5).clamp(0, 1))
 
 
 def _check_steps(name: str, value: int) -> None:

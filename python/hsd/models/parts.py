@@ -7,9 +7,13 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import PIL.Image
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
+
+from ..work.device import to_host
 
 Bins = dict[str, list[float]]
 """(height, width) by aspect ratio."""
@@ -150,3 +154,45 @@ def shift_for(scheduler: Any, tokens: int, most: float = 1.15) -> float:
         config.get("base_shift", 0.5),
         config.get("max_shift", most),
     )
+
+
+def pictures(processor: Any, image: Tensor, do_denormalize: list[bool] | None = None) -> list[PIL.Image.Image]:
+    """What ``processor.postprocess(image, output_type="pil", do_denormalize=...)`` gives, to the last bit.
+
+    Pixels become numbers of 8 bits on the device, where that is the same, so that a quarter of the bytes is copied to
+    the host.
+
+    Parameters
+    ----------
+    processor
+        The pipeline's ``image_processor``.
+    image
+        (B, C, H, W), on any device, in any floating dtype.
+    do_denormalize
+        For each image, whether its values are from -1 to 1. Default: as the processor is configured.
+    """
+    if not _is_diffusers(processor):
+        return processor.postprocess(image, output_type="pil", do_denormalize=do_denormalize)
+    unit: Tensor = processor.postprocess(image, output_type="pt", do_denormalize=do_denormalize)
+    if all(do_denormalize) if do_denormalize is not None else processor.config.do_normalize:
+        return unit_pictures(unit)
+    # Values that were not clamped may be outside of 0 to 1, where a conversion to 8 bits is not defined.
+    return processor.numpy_to_pil(processor.pt_to_numpy(to_host(unit)))
+
+
+def _is_diffusers(processor: Any) -> bool:
+    """Whether a processor does after decoding what that of diffusers does, and nothing of its own."""
+    names = ("postprocess", "_denormalize_conditionally", "denormalize", "pt_to_numpy", "numpy_to_pil")
+    own = [getattr(processor, name, None) for name in names]
+    return [getattr(each, "__func__", each) for each in own] == [getattr(VaeImageProcessor, name) for name in names]
+
+
+def unit_pictures(unit: Tensor) -> list[PIL.Image.Image]:
+    """Images of (B, C, H, W) with values from 0 to 1: what diffusers' ``numpy_to_pil`` makes of them, to the last bit.
+
+    Both multiply in float32 and round half to even. Each has one correct result, on every device. (Only of NaN, which
+    is no pixel, they may make different numbers.)
+    """
+    pixels = (unit.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).contiguous()  # [B, H, W, C]
+    # Grey images are copied, because Pillow would read from the array itself as long as they live.
+    return [PIL.Image.fromarray(one[..., 0].copy() if one.shape[2] == 1 else one) for one in to_host(pixels).numpy()]

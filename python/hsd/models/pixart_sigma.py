@@ -19,7 +19,7 @@ from ..replay.denoiser import Batch, Encoded
 from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
-from .parts import bins_for, check_size, eta_for, vae_decode
+from .parts import bins_for, check_size, eta_for, pictures, vae_decode
 from .refusals import Needs
 
 _BINS = {
@@ -108,14 +108,19 @@ class PixArtSigma(GuidedAdapter):
         """``eta`` for the schedulers that take it, as the pipeline decides it."""
         return eta_for(scheduler, self.eta)
 
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w); with ``use_resolution_binning`` those of the bin."""
+    def decoded_size(self) -> tuple[int, int]:
+        """Height and width of the decoded image, before it is scaled and cropped."""
         height, width = self.height, self.width
         if self.use_resolution_binning:
             ratios = bins_for(self.pipe, _BINS)
             height, width = self.pipe.image_processor.classify_height_width_bin(height, width, ratios=ratios)
         assert height is not None
         assert width is not None
+        return height, width
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w); with ``use_resolution_binning`` those of the bin."""
+        height, width = self.decoded_size()
         factor = self.pipe.vae_scale_factor
         return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
@@ -140,4 +145,4 @@ class PixArtSigma(GuidedAdapter):
         image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         if self.use_resolution_binning:
             image = processor.resize_and_crop_tensor(image, self.width, self.height)
-        return processor.postprocess(image, output_type="pil")
+        return pictures(processor, image)

@@ -16,7 +16,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
-from .parts import check_max_sequence_length, image_size, packed_grid, shift_for, vae_decode
+from .parts import check_max_sequence_length, image_size, packed_grid, pictures, shift_for, vae_decode
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -148,4 +148,4 @@ class QwenImage(GuidedAdapter):
             for each in (vae.config.latents_mean, vae.config.latents_std)
         )
         image = vae_decode(vae, x * std + mean, generators)[:, :, 0]  # [B, 3, H, W]
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

@@ -22,7 +22,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import bins_for, check_size, eta_for, vae_decode
+from .parts import bins_for, check_size, eta_for, pictures, vae_decode
 from .refusals import Needs
 
 _INSTRUCTION = tuple(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -84,12 +84,11 @@ class Sana(GuidedAdapter):
     def settings(self) -> dict[str, Any]:
         """``use_resolution_binning`` only where it changes the size: earlier versions had no bins."""
         settings = super().settings
-        if self._generated == (self.height, self.width):
+        if self.decoded_size() == (self.height, self.width):
             settings.pop("use_resolution_binning")
         return settings
 
-    @property
-    def _generated(self) -> tuple[int, int]:
+    def decoded_size(self) -> tuple[int, int]:
         """Height and width of the decoded image, before it is scaled and cropped."""
         if not self.use_resolution_binning:
             return self.height, self.width
@@ -142,7 +141,7 @@ class Sana(GuidedAdapter):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w); with ``use_resolution_binning`` those of the bin."""
-        height, width = self._generated
+        height, width = self.decoded_size()
         factor = self.pipe.vae_scale_factor
         return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
@@ -167,4 +166,4 @@ class Sana(GuidedAdapter):
         image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         if self.use_resolution_binning:
             image = processor.resize_and_crop_tensor(image, self.width, self.height)
-        return processor.postprocess(image, output_type="pil")
+        return pictures(processor, image)

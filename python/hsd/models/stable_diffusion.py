@@ -15,7 +15,7 @@ from .base import LATER, Pictures
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, check_size, clip_tokens, eta_for, unet_latent, vae_decode
+from .parts import check_clip_skip, check_size, clip_tokens, eta_for, pictures, unet_latent, vae_decode
 from .refusals import Needs
 
 
@@ -133,5 +133,5 @@ class StableDiffusion(GuidedAdapter):
         image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
         image, flagged = self.pipe.run_safety_checker(image, self.device, self.noise_dtype)
         keep = [True] * len(image) if flagged is None else [not flag for flag in flagged]
-        images = self.pipe.image_processor.postprocess(image.detach(), output_type="pil", do_denormalize=keep)
+        images = pictures(self.pipe.image_processor, image.detach(), keep)
         return Pictures(images, nsfw=flagged)

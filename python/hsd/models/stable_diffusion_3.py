@@ -14,7 +14,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, check_max_sequence_length, image_size, shift_for, texts, vae_decode
+from .parts import check_clip_skip, check_max_sequence_length, image_size, pictures, shift_for, texts, vae_decode
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -158,4 +158,4 @@ class StableDiffusion3(GuidedAdapter):
         vae = self.pipe.vae
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         image = vae_decode(vae, latents, generators)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

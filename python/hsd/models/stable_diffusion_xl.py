@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,12 +13,13 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
-from ..replay.denoiser import Batch, Encoded
+from ..replay.denoiser import Batch, Encoded, has_offload_hooks
 from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, eta_for, image_size, texts, unet_latent, vae_decode
+from .parts import check_clip_skip, eta_for, image_size, pictures, texts, unet_latent, vae_decode
+from .precision import in_float32
 from .refusals import Needs
 
 Pair = tuple[int, int]
@@ -179,23 +183,32 @@ class StableDiffusionXL(GuidedAdapter):
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """The VAE, in float32 if it would overflow in float16; then the watermark, if the pipeline has one."""
         vae, config = self.pipe.vae, self.pipe.vae.config
-        upcast = vae.dtype == torch.float16 and config.force_upcast
         mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
         if mean is not None and std is not None:
             mean, std = (torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std))
             latents = latents * std / config.scaling_factor + mean
         else:
             latents = latents / config.scaling_factor
-        if upcast:
-            vae.to(dtype=torch.float32)
-        try:
+        with self._in_float32_if_needed():
             image = vae_decode(vae, latents, generators)
-        finally:
-            if upcast:
-                vae.to(dtype=torch.float16)
         if self.pipe.watermark is not None:
             image = self.pipe.watermark.apply_watermark(image)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """The VAE in float32, where :meth:`decode` needs that, so that it is converted once and not for each batch.
+
+        Offloaded weights are moved for each batch, and converted with it.
+        """
+        with contextlib.nullcontext() if has_offload_hooks(self.pipe.vae) else self._in_float32_if_needed():
+            yield
+
+    def _in_float32_if_needed(self) -> AbstractContextManager[None]:
+        """The VAE in float32 if it is in float16, in which it would overflow (``force_upcast``)."""
+        vae = self.pipe.vae
+        needed = vae.dtype == torch.float16 and vae.config.force_upcast
+        return in_float32([vae]) if needed else contextlib.nullcontext()
 
 
 def _pair(name: str, value: Any) -> Pair:

@@ -14,7 +14,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, clip_tokens, eta_for, image_size, unet_latent, vae_decode
+from .parts import check_clip_skip, clip_tokens, eta_for, image_size, pictures, unet_latent, vae_decode
 from .prior import TextPrior, skip
 from .refusals import Needs
 
@@ -173,4 +173,4 @@ class StableUnCLIP(GuidedAdapter):
         """The VAE."""
         vae = self.pipe.vae
         image = vae_decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor, generators)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

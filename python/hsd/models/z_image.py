@@ -16,7 +16,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
-from .parts import check_size, shift_for, vae_decode
+from .parts import check_size, pictures, shift_for, vae_decode
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -150,4 +150,4 @@ class ZImage(GuidedAdapter):
         vae = self.pipe.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae_decode(vae, latents, generators)
-        return self.pipe.image_processor.postprocess(image, output_type="pil")
+        return pictures(self.pipe.image_processor, image)

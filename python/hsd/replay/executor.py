@@ -88,6 +88,9 @@ class Executor:
         The gamma of catch-up conditioning; 0, the paper, is off.
     observer
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
+    make_room
+        Called when an evaluation runs out of memory, before calls become smaller for good: see
+        :class:`~hsd.work.device.FittingSize`.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Executor:
         compile: bool = False,
         catch_up: float = 0.0,
         observer: Callable[[Evaluation], object] | None = None,
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         check_fit(plan, sampler)
         if conditioning.n_prompts != plan.n_prompts:
@@ -143,7 +147,9 @@ class Executor:
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
         self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) and not watched else None
         items = "latents" if self._layout is None else "rows of the network"
-        self._lanes = FittingSize(lanes, items, device, on_change=self._fewer_lanes)
+        self._lanes = FittingSize(
+            lanes, items, device, on_change=self._fewer_lanes, make_room=make_room or (lambda: False)
+        )
         """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
         self.errors: dict[int, str] = {}
         """By prompt, what the denoiser raised for its lane or for one that it comes from. Its latent is NaN."""

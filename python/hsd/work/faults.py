@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
-from ..errors import Error, PromptError
+from ..errors import DeviceFailed, Error, OutOfMemory, PromptError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,9 +25,11 @@ _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, err
 
 _DEVICE = re.compile(
     r"\b(CUDA|HIP|XPU|MPS)( driver)? error|device-side assert|CUBLAS_STATUS|CUDNN_STATUS|CUSOLVER_STATUS|NCCL|"
-    r"out of memory|can't allocate memory",
+    r"Triton Error|out of memory|can't allocate memory",
     re.IGNORECASE,
 )
+
+_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 _ACCELERATOR: tuple[type[Exception], ...] = tuple(
     getattr(torch, name) for name in ("AcceleratorError", "OutOfMemoryError") if hasattr(torch, name)
@@ -45,7 +48,67 @@ def ends_run(error: Exception) -> bool:
         return not isinstance(error, PromptError)
     if isinstance(error, OSError):
         return error.errno in _SYSTEM
-    return isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
+    return _is_of_device(error)
+
+
+def _is_of_device(error: BaseException) -> bool:
+    """Whether an error of torch is about the device, or about its memory."""
+    return isinstance(error, _ACCELERATOR) or (
+        isinstance(error, RuntimeError) and not isinstance(error, Error) and _DEVICE.search(str(error)) is not None
+    )
+
+
+@contextlib.contextmanager
+def device_errors(doing: Callable[[], str]) -> Iterator[None]:
+    """Inside, what torch raises because the device failed, or has no memory left, is raised as an error of HSD.
+
+    Parameters
+    ----------
+    doing
+        What was being done, for the message: "denoising".
+
+    Raises
+    ------
+    hsd.OutOfMemory
+        If the memory has run out.
+    hsd.DeviceFailed
+        If the device has failed in another way.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = told_of_device(error, doing())
+        if told is None:
+            raise
+        raise told from error
+
+
+LESS_MEMORY = (
+    "Smaller images need less, and so does a model whose weights are offloaded; other programs may use the memory too"
+)
+"""What to do where nothing can be made smaller by itself."""
+
+
+def told_of_device(error: Exception, doing: str) -> Error | None:
+    """An error of torch about the device as one of HSD, which says what to do; None if it is about something else."""
+    if not _is_of_device(error):
+        return None
+    cause, kept = first_line(str(error)), "Images that are finished are kept, and hsd.generate makes only the others"
+    if isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(str(error)):
+        return OutOfMemory(
+            f"out of memory while {doing}: {cause}. {kept}: try again with a smaller batch_size= or max_slots=. "
+            f"{LESS_MEMORY}"
+        )
+    return DeviceFailed(
+        f"the device failed while {doing}, or shortly before: {cause}. {kept}: start again, in a new "
+        "process, since nothing in this one can use the device after such an error"
+    )
+
+
+def first_line(text: str, most: int = 300) -> str:
+    """The first line of a message, without its full stop: torch's errors go on with advice about debugging."""
+    line = next(iter(text.strip().splitlines()), "no message")[:most]
+    return "".join(c if c.isprintable() else "?" for c in line).rstrip(" .")
 
 
 def described(error: BaseException, most: int = 300) -> str:

@@ -6,8 +6,13 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
+
+import torch
+
+from .device import use_in_thread, with_index
 
 T = TypeVar("T")
 
@@ -25,10 +30,12 @@ class BoundedPool(Generic[T]):
         Largest number of tasks at once, running and waiting ones together.
     name
         Prefix of the threads' names.
+    device
+        If it is a CUDA device, it is the current one in the threads.
     """
 
-    def __init__(self, threads: int, most: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(self, threads: int, most: int, name: str, device: torch.device | None = None) -> None:
+        self._pool = _pool(threads, name, device)
         self._free = threading.Semaphore(most)
         self._pending: deque[Future[T]] = deque()
         # All threads are started now. A pool forgets a thread whose start is interrupted (by Ctrl-C, in the main
@@ -56,17 +63,36 @@ class BoundedPool(Generic[T]):
         while self._pending and (wait or self._pending[0].done()):
             yield self._pending.popleft().result()
 
+    def wait(self) -> bool:
+        """Wait until no task runs or waits. Whether there is any whose result was not taken: also one that has ended.
+
+        What they raised is raised where their results are taken.
+        """
+        futures.wait(self._pending)
+        return bool(self._pending)
+
     def close(self, *, cancel: bool = False) -> None:
         """Wait for all tasks or, with ``cancel``, for the running ones only; then end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=cancel)
 
 
+def _pool(threads: int, name: str, device: torch.device | None) -> ThreadPoolExecutor:
+    """Threads in which ``device`` is current; without an index it is the one that is current here."""
+    return ThreadPoolExecutor(threads, name, initializer=use_in_thread, initargs=(with_index(device),))
+
+
 @contextlib.contextmanager
 def ahead(
-    items: Iterable[T], depth: int, *, name: str, before: Callable[[], object] = lambda: None
+    items: Iterable[T],
+    depth: int,
+    *,
+    name: str,
+    before: Callable[[], object] = lambda: None,
+    device: torch.device | None = None,
 ) -> Iterator[Iterator[T]]:
     """Compute ``items`` in a thread, at most ``depth`` of them in advance; ``before`` runs in it before each.
 
+    ``device`` is current in the thread if it is a CUDA device.
     An exception in the thread is raised in place of the item. Leaving the context ends the thread.
     """
     source = iter(items)
@@ -81,7 +107,7 @@ def ahead(
             made.append(pool.submit(make))
             yield item
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    pool = _pool(1, name, device)
     try:
         yield take(pool)
     finally:
