@@ -7,19 +7,17 @@ fit into it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from torch import nn
 
 from .. import _core
 from .._core import Program
@@ -29,26 +27,27 @@ from ..generation.session import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, encoded
+from ..names import Quantization
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Executor
-from ..replay.graphs import Compiled, can_capture
+from ..replay.graphs import can_capture
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..work.device import FittingSize, describe, synchronize
-from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
+from .changes import EIGHT_BITS, check_kinds, how_to, rounding, weight_bytes
+from .parity import OneCall
+from .report import LEAST_GAIN, Alone, EndToEnd, Executed, Machine, Planned, Report, Setting, Tried
+from .settings import applied, can_be_laid_out, compiled, uncaptured
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
-"""Shares of the time; there are at most two curves and four settings."""
+"""Shares of the time; there are at most two curves and four settings. Changed networks take theirs in addition."""
 
 _FEWEST = 4
 """Smallest number of prompts to encode, even if that takes longer than its share."""
-
-_LEAST_GAIN = 0.02
-"""A setting that gains less than this is not recommended: it may be noise."""
 
 Say = Callable[[str], object]
 
@@ -63,6 +62,8 @@ def bench(
     seeds: int | Sequence[int] = 0,
     seconds: float = 60.0,
     compile: bool | None = None,
+    fuse_qkv: bool = False,
+    quantize: Iterable[Quantization] = (),
     say: Say = lambda stage: None,
 ) -> Report:
     """Measure ``adapter`` on this machine with ``prompts``.
@@ -79,27 +80,38 @@ def bench(
         Approximate time to take. Loading and compiling come in addition, and every part runs on at least one prompt.
     compile
         Whether to try ``torch.compile`` too, which takes minutes with a large network. Default: on CUDA.
+    fuse_qkv
+        Whether to try attention with query, key and value in one product. It takes memory for a copy of their weights.
+    quantize
+        Numbers of 8 bits to try in linear layers, by torchao: ``int8`` and ``float8`` store weights so,
+        ``int8-dynamic`` and ``float8-dynamic`` multiply so too. The unchanged weights stay in memory beside them.
+
+        These changes are tried one by one in addition to the best setting. One that changes the output of a call more
+        than its tolerance is not timed. The other parts of the report are without them.
     say
         Called with the name of what is measured next.
 
     Raises
     ------
     ValueError
-        For bad arguments.
+        For bad arguments, and for float8 products on a device without them.
     hsd.Error
-        As :func:`hsd.generate` does.
+        As :func:`hsd.generate` does; if torchao is missing.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"seconds is {seconds}: it has to be a finite number above 0")
     refuse_step_caches(adapter)
+    changes = [Setting(fuse_qkv=True)] if fuse_qkv else []
+    changes += [Setting(quantize=kind) for kind in check_kinds(quantize, adapter)]
     run = _Bench(adapter, seconds, adapter.device.type == "cuda" if compile is None else compile, say)
     given = list(prompts)
     plan = run.compiled(given, make_seeds(seeds, len(given)), tau=tau, budget=budget, steps=steps)
     alone, best, choice = run.denoiser(plan)
+    alone = dataclasses.replace(alone, tried=run.tried(plan, alone, best, changes))
     planned = run.planned(plan, alone, best, len(given))
     run.watch_memory()
     part = run.part(plan, choice)
-    with _set(adapter, best):
+    with applied(adapter, best):
         executed = run.executor(part, alone, best)
         ours = run.images(part, alone.batch_size, best)
     compared = run.diffusers(plan, part, alone, ours)
@@ -161,7 +173,7 @@ class _Bench:
         at = {best: self._at(best, leaves, choice.batch_size)}
         failed: dict[str, str] = {}
         more = [(base != best, dataclasses.asdict(base)) for base in bases]
-        more.append((any(map(_can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
+        more.append((any(map(can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
         more.append((self.compile, {"compile": True}))
         for applies, changes in more:  # each in addition to the best so far
             if not applies:
@@ -172,7 +184,7 @@ class _Bench:
             except Exception as error:  # a compiler can fail in many ways; the other results are still valid
                 failed[setting.name] = _first_line(error)
             else:
-                best = setting if at[setting] < at[best] * (1 - _LEAST_GAIN) else best
+                best = setting if at[setting] < at[best] * (1 - LEAST_GAIN) else best
         lanes = {setting.name: seconds / choice.batch_size for setting, seconds in at.items()}
         flags = best.flags(choice.batch_size, capturable)
         return Alone(curves, choice.batch_size, lanes, failed, best.name, flags), best, choice
@@ -180,9 +192,63 @@ class _Bench:
     def _at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> float:
         """Seconds per call of ``batch_size`` lanes."""
         self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
-        with _set(self.adapter, setting, compiled_for=batch_size):
-            curve = self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
-        return curve.seconds(batch_size)
+        with applied(self.adapter, setting):
+            return self._curve_at(setting, leaves, batch_size).seconds(batch_size)
+
+    def _curve_at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> Curve:
+        """One point; the layout and the changes of the setting are those that the networks have now."""
+        with compiled(self.adapter, setting, batch_size):
+            return self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
+
+    def tried(self, plan: Plan, alone: Alone, best: Setting, changes: list[Setting]) -> dict[str, Tried]:
+        """Each change of the networks in addition to the best setting, by its name."""
+        if not changes:
+            return {}
+        leaves = plan.covered()
+        with applied(self.adapter, best):
+            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, alone.batch_size)
+        compiles = any("compile" in name for name in alone.seconds_per_lane)
+        return {
+            change.name: self._tried(_with(best, change, compiles), change, one_call, leaves, alone.batch_size)
+            for change in changes
+        }
+
+    def _tried(
+        self, setting: Setting, change: Setting, one_call: OneCall, leaves: np.ndarray, batch_size: int
+    ) -> Tried:
+        """First whether one call gives the same, up to a tolerance; then its time."""
+        self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
+        modules, kind = self.adapter.modules(), change.quantize
+        result = Tried(
+            setting=setting.name,
+            how=how_to(self.adapter, kind),
+            tolerance=rounding(self.adapter.dtype) if kind is None else EIGHT_BITS,
+        )
+        before = weight_bytes(modules)
+        try:
+            with applied(self.adapter, setting):
+                result = dataclasses.replace(result, weight_bytes=weight_bytes(modules), weight_bytes_before=before)
+                difference = one_call.difference()  # not compiled, which would take minutes before it fails
+                if not math.isfinite(difference):
+                    return dataclasses.replace(result, failed="the output is not finite")
+                result = dataclasses.replace(result, difference=difference)
+                if difference > result.tolerance:
+                    return dataclasses.replace(result, failed="it changes the output too much")
+                with uncaptured() as reasons:
+                    curve = self._curve_at(setting, leaves, batch_size)
+        except Exception as error:  # a kernel that this device does not have, for example
+            return dataclasses.replace(result, failed=_first_line(error))
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # the weights of the change are gone
+        if reasons:
+            eager = dataclasses.replace(setting, cuda_graphs=False)
+            result = dataclasses.replace(result, setting=eager.name, not_captured=reasons[0])
+        return dataclasses.replace(
+            result,
+            seconds_per_lane=curve.seconds(batch_size) / batch_size,
+            bytes_per_call=None if curve.bytes_per_call is None else curve.memory(batch_size),
+        )
 
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
         """The predicted time of the plan at the chosen batch size, by the measured seconds of the denoiser."""
@@ -395,26 +461,16 @@ class _Bench:
         return int(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
 
 
-@contextlib.contextmanager
-def _set(adapter: Adapter, setting: Setting, compiled_for: int | None = None) -> Iterator[None]:
-    """Inside, the networks have the layout of ``setting`` and are compiled for a size; it is undone at the end."""
-    modules = adapter.modules()
-    to_lay_out = [module for module in modules if setting.channels_last and _can_be_laid_out(module)]
-    try:
-        for module in to_lay_out:
-            module.to(memory_format=torch.channels_last)
-        compiled = Compiled(modules, compiled_for) if setting.compile and compiled_for is not None else None
-        with compiled.for_lanes(compiled.size) if compiled is not None else contextlib.nullcontext():
-            yield
-    finally:
-        for module in to_lay_out:
-            module.to(memory_format=torch.contiguous_format)
+def _with(best: Setting, change: Setting, compiles: bool) -> Setting:
+    """The best setting with a change of the networks.
 
-
-def _can_be_laid_out(module: nn.Module) -> bool:
-    """Whether it has weights of convolutions that are not in channels-last layout."""
-    kernels = [p for p in module.parameters() if p.ndim == 4]
-    return any(not p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    torchao is made to be compiled: by itself it starts several kernels for each layer. And without the compiler
+    ``int8-dynamic`` looks at values of its inputs, which no CUDA graph can do.
+    """
+    if change.quantize is None:
+        return dataclasses.replace(best, fuse_qkv=True)
+    graphs = best.cuda_graphs and (compiles or change.quantize != "int8-dynamic")
+    return dataclasses.replace(best, cuda_graphs=graphs, compile=compiles, quantize=change.quantize)
 
 
 def _machine(adapter: Adapter) -> Machine:
