@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import hsd
 from hsd import cli
-from hsd.bench import changes, settings
 from hsd.bench import run as bench
+from hsd.bench import settings
 from hsd.bench.report import Alone, Report
 from hsd.bench.run import Setting
 from hsd.demo import PROMPTS as DEMO

@@ -261,7 +261,7 @@ def _tried(alone: Alone) -> list[str]:
     if not alone.tried:
         return []
     best, width = alone.seconds_per_lane[alone.best], max(len(one.setting) for one in alone.tried.values()) + 2
-    lines = [f"changed networks, with {alone.batch_size} lanes: ms per lane, compared with the best; difference of the output"]
+    lines = [f"changed networks, with {alone.batch_size} lanes: ms per lane, and difference of the output"]
     for one in alone.tried.values():
         line = f"  {one.setting:<{width}}"
         if one.seconds_per_lane is not None:

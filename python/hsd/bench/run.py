@@ -27,7 +27,6 @@ from ..generation.session import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
 from ..models.encode import encode, encoded
-from ..names import Quantization
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
@@ -63,7 +62,7 @@ def bench(
     seconds: float = 60.0,
     compile: bool | None = None,
     fuse_qkv: bool = False,
-    quantize: Iterable[Quantization] = (),
+    quantize: Iterable[str] = (),
     say: Say = lambda stage: None,
 ) -> Report:
     """Measure ``adapter`` on this machine with ``prompts``.
