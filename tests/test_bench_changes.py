@@ -24,6 +24,7 @@ from hsd.bench import changes, settings
 from hsd.bench import run as bench
 from hsd.bench.parity import OneCall
 from hsd.bench.report import Alone, Setting, Tried, _tried
+from hsd.bench.trial import try_change, with_change
 from hsd.tuning.curve import Curve
 
 PROMPTS = ["a cat", "a dog", "the sea at night"]
@@ -238,27 +239,24 @@ def test_one_timestep_per_call(model, monkeypatch):
 def test_the_setting_of_a_change():
     """Networks in 8 bits are compiled if the compiler works; int8-dynamic is captured only then."""
     best = Setting(cuda_graphs=True, channels_last=True)
-    assert bench._with(best, Setting(fuse_qkv=True), compiles=True) == dataclasses.replace(best, fuse_qkv=True)
-    int8 = bench._with(best, Setting(quantize="int8"), compiles=False)
+    assert with_change(best, Setting(fuse_qkv=True), compiles=True) == dataclasses.replace(best, fuse_qkv=True)
+    int8 = with_change(best, Setting(quantize="int8"), compiles=False)
     assert int8 == dataclasses.replace(best, quantize="int8")
     dynamic = Setting(quantize="int8-dynamic")
-    assert bench._with(best, dynamic, compiles=False).name == "channels-last + int8-dynamic"
-    assert bench._with(best, dynamic, compiles=True).name == "CUDA graphs + channels-last + compile + int8-dynamic"
+    assert with_change(best, dynamic, compiles=False).name == "channels-last + int8-dynamic"
+    assert with_change(best, dynamic, compiles=True).name == "CUDA graphs + channels-last + compile + int8-dynamic"
     assert Setting(quantize="int8").flags(8, can_capture=False) == "--batch-size 8"
 
 
-def test_calls_that_cannot_be_captured_are_not_called_so(model, monkeypatch):
-    def measure(*args, **options):
+def test_calls_that_cannot_be_captured_are_not_called_so(model):
+    def timed():
         warnings.warn("calls are not captured as CUDA graphs, but ...: no", hsd.Notice, stacklevel=1)
         warnings.warn("another", hsd.Notice, stacklevel=1)
         return Curve((2,), (0.5,), (3 << 20,))
 
-    monkeypatch.setattr(bench, "measure", measure)
-    run = bench._Bench(model, 1.0, False, lambda stage: None)
-    run.conditioning, run.sampler = encoded(model, PROMPTS, range(3)), model.sampler(4)
     setting, call = Setting(cuda_graphs=True, fuse_qkv=True), one_call(model)
     with pytest.warns(hsd.Notice) as said:
-        one = run._tried(setting, Setting(fuse_qkv=True), call, np.arange(3), 2)
+        one = try_change(model, setting, Setting(fuse_qkv=True), call, 2, timed)
     assert [str(warning.message) for warning in said] == ["another"]
     assert one.setting == "fuse-qkv"
     assert one.not_captured.startswith("calls are not captured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ import tiny
 from families import FAMILIES, Family
 from gpu_cases import EAGER, PROMPTS, ddpm, eager_latents, images_of, many, near, needs_gpu, never_waiting, sizes
 from helpers import SCHEDULERS, executor_of, finished_by, latents_of, make_scheduler, mean_difference, share_apart
+from hsd.bench import bench
 from hsd.generation.decoding import Decoder
 from hsd.models.weights import digest, weights_of
 
@@ -193,6 +195,20 @@ def test_compiled_calls(long_run):
         assert 6 in sizes(executor)
     finally:
         torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("default")
+def test_changed_networks_are_captured(long_run):
+    """Fused projections, and weights in int8 where torchao is installed: timed as CUDA graphs, then undone."""
+    plan, model, eager = long_run
+    kinds = ["int8"] if importlib.util.find_spec("torchao") else []
+    report = bench(model, PROMPTS, tau=0.5, steps=4, seconds=4.0, compile=False, fuse_qkv=True, quantize=kinds)
+    assert list(report.alone.tried) == ["fuse-qkv", *kinds]
+    for one in report.alone.tried.values():
+        assert (one.failed, one.not_captured) == (None, None)
+        assert 0 <= one.difference <= one.tolerance
+        assert one.seconds_per_lane > 0
+    assert near(latents_of(plan, model, batch_size=6), eager)
 
 
 # ------------------------------------------------------------------------------- images

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -37,10 +38,11 @@ from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..work.device import FittingSize, describe, synchronize
-from .changes import EIGHT_BITS, check_kinds, how_to, rounding, weight_bytes
+from .changes import check_kinds
 from .parity import OneCall
 from .report import LEAST_GAIN, Alone, EndToEnd, Executed, Machine, Planned, Report, Setting, Tried
-from .settings import applied, can_be_laid_out, compiled, uncaptured
+from .settings import applied, can_be_laid_out, compiled
+from .trial import first_line, try_change, with_change
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
 """Shares of the time; there are at most two curves and four settings. Changed networks take theirs in addition."""
@@ -181,7 +183,7 @@ class _Bench:
             try:
                 at[setting] = self._at(setting, leaves, choice.batch_size)
             except Exception as error:  # a compiler can fail in many ways; the other results are still valid
-                failed[setting.name] = _first_line(error)
+                failed[setting.name] = first_line(error)
             else:
                 best = setting if at[setting] < at[best] * (1 - LEAST_GAIN) else best
         lanes = {setting.name: seconds / choice.batch_size for setting, seconds in at.items()}
@@ -203,51 +205,16 @@ class _Bench:
         """Each change of the networks in addition to the best setting, by its name."""
         if not changes:
             return {}
-        leaves = plan.covered()
+        leaves, size = plan.covered(), alone.batch_size
         with applied(self.adapter, best):
-            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, alone.batch_size)
-        compiles = any("compile" in name for name in alone.seconds_per_lane)
-        return {
-            change.name: self._tried(_with(best, change, compiles), change, one_call, leaves, alone.batch_size)
-            for change in changes
-        }
-
-    def _tried(
-        self, setting: Setting, change: Setting, one_call: OneCall, leaves: np.ndarray, batch_size: int
-    ) -> Tried:
-        """First whether one call gives the same, up to a tolerance; then its time."""
-        self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
-        modules, kind = self.adapter.modules(), change.quantize
-        result = Tried(
-            setting=setting.name,
-            how=how_to(self.adapter, kind),
-            tolerance=rounding(self.adapter.dtype) if kind is None else EIGHT_BITS,
-        )
-        before = weight_bytes(modules)
-        try:
-            with applied(self.adapter, setting):
-                result = dataclasses.replace(result, weight_bytes=weight_bytes(modules), weight_bytes_before=before)
-                difference = one_call.difference()  # not compiled, which would take minutes before it fails
-                if not math.isfinite(difference):
-                    return dataclasses.replace(result, failed="the output is not finite")
-                result = dataclasses.replace(result, difference=difference)
-                if difference > result.tolerance:
-                    return dataclasses.replace(result, failed="it changes the output too much")
-                with uncaptured() as reasons:
-                    curve = self._curve_at(setting, leaves, batch_size)
-        except Exception as error:  # a kernel that this device does not have, for example
-            return dataclasses.replace(result, failed=_first_line(error))
-        finally:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # the weights of the change are gone
-        if reasons:
-            eager = dataclasses.replace(setting, cuda_graphs=False)
-            result = dataclasses.replace(result, setting=eager.name, not_captured=reasons[0])
-        return dataclasses.replace(
-            result,
-            seconds_per_lane=curve.seconds(batch_size) / batch_size,
-            bytes_per_call=None if curve.bytes_per_call is None else curve.memory(batch_size),
-        )
+            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, size)
+        compiles, results = any("compile" in name for name in alone.seconds_per_lane), {}
+        for change in changes:
+            setting = with_change(best, change, compiles)
+            self.say(f"the denoiser by itself, {size} lanes: {setting.name}")
+            timed = partial(self._curve_at, setting, leaves, size)
+            results[change.name] = try_change(self.adapter, setting, change, one_call, size, timed)
+        return results
 
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
         """The predicted time of the plan at the chosen batch size, by the measured seconds of the denoiser."""
@@ -383,7 +350,7 @@ class _Bench:
             fitting = FittingSize(alone.batch_size, "images in a call of the pipeline", self.device)
             seconds, batch = fitting.run(lambda size: self._calls(pipe, plan, chosen, size, settings), n)
         except Exception as error:  # the pipeline may refuse an argument; the other parts are still valid
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             return dataclasses.replace(ours, not_compared=reason, not_passed_on=left_out)
         return dataclasses.replace(
             ours,
@@ -460,18 +427,6 @@ class _Bench:
         return int(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
 
 
-def _with(best: Setting, change: Setting, compiles: bool) -> Setting:
-    """The best setting with a change of the networks.
-
-    torchao is made to be compiled: by itself it starts several kernels for each layer. And without the compiler
-    ``int8-dynamic`` looks at values of its inputs, which no CUDA graph can do.
-    """
-    if change.quantize is None:
-        return dataclasses.replace(best, fuse_qkv=True)
-    graphs = best.cuda_graphs and (compiles or change.quantize != "int8-dynamic")
-    return dataclasses.replace(best, cuda_graphs=graphs, compile=compiles, quantize=change.quantize)
-
-
 def _machine(adapter: Adapter) -> Machine:
     device = adapter.device
     return Machine(
@@ -484,7 +439,3 @@ def _machine(adapter: Adapter) -> Machine:
         hsd=_core.__version__,
         date=datetime.now(timezone.utc).isoformat(timespec="minutes"),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
