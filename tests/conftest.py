@@ -44,6 +44,31 @@ def one_thread():
     torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(request):
+    """On a GPU, products in float32 are not rounded to TF32 (11 bits), as convolutions are by default.
+
+    Tests compare with the CPU, and calls of one size with those of another, to tolerances that TF32 does not meet.
+    """
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed
+
+
+@pytest.fixture(autouse=True)
+def captured_at_the_third_use(request, monkeypatch):
+    """On a GPU, calls are captured whether or not it pays: tests are short, and share the device with other ones."""
+    if request.node.get_closest_marker("gpu") is not None:
+        monkeypatch.setattr("hsd.replay.graphs.pays", lambda cost, left: True, raising=False)
+
+
 @pytest.fixture(scope="session")
 def model():
     """A tiny Stable Diffusion with a stochastic scheduler: every draw of noise matters."""

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import hsd
 from hsd import cli
 from hsd.bench import run as bench
+from hsd.bench import settings
 from hsd.bench.report import Alone, Report
 from hsd.bench.run import Setting
 from hsd.demo import PROMPTS as DEMO
@@ -203,7 +204,7 @@ def test_a_compiler_that_fails_costs_one_row(demo, monkeypatch):
         def __init__(self, modules, size):
             raise RuntimeError("no C++ compiler found\nlong story")
 
-    monkeypatch.setattr(bench, "Compiled", Broken)
+    monkeypatch.setattr(settings, "Compiled", Broken)
     report = few(demo, compile=True)
     [(name, reason)] = report.alone.failed.items()
     assert name in ("compile", "channels-last + compile")
@@ -232,7 +233,7 @@ def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
             return contextlib.nullcontext()
 
     monkeypatch.setattr(bench._Bench, "_measure", measure)
-    monkeypatch.setattr(bench, "Compiled", Marked)
+    monkeypatch.setattr(settings, "Compiled", Marked)
     monkeypatch.setattr("hsd.replay.executor.Compiled", Marked)
     report = few(demo, compile=True)
     assert "compile" in report.alone.best
@@ -263,11 +264,11 @@ def test_settings_are_flags_of_generate(setting, name, flags):
 
 
 def test_a_layout_is_tried_only_where_it_changes_something(demo):
-    assert bench._can_be_laid_out(torch.nn.Conv2d(4, 4, 3))
-    assert not bench._can_be_laid_out(torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last))
-    assert not bench._can_be_laid_out(torch.nn.Linear(4, 4))
+    assert settings.can_be_laid_out(torch.nn.Conv2d(4, 4, 3))
+    assert not settings.can_be_laid_out(torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last))
+    assert not settings.can_be_laid_out(torch.nn.Linear(4, 4))
     adapter = copy.copy(demo)
-    with contextlib.suppress(KeyError), bench._set(adapter, Setting(channels_last=True)):
+    with contextlib.suppress(KeyError), settings.applied(adapter, Setting(channels_last=True)):
         assert layouts(adapter) == {True, False}
         raise KeyError
     assert layouts(adapter) == {True}

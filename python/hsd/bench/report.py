@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..names import Quantization
 from ..planning.summary import duration
 from ..tuning.curve import Curve
 
@@ -28,16 +29,29 @@ class Machine:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the denoiser runs: switches of ``hsd generate``."""
+    """How the denoiser runs: switches of ``hsd generate``, then changes of the networks, for which it has none."""
 
     cuda_graphs: bool = False
     channels_last: bool = False
     compile: bool = False
+    fuse_qkv: bool = False
+    quantize: Quantization | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the networks are changed."""
+        return self.fuse_qkv or self.quantize is not None
 
     @property
     def name(self) -> str:
         """Names of the switches that are on, or ``eager``."""
-        names = {"CUDA graphs": self.cuda_graphs, "channels-last": self.channels_last, "compile": self.compile}
+        names = {
+            "CUDA graphs": self.cuda_graphs,
+            "channels-last": self.channels_last,
+            "compile": self.compile,
+            "fuse-qkv": self.fuse_qkv,
+            str(self.quantize): self.quantize is not None,
+        }
         return " + ".join(name for name, on in names.items() if on) or "eager"
 
     def flags(self, batch_size: int, can_capture: bool) -> str:
@@ -48,6 +62,32 @@ class Setting:
             "--compile": self.compile,
         }
         return " ".join([f"--batch-size {batch_size}", *(flag for flag, on in flags.items() if on)])
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A change of the networks, compared with the unchanged ones and, if the difference is small enough, timed."""
+
+    setting: str
+    """All that was on when it was timed."""
+    how: str
+    """Python lines that make the change in a pipeline, before ``hsd.load``."""
+    tolerance: float
+    """Largest relative difference."""
+    difference: float | None = None
+    """Relative difference of the output of one call; None if the call failed or gave values that are not finite."""
+    seconds_per_lane: float | None = None
+    """At the chosen batch size; None if it was not timed."""
+    weight_bytes: int | None = None
+    """Bytes of the networks' weights with the change."""
+    weight_bytes_before: int | None = None
+    """Without it. While the change is tried, these weights are kept in memory too."""
+    bytes_per_call: int | None = None
+    """Device memory of a call, without weights, on CUDA."""
+    failed: str | None = None
+    """Why it was not timed."""
+    not_captured: str | None = None
+    """Why its calls were not replayed as CUDA graphs, where the best setting's are."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +106,8 @@ class Alone:
     """The recommended setting."""
     flags: str
     """Options for ``hsd generate``."""
+    tried: dict[str, Tried] = field(default_factory=dict)
+    """Changes of the networks, each by itself in addition to the best setting."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +248,44 @@ def _denoiser(alone: Alone) -> str:
         mark = "  best" if name == alone.best else ""
         lines.append(f"  {name:<{width}}{1e3 * seconds:10.3f}  {slowest / seconds:5.2f}x{mark}")
     lines += [f"  {name:<{width}}failed: {reason}" for name, reason in alone.failed.items()]
-    return "\n".join([*lines, f"  best: hsd generate ... {alone.flags}"])
+    lines.append(f"  best: hsd generate ... {alone.flags}")
+    return "\n".join(lines + _tried(alone))
+
+
+LEAST_GAIN = 0.02
+"""A setting that gains less than this is not recommended: it may be noise."""
+
+
+def _tried(alone: Alone) -> list[str]:
+    """Changes of the networks: how far the output is from the unchanged one, then time and memory."""
+    if not alone.tried:
+        return []
+    best, width = alone.seconds_per_lane[alone.best], max(len(one.setting) for one in alone.tried.values()) + 2
+    lines = [f"changed networks, with {alone.batch_size} lanes: ms per lane, and difference of the output"]
+    for one in alone.tried.values():
+        line = f"  {one.setting:<{width}}"
+        if one.seconds_per_lane is not None:
+            line += f"{1e3 * one.seconds_per_lane:10.3f}  {best / one.seconds_per_lane:5.2f}x  "
+        parts = [] if one.failed is None else [f"not timed: {one.failed}"]
+        if one.difference is not None:
+            parts.append(f"differs by {one.difference:.2g} (at most {one.tolerance:g})")
+        if one.weight_bytes is not None and one.weight_bytes_before is not None:
+            parts.append(f"weights {_mib(one.weight_bytes)} instead of {_mib(one.weight_bytes_before)} MiB")
+        if one.bytes_per_call is not None:
+            parts.append(f"{_mib(one.bytes_per_call)} MiB per call")
+        lines.append(line + ", ".join(parts))
+        if one.not_captured is not None:
+            lines.append(f"    {one.not_captured}")
+    gains = [one for one in alone.tried.values() if (one.seconds_per_lane or best) < best * (1 - LEAST_GAIN)]
+    for one in gains:
+        lines.append(f"  to use {one.setting}, before hsd.load: {one.how}")
+    return lines
+
+
+def _mib(n_bytes: int) -> str:
+    """Mebibytes; small networks with a decimal."""
+    mib = n_bytes / 2**20
+    return f"{mib:,.0f}" if mib >= 10 else f"{mib:.2g}"
 
 
 def _plan(report: Report) -> str:

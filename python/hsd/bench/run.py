@@ -7,19 +7,18 @@ fit into it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from torch import nn
 
 from .. import _core
 from .._core import Program
@@ -34,21 +33,22 @@ from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Executor
-from ..replay.graphs import Compiled, can_capture
+from ..replay.graphs import can_capture
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..work.device import FittingSize, describe, synchronize
-from .report import Alone, EndToEnd, Executed, Machine, Planned, Report, Setting
+from .changes import check_kinds
+from .parity import OneCall
+from .report import LEAST_GAIN, Alone, EndToEnd, Executed, Machine, Planned, Report, Setting, Tried
+from .settings import applied, can_be_laid_out, compiled
+from .trial import first_line, try_change, with_change
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
-"""Shares of the time; there are at most two curves and four settings."""
+"""Shares of the time; there are at most two curves and four settings. Changed networks take theirs in addition."""
 
 _FEWEST = 4
 """Smallest number of prompts to encode, even if that takes longer than its share."""
-
-_LEAST_GAIN = 0.02
-"""A setting that gains less than this is not recommended: it may be noise."""
 
 Say = Callable[[str], object]
 
@@ -63,6 +63,8 @@ def bench(
     seeds: int | Sequence[int] = 0,
     seconds: float = 60.0,
     compile: bool | None = None,
+    fuse_qkv: bool = False,
+    quantize: Iterable[str] = (),
     say: Say = lambda stage: None,
 ) -> Report:
     """Measure ``adapter`` on this machine with ``prompts``.
@@ -79,27 +81,38 @@ def bench(
         Approximate time to take. Loading and compiling come in addition, and every part runs on at least one prompt.
     compile
         Whether to try ``torch.compile`` too, which takes minutes with a large network. Default: on CUDA.
+    fuse_qkv
+        Whether to try attention with query, key and value in one product. It takes memory for a copy of their weights.
+    quantize
+        Numbers of 8 bits to try in linear layers, by torchao: ``int8`` and ``float8`` store weights so,
+        ``int8-dynamic`` and ``float8-dynamic`` multiply so too. The unchanged weights stay in memory beside them.
+
+        These changes are tried one by one in addition to the best setting. One that changes the output of a call more
+        than its tolerance is not timed. The other parts of the report are without them.
     say
         Called with the name of what is measured next.
 
     Raises
     ------
     ValueError
-        For bad arguments.
+        For bad arguments, and for float8 products on a device without them.
     hsd.Error
-        As :func:`hsd.generate` does.
+        As :func:`hsd.generate` does; if torchao is missing.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"seconds is {seconds}: it has to be a finite number above 0")
     refuse_step_caches(adapter)
+    changes = [Setting(fuse_qkv=True)] if fuse_qkv else []
+    changes += [Setting(quantize=kind) for kind in check_kinds(quantize, adapter)]
     run = _Bench(adapter, seconds, adapter.device.type == "cuda" if compile is None else compile, say)
     given = list(prompts)
     plan = run.compiled(given, make_seeds(seeds, len(given)), tau=tau, budget=budget, steps=steps)
     alone, best, choice = run.denoiser(plan)
+    alone = dataclasses.replace(alone, tried=run.tried(plan, alone, best, changes))
     planned = run.planned(plan, alone, best, len(given))
     run.watch_memory()
     part = run.part(plan, choice)
-    with _set(adapter, best):
+    with applied(adapter, best):
         executed = run.executor(part, alone, best)
         ours = run.images(part, alone.batch_size, best)
     compared = run.diffusers(plan, part, alone, ours)
@@ -161,7 +174,7 @@ class _Bench:
         at = {best: self._at(best, leaves, choice.batch_size)}
         failed: dict[str, str] = {}
         more = [(base != best, dataclasses.asdict(base)) for base in bases]
-        more.append((any(map(_can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
+        more.append((any(map(can_be_laid_out, self.adapter.modules())), {"channels_last": True}))
         more.append((self.compile, {"compile": True}))
         for applies, changes in more:  # each in addition to the best so far
             if not applies:
@@ -170,9 +183,9 @@ class _Bench:
             try:
                 at[setting] = self._at(setting, leaves, choice.batch_size)
             except Exception as error:  # a compiler can fail in many ways; the other results are still valid
-                failed[setting.name] = _first_line(error)
+                failed[setting.name] = first_line(error)
             else:
-                best = setting if at[setting] < at[best] * (1 - _LEAST_GAIN) else best
+                best = setting if at[setting] < at[best] * (1 - LEAST_GAIN) else best
         lanes = {setting.name: seconds / choice.batch_size for setting, seconds in at.items()}
         flags = best.flags(choice.batch_size, capturable)
         return Alone(curves, choice.batch_size, lanes, failed, best.name, flags), best, choice
@@ -180,9 +193,28 @@ class _Bench:
     def _at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> float:
         """Seconds per call of ``batch_size`` lanes."""
         self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
-        with _set(self.adapter, setting, compiled_for=batch_size):
-            curve = self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
-        return curve.seconds(batch_size)
+        with applied(self.adapter, setting):
+            return self._curve_at(setting, leaves, batch_size).seconds(batch_size)
+
+    def _curve_at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> Curve:
+        """One point; the layout and the changes of the setting are those that the networks have now."""
+        with compiled(self.adapter, setting, batch_size):
+            return self._measure(setting, leaves, sizes=[batch_size], seconds=self.share["setting"])
+
+    def tried(self, plan: Plan, alone: Alone, best: Setting, changes: list[Setting]) -> dict[str, Tried]:
+        """Each change of the networks in addition to the best setting, by its name."""
+        if not changes:
+            return {}
+        leaves, size = plan.covered(), alone.batch_size
+        with applied(self.adapter, best):
+            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, size)
+        compiles, results = any("compile" in name for name in alone.seconds_per_lane), {}
+        for change in changes:
+            setting = with_change(best, change, compiles)
+            self.say(f"the denoiser by itself, {size} lanes: {setting.name}")
+            timed = partial(self._curve_at, setting, leaves, size)
+            results[change.name] = try_change(self.adapter, setting, change, one_call, size, timed)
+        return results
 
     def planned(self, plan: Plan, alone: Alone, best: Setting, given: int) -> Planned:
         """The predicted time of the plan at the chosen batch size, by the measured seconds of the denoiser."""
@@ -318,7 +350,7 @@ class _Bench:
             fitting = FittingSize(alone.batch_size, "images in a call of the pipeline", self.device)
             seconds, batch = fitting.run(lambda size: self._calls(pipe, plan, chosen, size, settings), n)
         except Exception as error:  # the pipeline may refuse an argument; the other parts are still valid
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             return dataclasses.replace(ours, not_compared=reason, not_passed_on=left_out)
         return dataclasses.replace(
             ours,
@@ -395,28 +427,6 @@ class _Bench:
         return int(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
 
 
-@contextlib.contextmanager
-def _set(adapter: Adapter, setting: Setting, compiled_for: int | None = None) -> Iterator[None]:
-    """Inside, the networks have the layout of ``setting`` and are compiled for a size; it is undone at the end."""
-    modules = adapter.modules()
-    to_lay_out = [module for module in modules if setting.channels_last and _can_be_laid_out(module)]
-    try:
-        for module in to_lay_out:
-            module.to(memory_format=torch.channels_last)
-        compiled = Compiled(modules, compiled_for) if setting.compile and compiled_for is not None else None
-        with compiled.for_lanes(compiled.size) if compiled is not None else contextlib.nullcontext():
-            yield
-    finally:
-        for module in to_lay_out:
-            module.to(memory_format=torch.contiguous_format)
-
-
-def _can_be_laid_out(module: nn.Module) -> bool:
-    """Whether it has weights of convolutions that are not in channels-last layout."""
-    kernels = [p for p in module.parameters() if p.ndim == 4]
-    return any(not p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
-
-
 def _machine(adapter: Adapter) -> Machine:
     device = adapter.device
     return Machine(
@@ -429,7 +439,3 @@ def _machine(adapter: Adapter) -> Machine:
         hsd=_core.__version__,
         date=datetime.now(timezone.utc).isoformat(timespec="minutes"),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

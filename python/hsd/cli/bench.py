@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from ..names import Quantization
 from . import options as opt
 from .console import quiet, say, write_numbers
 
@@ -29,11 +30,23 @@ def bench(
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Try torch.compile too.", show_default="on CUDA")
     ] = None,
+    fuse_qkv: Annotated[
+        bool, typer.Option("--fuse-qkv", help="Try attention with query, key and value in one product too.")
+    ] = False,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(get_args(Quantization)),
+            help="Try linear layers in 8 bits too, by torchao; may be repeated. int8, float8: stored so; with "
+            "-dynamic: multiplied so too. A network is timed only if its output stays within 5 %.",
+        ),
+    ] = None,
     json_file: opt.JsonFile = None,
 ) -> None:
     """Measure a model on this machine: the denoiser by itself, the executor, and images compared with diffusers.
 
-    Prints which batch size and which options of hsd generate are the fastest.
+    Prints which batch size and which options of hsd generate are the fastest. --fuse-qkv and --quantize try changes of
+    the network for which hsd generate has no option, and print the Python lines for them.
     """
     quiet()
     from ..bench.run import bench as run_bench
@@ -52,6 +65,8 @@ def bench(
         seeds=file.seeds_from(seed),
         seconds=seconds,
         compile=compile,
+        fuse_qkv=fuse_qkv,
+        quantize=quantize or (),
         say=say,
     )
     write_numbers(json_file, report.numbers())
