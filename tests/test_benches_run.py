@@ -368,6 +368,9 @@ def test_passes(n):
 def test_passes_too():
     pass
 
+def test_mend():  # the beginning of the next name
+    pass
+
 def test_mended():
     assert (HERE / "mended").exists(), "not yet"
 
@@ -424,7 +427,7 @@ def suite(tmp_path, monkeypatch):
 
 
 PASSES = ["test_passes[11]", "test_passes[1]", "test_passes_too"]  # as names are sorted
-ALL = ["test_lacks", "test_lacks_in_hsd", "test_mended", *PASSES, "test_skipped"]
+ALL = ["test_lacks", "test_lacks_in_hsd", "test_mend", "test_mended", *PASSES, "test_skipped"]
 LEFT = ["test_lacks", "test_lacks_in_hsd", "test_mended", "test_skipped"]
 
 
@@ -436,13 +439,13 @@ def test_a_later_call_runs_what_has_not_passed(suite, capfd):
     assert "FAILED tests/test_of_a_gpu_run.py::test_mended: AssertionError: not yet" in printed
     assert "LACKS tests/test_of_a_gpu_run.py::test_lacks: lacks no_such_package" in printed
     assert "slowest 15 durations" in printed
-    assert suite.section["outcomes"] == {"passed": 3, "failed": 1, "lacks": 2, "skipped": 1}
+    assert suite.section["outcomes"] == {"passed": 4, "failed": 1, "lacks": 2, "skipped": 1}
     assert suite.results["test_passes[1]"]["seconds"] >= 0.01
     assert suite.results["test_lacks_in_hsd"]["why"] == "lacks no_such_encoder"
 
     (suite.file.parent / "mended").touch()
     assert suite.call("--small", "--processes", "2") == (1, LEFT)
-    assert suite.section["outcomes"] == {"passed": 4, "lacks": 2, "skipped": 1}
+    assert suite.section["outcomes"] == {"passed": 5, "lacks": 2, "skipped": 1}
     assert suite.section["whole"]
     assert len(suite.results) == len(ALL)
 

@@ -13,7 +13,7 @@
 #                          repository). Without them the bundled prompts are used, and the output says so.
 #   -k EXPRESSION          only tests whose names match
 #   --again                also the tests that have passed in an earlier call
-#   --small                tiny shapes on a CPU, where GPU tests are skipped: tries the code, in two to three minutes
+#   --small                tiny shapes on a CPU, where GPU tests are skipped: tries the code, in three to five minutes
 #
 # OUT (default benches/results; with --small a temporary folder) gets one JSON file a part, written as it is measured,
 # so that a part that is cut short leaves what it had. A later call with the same OUT runs only the tests that have not
