@@ -44,12 +44,13 @@ def copies(size: int, device: torch.device | None) -> dict[str, Callable[[], Ten
     found: dict[str, Callable[[], Tensor]] = {ON_HOST: lambda: other.copy_(pageable)}
     if device is None:
         return found
-    pinned, there, beside = pageable.pin_memory(), pageable.to(device), torch.zeros_like(pageable, device=device)
+    pinned, landing = pageable.pin_memory(), other.pin_memory()
+    there, beside = pageable.to(device), torch.zeros(size, dtype=torch.uint8, device=device)
     return found | {
         ON_DEVICE: lambda: beside.copy_(there),
-        "pinned to device": lambda: there.copy_(pinned, non_blocking=True),
-        "pageable to device": lambda: there.copy_(pageable),
-        "device to pinned": lambda: pinned.copy_(there, non_blocking=True),
-        "device to pageable": lambda: pageable.copy_(there),
+        "pinned to device": lambda: beside.copy_(pinned, non_blocking=True),
+        "pageable to device": lambda: beside.copy_(pageable),
+        "device to pinned": lambda: landing.copy_(there, non_blocking=True),
+        "device to pageable": lambda: other.copy_(there),
         "device to new memory, .cpu()": lambda: there.cpu(),
     }
