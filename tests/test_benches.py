@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import plans  # noqa: E402
 import published  # noqa: E402
 import shapes  # noqa: E402
 from bench import Bench, take  # noqa: E402
-from sections import trace  # noqa: E402
+from sections import capture, trace, transfer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,8 @@ def test_every_section(tmp_path, capsys):
     assert sections["memory"]["rows"][1]["prompts"] > sections["memory"]["rows"][0]["prompts"]
     for section in command.SECTIONS:
         assert f"== {section}" in printed
-    for absent in ("as a CUDA graph", "device events", "the peak", "compile+graphs"):
+    absents = ("as a CUDA graph", "device events", "the peak", "compile+graphs", "captures", "pinned", "copies to and")
+    for absent in absents:
         assert any(absent in skipped["what"] for skipped in content["skipped"]), absent
 
 
@@ -124,7 +126,7 @@ def test_other_models(model, capsys):
 def test_what_only_a_gpu_runs(capsys, monkeypatch, tmp_path):
     """On a simulated device: a graph is its own function, a compiled one is only traced, memory is artificial."""
     monkeypatch.setattr(Bench, "on_gpu", True)
-    monkeypatch.setattr("bench.captured", lambda work: (work, work()))
+    monkeypatch.setattr("bench.captured", lambda work, **how: (work, work()))
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda work, **how: compile_(work, backend="eager", **how))
     made_up = {"memory_allocated": 1, "max_memory_allocated": 5 << 20, "reset_peak_memory_stats": None}
@@ -142,6 +144,77 @@ def test_what_only_a_gpu_runs(capsys, monkeypatch, tmp_path):
     assert all(row["share_of_peak"] > 0 for row in sections["denoiser"]["rows"])
     assert [row["mode"] for row in sections["efficiency"]["rows"]] == ["graphs", "compile"]
     assert all(row["peak"] == (5 << 20) - 1 for row in sections["memory"]["rows"])
+
+
+def test_costs_on_a_simulated_device(capsys, monkeypatch, tmp_path):
+    """What a capture, a decoded image and a copy cost: every number that only a GPU gives is in the results."""
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    monkeypatch.setattr("bench.captured", lambda work, **how: (work, work()))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    made_up = {"graph_pool_handle": None, "memory_reserved": 7, "memory_allocated": 1, "max_memory_allocated": 5 << 20}
+    for name, value in {**made_up, "reset_peak_memory_stats": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(Bench, "empty", lambda self: None)  # it takes half a second
+    file = tmp_path / "results.json"
+    words = ["capture", "decode", "transfer", "--small", "--sets", "styles", "--lanes", "1,2,8", "--alone", "0.001"]
+    assert command.main([*words, "--prompts", "6", "--data", str(plans.DATA), "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    sections = content["sections"]
+    assert [row["lanes"] for row in sections["capture"]["rows"]] == [1, 2]  # no more than a call has
+    for row in sections["capture"]["rows"]:
+        assert row["pool_bytes"] == 0
+        paid = row["pays_after_calls"]
+        gain = row["eager_seconds"] - row["replay_seconds"]
+        assert paid is None if gain <= 0 else paid * gain == pytest.approx(row["capture_seconds"])
+    assert [row["run"] for row in sections["capture"]["twice"]] == ["eager", "graphs, first run", "graphs, second run"]
+    assert [(row["pixels"], row["batch"]) for row in sections["decode"]["rows"]] == [(32, 1), (32, 2), (64, 1), (64, 2)]
+    ways = {"network", "float32", "pageable", "pinned"}
+    assert [set(row["seconds_an_image"]) for row in sections["decode"]["rows"]] == [ways] * 2 + [{*ways, "all"}] * 2
+    assert all(row["peak_bytes"] == (5 << 20) - 1 for row in sections["decode"]["rows"])
+    assert len({row["copy"] for row in sections["transfer"]["rows"]}) == 7
+    assert "NOT MEASURED" not in capsys.readouterr().out.replace("NOT MEASURED: prompt set", "")
+
+
+def test_when_a_capture_pays():
+    assert capture.pays_after(eager=0.010, replay=0.008, capture=1.0) == pytest.approx(500)
+    assert capture.pays_after(eager=0.010, replay=0.010, capture=1.0) is None
+
+
+def test_captures_are_counted(monkeypatch):
+    """Whoever makes them; and a failed one is none."""
+
+    class Graph:
+        def capture_begin(self, pool=None, capture_error_mode="global"):
+            self.mode = capture_error_mode
+
+        def capture_end(self):
+            if self.mode == "bad":
+                raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    with capture.counted() as found:
+        for mode in ("thread_local", "bad", "thread_local"):
+            graph = Graph()
+            graph.capture_begin(capture_error_mode=mode)
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+    Graph().capture_begin()
+    assert found.made == 2
+    assert 0 < found.seconds < 1
+    assert Graph.capture_begin.__qualname__.endswith("Graph.capture_begin")  # as before
+
+
+def test_every_copy_copies(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    assert list(transfer.copies(1000, None)) == [transfer.ON_HOST]
+    works = transfer.copies(1000, torch.device("cpu"))
+    assert len(works) == 7
+    for kind, work in works.items():
+        target = work()
+        assert target.sum() == 1000, kind
+        target.zero_()  # the next one cannot find it full
 
 
 def test_a_section_that_raises_and_a_check_that_fails(tmp_path, capsys, monkeypatch):

@@ -126,10 +126,10 @@ class Bench:
         self.empty()
         return min(taken)
 
-    def capture(self, what: str, work: Callable[[], Any]) -> tuple[Callable[[], None], Any] | None:
+    def capture(self, what: str, work: Callable[[], Any], **how: Any) -> tuple[Callable[[], None], Any] | None:
         """``work`` as a CUDA graph and its output; None, and a line in the report, if it cannot be captured."""
         try:
-            return captured(work)
+            return captured(work, **how)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

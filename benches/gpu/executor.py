@@ -20,6 +20,14 @@ Models have the shapes of released ones and random weights (`shapes.py`): nothin
     Peak device memory of the first calls for 500 prompts and for 10,000.
 ``trace``
     Waits, blocking copies, launches and graphs per call, and the share of the time that the GPU is busy.
+``capture``
+    What the capture of a CUDA graph costs by lanes, in time and memory, and the calls after which it has paid; and
+    whether a second run on the same model captures again.
+``decode``
+    Milliseconds an image by batch and pixels: the decoder network, also in float32, the way to the host through
+    pageable and pinned memory, and HSD's decoder.
+``transfer``
+    Copies between host and device, pinned and pageable, beside those that stay on either side.
 
 Every number is measured in the run that prints it, and every result is checked; if a check fails or a section
 raises, the rest still runs, and the exit status is 1. ``--small`` runs all sections on a CPU with tiny shapes, to test
@@ -47,10 +55,11 @@ import shapes  # noqa: E402
 import torch  # noqa: E402
 from bench import Bench  # noqa: E402
 from measure import Report, command  # noqa: E402
-from sections import denoiser, efficiency, end_to_end, first_image, memory, trace  # noqa: E402
+from sections import capture, decode, denoiser, efficiency, end_to_end, first_image, memory, trace, transfer  # noqa: E402
 
 SECTIONS: dict[str, ModuleType] = {
-    module.NAME: module for module in (efficiency, end_to_end, trace, denoiser, first_image, memory)
+    module.NAME: module
+    for module in (efficiency, end_to_end, trace, denoiser, first_image, memory, capture, decode, transfer)
 }
 """Sections in the order in which they run."""
 

@@ -68,18 +68,33 @@ def alone(work: Callable[[], object], device: torch.device, seconds: float) -> f
     return statistics.median(blocks) / count
 
 
-def captured(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """``work`` as a CUDA graph: its replay, and its output, which every replay overwrites."""
+def captured(work: Callable[[], Any], *, pool: Any = None, warm: int = 2) -> tuple[Callable[[], None], Any]:
+    """``work`` as a CUDA graph: its replay, and its output, which every replay overwrites.
+
+    ``pool`` is the memory that graphs share of which one runs at a time; ``warm`` the calls before the capture.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # one-time work must not be captured
-        for _ in range(2):
+        for _ in range(warm):
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         output = work()
     return graph.replay, output
+
+
+def host_alone(work: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Seconds that the host takes to enqueue a call, as the median of ``calls`` of which each waits for the last."""
+    taken = []
+    for _ in range(calls):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    synchronize(device)
+    return statistics.median(taken)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -144,7 +159,8 @@ class Report:
         self._content["seconds"] = round(time.perf_counter() - self._started, 1)
         checks = self._content["checks"]
         bad = sum(not check["ok"] for check in checks)
-        self.say(f"{len(checks) - bad} of {len(checks)} checks held; {self._content['seconds']} s")
+        held = f"{len(checks) - bad} of {len(checks)} checks held; " if checks else ""
+        self.say(f"{held}{self._content['seconds']} s")
         self.write()
 
     def write(self) -> None:
