@@ -28,7 +28,7 @@ from ..replay.executor import Executor
 from .base import Adapter
 from .capture_rules import Finding, Watch, place, place_of, random_states, same_states, set_random_states
 from .encode import encode
-from .restoring import restored
+from .restoring import clear_caches, restored
 
 PROMPTS = ("a red bicycle", "a portrait of an old sailor, in oil", "the sea")
 """Prompts of a check; one has more tokens than the others."""
@@ -108,18 +108,22 @@ def lint(
     gamma = real.default_catch_up if catch_up is None else catch_up
     rows = conditioning if dtype is None else _in_dtype(conditioning, dtype)
 
-    def prepared() -> tuple[Denoiser, Callable[[], None]]:
+    def prepared() -> tuple[Denoiser, Executor]:
         model = _made_anew(adapter)
         denoiser = model.prior() if of_prior else model
         assert denoiser is not None
-        executor = Executor(plan, program, denoiser, rows, sampler, cuda_graphs=False, catch_up=gamma)
-        return denoiser, lambda: executor._padded(program.max_rows)
+        return denoiser, Executor(plan, program, denoiser, rows, sampler, cuda_graphs=False, catch_up=gamma)
 
     own = [value for name, value in vars(adapter).items() if name != "pipe"]
     owners = [adapter, *adapter.pipes()]
-    with restored([*networks, *own], owners, lambda item: isinstance(item, FakeTensor)), _uncompiled():
-        _claim(networks, mode, device, dtype)
-        return _findings(prepared, mode)
+    watch = Watch(mode)
+    try:
+        with restored([*networks, *own], owners), _uncompiled():
+            _claim(networks, mode, device, dtype)
+            return _findings(prepared, mode, watch)
+    finally:
+        if watch.has_survivors():
+            clear_caches(lambda item: issubclass(type(item), FakeTensor))
 
 
 # ------------------------------------------------------------------------------- the model
@@ -166,8 +170,9 @@ def _claim(
             claimed = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             with mode:
                 made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=claimed, device=device)
-                is_weight = isinstance(tensor, nn.Parameter)
-                fakes[id(tensor)] = nn.Parameter(made, requires_grad=False) if is_weight else made
+            if isinstance(tensor, nn.Parameter):
+                made._is_param = True  # then it is an instance of nn.Parameter
+            fakes[id(tensor)] = made
         return fakes[id(tensor)]
 
     for network in networks:
@@ -220,21 +225,22 @@ def _uncompiled() -> Iterator[None]:
 # ------------------------------------------------------------------------------- the call
 
 
-def _findings(prepared: Callable[[], tuple[Denoiser, Callable[[], None]]], mode: FakeTensorMode) -> list[Finding]:
+def _findings(prepared: Callable[[], tuple[Denoiser, Executor]], mode: FakeTensorMode, watch: Watch) -> list[Finding]:
     """What the second call does, or what ends a call that needs a value."""
-    at_first, watch = random_states(), Watch(mode)
+    at_first, calling = random_states(), False
     try:
         with torch.no_grad(), mode, watch:
-            denoiser, call = prepared()
-            with denoiser.running():
+            denoiser, executor = prepared()
+            with denoiser.running(), _taken_apart(executor):
+                calling = True
                 for _ in range(2):
                     watch.forget()
                     before = random_states()
-                    call()
+                    executor._padded(executor.program.max_rows)
                     if not same_states(before, random_states()):
                         watch.note("draws random numbers of Python or numpy", _definition(denoiser.denoise))
     except Exception as error:
-        if watch.running is not None:
+        if calling and watch.running is not None:
             return [watch.running]
         raise NotChecked(
             f"a call on tensors without values fails at {place_of(error)}: {_first_line(error)}"
@@ -242,6 +248,15 @@ def _findings(prepared: Callable[[], tuple[Denoiser, Callable[[], None]]], mode:
     finally:
         set_random_states(at_first)
     return watch.findings()
+
+
+@contextlib.contextmanager
+def _taken_apart(executor: Executor) -> Iterator[None]:
+    """Afterwards an executor holds nothing. It is in a circle with its own methods, so its tensors would live on."""
+    try:
+        yield
+    finally:
+        vars(executor).clear()
 
 
 def _first_line(error: Exception) -> str:

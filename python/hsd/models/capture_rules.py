@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 Frame = tuple[str, int]
 """File and line."""
@@ -41,8 +43,6 @@ _READS_BACK = {
 
 
 _COPIES = ("_to_copy", "copy_", "copy")
-
-_DEPENDS_ON_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 
@@ -74,12 +74,17 @@ class Watch(TorchDispatchMode):
         self._mode = mode
         self._made: dict[int, torch.UntypedStorage] = {}  # by address
         self._found: Counter[tuple[str, str]] = Counter()
+        self._imitations: list[weakref.ref[Tensor]] = []
         self.running: Finding | None = None
         """The operation that runs, if a graph forbids it. Without values many such operations fail."""
 
     def forget(self) -> None:
         """Forget what was found."""
         self._found.clear()
+
+    def has_survivors(self) -> bool:
+        """Whether anything still keeps a tensor without values that an operation has made."""
+        return any(reference() is not None for reference in self._imitations)
 
     def findings(self) -> list[Finding]:
         """In the order in which they were first seen."""
@@ -94,36 +99,39 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        name = func._schema.name.removeprefix("aten::")
-        on_device = any(tensor.is_cuda for tensor in tensors)
-        drawn = _draws(func, args, kwargs)
+        call = _Call(_operation(func), args, kwargs or {})
+        leaves, structure = tree_flatten((args, call.kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        drawn = _draws(call) if call.of.draws else None
         if drawn is not None:
             self.note(drawn)
-        elif self._is_of_host(func, args, kwargs, tensors):
-            return self._compute(func, args, kwargs, tensors)
-        forbidden = self._forbidden(func, name, args, kwargs, tensors) if on_device else None
+        elif self._is_of_host(call, tensors):
+            return self._compute(call, tensors)
+        forbidden = _forbidden(call, tensors) if any(tensor.is_cuda for tensor in tensors) else None
         self.running = None if forbidden is None else self.note(forbidden)
-        imitated = tree_map_only(Tensor, self._imitation, (args, kwargs))
-        out = func(*imitated[0], **imitated[1])
+        if not all(isinstance(tensor, FakeTensor) for tensor in tensors):
+            leaves = [self._imitation(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            args, kwargs = tree_unflatten(leaves, structure)
+        out = func(*args, **(kwargs or {}))
         self.running = None
-        self._note_copies(name, args, out)
+        self._imitations += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if isinstance(out, Tensor) and (copied := _copies(call, out)) is not None:
+            self.note(copied)
         return out
 
-    def _is_of_host(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:
+    def _is_of_host(self, call: _Call, tensors: list[Tensor]) -> bool:
         """Whether an operation reads and makes tensors of the host only, and writes into none that was there before."""
-        device = _argument(func, args, kwargs, "device")
-        if device is not None and torch.device(device).type != "cpu":
-            return False
         if any(isinstance(tensor, FakeTensor) or tensor.device.type != "cpu" for tensor in tensors):
             return False
-        written = [_argument(func, args, kwargs, name) for name in _written(func)]
-        return all(_address(tensor) in self._made for tensor in tree_leaves(written) if isinstance(tensor, Tensor))
+        device = call.argument("device")
+        if device is not None and torch.device(device).type != "cpu":
+            return False
+        written = tree_leaves([call.argument(name) for name in call.of.written])
+        return all(_address(tensor) in self._made for tensor in written if isinstance(tensor, Tensor))
 
-    def _compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+    def _compute(self, call: _Call, tensors: list[Tensor]) -> Any:
         with _disable_current_modes():
-            out = func(*args, **kwargs)
+            out = call.of.func(*call.args, **call.kwargs)
         given = {_address(tensor) for tensor in tensors}
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and _address(tensor) not in given:
@@ -133,50 +141,90 @@ class Watch(TorchDispatchMode):
     def _imitation(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self._mode.from_tensor(tensor)
 
-    def _forbidden(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
-    ) -> str | None:
-        """What is wrong with an operation that reads a tensor of the device."""
-        if name in _INDEXED:
-            return _of_indices(name, args)
-        if name == "repeat_interleave" and _argument(func, args, kwargs, "output_size") is not None:
+
+@dataclass(frozen=True)
+class _Operation:
+    """What torch says of an operation."""
+
+    func: Any
+    name: str
+    """Without the overload: ``index_put_``."""
+    arguments: dict[str, tuple[int, Any]]
+    """Place and default of each, by name."""
+    written: tuple[str, ...]
+    """The arguments that it writes into."""
+    draws: bool
+    """Whether it may draw random numbers."""
+    depends_on_data: bool
+    """Whether the host has to know values of its result, or the shape of the result."""
+
+
+@functools.cache
+def _operation(func: Any) -> _Operation:
+    arguments = func._schema.arguments
+    return _Operation(
+        func,
+        func._schema.name.removeprefix("aten::"),
+        {argument.name: (i, argument.default_value) for i, argument in enumerate(arguments)},
+        tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
+        torch.Tag.nondeterministic_seeded in func.tags,
+        torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags,
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An operation and what it is called with."""
+
+    of: _Operation
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def argument(self, name: str) -> Any:
+        """The value of an argument, its default included; None if the operation has no such argument."""
+        if name not in self.of.arguments:
             return None
-        if name in _READS_BACK:
-            return _READS_BACK[name]
-        if not _DEPENDS_ON_DATA.isdisjoint(func.tags):
-            return f"has a result whose shape depends on the data ({name})"
-        # A single number of the host is an argument of the kernel, and a copy is looked at by itself.
-        host = next((tensor for tensor in tensors if not tensor.is_cuda and tensor.ndim), None)
-        if host is not None and name not in _COPIES:
-            return f"uses a tensor of the host, {_described(host)}, together with tensors of the device ({name})"
+        place, default = self.of.arguments[name]
+        return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
+
+
+def _forbidden(call: _Call, tensors: list[Tensor]) -> str | None:
+    """What is wrong with an operation that reads a tensor of the device."""
+    name = call.of.name
+    if name in _INDEXED:
+        return _of_indices(call)
+    if name == "repeat_interleave" and call.argument("output_size") is not None:
         return None
-
-    def _note_copies(self, name: str, args: tuple[Any, ...], out: Any) -> None:
-        if not isinstance(out, Tensor):
-            return
-        if name in ("lift_fresh", "lift_fresh_copy") and out.is_cuda:
-            self.note(f"makes a tensor on the host and copies it to the device, {_described(out)}")
-        if name in _COPIES:
-            source = args[0] if name == "_to_copy" else args[1]
-            if source.is_cuda != out.is_cuda:
-                way = "from the device to the host" if source.is_cuda else "from the host to the device"
-                self.note(f"copies {way}, {_described(source)}")
+    if name in _READS_BACK:
+        return _READS_BACK[name]
+    if call.of.depends_on_data:
+        return f"has a result whose shape depends on the data ({name})"
+    # A single number of the host is an argument of the kernel, and a copy is looked at by itself.
+    host = next((tensor for tensor in tensors if not tensor.is_cuda and tensor.ndim), None)
+    if host is not None and name not in _COPIES:
+        return f"uses a tensor of the host, {_described(host)}, together with tensors of the device ({name})"
+    return None
 
 
-def _written(func: Any) -> list[str]:
-    """The arguments that an operation writes into."""
-    return [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+def _copies(call: _Call, out: Tensor) -> str | None:
+    """What is wrong with an operation that copies; None if it stays on one device."""
+    if call.of.name in ("lift_fresh", "lift_fresh_copy") and out.is_cuda:
+        return f"makes a tensor on the host and copies it to the device, {_described(out)}"
+    if call.of.name not in _COPIES:
+        return None
+    source = call.args[0 if call.of.name == "_to_copy" else 1]
+    if source.is_cuda == out.is_cuda:
+        return None
+    way = "from the device to the host" if source.is_cuda else "from the host to the device"
+    return f"copies {way}, {_described(source)}"
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _of_indices(name: str, args: tuple[Any, ...]) -> str | None:
+def _of_indices(call: _Call) -> str | None:
     """What is wrong with ``args[0][args[1]]``, or with an assignment to it."""
-    indices = [index for index in args[1] if index is not None]
+    indices = [index for index in call.args[1] if index is not None]
     masks = [index for index in indices if index.dtype in (torch.bool, torch.uint8)]
-    is_fill = len(indices) == 1 and "put" in name and args[2].numel() == 1 and not args[2].is_cuda
+    is_put = "put" in call.of.name
+    is_fill = is_put and len(indices) == 1 and call.args[2].numel() == 1 and not call.args[2].is_cuda
     if masks and not is_fill:  # a fill with one number is a masked_fill
         return "indexes with a boolean tensor, so that the size depends on the data"
     host = next((index for index in indices if not index.is_cuda), None)
@@ -185,25 +233,18 @@ def _of_indices(name: str, args: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """What is wrong with an operation that draws random numbers; None if it draws none."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return None
-    name = func._schema.name.removeprefix("aten::")
+def _draws(call: _Call) -> str | None:
+    """What is wrong with an operation that may draw random numbers; None if it draws none."""
+    name = call.of.name
     switches = ("dropout_p", "dropout", "train", "training", *(("p",) if "dropout" in name else ()))
-    if any(_argument(func, args, kwargs, switch) in (0, False) for switch in switches):
+    if any(call.argument(switch) in (0, False) for switch in switches):
         return None
-    source = "the global generator" if _argument(func, args, kwargs, "generator") is None else "a generator of its own"
+    source = "the global generator" if call.argument("generator") is None else "a generator of its own"
     return f"draws random numbers from {source} ({name})"
 
 
-def _argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """The value of an argument of an operation by name, its default included; None if it has no such argument."""
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.name == name:
-            given = args[i] if i < len(args) else kwargs.get(name, argument.default_value)
-            return given
-    return None
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _described(tensor: Tensor) -> str:

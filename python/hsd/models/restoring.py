@@ -1,4 +1,4 @@
-"""Objects and what hangs on them, put back as they were: attributes, lists, dictionaries and caches of functions.
+"""Objects and what hangs on them, put back as they were: attributes, lists, dictionaries; and caches of functions.
 
 For code that runs a model in another way than usual and must not leave a trace in it. Tensors are not copied: what is
 put back is which tensor is where.
@@ -24,12 +24,11 @@ _LIBRARY = ("torch.", "builtins", "collections", "typing", "functools")
 
 
 @contextlib.contextmanager
-def restored(roots: Iterable[Any], owners: Sequence[Any], is_foreign: Callable[[Any], bool]) -> Iterator[None]:
+def restored(roots: Iterable[Any], owners: Sequence[Any]) -> Iterator[None]:
     """Afterwards, also after an error, everything that can be reached from ``roots`` holds the same objects as before.
 
     Reached are: attributes of objects, items of containers, variables of closures, and the containers that are
-    variables of a class on the way or of the module that defines it. Caches of :func:`functools.lru_cache` have no
-    access to single entries, so those with a foreign object are emptied.
+    variables of a class on the way or of the module that defines it.
 
     Parameters
     ----------
@@ -37,15 +36,22 @@ def restored(roots: Iterable[Any], owners: Sequence[Any], is_foreign: Callable[[
         Objects.
     owners
         Objects whose attributes are put back, and the items of those that are containers, but no more.
-    is_foreign
-        Whether an object may not stay in a cache.
     """
     before = _Snapshot(roots, owners)
     try:
         yield
     finally:
         before.restore()
-        _clear_caches(is_foreign)
+
+
+def clear_caches(is_foreign: Callable[[Any], bool]) -> None:
+    """Empty every cache of :func:`functools.lru_cache` in the process that holds a foreign object.
+
+    There is no access to single entries.
+    """
+    for item in gc.get_objects():
+        if type(item) is functools._lru_cache_wrapper and _holds(item, is_foreign):
+            item.cache_clear()
 
 
 class _Snapshot:
@@ -125,13 +131,6 @@ def _is_weak(value: Any) -> bool:
 def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     """Whether two dictionaries have the same objects under the same keys in the same order."""
     return len(a) == len(b) and all(k is m and v is w for (k, v), (m, w) in zip(a.items(), b.items(), strict=True))
-
-
-def _clear_caches(is_foreign: Callable[[Any], bool]) -> None:
-    """Empty every cache of :func:`functools.lru_cache` in the process that holds a foreign object."""
-    for item in gc.get_objects():
-        if type(item) is functools._lru_cache_wrapper and _holds(item, is_foreign):
-            item.cache_clear()
 
 
 def _holds(cache: Any, is_foreign: Callable[[Any], bool]) -> bool:
