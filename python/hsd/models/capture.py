@@ -118,7 +118,7 @@ def lint(
     owners = [adapter, *adapter.pipes()]
     watch = Watch(mode)
     try:
-        with restored([*networks, *own], owners), _uncompiled():
+        with restored([*networks, *own], owners):
             _claim(networks, mode, device, dtype)
             return _findings(prepared, mode, watch)
     finally:
@@ -212,14 +212,6 @@ def _in_dtype(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
             field = Field(rows, field.index)
         fields[name] = field
     return dataclasses.replace(conditioning, fields=fields)
-
-
-@contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Run what was given to ``torch.compile`` as it is written: there is nothing to compile for."""
-    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
-    with contextlib.nullcontext() if stance is None else stance("force_eager"):
-        yield
 
 
 # ------------------------------------------------------------------------------- the call
