@@ -98,7 +98,7 @@ def test_the_documented_adapter_gives_the_pipelines_images(pipe, adapter):
 
 def test_the_documented_adapter_passes_the_check(pipe, adapter):
     register(adapter)
-    check(pipe, **SETTINGS)
+    assert check(pipe, **SETTINGS).captures
 
 
 def test_it_can_be_stepped_by_another_scheduler(pipe, adapter):

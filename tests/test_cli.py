@@ -220,7 +220,10 @@ def test_bad_settings_on_the_command_line(prompts, tmp_path, argument, says):
 def test_check():
     run = RUN.invoke(cli.app, ["check", "demo", "--set", "prior_steps=2"])
     assert run.exit_code == 0, run.output
-    assert run.output.startswith("demo: encoding, lanes at different steps, and decoding are correct.")
+    assert run.output.splitlines() == [
+        "demo: encoding, lanes at different steps, and decoding are correct.",
+        "CUDA graphs: can capture",
+    ]
 
 
 def test_planning_without_a_model_does_not_import_torch(prompts):

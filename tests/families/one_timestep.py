@@ -24,6 +24,7 @@ class OneTimestepUNet(UNet2DConditionModel):
 
 class OneTimestepAdapter(StableDiffusionAdapter):
     mixed_timesteps = False
+    capturable = False  # the network looks at the timesteps
 
 
 class OneTimestep(StableDiffusion):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditioning.rows import Conditioning
-from ..errors import Error
+from ..errors import Error, Notice
 from .base import Adapter
 from .caches import refuse_step_caches
+from .capture import PROMPTS, NotChecked, Verdict, lint
+from .capture_rules import Finding
 from .encode import encode
 from .loading import load
 
-_PROMPTS = ("a red bicycle", "a portrait of an old sailor, in oil", "the sea")
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference, relative to the root mean square of what is compared."""
 _HALF_TOLERANCE = 5e-2
@@ -28,12 +31,13 @@ class BrokenAdapter(Error, ValueError):
     """An adapter, or a patched network, that would give wrong images. The message says how this was found."""
 
 
-def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **settings: Any) -> None:
+def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **settings: Any) -> Verdict:
     """Run a model on a few prompts, and raise if it lacks a property that the executor relies on.
 
     It takes about a dozen evaluations of the denoiser. These are compared: each prompt encoded by itself and in a
     batch with others; each lane in a call by itself and in a call with lanes at other steps; a call and the same call
-    repeated after others; two latents decoded twice, with generators in the same state.
+    repeated after others; two latents decoded twice, with generators in the same state. Also, one call runs on tensors
+    that only claim to be on a GPU, to find what a CUDA graph forbids, see :mod:`hsd.models.capture`.
 
     Parameters
     ----------
@@ -43,6 +47,12 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
         Two or more, different from each other.
     steps
         Inference steps to take timesteps from.
+
+    Returns
+    -------
+    Verdict
+        Whether calls can be captured as CUDA graphs. If nothing forbids it, but the adapter has ``capturable = False``,
+        a :class:`hsd.Notice` says so too.
 
     Raises
     ------
@@ -61,6 +71,8 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     conditioning = encode([adapter], variant, texts, seeds)
     for i in range(n):
         _check_rows(conditioning, encode([adapter], variant[:1], texts[i : i + 1], seeds[i : i + 1]), i)
+    # Before anything is evaluated: networks may keep tensors, and then do not look on which device they are.
+    graphs = _graphs(adapter, conditioning, texts, steps)
     means = [conditioning.mean(np.array([i])) for i in range(n)]
     rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in seeds])
@@ -73,6 +85,45 @@ def check(model: Any, prompts: Sequence[str] = _PROMPTS, *, steps: int = 4, **se
     timesteps = sampler.timesteps[step].to(adapter.device)
     _check_lanes(adapter, latents, timesteps, rows)
     _check_decode(adapter, latents[:2], seeds[:2])
+    return _judged(adapter, graphs)
+
+
+def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], steps: int) -> list[Finding] | NotChecked:
+    """What a CUDA graph forbids in calls of the model's denoiser and of its prior.
+
+    On a CPU also in the half precision that the family is loaded in on a GPU, in which networks may do other things.
+    """
+    try:
+        found = lint(adapter, conditioning, texts, steps=steps)
+        if adapter.prior() is not None:
+            found += lint(adapter, prompts=texts, of_prior=True)
+    except NotChecked as reason:
+        return reason
+    if not found and adapter.device.type != "cuda" and adapter.dtype != adapter.half_dtype:
+        with contextlib.suppress(NotChecked):  # some networks keep parts of them in float32
+            found = lint(adapter, conditioning, texts, steps=steps, dtype=adapter.half_dtype)
+    return found
+
+
+def _judged(adapter: Adapter, graphs: list[Finding] | NotChecked) -> Verdict:
+    """What :func:`_graphs` means for what the adapter declares; ``BrokenAdapter`` if they contradict each other."""
+    if adapter.offloads:
+        return Verdict(False, "hooks move the model's weights to the device for each call")
+    if isinstance(graphs, NotChecked):
+        return Verdict(None, str(graphs))
+    what = "; ".join(map(str, graphs))
+    if graphs and adapter.capturable:
+        raise BrokenAdapter(
+            f"denoise does what a CUDA graph forbids: {what}. Set capturable = False on the adapter, or keep these "
+            "tensors on the device"
+        )
+    if graphs:
+        return Verdict(False, f"capturable is False, and denoise does what a graph forbids: {what}")
+    if not adapter.capturable:
+        text = "capturable is False, but nothing was found that a graph forbids: it could be True"
+        warnings.warn(f"{adapter.name}: {text}", Notice, stacklevel=3)
+        return Verdict(False, text)
+    return Verdict(True)
 
 
 def _check_rows(together: Conditioning, single: Conditioning, i: int) -> None:
