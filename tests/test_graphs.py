@@ -283,8 +283,8 @@ def run(plan, model, **execution):
 
 
 def settle(plan, model, **execution):
-    """Two runs: a size that one run has not used often enough is captured in the next one."""
-    for _ in range(2):
+    """Three runs: a size that one run has not used often enough is captured in the next one."""
+    for _ in range(3):
         latents = run(plan, model, **execution)
     return latents
 

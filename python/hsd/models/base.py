@@ -231,7 +231,7 @@ class Adapter(Denoiser):
 
     def graph_key(self) -> Hashable | None:
         """Equal as long as a later run may replay the calls that an earlier one captured."""
-        return graph_key(self)
+        return graph_key(self, self.pipes(), self.call_key(), self.lane_settings)
 
     def free_graphs(self) -> bool:
         """Free the memory that captured calls hold between runs; returns whether there was any.

@@ -12,17 +12,15 @@ import enum
 import functools
 import os
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
+from ..replay.denoiser import Denoiser
 from .state import AFTER_DENOISER, parts_of
-
-if TYPE_CHECKING:
-    from .base import Adapter
 
 _DEPTH = 6
 """How deep lists, dicts and objects are followed."""
@@ -31,22 +29,31 @@ _NOT_IN_CALLS = frozenset({"pipe", "name", "default_tau", "calibration", "_runni
 """Attributes of an adapter that no call depends on, or that the key has already."""
 
 
-def graph_key(adapter: Adapter) -> Hashable | None:
-    """A key for :meth:`Adapter.graph_key`; None for an offloaded model, whose weights move with each call."""
-    if adapter.offloads:
+def graph_key(
+    denoiser: Denoiser, pipes: Iterable[Any], call_key: Hashable, lane_settings: frozenset[str]
+) -> Hashable | None:
+    """A key for :meth:`Adapter.graph_key`; None for an offloaded model, whose weights move with each call.
+
+    Parameters
+    ----------
+    denoiser
+        The adapter.
+    pipes, call_key, lane_settings
+        What it drives; its :meth:`call_key`, and the settings that are not in it since they reach a call by its rows.
+    """
+    if denoiser.offloads:
         return None
-    kind = type(adapter)
-    left_out = _NOT_IN_CALLS | adapter.lane_settings
-    own = {name: value for name, value in vars(adapter).items() if name not in left_out}
+    kind, pipes = type(denoiser), tuple(pipes)
+    left_out = _NOT_IN_CALLS | lane_settings
     return (
-        adapter.call_key(),
-        adapter.dtype,
-        adapter.device,
+        call_key,
+        denoiser.dtype,
+        denoiser.device,
         Same(kind),
         Same(getattr(kind, "denoise", None)),
-        _plain(own),
-        tuple(_pipe(pipe) for pipe in adapter.pipes()),
-        tuple((name, _network(part)) for name, part in _networks(adapter)),
+        _plain({name: value for name, value in vars(denoiser).items() if name not in left_out}),
+        tuple(_pipe(pipe) for pipe in pipes),
+        tuple((name, _network(part)) for name, part in _networks(denoiser, pipes)),
         _switches(),
     )
 
@@ -87,12 +94,12 @@ def _pipe(pipe: Any) -> Hashable:
     return Same(pipe), _plain(state)
 
 
-def _networks(adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
+def _networks(denoiser: Denoiser, pipes: tuple[Any, ...]) -> Iterator[tuple[str, nn.Module]]:
     """All networks that may take part in a call: those the adapter names, and whatever runs before the decoder."""
-    denoisers = adapter.modules()
+    denoisers = denoiser.modules()
     yield from ((f"denoiser {i}", module) for i, module in enumerate(denoisers))
-    for name, part in parts_of(adapter.pipes()):
-        known = any(part is denoiser for denoiser in denoisers)
+    for name, part in parts_of(pipes):
+        known = any(part is network for network in denoisers)
         if isinstance(part, nn.Module) and not known and not name.startswith(AFTER_DENOISER):
             yield name, part
 

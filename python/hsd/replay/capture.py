@@ -78,20 +78,20 @@ def _end_failed(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, st
 
     ``CUDAGraph.capture_end`` ends the capture of the stream first. If that raises, which it does for every capture that
     something illegal has invalidated, it returns before ``endAllocateToPool`` and before the generators' epilogue, and
-    ``reset`` releases nothing, since the capture has never ended (torch 2.4 to 2.15). The allocator then believes that
-    a capture is underway for as long as the process lives: it no longer looks whether blocks that other streams have
-    used are free, and where memory runs out it does not give back what it caches. So the allocation is ended here by
-    the binding that ``torch.cuda.use_mem_pool`` ends its own with. There are four cases:
+    ``reset`` releases nothing, since the capture has not ended. The allocator then believes for as long as the process
+    lives that a capture is underway: it no longer looks whether blocks that other streams have used are free, and where
+    memory runs out it does not give back what it caches. So the allocation is ended here, by the binding that
+    ``torch.cuda.use_mem_pool`` ends its own with. The cases:
 
     * The capture was ended properly (``work`` raised something else): the binding says that nothing is recorded, and
       the graph releases its pool by itself.
-    * It was not: the allocation is ended and this capture's use of the pool is given back.
-    * The allocator of pinned memory, which since 2.10 takes part in captures, has no such binding. It compares streams
-      with the failed graph, finds none, and works on; so the graph has to be kept.
+    * It was not: the allocation is ended, and this capture's use of the pool is given back.
+    * In newer versions the allocator of pinned memory takes part in captures, and it has no such binding. It goes on to
+      compare streams with the failed graph, finds none and works as before. So the graph has to be kept.
     * Before torch 2.8 the binding has another name. If there is neither, the allocator stays as it is: memory is still
-      used again by its own stream, but caches are not emptied. There is no such version at the time of writing.
+      used again by its own stream, but caches are not emptied. No version from 2.4 to 2.15 is known to be like that.
 
-    The default generator stays in capture mode up to torch 2.9, and would raise at its next draw on the device. The
+    In older versions the default generator stays in capture mode, and would raise at its next draw on the device. The
     next capture that works ends that, so one is made.
     """
     bindings = (getattr(torch._C, name, None) for name in ("_cuda_endAllocateToPool", _END_BEFORE_2_8))
