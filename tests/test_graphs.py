@@ -99,8 +99,9 @@ def test_few_calls_of_a_size_are_not_captured(cuda):
 def test_a_host_that_is_held_up_is_not_the_limit(cuda):
     """The device is behind from the first call on: that the host waits inside a call says nothing of the host."""
     graphs = Graphs(CUDA, left=lambda size: 100)
+    cuda.busy(0.0, 5.0)
     for _ in range(20):
-        graphs.run(4, lambda size: (cuda.busy(0.0, 1.0), cuda.busy(1.0, 1.0)))
+        graphs.run(4, lambda size: cuda.busy(1.0, 1.0))
     assert not cuda.graphs
 
 
@@ -330,6 +331,32 @@ def shifted(table: SamplerTable) -> SamplerTable:
     table.out.mul_(0.97)
     table.timesteps.sub_(5)
     return table
+
+
+def test_what_all_prompts_share_is_a_value_too(captured, own):
+    """With one prompt, repeated, all conditioning is a shared row; another prompt needs no other graph."""
+    cats, dogs = (plan_for(own, [prompt] * 5) for prompt in ("a cat", "a dog by the sea"))
+    assert not executor_of(cats, own).buffers.rows
+    settle(cats, own)
+    captures, latents = count(captured, lambda: run(dogs, own))
+    assert captures == 0
+    assert_near(latents, eager(dogs, own))
+
+
+def test_what_a_network_makes_in_its_first_call(captured, own, monkeypatch):
+    """It is there in the next run, and no reason to capture again."""
+    plan, whole = plan_for(own), type(own).denoise
+
+    def denoise(self, latents, timestep, rows):
+        vars(self.pipe.unet).setdefault("made", torch.ones(1))
+        return whole(self, latents, timestep, rows)
+
+    monkeypatch.setattr(type(own), "denoise", denoise)
+    first, _ = count(captured, lambda: run(plan, own))
+    sizes = set(vars(own)["_kept_graphs"]._kept[1].graphs._graphs)
+    assert first == len(sizes) > 0
+    executor = executor_of(plan, own, batch_size=4)
+    assert sizes <= set(executor._graphs._graphs)
 
 
 def test_guidance_in_an_interval_is_replayed(captured, own):

@@ -48,7 +48,7 @@ class Contents:
     """(K,) where guidance varies."""
 
     def form(self) -> Hashable:
-        """Equal where captured calls of one run are those of the other: all but the slots and the values of tensors."""
+        """Equal where captured calls of one run are those of the other: all but slots, and what a refill sets."""
         table = self.sampler
         return (
             (self.lanes, self.latent, table.n_noise),
@@ -57,7 +57,7 @@ class Contents:
             tuple(self.rows.items()),
             self.late,
             _form(self.weights),
-            None if self.rows_by_step is None else len(self.rows_by_step),
+            None if self.rows_by_step is None else tuple(self.rows_by_step.tolist()),
         )
 
 
@@ -119,8 +119,6 @@ class Buffers:
         for name, tensor in tensors.items():
             tensor.copy_(getattr(table, name))
         self.sampler = replace(table, **tensors)
-        if self.layout is not None and contents.rows_by_step is not None:
-            self.layout.refill(contents.rows_by_step)
         for name, row in contents.shared.items():
             self.shared[name].copy_(row)
         if self.weights is not None and contents.weights is not None:

@@ -71,11 +71,8 @@ class KeptGraphs:
             kept, self._kept, self._user = self._kept, None, None
         return kept is not None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptGraphs:
-        """A copy of a model has graphs of its own."""
-        return KeptGraphs()
-
     def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a model, by ``copy.deepcopy`` or pickled, keeps graphs of its own."""
         return KeptGraphs, ()
 
 

@@ -53,11 +53,6 @@ class Layout:
         self._on_host = torch.from_numpy(rows)
         self._on_device = self._on_host.to(device)
 
-    def refill(self, rows: NDArray) -> None:
-        """Other ``rows`` (K,) for as many steps; captured calls see them."""
-        self._on_host = torch.from_numpy(rows)
-        self._on_device.copy_(self._on_host)
-
     def count(self, step: Tensor) -> int:
         """Rows of lanes at ``step`` (L,), which is on the host."""
         return int(self._on_host[step].sum())
