@@ -99,7 +99,7 @@ class Buffers:
         self.sampler = table.to(device, torch.float32)
         self.layout = None if contents.rows_by_step is None else Layout(contents.rows_by_step, device)
         self.state = torch.zeros((slots, table.n_state, *latent), device=device)
-        self.shared = {name: row.to(device) for name, row in contents.shared.items()}
+        self.shared = {name: row.to(device, copy=True) for name, row in contents.shared.items()}
         self.rows = {
             name: torch.zeros((slots, *row), dtype=dtype, device=device) for name, (row, dtype) in contents.rows.items()
         }
