@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -438,6 +439,20 @@ def test_a_run_that_raises_keeps_nothing(captured, own, monkeypatch):
     next(calls)
     calls.close()  # given up
     assert count(captured, lambda: run(plan, own))[0] > 0
+
+
+def test_an_executor_that_is_dropped_is_gone(captured, own):
+    """Its buffers are, without a collection; and a run that never began keeps no other one from keeping its graphs."""
+    plan = plan_for(own)
+    settle(plan, own)
+    gc.disable()
+    try:
+        executor = weakref.ref(executor_of(plan, own, batch_size=4))
+        assert executor() is None
+        run(plan, own)
+        assert own.free_graphs()
+    finally:
+        gc.enable()
 
 
 def test_free_graphs(captured, own):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ from .graphs import Compiled, Graphs, bucket, can_capture
 from .kept import Captured, kept_by
 from .layout import check_rows
 from .worth import CallsLeft
+
+T = TypeVar("T")
 
 
 def check_fit(plan: Plan, sampler: SamplerTable) -> None:
@@ -67,6 +71,21 @@ class Evaluation:
     """(B, *latent) float32, where the denoiser predicts one."""
     step: Tensor
     """(B,) int64."""
+
+
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """A method of an object that has to be alive when it is called.
+
+    The executor has what calls it, so it would be in a circle, and its buffers would stay until the next collection.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call() -> T:
+        alive = reference()
+        assert alive is not None
+        return alive()
+
+    return call
 
 
 class Executor:
@@ -152,7 +171,8 @@ class Executor:
         self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
         items = "latents" if program.rows is None else "rows of the network"
         self._other_room = make_room
-        self._lanes = FittingSize(lanes, items, device, on_change=self._fewer_lanes, make_room=self._make_room)
+        changed, room = _weakly(self._fewer_lanes), _weakly(self._make_room)
+        self._lanes = FittingSize(lanes, items, device, on_change=changed, make_room=room)
         """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
         self.errors: dict[int, str] = {}
         """By prompt, what the denoiser raised for its lane or for one that it comes from. Its latent is NaN."""
