@@ -20,9 +20,11 @@ from helpers import encoded
 from hsd import cli
 from hsd.conditioning.rows import Conditioning, Field, Rows
 from hsd.conditioning.spool import Spool
+from hsd.replay.buffers import rounded_up
 from hsd.replay.denoiser import Denoiser
 from hsd.replay.executor import Executor
 from hsd.replay.graphs import bucket, can_capture
+from hsd.replay.kept import kept_by
 from hsd.tuning import batching
 from hsd.tuning.batching import choose
 from hsd.tuning.curve import CudaMemory, Curve, measure
@@ -281,7 +283,7 @@ def test_lanes_have_the_rows_of_prompts_and_stand_at_all_steps():
 
 def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
     """Without a GPU: that the graph is what is timed, and that the calls before its capture are not."""
-    replayed = []
+    replayed, cleared = [], []
 
     class Stub:
         def __init__(self, device):
@@ -295,6 +297,9 @@ def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
                 replayed.append(size)
                 fake.now += 0.03
 
+        def clear(self):
+            cleared.append(len(fake.calls))
+
     monkeypatch.setattr("hsd.tuning.curve.Graphs", Stub)
     monkeypatch.setattr("hsd.tuning.curve.can_capture", lambda denoiser: True)
     fake = Fake(lambda n: 0.5)
@@ -302,6 +307,7 @@ def test_captured_calls_are_timed_once_they_are_captured(monkeypatch):
     assert curve.seconds_per_call == pytest.approx([0.03, 0.03])
     assert replayed == [1] * 7 + [2] * 7
     assert len(fake.calls) == 6
+    assert cleared == [3, 6]  # before the next size is predicted: a graph's memory does not count as free
     monkeypatch.undo()
     assert not can_capture(fake)  # there is nothing to capture on a CPU
 
@@ -336,7 +342,7 @@ def test_on_a_real_denoiser(plan, model):
     assert curve.lanes == (1, 3)
     program = plan.program(4)
     executor = Executor(plan, program, model, c, model.sampler(6))
-    buffers = [executor.state, *executor._rows.values()]
+    buffers = [executor.state, *executor.buffers.rows.values()]
     per_slot = batching.slot_bytes(model, c, model.sampler(6), plan)
     assert per_slot * (program.n_slots + 1) == sum(buffer.nbytes for buffer in buffers)
     assert batching.free_memory(torch.device("cpu")) > 0
@@ -441,6 +447,38 @@ def test_slots_fit_the_memory(order):
     assert choice.batch_size == free_choice.batch_size  # the last limit just suffices
     with pytest.raises(hsd.OutOfMemory, match=rf"{least} latents alive at once of 100 bytes each.*max_slots="):
         choose(plan, curve, order=order, slot_bytes=100, free_bytes=(least + 1) * 100 - 1)
+
+
+def test_captured_calls_need_memory_of_their_own():
+    """The pool of the graphs, and beside it the calls that are not captured: the largest size and the next smaller."""
+    curve = Curve((1, 2, 4, 8), (1.0, 1.1, 1.2, 1.3), (100, 200, 400, 800))
+    assert [curve.memory_of_run(n, captured=False) for n in (1, 2, 6, 8)] == [100, 200, 600, 800]
+    assert [curve.memory_of_run(n, captured=True) for n in (1, 2, 6, 8)] == [100, 200 + 100, 600 + 400, 800 + 600]
+    assert curve.memory_of_run(8, captured=True, rows=2) == 800 + 600  # 16 rows and 12
+    assert curve.memory_of_run(1, captured=True, rows=2) == 100 + 100  # two rows and one, which is half a lane
+    assert Curve((1, 2), (1.0, 1.1)).memory_of_run(2, captured=True) == 0
+
+
+def test_captured_calls_count_in_the_choice():
+    plan = plan_of(60, 0.0)
+    curve = Curve((1, 2, 4, 8), (1.0, 1.1, 1.2, 1.3), (100, 200, 400, 800))
+    assert choose(plan, curve, free_bytes=800 + 600, captured=True).batch_size == 8
+    assert choose(plan, curve, free_bytes=800 + 599, captured=True).batch_size == 6
+    slots = choose(plan, curve, order="depth", sizes=[8]).n_slots + 1
+    spare = rounded_up(slots)
+    assert spare > slots
+    options = {"order": "depth", "sizes": [8], "slot_bytes": 1000}
+    assert choose(plan, curve, free_bytes=spare * 1000 + 1400, captured=True, **options).batch_size == 8
+    with pytest.raises(hsd.OutOfMemory):
+        choose(plan, curve, free_bytes=spare * 1000 + 1399, captured=True, **options)
+
+
+def test_measuring_drops_what_is_kept():
+    """It would take the memory that is measured."""
+    fake = Fake(lambda n: 1.0)
+    kept_by(fake)._kept = ("key", None, None)
+    run(fake, sizes=[1])
+    assert not kept_by(fake).free()
 
 
 def test_the_memory_of_a_call_counts():

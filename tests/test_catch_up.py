@@ -109,14 +109,16 @@ def test_the_witness_with_tokens_of_different_lengths():
 def test_without_sharing_it_is_off(model):
     plan = hsd.compile(["a cat", "a dog", "a cat"], 0.0, model=model, steps=4)
     executor = executor_of(plan, model, ON)
-    assert (executor._differences, executor._weights, len(executor._table)) == ({}, None, 3)
+    buffers = executor.buffers
+    assert (buffers.differences, buffers.weights, len(buffers.table)) == ({}, None, 3)
     expected = latents_of(plan, model)
     assert all(torch.equal(latent, expected[i]) for i, latent in finished_by(executor).items())
 
 
 def test_zero_allocates_nothing(plan, model):
     executor = executor_of(plan, model)
-    assert (executor._differences, executor._weights, len(executor._table)) == ({}, None, 3)
+    buffers = executor.buffers
+    assert (buffers.differences, buffers.weights, len(buffers.table)) == ({}, None, 3)
     assert executor._feeder._history is None
 
 
@@ -269,7 +271,7 @@ def test_memory_of_a_slot(plan, model):
     conditioning, sampler = encoded(model, plan.prompts, plan.seeds), model.sampler(6)
     for gamma in (0.0, 1.0):
         executor = executor_of(plan, model, {"catch_up": gamma})
-        buffers = (executor.state, *executor._rows.values(), *executor._differences.values())
+        buffers = (executor.state, *executor.buffers.rows.values(), *executor.buffers.differences.values())
         per_slot = sum(buffer[0].nbytes for buffer in buffers)
         assert slot_bytes(model, conditioning, sampler, plan, gamma) == per_slot
 

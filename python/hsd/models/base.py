@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ..calibration.calibration import Calibration
 from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
+from ..replay.kept import kept_by
+from .graph_key import graph_key
 from .lora_scale import check_lora_scale
 from .refusals import Needs
 from .state import encoding_digest
@@ -245,6 +247,22 @@ class Adapter(Denoiser):
         settings = {k: v for k, v in self.settings.items() if k not in self.denoising_settings}
         parts = encoding_digest(self.pipes(), self.own_scheduler(), self.modules())
         return (type(self), repr(sorted(settings.items())), parts)
+
+    def graph_key(self) -> Hashable | None:
+        """Equal as long as a later run may replay the calls that an earlier one captured."""
+        return graph_key(self, self.pipes(), self.call_key(), self.lane_settings)
+
+    def free_graphs(self) -> bool:
+        """Free the memory that captured calls hold between runs; returns whether there was any.
+
+        On a GPU a model keeps the calls that its latest run captured as CUDA graphs, with their buffers, so that the
+        next run of the same sizes need not capture them again. They hold about as much memory as the run itself, and
+        go when the model goes, when a run of other sizes begins, and when the memory runs out.
+        """
+        freed = kept_by(self).free()
+        if freed:
+            torch.cuda.empty_cache()
+        return freed
 
     @property
     def offloads(self) -> bool:

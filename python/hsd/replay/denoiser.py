@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -167,6 +167,14 @@ class Denoiser(ABC):
         """Whether hooks move the weights to the device for a call and away from it afterwards."""
         return any(has_offload_hooks(module) for module in self.modules())
 
+    def graph_key(self) -> Hashable | None:
+        """Equal as long as a call that was captured in an earlier run may be replayed; None if none may.
+
+        A replay runs no Python and reads the addresses of the capture. So whatever decides what :meth:`denoise` would
+        enqueue has to be in the key: settings, where the weights are, what is switched on.
+        """
+        return None
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Active during a run: an adapter may look up here what does not change during the calls."""
@@ -189,5 +197,12 @@ class Prior(Denoiser):
 
 
 def has_offload_hooks(module: nn.Module) -> bool:
-    """Whether accelerate or diffusers moves the weights of a network to the device and away from it."""
-    return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+    """Whether accelerate or diffusers moves the weights of a network to the device and away from it.
+
+    diffusers leaves an empty list of hooks behind where it only looked for some, as each call of a pipeline does.
+    """
+    return any(hasattr(part, "_hf_hook") or _hooks_of(part) for part in module.modules())
+
+
+def _hooks_of(part: nn.Module) -> bool:
+    return bool(getattr(getattr(part, "_diffusers_hook", None), "hooks", None))

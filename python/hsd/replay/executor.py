@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .._core import Program
-from ..conditioning.rows import MASK, Conditioning
+from ..conditioning.rows import Conditioning
 from ..errors import PlanMismatch
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
@@ -20,11 +22,16 @@ from ..work.broadcast import per_row
 from ..work.device import FittingSize, synchronize
 from ..work.faults import HOPELESS, described, ends_run
 from ..work.threads import ahead
+from .buffers import Buffers, Contents
 from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
-from .feed import Feed, Feeder, Throttle
+from .feed import Feed, Feeder, Throttle, now_on
 from .graphs import Compiled, Graphs, bucket, can_capture
-from .layout import Layout, check_rows
+from .kept import Captured, kept_by
+from .layout import check_rows
+from .worth import CallsLeft
+
+T = TypeVar("T")
 
 
 def check_fit(plan: Plan, sampler: SamplerTable) -> None:
@@ -66,11 +73,26 @@ class Evaluation:
     """(B,) int64."""
 
 
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """A method of an object that has to be alive when it is called.
+
+    The executor has what calls it, so it would be in a circle, and its buffers would stay until the next collection.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call() -> T:
+        alive = reference()
+        assert alive is not None
+        return alive()
+
+    return call
+
+
 class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
-    Buffers are allocated once: the state of each slot (n_slots + 1, S, *latent) float32 (padding writes to the
-    last row), and one row of conditioning per slot, two with catch-up. What a call needs from the host comes from a
+    Buffers are allocated once: the state of each slot (slots, S, *latent) float32 (padding writes to the last slot),
+    and one row of conditioning per slot, two with catch-up. What a call needs from the host comes from a
     :class:`~hsd.replay.feed.Feeder`, which on a GPU is some calls ahead; the loop only enqueues. The memory
     does not grow with the number of calls.
 
@@ -89,8 +111,14 @@ class Executor:
     observer
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     make_room
-        Called when an evaluation runs out of memory, before calls become smaller for good: see
-        :class:`~hsd.work.device.FittingSize`.
+        Called when a call does not fit into the memory, after captured calls were dropped and before the call is cut:
+        frees memory or waits for work that holds some, and returns whether there was any.
+
+    Attributes
+    ----------
+    buffers
+        What the calls read and write on the device. On a GPU they may be those of an earlier run of the same denoiser,
+        with its captured calls, and a later run may use them: see :mod:`hsd.replay.kept`.
     """
 
     def __init__(
@@ -116,45 +144,66 @@ class Executor:
         # Looked up once: a pipeline goes through all of its modules to find its device.
         device, shape = denoiser.device, denoiser.latent_shape()
         self._device, self._on_gpu = device, device.type == "cuda"
-        self.sampler = sampler.to(device, torch.float32)
         self._scales_input = denoiser.scales_input
-
-        # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network
-        # then has few sizes, and a padded lane costs next to nothing.
-        slots, lanes = program.n_slots + 1, program.max_rows
-        self._layout = None if program.rows is None else Layout(program.rows, device)
-        self.state = torch.zeros((slots, self.sampler.n_state, *shape), device=device)
         # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
         common, own = conditioning.split(plan.covered())
-        self._shared = {name: row.to(device) for name, row in common.items()}
-        self._rows = {
-            name: torch.zeros((slots, *row), dtype=dtype, device=device) for name, (row, dtype) in own.shapes().items()
-        }
-        for name, rows in self._rows.items():
-            if rows.dtype == torch.bool and name.endswith(MASK):
-                rows[-1] = True  # padded lanes attend to it: an empty mask would give nan
         late = caught_up_fields(plan, own, catch_up)
-        self._differences = {name: torch.zeros_like(self._rows[name]) for name in late}
         weights = torch.from_numpy(catch_up_weights(plan.n_steps, catch_up)) if late else None
-        self._weights = None if weights is None else weights.flatten().to(device)
-        history = History(plan, late, catch_up) if late else None
-        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
-        # Captured calls read their lanes and their noise from these buffers.
-        self._table = torch.zeros((4 if late else 3, lanes), dtype=torch.int64, device=device)
-        self._table[1:3] = program.n_slots
-        self._noise = torch.zeros((lanes, self.sampler.n_noise, *shape), device=device) if sampler.n_noise else None
+        # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network
+        # then has few sizes, and a padded lane costs next to nothing.
+        lanes = program.max_rows
+        self._contents = Contents(
+            slots=program.n_slots + 1,
+            lanes=lanes,
+            latent=tuple(shape),
+            sampler=sampler,
+            shared=common,
+            rows=own.shapes(),
+            late=tuple(late),
+            weights=None if weights is None else weights.flatten(),
+            rows_by_step=program.rows,
+        )
         self._observer, watched = observer, observer is not None
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
-        self._graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) and not watched else None
-        items = "latents" if self._layout is None else "rows of the network"
-        self._lanes = FittingSize(
-            lanes, items, device, on_change=self._fewer_lanes, make_room=make_room or (lambda: False)
-        )
+        self._left = CallsLeft(program.rows_per_call, bucket, lanes)
+        self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
+        history = History(plan, late, catch_up) if late else None
+        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
+        items = "latents" if program.rows is None else "rows of the network"
+        self._other_room = make_room
+        changed, room = _weakly(self._fewer_lanes), _weakly(self._make_room)
+        self._lanes = FittingSize(lanes, items, device, on_change=changed, make_room=room)
         """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
         self.errors: dict[int, str] = {}
         """By prompt, what the denoiser raised for its lane or for one that it comes from. Its latent is NaN."""
         self._works, self._failed = False, 0  # whether any evaluation has worked; lanes that raised
         self._last_error: Exception | None = None
+
+    def _prepare(self, captures: bool) -> None:
+        """The buffers, and the graphs if calls are captured: those of an earlier run, if this one can use them."""
+        key = self._graph_key() if captures else None
+        kept = kept_by(self.denoiser).take(self, key, self._contents) if key is not None else None
+        self._keeps = key is not None
+        self._key = None if kept is None else key
+        """Of what is captured; None before the first capture."""
+        self._graphs: Graphs | None = None
+        if kept is not None:
+            self.buffers, self._graphs = kept.buffers, kept.graphs
+        else:
+            self.buffers = Buffers(self._contents, self._device, spare=self._keeps)
+            self._graphs = Graphs(self._device) if captures else None
+        if self._graphs is not None:
+            self._graphs.left = self._left.of
+
+    def _graph_key(self) -> Hashable | None:
+        """Equal where a captured call may be replayed; None if the denoiser keeps none between runs."""
+        key = self.denoiser.graph_key()
+        return None if key is None else (key, self._compiled is not None, self._scales_input)
+
+    @property
+    def state(self) -> Tensor:
+        """(slots, S, *latent) float32: the latent of each slot, then what its scheduler remembers."""
+        return self.buffers.state
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, list[Finished]]]:
@@ -162,18 +211,30 @@ class Executor:
 
         On a GPU the call is then enqueued, not finished: work that is enqueued later may read the latents.
         """
-        with self.denoiser.running(), self._feeds() as (feeds, throttle):
-            for feed in feeds:
-                self._place(feed)
-                self._call(feed)
-                done = [Finished(f.index, self.state[f.slot, :1].clone(), f.generator) for f in feed.finals]
-                if throttle is not None:
-                    event = torch.cuda.Event()
-                    event.record(torch.cuda.current_stream(self._device))
-                    throttle.done(event)
-                yield feed.lanes, done
+        ended = False
+        try:
+            with self.denoiser.running(), self._feeds() as (feeds, throttle):
+                for feed in feeds:
+                    self._place(feed)
+                    self._call(feed)
+                    done = [Finished(f.index, self.state[f.slot, :1].clone(), f.generator) for f in feed.finals]
+                    if throttle is not None:
+                        throttle.done(now_on(self._device))
+                    yield feed.lanes, done
+            ended = True
+        finally:
+            self._put_back(ended)
         if self._last_error is not None and not self._works:
             raise self._last_error
+
+    def _put_back(self, ended: bool) -> None:
+        """Leave the captured calls to a later run, unless this one did not end well: then they go with it."""
+        if not self._keeps or self._graphs is None:
+            return
+        self._graphs.left = None
+        sound = ended and not self.errors and self._graphs.sound and self._lanes.most == self._contents.lanes
+        captured = Captured(self.buffers, self._graphs) if sound and self._key is not None else None
+        kept_by(self.denoiser).put_back(self, self._key, self._contents, captured)
 
     def wait(self) -> None:
         """Wait until the device has done what was enqueued."""
@@ -185,17 +246,17 @@ class Executor:
             yield iter(self._feeder), None
             return
         throttle = Throttle(_AHEAD)
-        with ahead(self._feeder, _AHEAD, name="hsd-feed", before=throttle.wait) as feeds:
+        with ahead(self._feeder, _AHEAD, name="hsd-feed", before=throttle.wait, device=self._device) as feeds:
             yield feeds, throttle
 
     def _place(self, feed: Feed) -> None:
         """Copy first latents and conditioning of the segments that begin with this call. Pinned memory: no wait."""
         for slot, row in feed.rows:
             for name, value in row.items():
-                self._rows[name][slot].copy_(value, non_blocking=True)
+                self.buffers.rows[name][slot].copy_(value, non_blocking=True)
         for slot, row in feed.differences:
             for name, value in row.items():
-                self._differences[name][slot].copy_(value, non_blocking=True)
+                self.buffers.differences[name][slot].copy_(value, non_blocking=True)
         for slot, latent in feed.first:
             self.state[slot, 0].copy_(latent, non_blocking=True)
             self.state[slot, 1:].zero_()
@@ -217,10 +278,12 @@ class Executor:
                 begin = self._one_by_one(feed, begin)
             else:
                 self._works = True
+        self._left.done(self._rows_of(feed, 0, feed.lanes))
 
     def _rows_of(self, feed: Feed, begin: int, end: int) -> int:
         """Rows of the network of some lanes."""
-        return end - begin if self._layout is None else self._layout.count(feed.table[0, begin:end])
+        layout = self.buffers.layout
+        return end - begin if layout is None else layout.count(feed.table[0, begin:end])
 
     def _one_by_one(self, feed: Feed, begin: int) -> int:
         """The lanes from ``begin`` on of a call that raised. Those that raise by themselves become NaN.
@@ -241,8 +304,15 @@ class Executor:
                     self.errors.setdefault(prompt, described(error))
         return feed.lanes
 
+    def _make_room(self) -> bool:
+        """The memory has run out: drop captured calls, and let others free what they hold. Whether there was any."""
+        dropped = self._graphs is not None and self._graphs.make_room()
+        others = self._other_room is not None and self._other_room()
+        return dropped or others
+
     def _fewer_lanes(self) -> None:
         """Compiled and captured calls have another size from now on."""
+        self._left.cut_to(self._lanes.most)
         if self._compiled is not None:
             self._compiled.size = self._lanes.most
         if self._graphs is not None:
@@ -250,10 +320,10 @@ class Executor:
 
     def _evaluate(self, feed: Feed, begin: int, rows: int) -> int:
         """The lanes of a call from ``begin`` on that have at most ``rows`` rows; returns their number."""
-        lanes = rows
-        if self._layout is not None:
-            lanes = self._layout.fitting(feed.table[0, begin : feed.lanes], rows)
-            rows = self._layout.count(feed.table[0, begin : begin + lanes])
+        buffers, lanes = self.buffers, rows
+        if buffers.layout is not None:
+            lanes = buffers.layout.fitting(feed.table[0, begin : feed.lanes], rows)
+            rows = buffers.layout.count(feed.table[0, begin : begin + lanes])
         end = begin + lanes
         table = feed.table.to(self._device, non_blocking=True)  # the whole table: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
@@ -261,21 +331,24 @@ class Executor:
             self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows)
             return lanes
         size = bucket(rows, max(rows, self._lanes.most))
-        self._table[:, :lanes].copy_(table[:, begin:end])
-        self._table[1:3, lanes:size] = self.program.n_slots  # padded lanes read and write the scratch slot
+        buffers.table[:, :lanes].copy_(table[:, begin:end])
+        buffers.table[1:3, lanes:size] = buffers.scratch  # padded lanes read and write the scratch slot
         if noise is not None:
-            assert self._noise is not None
-            self._noise[:lanes].copy_(noise, non_blocking=True)
+            assert buffers.noise is not None
+            buffers.noise[:lanes].copy_(noise, non_blocking=True)
         if self._graphs is None:
             self._padded(size)
         else:
             self._graphs.run(size, self._padded)
+            if self._keeps and self._key is None and self._graphs.any:
+                self._key = self._graph_key()  # now, since networks make some of their tensors in their first call
         return lanes
 
     def _padded(self, size: int) -> None:
         """A call of ``size`` lanes (and rows) from the buffers; this is what CUDA graphs capture."""
+        table, noise = self.buffers.table, self.buffers.noise
         with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
-            self._step(self._table[:, :size], None if self._noise is None else self._noise[:size], size)
+            self._step(table[:, :size], None if noise is None else noise[:size], size)
 
     def _step(self, table: Tensor, noise: Tensor | None, n_rows: int) -> None:
         """One step of each lane: gather, evaluate, update, scatter (Eq. 8 and Algorithm 1 of arXiv 2508.21032).
@@ -285,20 +358,21 @@ class Executor:
         ``table`` (3, B) int64: step, source and target, with catch-up (4, B) and the place of the weight; ``noise``
         (B, Z, *latent) float32; ``n_rows`` rows of the network, which are lanes unless guidance varies.
         """
+        buffers, sampler = self.buffers, self.buffers.sampler
         step, source, target, *place = table.unbind(0)
-        state = self.state.index_select(0, source)  # [B, S, *latent]
-        rows = {name: buffer.index_select(0, target) for name, buffer in self._rows.items()}
-        if self._weights is not None:
-            weight = self._weights.index_select(0, place[0])
-            for name, buffer in self._differences.items():  # 0 where a row is padded; the weight is 0 in a root segment
+        state = buffers.state.index_select(0, source)  # [B, S, *latent]
+        rows = {name: buffer.index_select(0, target) for name, buffer in buffers.rows.items()}
+        if buffers.weights is not None:
+            weight = buffers.weights.index_select(0, place[0])
+            for name, buffer in buffers.differences.items():  # 0 where a row is padded; weight 0 in a root segment
                 late = torch.addcmul(rows[name], buffer.index_select(0, target), per_row(weight, rows[name]))
                 rows[name] = late.to(buffer.dtype)  # added in float32
-        rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in self._shared.items()}
-        if self._layout is not None:
-            rows |= self._layout.of(step, target != self.program.n_slots, n_rows)
-        latents = self.sampler.model_input(state, step) if self._scales_input else state[:, 0]
-        output, variance = self.denoiser.denoise(latents, self.sampler.timesteps.index_select(0, step), rows)
-        new = self.sampler.update(state, output, noise, step, variance)
+        rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in buffers.shared.items()}
+        if buffers.layout is not None:
+            rows |= buffers.layout.of(step, target != buffers.scratch, n_rows)
+        latents = sampler.model_input(state, step) if self._scales_input else state[:, 0]
+        output, variance = self.denoiser.denoise(latents, sampler.timesteps.index_select(0, step), rows)
+        new = sampler.update(state, output, noise, step, variance)
         if self._observer is not None:  # before the state is written: until then the step may be repeated
             self._observer(Evaluation(state[:, 0], output, variance, step))
-        self.state.index_copy_(0, target, new)
+        buffers.state.index_copy_(0, target, new)

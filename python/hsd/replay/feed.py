@@ -189,6 +189,16 @@ def draw_noise(
             into.copy_(torch.randn(into.shape, generator=generator, dtype=dtype))
 
 
+def now_on(device: torch.device) -> torch.cuda.Event:
+    """An event that follows what is enqueued on ``device`` now.
+
+    It blocks: a thread that waits for another kind of event takes a core while it waits.
+    """
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
 class Throttle:
     """Limits how many calls are prepared or enqueued but not yet done by the device.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,10 @@ import torch
 from torch import nn
 
 from ..errors import Notice
+from ..work.device import with_index
+from .capture import CaptureFailed, capture
 from .denoiser import Denoiser
+from .worth import CallCost, CallTimer, pays
 
 EAGER_FIRST = 2
 """Calls of a size that run one kernel at a time before it is captured: a capture needs a warm-up."""
@@ -31,61 +35,134 @@ def bucket(lanes: int, most: int) -> int:
     return min(size, most)
 
 
+def smaller_bucket(most: int) -> int:
+    """The size below ``most`` that calls of at most ``most`` are padded to; 0 if there is none."""
+    return max((size for lanes in range(1, most) if (size := bucket(lanes, most)) < most), default=0)
+
+
 def can_capture(denoiser: Denoiser) -> bool:
     """Whether calls of ``denoiser`` can be CUDA graphs: on a GPU, if no value is read back and no weight is moved."""
     return denoiser.device.type == "cuda" and denoiser.capturable and not denoiser.offloads
 
 
 class Graphs:
-    """A function of fixed buffers, captured as a CUDA graph at its third use with each size.
+    """A function of fixed buffers, captured as a CUDA graph from its third use with each size on, where that pays.
 
-    A size that is used only once or twice is never captured, and the calls before the capture are its warm-up. If the
-    capture fails, calls run one kernel at a time, and one warning gives the reason.
+    The calls before the capture are its warm-up. If a capture fails, calls run one kernel at a time, and one warning
+    gives the reason. If the memory runs out in one, calls of that size and of larger ones are no longer captured: a
+    capture needs memory beside what the same call has used before.
+
+    Parameters
+    ----------
+    device
+        The CUDA device. The graphs are captured on a stream of its own.
+    left
+        ``left(size)``: how many calls of a size are still to come, the present one included. It decides, with the time
+        that the latest call took, whether a capture pays: see :func:`~hsd.replay.worth.pays`. Without it, each
+        size is captured.
+
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, left: Callable[[int], int] | None = None) -> None:
         self._device = device
+        self.left = left
+        self._works = True
         self._used: Counter[int] = Counter()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._timers: dict[int, CallTimer] = {}  # of calls that the device may not have finished
+        self._costs: dict[int, CallCost] = {}
         self._pool: Any = None
-        self._works = True
+        self._stream: torch.cuda.Stream | None = None
+        self._after: torch.cuda.Event | None = None  # follows the latest call
+        self._too_large = math.inf  # sizes from here on are not captured: the memory has run out
+        self._latest = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether some size is captured."""
+        return bool(self._graphs)
+
+    @property
+    def sound(self) -> bool:
+        """Whether no capture has failed, and the memory was sufficient for all of them."""
+        return self._works and self._too_large == math.inf
 
     def run(self, size: int, work: Callable[[int], None]) -> None:
         """Run ``work(size)``, or replay its capture."""
+        self._latest = size
         with torch.cuda.device(self._device):
-            if size not in self._graphs and self._works:
-                self._used[size] += 1
-                if self._used[size] > EAGER_FIRST:
-                    self._capture(size, work)
+            if size not in self._graphs and self._may_capture(size):
+                self._capture(size, work)
             if size in self._graphs:
                 self._graphs[size].replay()
             else:
-                work(size)
+                self._eager(size, work)
+            if self.left is not None:
+                self._after = torch.cuda.Event() if self._after is None else self._after
+                self._after.record()
 
-    def clear(self) -> None:
-        """Drop all graphs and free their memory."""
+    def clear(self) -> bool:
+        """Drop all graphs, which frees their memory; returns whether there were any."""
+        held = bool(self._graphs)
         self._graphs.clear()
         self._used.clear()
+        self._timers.clear()
+        self._costs.clear()
         self._pool = None
+        return held
+
+    def make_room(self) -> bool:
+        """The memory has run out in the latest call: drop all graphs; returns whether there were any.
+
+        After that only smaller calls are captured, and after a second time none: where captured calls of other sizes
+        leave too little memory for this one, they would be dropped and captured in turns.
+        """
+        if not self.clear():
+            return False
+        self._too_large = self._latest if self._too_large == math.inf else 0
+        return True
+
+    def _eager(self, size: int, work: Callable[[int], None]) -> None:
+        """One kernel at a time, timed from the second call of a size on: the first one loads and chooses kernels."""
+        self._used[size] += 1
+        if self.left is None or not self._works or self._used[size] < EAGER_FIRST or size in self._timers:
+            work(size)
+            return
+        self._timers[size] = timer = CallTimer(waited=self._after is None or self._after.query())
+        with timer:
+            work(size)
+
+    def _may_capture(self, size: int) -> bool:
+        if not self._works or size >= self._too_large or self._used[size] < EAGER_FIRST:
+            return False
+        return self.left is None or pays(self._cost(size), self.left(size))
+
+    def _cost(self, size: int) -> CallCost | None:
+        """The cost of the latest call of a size that the device has finished."""
+        timer = self._timers.get(size)
+        if timer is not None and (cost := timer.cost()) is not None:
+            self._costs[size] = cost
+            del self._timers[size]
+        return self._costs.get(size)
 
     def _capture(self, size: int, work: Callable[[int], None]) -> None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()  # calls run one after the other, so all sizes share memory
-        graph = torch.cuda.CUDAGraph()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(with_index(self._device))
         try:
-            # Other threads prepare calls and decode, and may allocate during the capture.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                work(size)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+            self._graphs[size] = capture(lambda: work(size), self._device, self._pool, self._stream)
+        except CaptureFailed as failed:
+            if not self._graphs:
+                self._pool = None  # no graph uses it: the next capture needs a new one
+            if isinstance(failed.cause, torch.OutOfMemoryError):
+                self._too_large = min(self._too_large, size)
+                return
             self._works = False
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(failed.cause).strip().splitlines() or [type(failed.cause).__name__])[0]
             warnings.warn(
-                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", Notice, stacklevel=2
+                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", Notice, stacklevel=3
             )
-        else:
-            self._graphs[size] = graph
 
 
 _compiled_forwards: WeakKeyDictionary[nn.Module, Callable[..., Any]] = WeakKeyDictionary()

@@ -21,6 +21,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import OutOfMemory
 from ..names import Order, check_count
 from ..planning.plan import Plan
+from ..replay.buffers import rounded_up
 from ..replay.catch_up import caught_up_fields
 from ..replay.denoiser import Denoiser
 from ..replay.graphs import can_capture
@@ -136,6 +137,7 @@ def automatic(
         mixed_steps=denoiser.mixed_timesteps,
         rows=denoiser.rows_by_step(plan.n_steps),
         padded=cuda_graphs or compile,
+        captured=cuda_graphs,
     )
 
 
@@ -150,6 +152,7 @@ def choose(
     mixed_steps: bool = True,
     rows: NDArray[np.int64] | None = None,
     padded: bool = False,
+    captured: bool = False,
     sizes: Iterable[int] | None = None,
 ) -> Choice:
     """The batch size, and the order if none is given, with which ``plan`` takes the least time by ``curve``.
@@ -171,6 +174,9 @@ def choose(
         Bytes that slots and a call may use together, see :func:`free_memory`. Default: no limit.
     padded
         Whether calls are padded to a few sizes, as the executor does where it captures or compiles them.
+    captured
+        Whether calls are captured as CUDA graphs: they hold memory beside that of other calls, see
+        :meth:`Curve.memory_of_run`, and some slots are spare.
     sizes
         Batch sizes to choose from. Default: the measured sizes, and one between each two.
 
@@ -193,7 +199,7 @@ def choose(
     orders: tuple[Order, ...] = get_args(Order) if order is None else (order,)
     for name in orders:
         plan.check_program(wanted[0], name, max_slots, mixed_steps=mixed_steps, rows=rows)
-    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, rows, padded)
+    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, rows, padded, captured)
     large, huge = plan.node_steps > _LOWERED_AT_ONCE, plan.node_steps > _LOWERED
     if huge and order is None:
         orders = ("depth",)  # an estimate cannot tell the orders apart, and breadth first keeps all prompts alive
@@ -232,6 +238,7 @@ class _Lowering:
     mixed_steps: bool
     rows: NDArray[np.int64] | None
     padded: bool
+    captured: bool
 
     @property
     def _full(self) -> int:
@@ -278,7 +285,9 @@ class _Lowering:
                 filled = program.rows_per_call
             padded_to = program.max_rows if self.padded else None
             seconds = self.curve.total(filled, padded_to, rows=self._full)
-        needed = (program.n_slots + 1) * self.slot_bytes + self.curve.memory(size)  # one more for padded lanes
+        slots = program.n_slots + 1  # one more for padded lanes
+        slots = rounded_up(slots) if self.captured else slots
+        needed = slots * self.slot_bytes + self.curve.memory_of_run(size, captured=self.captured, rows=self._full)
         fits = self.free_bytes is None or needed <= self.free_bytes
         return Candidate(size, order, seconds, program.n_calls, program.n_slots, "fits" if fits else "too large")
 

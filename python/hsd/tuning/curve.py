@@ -19,7 +19,8 @@ from ..conditioning.rows import Conditioning
 from ..errors import OutOfMemory
 from ..names import check_count
 from ..replay.denoiser import Denoiser
-from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture
+from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture, smaller_bucket
+from ..replay.kept import kept_by
 from ..sampler import SamplerTable
 from ..work.device import synchronize
 
@@ -54,7 +55,8 @@ class Curve:
     seconds_per_call: tuple[float, ...]
     """Measured seconds, one value per lane count."""
     bytes_per_call: tuple[int, ...] | None = None
-    """Device memory of a call, without weights and slots, on CUDA."""
+    """Device memory of a call by itself, without weights and slots, on CUDA; :meth:`memory_of_run` adds up those of a
+    run."""
     ended: str = ""
     """Why no more lanes were measured."""
 
@@ -105,6 +107,29 @@ class Curve:
         if lanes > self.lanes[-1]:
             return self.bytes_per_call[-1] * lanes // self.lanes[-1]
         return int(np.interp(lanes, self.lanes, np.maximum.accumulate(self.bytes_per_call)))
+
+    def memory_of_run(self, most: int, *, captured: bool, rows: int = 1) -> int:
+        """Bytes that the calls of a run hold at the worst moment, where the largest has ``most`` lanes.
+
+        Calls run one after the other and use the same memory, so it is that of the largest one. Captured calls have
+        memory of their own, which no other call may use: all graphs share one pool, about as large as the largest
+        captured call needs. Beside it are the calls that are not captured, as the first two of each size and all of a
+        size for which it does not pay. Both cannot be of the largest size, because a capture begins by
+        freeing what calls of that size have left in the caches. So the worst moment has the largest size in one of the
+        two and the next smaller one in the other. What several captures leave unused in the pool between their blocks
+        is not known, and is part of what ``MEMORY_SHARE`` leaves free.
+
+        Parameters
+        ----------
+        most
+            Lanes of the largest call.
+        captured
+            Whether calls are captured as CUDA graphs.
+        rows
+            Rows of the network of a lane of this curve; calls are padded to a number of rows.
+        """
+        beside = -(-smaller_bucket(most * rows) // rows) if captured else 0
+        return self.memory(most) + (self.memory(beside) if beside else 0)
 
     def candidates(self) -> list[int]:
         """Batch sizes to compare: the lane counts that were measured, and 3, 6, 12... between them."""
@@ -175,6 +200,7 @@ def measure(
 ) -> Curve:
     """Time the denoiser by itself, on the conditioning of real prompts, with 1, 2, 4... lanes per call.
 
+    What a model keeps of captured calls between runs is dropped: it would take the memory that is measured here.
     The doubling ends when it has gained less than 3 % per lane twice in a row, when the next size does not fit into the
     free memory of the device (predicted or tried), at ``most`` lanes, and when the time is used up.
 
@@ -191,8 +217,8 @@ def measure(
     sizes
         Lane counts to measure, ascending, instead of doubling; time and gain are then ignored.
     cuda_graphs
-        Replay each size as a CUDA graph, as the executor does, where that is possible. Without it, the
-        time of small networks is the host's time to start their kernels.
+        Replay each size as a CUDA graph, where that is possible: each, since it is replays that are timed. Without it,
+        the time of small networks is the host's time to start their kernels.
     clock, memory
         Where seconds and bytes come from; tests replace them.
 
@@ -207,6 +233,7 @@ def measure(
         raise ValueError(f"seconds is {seconds}: it has to be above 0")
     if memory is None and device.type == "cuda":
         memory = CudaMemory(device)
+    kept_by(denoiser).free()
     graphs = Graphs(device) if cuda_graphs and can_capture(denoiser) else None
     probe = _Probe(denoiser, conditioning, sampler, leaves, graphs, clock, memory)
     with denoiser.running():
@@ -294,6 +321,8 @@ class _Probe:
         """Measure one size, in a share of the ``seconds``; return the reason if it fails, else an empty string."""
         try:
             points.append(self._at(lanes, seconds / 8))
+            if self._graphs is not None:
+                self._graphs.clear()  # no other call may use the memory of a graph, so it would not count as free
         except RuntimeError as error:  # out of memory, or a size that some kernel does not take
             if points:
                 return f"{lanes:,} lanes failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
