@@ -1,0 +1,89 @@
+"""An asynchronous CUDA device, played on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from device.cuda import replacements
+from device.graphs import CUDAGraph
+from device.machine import DeviceError, Event, Machine, Stream, set_active
+from device.memory import Memory
+from device.tensor import DeviceTensor, Mode, on_device
+
+__all__ = ["CUDAGraph", "Device", "DeviceError", "DeviceTensor", "Event", "Machine", "Memory", "Stream", "emulated"]
+
+
+class Device(Machine):
+    """A machine, and the networks that were moved to it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._adopted: list[tuple[dict[str, Any], str, Any]] = []
+
+    def adopt(self, what: Any, device: int = 0) -> Any:
+        """Move the networks of a pipeline, of several or a network itself to a device, until the emulation ends."""
+        copies: dict[int, Any] = {}
+        for network in networks_of(what):
+            for module in network.modules():
+                for table in (module._parameters, module._buffers):
+                    for name, tensor in table.items():
+                        if tensor is None or isinstance(tensor, DeviceTensor):
+                            continue
+                        self._adopted.append((table, name, tensor))
+                        if id(tensor) not in copies:  # tied weights stay tied
+                            copies[id(tensor)] = _moved(tensor, device)
+                        table[name] = copies[id(tensor)]
+        return what
+
+    def release(self) -> None:
+        for table, name, tensor in reversed(self._adopted):
+            table[name] = tensor
+        self._adopted = []
+
+
+def _moved(tensor: torch.Tensor, device: int) -> torch.Tensor:
+    out = on_device(tensor, device)
+    return nn.Parameter(out, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else out
+
+
+def networks_of(what: Any) -> list[nn.Module]:
+    """The networks of a pipeline, of a tuple of them, or of an adapter; or the network itself."""
+    if isinstance(what, nn.Module):
+        return [what]
+    if isinstance(what, (tuple, list)):
+        return [network for part in what for network in networks_of(part)]
+    if hasattr(what, "pipes"):
+        return networks_of(what.pipes())
+    return [part for part in what.components.values() if isinstance(part, nn.Module)]
+
+
+@contextlib.contextmanager
+def emulated(
+    seed: int = 0, eagerness: float = 0.3, *, devices: int = 2, limit: int = 1 << 34, hold: bool = False
+) -> Iterator[Device]:
+    """Inside, ``torch.cuda`` has emulated devices; see :class:`Machine` for the parameters."""
+    if torch.cuda.is_available():
+        raise RuntimeError("there is a CUDA device: the emulated one cannot stand in its place")
+    torch._C._ensureCUDADeviceGuardSet()
+    device = Device(seed=seed, eagerness=eagerness, devices=devices, limit=limit)
+    overwrites, lifts = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in replacements(device):
+            stack.enter_context(patch.object(owner, name, value))
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
+        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        torch._C._set_only_lift_cpu_tensors(True)
+        stack.callback(set_active, None)
+        set_active(device)
+        device.start()
+        stack.callback(device.streams.clear)
+        stack.callback(device.release)
+        with Mode():
+            yield device
