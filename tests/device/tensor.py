@@ -30,7 +30,9 @@ _READS_BACK = {
 }
 """Operations whose result, or its size, the host has to know."""
 
-_CHANGES_SHAPE = {"squeeze_", "unsqueeze_", "transpose_", "t_", "as_strided_", "swapaxes_", "resize_", "set_"}
+_CHANGES_VIEW = {"squeeze_", "unsqueeze_", "transpose_", "t_", "as_strided_", "swapaxes_"}
+"""They change how a tensor looks at its memory, which the host sees at once, and not the memory."""
+
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _MATH = 0
 """Attention without a fused kernel: what torch chooses where it does not know the properties of the device."""
@@ -168,8 +170,8 @@ class _Call:
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         func, name = self.func, self.name
-        if name in _CHANGES_SHAPE:
-            raise NotImplementedError(f"{name} is not emulated: it changes the shape of a tensor")
+        if name in ("resize_", "set_"):
+            raise NotImplementedError(f"{name} is not emulated")
         raw_args, raw_kwargs = _mapped(self._memory_of, args), _mapped(self._memory_of, kwargs)
         if self._reads_back(args):
             self.machine.forbid(name)
@@ -177,6 +179,10 @@ class _Call:
             return self._wrapped(func(*raw_args, **raw_kwargs), {})
         if name == "_fused_sdp_choice":
             return _MATH
+        if name in _CHANGES_VIEW:
+            view = func(raw_args[0].detach(), *raw_args[1:], **raw_kwargs)
+            args[0].data = DeviceTensor(view, args[0].block)
+            return args[0]
         work: Callable[[], Any] = functools.partial(func, *raw_args, **raw_kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and name.partition("_")[0] in _RANDOM:
             work = self._drawn(work, args, kwargs)
