@@ -11,7 +11,7 @@ import os
 import pytest
 
 from device import emulated
-from device.runs import case, images_of, latents_of, plain_attention, same
+from device.runs import case, images_of, latents_of, on_the_device, same
 from families import FAMILIES, Family
 
 SCHEDULES = int(os.environ.get("HSD_SCHEDULES", "3"))
@@ -25,7 +25,7 @@ def test_every_schedule_gives_the_same(family: Family):
     expected = case(family)
     for seed in range(SCHEDULES):
         graphs = seed % 2 == 0
-        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, plain_attention():
+        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, on_the_device():
             device.adopt(family.loadable(expected.pipe))
             model = expected.load()
             assert model.device.type == "cuda"

@@ -139,8 +139,9 @@ class Memory:
 
     def end(self, pool: Pool) -> None:
         with self.machine.lock:
-            if pool in self.capturing:
-                self.capturing.remove(pool)
+            if pool not in self.capturing:
+                raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+            self.capturing.remove(pool)
             self.free_postponed()
 
     def release(self, pool: Pool) -> None:
