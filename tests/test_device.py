@@ -364,9 +364,9 @@ def test_temporaries_of_a_replay_turn_to_nan():
 
 def test_a_replay_reads_freed_memory():
     with emulated():
-        x = torch.ones(2, device="cuda")
-        graph, y = captured(lambda: x + 1)
-        del x
+        inputs = [torch.ones(2, device="cuda")]
+        graph, y = captured(lambda: inputs[0] + 1)
+        inputs.clear()
         graph.replay()
         assert y.isnan().all()
 

@@ -1,4 +1,4 @@
-"""The memory of a device: what is allocated, cached and private to graphs, and what happens to a block when it is freed.
+"""The memory of a device: what is allocated, cached and private to graphs, and what becomes of a block that is freed.
 
 Sizes are added up, places are not: a cached byte fits everywhere, so that there is no fragmentation.
 """
@@ -152,4 +152,3 @@ class Memory:
     def private(self) -> int:
         """Bytes that only graphs can use."""
         return sum(size for (pool, _), size in self.cached.items() if pool != COMMON)
-

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hsd
 from families import Family
+from helpers import executor_of, finished_by
 from hsd.replay import executor
 from hsd.replay.graphs import Graphs
-from helpers import executor_of, finished_by
 
 PROMPTS = ["a cat", "a cat on a mat", "a dog", "the sea at night", "the sea by day"]
 

@@ -55,7 +55,9 @@ class DeviceTensor(Tensor):
     block: Block
 
     @staticmethod
-    def __new__(cls, raw: Tensor, block: Block) -> DeviceTensor:
+    def __new__(cls, raw: Tensor, block: Block | None = None, *, requires_grad: bool = False) -> Any:
+        if block is None:  # accelerate makes a parameter from a tensor by the type of the one before
+            return torch.nn.Parameter(raw, requires_grad)
         out = Tensor._make_wrapper_subclass(
             cls,
             raw.shape,
