@@ -1,4 +1,25 @@
-"""An asynchronous CUDA device, played on the CPU."""
+"""An asynchronous CUDA device, played on the CPU: what a real one would do late, this one does late too.
+
+    with emulated(seed=3, eagerness=0.1) as device:
+        device.adopt(pipe)  # or pipe.to("cuda:0")
+        images = list(hsd.stream(plan, hsd.load(pipe)))
+
+* **Tensors** (``tensor.py``) are wrappers that say ``cuda:0``, so that code which asks for the device takes its CUDA
+  path. (A tag on tensors of the CPU was the alternative: such code then took the path of the CPU, and functions of HSD
+  and diffusers had to be replaced.) What is done with them is enqueued; memory that nobody has written is NaN.
+* **Streams and events** (``machine.py``) are queues, which a seeded scheduler runs late, each at its own changing
+  speed. Current device and stream belong to the thread. The device may die at any call.
+* **Memory** (``memory.py``): a freed block turns to NaN once its stream has passed, and those of ``record_stream``.
+  Allocated, cached and peak bytes, private pools, a limit, an allocation that fails. Pinned memory is read when the
+  copy happens.
+* **Graphs** (``graphs.py``) replay what they recorded on the memory that they recorded; a sync in a capture is refused.
+* ``cuda.py`` has the functions of ``torch.cuda``; all are put back at the end. ``runs.py`` has runs of HSD.
+
+What it cannot show: the numbers of CUDA's kernels, their speed, fragmented memory, attention with a fused kernel,
+streams that join a capture, random numbers drawn on the device inside a capture. ``torch.compile`` compiles nothing
+while a dispatch mode is on, so that compiled calls run uncompiled here; only a GPU shows them with graphs. A seed does
+not repeat a schedule exactly, because threads of the host run as the system lets them.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +85,7 @@ def networks_of(what: Any) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def emulated(
-    seed: int = 0, eagerness: float = 0.3, *, devices: int = 2, limit: int = 1 << 34, hold: bool = False
-) -> Iterator[Device]:
+def emulated(seed: int = 0, eagerness: float = 0.3, *, devices: int = 2, limit: int = 1 << 34) -> Iterator[Device]:
     """Inside, ``torch.cuda`` has emulated devices; see :class:`Machine` for the parameters."""
     if torch.cuda.is_available():
         raise RuntimeError("there is a CUDA device: the emulated one cannot stand in its place")

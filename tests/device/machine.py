@@ -22,6 +22,9 @@ DeviceError: Any = getattr(torch, "AcceleratorError", RuntimeError)
 _PATIENCE = 60.0
 """Seconds without any progress after which a wait is an error: two streams or threads wait for each other."""
 
+_CHANGES = 0.005
+"""Probability that speeds change with an operation."""
+
 
 class Marker:
     """One place in a stream: done as soon as the device has come past it."""
@@ -44,6 +47,7 @@ class Stream:
         self.device_index, self.device_type, self.priority = self.device.index, 1, priority
         self.queue: deque[Work | Marker] = deque()  # a marker: wait for it
         self.capture: Any = None  # the graph that records what is enqueued
+        self.speed = machine.any_speed()
         with machine.lock:
             machine.streams.append(self)
             self.stream_id = self.cuda_stream = len(machine.streams)
@@ -278,7 +282,7 @@ class Machine:
             able = [stream for stream in self.streams if self._can_go_on(stream)]
             if not able:
                 return False
-            work = self._random.choice(able).queue.popleft()
+            work = self._chosen(able).queue.popleft()
             assert not isinstance(work, Marker)
             self.clock += self.op_ms
             try:
@@ -286,6 +290,18 @@ class Machine:
             except Exception as error:
                 self.dead, self.cause = f"CUDA error: device-side assert triggered ({error})", error
             return True
+
+    def any_speed(self) -> float:
+        return 10 ** self._random.uniform(-3, 3)
+
+    def _chosen(self, streams: list[Stream]) -> Stream:
+        """A stream by its speed. Speeds change at times: one stream may stand still while another does a lot."""
+        if len(streams) == 1:
+            return streams[0]
+        if self._random.random() < _CHANGES:
+            for stream in self.streams:
+                stream.speed = self.any_speed()
+        return self._random.choices(streams, [stream.speed for stream in streams])[0]
 
     def _free_what_is_done(self) -> None:
         if self._later:

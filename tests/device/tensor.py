@@ -145,6 +145,8 @@ def dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     machine, name = active(), func._schema.name.partition("::")[2]
     if name == "is_pinned":
         return False
+    if wanted is not None and wanted.type not in ("cpu", "cuda"):  # meta
+        return func(*_mapped(_raw_or_self, args), **kwargs)
     if name == "_to_copy" and wanted is not None:
         return _moved(machine, func, args, kwargs, wanted)
     if name == "copy_":
