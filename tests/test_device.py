@@ -173,6 +173,7 @@ def test_each_thread_has_its_own_stream_and_device():
             found.append((torch.cuda.current_device(), torch.cuda.current_stream()))
             torch.cuda.set_device(1)
             found.append(torch.zeros(1, device="cuda").device.index)
+            assert torch.tensor([1.0], device="cuda:1").tolist() == [1.0]
 
         with torch.cuda.stream(torch.cuda.Stream()):
             thread = threading.Thread(target=look)

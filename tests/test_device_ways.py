@@ -67,7 +67,7 @@ def test_two_devices_one_after_the_other(graphs):
     with padded():
         plan = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=4)
         expected = latents_of(plan, load(pipe), graphs), images_of(plan, load(pipe), graphs)
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
             for index in (0, 1, 0):
                 replays = device.counts["replays"]

@@ -16,7 +16,8 @@
 * ``cuda.py`` has the functions of ``torch.cuda``; all are put back at the end. ``runs.py`` has runs of HSD.
 
 What it cannot show: the numbers of CUDA's kernels, their speed, fragmented memory, attention with a fused kernel,
-streams that join a capture, random numbers drawn on the device inside a capture. ``torch.compile`` compiles nothing
+streams that join a capture, random numbers drawn on the device inside a capture. A copy to ``"cuda"`` without a number
+goes to ``cuda:0``, not to the current device: torch itself asks its missing driver for the number. ``torch.compile`` compiles nothing
 while a dispatch mode is on, so that compiled calls run uncompiled here; only a GPU shows them with graphs. A seed does
 not repeat a schedule exactly, because threads of the host run as the system lets them.
 """
@@ -35,7 +36,7 @@ from device.cuda import replacements
 from device.graphs import CUDAGraph
 from device.machine import DeviceError, Event, Machine, Stream, set_active
 from device.memory import Memory
-from device.tensor import DeviceTensor, Mode, on_device
+from device.tensor import DeviceTensor, on_device, visible
 
 __all__ = ["CUDAGraph", "Device", "DeviceError", "DeviceTensor", "Event", "Machine", "Memory", "Stream", "emulated"]
 
@@ -91,18 +92,16 @@ def emulated(seed: int = 0, eagerness: float = 0.3, *, devices: int = 2, limit: 
         raise RuntimeError("there is a CUDA device: the emulated one cannot stand in its place")
     torch._C._ensureCUDADeviceGuardSet()
     device = Device(seed=seed, eagerness=eagerness, devices=devices, limit=limit)
-    overwrites, lifts = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
+    overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:
         for owner, name, value in replacements(device):
             stack.enter_context(patch.object(owner, name, value))
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
-        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
-        torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(set_active, None)
         set_active(device)
         device.start()
         stack.callback(device.streams.clear)
         stack.callback(device.release)
-        with Mode():
+        with visible():
             yield device

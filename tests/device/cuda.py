@@ -15,7 +15,7 @@ import torch
 from device.graphs import CUDAGraph, graph_pool_handle
 from device.machine import Event, Machine, Stream
 from device.memory import Memory
-from device.tensor import Mode
+from device.tensor import visible
 
 NAME = "Emulated device"
 
@@ -32,10 +32,10 @@ def replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _with_mode(run: Any) -> Any:
-    """Threads that begin now see the device too: modes of torch belong to one thread."""
+    """Threads that begin now see the device too."""
 
     def run_with_mode(thread: threading.Thread) -> None:
-        with Mode():
+        with visible():
             run(thread)
 
     return run_with_mode

@@ -6,8 +6,9 @@ after torch has taken composite ones apart, just as they would reach the kernels
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +116,20 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def visible() -> Iterator[None]:
+    """Inside, this thread sees the device: modes of torch belong to one thread."""
+    lifts = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(
+        True
+    )  # torch.tensor(..., device="cuda") makes a tensor on the host and moves it
+    try:
+        with Mode():
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifts)
 
 
 def is_pinned(tensor: Tensor) -> bool:
