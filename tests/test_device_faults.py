@@ -46,7 +46,7 @@ def plain(pipe, tmp_path_factory):
 
 def run(pipe, plan, folder, seed=0, fault=None, **options):
     """One run on a new device; returns the device, and the error that ended the run."""
-    with emulated(seed, (0.0, 0.3, 0.7)[seed % 3], **options) as device, on_the_device():
+    with emulated(seed, (0.0, 0.3, 1.0)[seed % 3], **options) as device, on_the_device():
         device.adopt(pipe)
         model = hsd.load(pipe, height=32, width=32)
         if fault is not None:

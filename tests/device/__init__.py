@@ -17,9 +17,9 @@
 
 What it cannot show: the numbers of CUDA's kernels, their speed, fragmented memory, attention with a fused kernel,
 streams that join a capture, random numbers drawn on the device inside a capture. A copy to ``"cuda"`` without a number
-goes to ``cuda:0``, not to the current device: torch itself asks its missing driver for the number. ``torch.compile`` compiles nothing
-while a dispatch mode is on, so that compiled calls run uncompiled here; only a GPU shows them with graphs. A seed does
-not repeat a schedule exactly, because threads of the host run as the system lets them.
+goes to ``cuda:0``, not to the current device: torch itself asks its missing driver for the number. ``torch.compile``
+compiles nothing while a dispatch mode is on, so that compiled calls run uncompiled here; only a GPU shows them with
+graphs. A seed does not repeat a schedule exactly, because threads of the host run as the system lets them.
 """
 
 from __future__ import annotations
