@@ -66,7 +66,7 @@ def exact_float32(request):
 def captured_at_the_third_use(request, monkeypatch):
     """On a GPU, calls are captured whether or not it pays: tests are short, and share the device with other ones."""
     if request.node.get_closest_marker("gpu") is not None:
-        monkeypatch.setattr("hsd.replay.graphs.pays", lambda cost, left: True, raising=False)
+        monkeypatch.setattr("hsd.replay.graphs.pays", lambda cost, left: True)
 
 
 @pytest.fixture(scope="session")

@@ -454,7 +454,7 @@ def test_captured_calls_need_memory_of_their_own():
     curve = Curve((1, 2, 4, 8), (1.0, 1.1, 1.2, 1.3), (100, 200, 400, 800))
     assert [curve.memory_of_run(n, captured=False) for n in (1, 2, 6, 8)] == [100, 200, 600, 800]
     assert [curve.memory_of_run(n, captured=True) for n in (1, 2, 6, 8)] == [100, 200 + 100, 600 + 400, 800 + 600]
-    assert curve.memory_of_run(8, captured=True, rows=2) == 800 + 600  # 16 rows and 12
+    assert curve.memory_of_run(8, captured=True, rows=2) == 800 + 700  # 16 rows and 14
     assert curve.memory_of_run(1, captured=True, rows=2) == 100 + 100  # two rows and one, which is half a lane
     assert Curve((1, 2), (1.0, 1.1)).memory_of_run(2, captured=True) == 0
 

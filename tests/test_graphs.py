@@ -687,7 +687,7 @@ def test_slots_are_rounded_up():
     assert len(set(sizes)) < 40
 
 
-@pytest.mark.parametrize(("most", "smaller"), [(1, 0), (2, 1), (5, 4), (6, 4), (8, 6), (16, 12), (17, 16)])
+@pytest.mark.parametrize(("most", "smaller"), [(1, 0), (2, 1), (5, 4), (6, 4), (8, 6), (16, 14), (17, 16)])
 def test_the_size_below(most, smaller):
     assert smaller_bucket(most) == smaller
 

@@ -23,7 +23,7 @@ import torch
 from .. import _core
 from .._core import Program
 from ..conditioning.rows import Conditioning
-from ..generation.decoding import BATCH as DECODED_AT_ONCE
+from ..generation.decoding import decoded_at_once
 from ..generation.session import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
@@ -168,6 +168,7 @@ class _Bench:
                 mixed_steps=self.adapter.mixed_timesteps,
                 rows=self.adapter.rows_by_step(plan.n_steps),
                 padded=base.cuda_graphs,
+                captured=base.cuda_graphs,
             )
         best = min(bases, key=lambda base: choices[base].seconds)
         choice = choices[best]
@@ -246,7 +247,7 @@ class _Bench:
 
     def part(self, plan: Plan, choice: Choice) -> Plan:
         """The part of the plan that can be denoised and decoded in its shares of the time: neighbours in the tree."""
-        n = min(DECODED_AT_ONCE, len(plan)) if self.device.type == "cuda" else 1
+        n = min(decoded_at_once(self.adapter), len(plan)) if self.device.type == "cuda" else 1
         latents = torch.randn((n, *self.adapter.latent_shape()), generator=torch.Generator().manual_seed(0))
         generators = [self.adapter.generator(i) for i in range(n)]
 
@@ -255,8 +256,9 @@ class _Bench:
                 self.adapter.decode(latents.to(self.device), generators)
 
         self.say("decoding")
-        decode()  # warm-up
-        self.decode_seconds = self._timed(decode) / n
+        with self.adapter.decoding():
+            decode()  # warm-up
+            self.decode_seconds = self._timed(decode) / n
         both = choice.seconds + self.decode_seconds * len(plan)
         parts = math.ceil(max(choice.seconds / self.share["executor"], both / self.share["end to end"]))
         return plan.shard(max(1, parts))[0]

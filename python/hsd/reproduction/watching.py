@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..generation.decoding import BATCH
+from ..generation.decoding import decoded_at_once
 from ..generation.session import Image, Options, Session
 from ..models import Adapter
 from ..models.base import batches
@@ -113,9 +113,10 @@ def decode(adapter: Adapter, latents: Tensor, seeds: Sequence[int]) -> list[PIL.
     slightly from those of a run, where denoising has drawn before.
     """
     images: list[PIL.Image.Image] = []
-    for some in batches(len(latents), BATCH):
-        generators = [adapter.generator(seed) for seed in seeds[some]]
-        images += adapter.decode(latents[some].to(adapter.device), generators)
+    with adapter.decoding():
+        for some in batches(len(latents), decoded_at_once(adapter)):
+            generators = [adapter.generator(seed) for seed in seeds[some]]
+            images += adapter.decode(latents[some].to(adapter.device), generators)
     return images
 
 
