@@ -106,6 +106,26 @@ def test_a_host_that_is_held_up_is_not_the_limit(cuda):
     assert not cuda.graphs
 
 
+def test_a_call_that_raised_is_not_measured(cuda):
+    """It ended early: by its time, the size would be captured where it does not pay."""
+
+    def work(size):
+        work.calls += 1
+        cuda.busy(0.01, 0.001 if work.calls == 2 else 0.1)
+        if work.calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    work.calls = 0
+    graphs = Graphs(CUDA, lambda size: 30)
+    graphs.run(4, work)
+    cuda.now = cuda.done  # the device has finished
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run(4, work)
+    for _ in range(5):
+        graphs.run(4, work)
+    assert not cuda.graphs
+
+
 def test_what_is_left_of_a_program():
     rows = np.array([8, 8, 8, 5, 3, 1, 8, 7])
     left = CallsLeft(rows, bucket, 8)
@@ -167,6 +187,7 @@ def test_a_failed_capture_is_ended(cuda):
     assert work.calls == 5
     assert not cuda.underway
     assert sum(cuda.users.values()) == 1  # of the empty capture, by which the generators leave their capture mode
+    assert cuda.modes == ["thread_local"] * 2  # in another mode the decoder's thread could not allocate meanwhile
     assert cuda.current_stream(CUDA) is before
     assert len(capture_module._unended) == 1
     assert not graphs.sound

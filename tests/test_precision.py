@@ -159,8 +159,9 @@ def test_a_run_that_ends_early_leaves_the_decoder_as_it_was(sdxl, plan, in_threa
     assert sdxl.pipe.vae.dtype == torch.float32
     if how == "error":
         monkeypatch.setattr(type(sdxl), "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error: gone")))
-        with pytest.raises(hsd.DeviceFailed):
+        with pytest.raises(hsd.DeviceFailed) as held:
             list(images)
+        assert "_running_dtype" not in vars(sdxl), held  # the denoiser's run has ended, though the error is kept
     else:
         images.close()
     assert calls

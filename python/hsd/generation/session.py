@@ -222,9 +222,10 @@ class Session:
                 make_room=decoder.make_room,
             ),
         )
-        calls = executor.run()
         with contextlib.ExitStack() as stack:
             self._clocked("decode", lambda: stack.enter_context(decoder))
+            # Closed in any case: the traceback of an error would keep the run, its thread and its memory.
+            calls = stack.enter_context(contextlib.closing(executor.run()))
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
                 self.node_steps += lanes

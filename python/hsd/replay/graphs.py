@@ -128,9 +128,10 @@ class Graphs:
         if self.left is None or not self._works or self._used[size] < EAGER_FIRST or size in self._timers:
             work(size)
             return
-        self._timers[size] = timer = CallTimer(waited=self._after is None or self._after.query())
+        timer = CallTimer(waited=self._after is None or self._after.query())
         with timer:
             work(size)
+        self._timers[size] = timer  # not of a call that raised: it ended early
 
     def _may_capture(self, size: int) -> bool:
         if not self._works or size >= self._too_large or self._used[size] < EAGER_FIRST:
