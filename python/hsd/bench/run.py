@@ -38,11 +38,12 @@ from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..work.device import FittingSize, describe, synchronize
+from ..work.faults import first_line
 from .changes import check_kinds
 from .parity import OneCall
 from .report import LEAST_GAIN, Alone, EndToEnd, Executed, Machine, Planned, Report, Setting, Tried
 from .settings import applied, can_be_laid_out, compiled
-from .trial import first_line, try_change, with_change
+from .trial import try_change, with_change
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
 """Shares of the time; there are at most two curves and four settings. Changed networks take theirs in addition."""

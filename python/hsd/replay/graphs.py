@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import Notice
 from ..work.device import with_index
+from ..work.faults import first_line
 from .capture import CaptureFailed, capture
 from .denoiser import Denoiser
 from .worth import CallCost, CallTimer, pays
@@ -160,10 +161,8 @@ class Graphs:
                 self._too_large = min(self._too_large, size)
                 return
             self._works = False
-            reason = (str(failed.cause).strip().splitlines() or [type(failed.cause).__name__])[0]
-            warnings.warn(
-                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", Notice, stacklevel=3
-            )
+            text = "calls are not captured as CUDA graphs, but run one kernel at a time"
+            warnings.warn(f"{text}: {first_line(failed.cause)}", Notice, stacklevel=3)
 
 
 _compiled_forwards: WeakKeyDictionary[nn.Module, Callable[..., Any]] = WeakKeyDictionary()

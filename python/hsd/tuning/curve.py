@@ -23,6 +23,7 @@ from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture, smaller_bu
 from ..replay.kept import kept_by
 from ..sampler import SamplerTable
 from ..work.device import synchronize
+from ..work.faults import first_line
 
 MOST = 256
 """Largest number of lanes that is tried by default."""
@@ -325,7 +326,7 @@ class _Probe:
                 self._graphs.clear()  # no other call may use the memory of a graph, so it would not count as free
         except RuntimeError as error:  # out of memory, or a size that some kernel does not take
             if points:
-                return f"{lanes:,} lanes failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                return f"{lanes:,} lanes failed: {first_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
                 raise OutOfMemory(f"a call of {lanes:,} lanes does not fit into the memory: {error}") from error
             raise
