@@ -24,7 +24,7 @@ _LIBRARY = ("torch.", "builtins", "collections", "typing", "functools")
 
 
 @contextlib.contextmanager
-def restored(roots: Iterable[Any], owners: Sequence[Any]) -> Iterator[None]:
+def restored(roots: Iterable[Any], owners: Sequence[Any] = ()) -> Iterator[None]:
     """Afterwards, also after an error, everything that can be reached from ``roots`` holds the same objects as before.
 
     Reached are: attributes of objects, items of containers, variables of closures, and the containers that are
