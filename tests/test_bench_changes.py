@@ -26,6 +26,7 @@ from hsd.bench.parity import OneCall
 from hsd.bench.report import Alone, Setting, Tried, _tried
 from hsd.bench.trial import try_change, with_change
 from hsd.tuning.curve import Curve
+from hsd.tuning.inputs import Inputs
 
 PROMPTS = ["a cat", "a dog", "the sea at night"]
 DEMO = ["a red star", "a blue star"]
@@ -71,7 +72,7 @@ def parts(adapter):
 
 def one_call(adapter, prompts=PROMPTS, lanes=4):
     conditioning = encoded(adapter, prompts, range(len(prompts)))
-    return OneCall(adapter, conditioning, adapter.sampler(4), np.arange(len(prompts)), lanes)
+    return OneCall(adapter, Inputs(adapter, conditioning, adapter.sampler(4), np.arange(len(prompts))), lanes)
 
 
 def test_fused_projections_are_timed_and_undone(model, monkeypatch):

@@ -37,6 +37,7 @@ from ..replay.graphs import can_capture
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
+from ..tuning.inputs import Inputs
 from ..work.device import FittingSize, describe, synchronize
 from ..work.faults import first_line
 from .changes import check_kinds
@@ -209,7 +210,8 @@ class _Bench:
             return {}
         leaves, size = plan.covered(), alone.batch_size
         with applied(self.adapter, best):
-            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, size)
+            inputs = Inputs(self.adapter, self.conditioning, self.sampler, leaves)
+            one_call = OneCall(self.adapter, inputs, size)
         compiles, results = any("compile" in name for name in alone.seconds_per_lane), {}
         for change in changes:
             setting = with_change(best, change, compiles)
