@@ -232,9 +232,9 @@ def test_weights_that_move_are_not_quantized(model, stub, monkeypatch):
 
 
 def test_one_timestep_per_call(model, monkeypatch):
-    assert len(set(one_call(model)._timesteps.tolist())) == 4
+    assert len(set(one_call(model)._inputs[1].tolist())) == 4
     monkeypatch.setattr(type(model), "mixed_timesteps", False)
-    assert len(set(one_call(model)._timesteps.tolist())) == 1
+    assert len(set(one_call(model)._inputs[1].tolist())) == 1
 
 
 def test_the_setting_of_a_change():
