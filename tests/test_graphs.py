@@ -493,6 +493,15 @@ def test_free_graphs(captured, own):
     assert not own.free_graphs()
 
 
+def test_passes_do_not_add_up(captured, own):
+    """Images of two sizes need two passes, and the second one needs the memory that the first would keep."""
+    for settings, kept in [([{}] * 6, True), ([{}] * 3 + [{"height": 48}] * 3, False)]:
+        plan = hsd.compile(PROMPTS, 0.6, model=own, steps=8, settings=settings)
+        assert len(list(hsd.stream(plan, own, batch_size=4))) == 6
+        assert captured.graphs
+        assert own.free_graphs() is kept
+
+
 def test_graphs_go_with_the_model(captured, own):
     """And with the adapter that a bare pipeline gets for one run; copies have none."""
     plan = plan_for(own)

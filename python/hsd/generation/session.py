@@ -181,6 +181,8 @@ class Session:
             if len(left):
                 for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
                     yield from self._pass(part, v, conditioning, progress, found)
+                    if len(self.passes) > 1:  # the next one needs the memory
+                        self.variants[v].free_graphs()
         except BaseException:
             with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
                 self.adapter.free()
