@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -490,6 +491,26 @@ def test_free_graphs(captured, own):
     next(calls)
     assert not own.free_graphs()  # they are in use; the run ends, and keeps nothing
     list(calls)
+    assert not own.free_graphs()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_kept_makes_room_for_encoding(captured, own, monkeypatch, kept):
+    plan, encode, calls = plan_for(own), type(own).encode, []
+    settle(plan, own)
+    if not kept:
+        assert own.free_graphs()
+
+    def scarce(self, batch):
+        calls.append(batch)
+        if len(calls) == 1:
+            out_of_memory()
+        return encode(self, batch)
+
+    monkeypatch.setattr(type(own), "encode", scarce)
+    with contextlib.nullcontext() if kept else pytest.raises(hsd.OutOfMemory):
+        encoded(own, ["a lamp"], [3])
+    assert len(calls) == (2 if kept else 1)
     assert not own.free_graphs()
 
 
