@@ -60,6 +60,7 @@ class FakeCuda:
         self.now, self.done = 0.0, 0.0  # seconds: the host's clock, and when the device has done everything
         self._pools = itertools.count(1)
         self.capturing = None
+        self.modes = []  # of each capture
 
     def busy(self, host, device):
         """Enqueue kernels: the host takes ``host`` seconds for it, the device ``device``."""
@@ -156,12 +157,13 @@ class FakeCapture:
     def __init__(self, cuda, graph, pool=None, stream=None, capture_error_mode="global"):
         if stream is None:
             cuda.default_capture_stream = stream = cuda.default_capture_stream or FakeStream(cuda)
-        self.cuda, self.graph, self.stream, self.valid = cuda, graph, stream, True
+        self.cuda, self.graph, self.stream, self.mode, self.valid = cuda, graph, stream, capture_error_mode, True
         self.pool = cuda.graph_pool_handle() if pool is None else pool
 
     def __enter__(self):
         cuda = self.cuda
         assert self.pool not in cuda.underway, "already recording to mempool_id"
+        cuda.modes.append(self.mode)
         self.before, cuda.current[self.stream.device.index] = cuda.current_stream(self.stream.device), self.stream
         cuda.underway.add(self.pool)
         cuda.users[self.pool] = cuda.users.get(self.pool, 0) + 1

@@ -26,6 +26,7 @@ from hsd.bench.parity import OneCall
 from hsd.bench.report import Alone, Setting, Tried, _tried
 from hsd.bench.trial import try_change, with_change
 from hsd.tuning.curve import Curve
+from hsd.tuning.inputs import Inputs
 
 PROMPTS = ["a cat", "a dog", "the sea at night"]
 DEMO = ["a red star", "a blue star"]
@@ -71,7 +72,7 @@ def parts(adapter):
 
 def one_call(adapter, prompts=PROMPTS, lanes=4):
     conditioning = encoded(adapter, prompts, range(len(prompts)))
-    return OneCall(adapter, conditioning, adapter.sampler(4), np.arange(len(prompts)), lanes)
+    return OneCall(adapter, Inputs(adapter, conditioning, adapter.sampler(4), np.arange(len(prompts))), lanes)
 
 
 def test_fused_projections_are_timed_and_undone(model, monkeypatch):
@@ -231,9 +232,9 @@ def test_weights_that_move_are_not_quantized(model, stub, monkeypatch):
 
 
 def test_one_timestep_per_call(model, monkeypatch):
-    assert len(set(one_call(model)._timesteps.tolist())) == 4
+    assert len(set(one_call(model)._inputs[1].tolist())) == 4
     monkeypatch.setattr(type(model), "mixed_timesteps", False)
-    assert len(set(one_call(model)._timesteps.tolist())) == 1
+    assert len(set(one_call(model)._inputs[1].tolist())) == 1
 
 
 def test_the_setting_of_a_change():

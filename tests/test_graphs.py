@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import gc
 import weakref
 
@@ -15,6 +17,7 @@ import hsd
 import tiny
 from families import FAMILIES
 from helpers import encoded, executor_of, finished_by, latents_of
+from hsd.models.restoring import clear_caches
 from hsd.replay import capture as capture_module
 from hsd.replay.capture import CaptureFailed, capture, first_cause
 from hsd.replay.executor import Executor
@@ -106,6 +109,26 @@ def test_a_host_that_is_held_up_is_not_the_limit(cuda):
     assert not cuda.graphs
 
 
+def test_a_call_that_raised_is_not_measured(cuda):
+    """It ended early: by its time, the size would be captured where it does not pay."""
+
+    def work(size):
+        work.calls += 1
+        cuda.busy(0.01, 0.001 if work.calls == 2 else 0.1)
+        if work.calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    work.calls = 0
+    graphs = Graphs(CUDA, lambda size: 30)
+    graphs.run(4, work)
+    cuda.now = cuda.done  # the device has finished
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run(4, work)
+    for _ in range(5):
+        graphs.run(4, work)
+    assert not cuda.graphs
+
+
 def test_what_is_left_of_a_program():
     rows = np.array([8, 8, 8, 5, 3, 1, 8, 7])
     left = CallsLeft(rows, bucket, 8)
@@ -167,6 +190,7 @@ def test_a_failed_capture_is_ended(cuda):
     assert work.calls == 5
     assert not cuda.underway
     assert sum(cuda.users.values()) == 1  # of the empty capture, by which the generators leave their capture mode
+    assert cuda.modes == ["thread_local"] * 2  # in another mode the decoder's thread could not allocate meanwhile
     assert cuda.current_stream(CUDA) is before
     assert len(capture_module._unended) == 1
     assert not graphs.sound
@@ -470,6 +494,35 @@ def test_free_graphs(captured, own):
     assert not own.free_graphs()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_kept_makes_room_for_encoding(captured, own, monkeypatch, kept):
+    plan, encode, calls = plan_for(own), type(own).encode, []
+    settle(plan, own)
+    if not kept:
+        assert own.free_graphs()
+
+    def scarce(self, batch):
+        calls.append(batch)
+        if len(calls) == 1:
+            out_of_memory()
+        return encode(self, batch)
+
+    monkeypatch.setattr(type(own), "encode", scarce)
+    with contextlib.nullcontext() if kept else pytest.raises(hsd.OutOfMemory):
+        encoded(own, ["a lamp"], [3])
+    assert len(calls) == (2 if kept else 1)
+    assert not own.free_graphs()
+
+
+def test_passes_do_not_add_up(captured, own):
+    """Images of two sizes need two passes, and the second one needs the memory that the first would keep."""
+    for settings, kept in [([{}] * 6, True), ([{}] * 3 + [{"height": 48}] * 3, False)]:
+        plan = hsd.compile(PROMPTS, 0.6, model=own, steps=8, settings=settings)
+        assert len(list(hsd.stream(plan, own, batch_size=4))) == 6
+        assert captured.graphs
+        assert own.free_graphs() is kept
+
+
 def test_graphs_go_with_the_model(captured, own):
     """And with the adapter that a bare pipeline gets for one run; copies have none."""
     plan = plan_for(own)
@@ -565,7 +618,16 @@ def moved(pipe):
         parameter.data = parameter.data.clone()
 
 
+def cleared(model, patch):
+    """What ``hsd check`` does where a network keeps tensors in a cache: a graph may read some of them."""
+    marker, cache = object(), functools.lru_cache(lambda value: value)
+    cache(marker)
+    clear_caches(lambda item: item is marker)
+    assert cache.cache_info().currsize == 0
+
+
 CHANGES = {
+    "caches cleared": cleared,
     "weights elsewhere": on(moved),
     "one weight elsewhere": on(lambda p: setattr(p.unet.conv_in.weight, "data", p.unet.conv_in.weight.data.clone())),
     "dtype": on(lambda p: p.unet.to(torch.bfloat16)),

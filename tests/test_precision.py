@@ -64,6 +64,18 @@ def test_the_same_memory_holds_the_weights_afterwards(error):
     assert torch.equal(inside["a.bias"][2], before["a.bias"][2].float())
 
 
+def test_the_last_one_to_leave_puts_the_weights_back():
+    network = Mixed()
+    before, first, second = state(network), in_float32([network]), in_float32([network])
+    first.__enter__()
+    inside = state(network)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert_same(inside, state(network))
+    second.__exit__(None, None, None)
+    assert_same(before, state(network))
+
+
 def test_memory_that_runs_out_on_the_way_leaves_all_as_it_was(monkeypatch):
     network = Mixed()
     before, own, calls = state(network), torch.Tensor.float, []
@@ -159,8 +171,9 @@ def test_a_run_that_ends_early_leaves_the_decoder_as_it_was(sdxl, plan, in_threa
     assert sdxl.pipe.vae.dtype == torch.float32
     if how == "error":
         monkeypatch.setattr(type(sdxl), "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error: gone")))
-        with pytest.raises(hsd.DeviceFailed):
+        with pytest.raises(hsd.DeviceFailed) as held:
             list(images)
+        assert "_running_dtype" not in vars(sdxl), held  # the denoiser's run has ended, though the error is kept
     else:
         images.close()
     assert calls
@@ -188,17 +201,33 @@ def test_the_folder_of_a_run_can_be_continued(sdxl, plan, in_thread, tmp_path):
     assert (first.images, again.images, again.existing) == (10, 0, 10)
 
 
-def test_two_runs_of_one_model_at_once(sdxl, plan):
-    """The decoder is the first one's; after its end the second still decodes in float32."""
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_two_runs_of_one_model_at_once(sdxl, plan, in_threads, monkeypatch):
+    """The decoder is the first one's; after its end the second still decodes with the same weights in float32."""
     expected = {image.index: np.asarray(image.pil) for image in hsd.stream(plan, sdxl, batch_size=3)}
-    before = state(sdxl.pipe.vae)
+    before, calls = state(sdxl.pipe.vae), watched(sdxl.pipe.vae, monkeypatch)
+    monkeypatch.setattr("hsd.generation.session.Decoder", lambda adapter: Decoder(adapter, 2, threaded=in_threads))
     first, second = (hsd.stream(plan, sdxl, batch_size=3) for _ in range(2))
     found = {image.index: image for image in (next(first), next(second))}
     first.close()
+    n = len(calls)
     found |= {image.index: image for image in second}
+    assert len(calls) > n
+    assert all(places == calls[0][1] for _, places in calls)
+    assert {dtype for _, dtype in calls[0][1]} == {torch.float32}
     assert_same(before, state(sdxl.pipe.vae))
     for i, image in found.items():
         np.testing.assert_array_equal(np.asarray(image.pil), expected[i])
+
+
+def test_another_run_may_begin_meanwhile(sdxl, plan, tmp_path):
+    """Of what the images depend on, its folder has the weights that the model has outside of runs."""
+    before, images = image_identity(sdxl), hsd.stream(plan, sdxl, batch_size=3)
+    next(images)
+    assert sdxl.pipe.vae.dtype == torch.float32
+    assert image_identity(sdxl) == before
+    images.close()
+    assert image_identity(sdxl) == before
 
 
 def test_an_offloaded_decoder_is_converted_for_each_call(sdxl):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -110,34 +109,6 @@ def fuse_qkv(networks: Sequence[nn.Module]) -> None:
 
 def _is_fused(part: nn.Module) -> bool:
     return getattr(part, "fused_projections", False) is True
-
-
-@contextlib.contextmanager
-def restored(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """At the end, every module has the parts, the weights and the attributes that it had before: the same objects.
-
-    ``unfuse_qkv_projections`` would leave the fused weights and their mark, which stop the next call of
-    ``fuse_qkv_projections`` from fusing what has changed. The weights are kept in the meantime, not copied: a change
-    takes memory for what it adds only.
-    """
-    before = [
-        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in _HELD})
-        for network in networks
-        for module in network.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, held in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, items in held.items():
-                vars(module)[name].clear()
-                vars(module)[name].update(items)
-
-
-_HELD = ("_modules", "_parameters", "_buffers")
-"""Dictionaries that a module changes in place."""
 
 
 def weight_bytes(networks: Sequence[nn.Module]) -> int:

@@ -37,12 +37,14 @@ from ..replay.graphs import can_capture
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
+from ..tuning.inputs import Inputs
 from ..work.device import FittingSize, describe, synchronize
+from ..work.faults import first_line
 from .changes import check_kinds
 from .parity import OneCall
 from .report import LEAST_GAIN, Alone, EndToEnd, Executed, Machine, Planned, Report, Setting, Tried
 from .settings import applied, can_be_laid_out, compiled
-from .trial import first_line, try_change, with_change
+from .trial import try_change, with_change
 
 _SHARES = {"encode": 0.2, "curve": 0.1, "setting": 0.03, "executor": 0.15, "end to end": 0.15, "diffusers": 0.25}
 """Shares of the time; there are at most two curves and four settings. Changed networks take theirs in addition."""
@@ -208,7 +210,8 @@ class _Bench:
             return {}
         leaves, size = plan.covered(), alone.batch_size
         with applied(self.adapter, best):
-            one_call = OneCall(self.adapter, self.conditioning, self.sampler, leaves, size)
+            inputs = Inputs(self.adapter, self.conditioning, self.sampler, leaves)
+            one_call = OneCall(self.adapter, inputs, size)
         compiles, results = any("compile" in name for name in alone.seconds_per_lane), {}
         for change in changes:
             setting = with_change(best, change, compiles)

@@ -11,8 +11,9 @@ from torch import nn
 
 from ..errors import Notice
 from ..models.base import Adapter
+from ..models.restoring import restored
 from ..replay.graphs import Compiled
-from .changes import fuse_qkv, quantize, restored
+from .changes import fuse_qkv, quantize
 from .report import Setting
 
 
@@ -24,6 +25,7 @@ def applied(adapter: Adapter, setting: Setting) -> Iterator[None]:
     try:
         for module in to_lay_out:
             module.to(memory_format=torch.channels_last)
+        # Not by unfuse_qkv_projections: it leaves the fused weights and their mark, so that nothing is fused next time.
         with restored(modules) if setting.changes else contextlib.nullcontext():
             if setting.fuse_qkv:
                 fuse_qkv(modules)

@@ -10,6 +10,7 @@ import torch
 
 from ..models.base import Adapter
 from ..tuning.curve import Curve
+from ..work.faults import first_line
 from .changes import EIGHT_BITS, how_to, rounding, weight_bytes
 from .parity import OneCall
 from .report import Setting, Tried
@@ -79,8 +80,3 @@ def try_change(
         seconds_per_lane=curve.seconds(batch_size) / batch_size,
         bytes_per_call=None if curve.bytes_per_call is None else curve.memory(batch_size),
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

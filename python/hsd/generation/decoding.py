@@ -107,10 +107,11 @@ class Decoder:
         self._adapter = adapter
         self._networks = adapter.decoding_networks()
         device = adapter.device
-        self._device = device if device.type == "cuda" else None
+        on_gpu = device.type == "cuda"
+        self._device = device if on_gpu else None
         most = decoded_at_once(adapter) if batch_size is None else batch_size
         # The first time that the memory runs out, the same batch is tried again after the caches were emptied.
-        self._size = FittingSize(most, "images to decode", device, make_room=lambda: self._device is not None)
+        self._size = FittingSize(most, "images to decode", device, make_room=lambda: on_gpu)
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0

@@ -181,6 +181,8 @@ class Session:
             if len(left):
                 for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
                     yield from self._pass(part, v, conditioning, progress, found)
+                    if len(self.passes) > 1:  # the next one needs the memory
+                        self.variants[v].free_graphs()
         except BaseException:
             with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
                 self.adapter.free()
@@ -222,9 +224,10 @@ class Session:
                 make_room=decoder.make_room,
             ),
         )
-        calls = executor.run()
         with contextlib.ExitStack() as stack:
             self._clocked("decode", lambda: stack.enter_context(decoder))
+            # Closed in any case: the traceback of an error would keep the run, its thread and its memory.
+            calls = stack.enter_context(contextlib.closing(executor.run()))
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
                 self.node_steps += lanes

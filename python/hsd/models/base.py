@@ -257,7 +257,8 @@ class Adapter(Denoiser):
 
         On a GPU a model keeps the calls that its latest run captured as CUDA graphs, with their buffers, so that the
         next run of the same sizes need not capture them again. They hold about as much memory as the run itself, and
-        go when the model goes, when a run of other sizes begins, and when the memory runs out.
+        go when the model goes, when a run of other sizes begins, and when the memory runs out in it or in encoding. A
+        run of several passes, for images of several sizes, keeps none.
         """
         freed = kept_by(self).free()
         if freed:

@@ -25,6 +25,7 @@ from ..conditioning.rows import Conditioning, Field, Rows
 from ..planning.build import plan_of
 from ..replay.denoiser import Denoiser, Prior
 from ..replay.executor import Executor
+from ..work.faults import first_line
 from .base import Adapter
 from .capture_rules import Finding, Watch, place, place_of, random_states, same_states, set_random_states
 from .encode import encode
@@ -155,7 +156,7 @@ def _fake_mode(device: torch.device) -> FakeTensorMode:
         with mode:
             torch.zeros(2, device=device) + 1
     except Exception as error:  # whatever this torch lacks
-        raise NotChecked(f"this torch ({torch.__version__}) cannot imitate a GPU: {_first_line(error)}") from error
+        raise NotChecked(f"this torch ({torch.__version__}) cannot imitate a GPU: {first_line(error)}") from error
     return mode
 
 
@@ -235,7 +236,7 @@ def _findings(prepared: Callable[[], tuple[Denoiser, Executor]], mode: FakeTenso
         if calling and watch.running is not None:
             return [watch.running]
         raise NotChecked(
-            f"a call on tensors without values fails at {place_of(error)}: {_first_line(error)}"
+            f"a call on tensors without values fails at {place_of(error)}: {type(error).__name__}: {first_line(error)}"
         ) from error
     finally:
         set_random_states(at_first)
@@ -244,15 +245,11 @@ def _findings(prepared: Callable[[], tuple[Denoiser, Executor]], mode: FakeTenso
 
 @contextlib.contextmanager
 def _taken_apart(executor: Executor) -> Iterator[None]:
-    """Afterwards an executor holds nothing. It is in a circle with its own methods, so its tensors would live on."""
+    """Afterwards an executor holds nothing: an error keeps the frames that it went through, and those the executor."""
     try:
         yield
     finally:
         vars(executor).clear()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
 
 
 def _definition(function: Callable[..., Any]) -> str:

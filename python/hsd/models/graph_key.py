@@ -20,6 +20,7 @@ from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from ..replay.denoiser import Denoiser
+from .restoring import caches_cleared
 from .state import AFTER_DENOISER, parts_of
 
 _DEPTH = 6
@@ -156,7 +157,7 @@ def _tensor(value: Tensor) -> Hashable:
 
 
 def _switches() -> Hashable:
-    """What torch and diffusers choose kernels by, for the whole process."""
+    """What torch and diffusers choose kernels by, for the whole process; and whether tensors in caches may be gone."""
     return tuple((name, _read(read)) for name, read in _SWITCHES.items())
 
 
@@ -201,4 +202,5 @@ _SWITCHES: dict[str, Callable[[], Any]] = {
     "default device": torch.get_default_device,
     "attention backend": _attention_backend,
     "attention by environment": lambda: os.environ.get("DIFFUSERS_ATTN_BACKEND"),
+    "caches cleared": caches_cleared,
 }

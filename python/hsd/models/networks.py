@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .configuration import as_json, changes_of, config_of, layers_of
+from .precision import own_dtype
 from .weights import digest, weights_of
 
 
@@ -39,7 +40,7 @@ def network_state(network: nn.Module) -> dict[str, Any]:
 
 def dtype_of(network: nn.Module) -> str | None:
     """The dtype that the network says it has, else that of its first floating weight."""
-    dtype = getattr(network, "dtype", None)
+    dtype = own_dtype(network)
     if not isinstance(dtype, torch.dtype):
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     return None if dtype is None else str(dtype).removeprefix("torch.")

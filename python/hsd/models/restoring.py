@@ -24,7 +24,7 @@ _LIBRARY = ("torch.", "builtins", "collections", "typing", "functools")
 
 
 @contextlib.contextmanager
-def restored(roots: Iterable[Any], owners: Sequence[Any]) -> Iterator[None]:
+def restored(roots: Iterable[Any], owners: Sequence[Any] = ()) -> Iterator[None]:
     """Afterwards, also after an error, everything that can be reached from ``roots`` holds the same objects as before.
 
     Reached are: attributes of objects, items of containers, variables of closures, and the containers that are
@@ -44,14 +44,24 @@ def restored(roots: Iterable[Any], owners: Sequence[Any]) -> Iterator[None]:
         before.restore()
 
 
+_cleared = 0
+
+
+def caches_cleared() -> int:
+    """How many caches :func:`clear_caches` has emptied: memory that a captured call reads may have been in one."""
+    return _cleared
+
+
 def clear_caches(is_foreign: Callable[[Any], bool]) -> None:
     """Empty every cache of :func:`functools.lru_cache` in the process that holds a foreign object.
 
     There is no access to single entries.
     """
+    global _cleared
     for item in gc.get_objects():
         if type(item) is functools._lru_cache_wrapper and _holds(item, is_foreign):
             item.cache_clear()
+            _cleared += 1
 
 
 class _Snapshot:

@@ -19,7 +19,7 @@ from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
 from .parts import check_clip_skip, eta_for, image_size, pictures, texts, unet_latent, vae_decode
-from .precision import in_float32
+from .precision import in_float32, own_dtype
 from .refusals import Needs
 
 Pair = tuple[int, int]
@@ -205,9 +205,9 @@ class StableDiffusionXL(GuidedAdapter):
             yield
 
     def _in_float32_if_needed(self) -> AbstractContextManager[None]:
-        """The VAE in float32 if it is in float16, in which it would overflow (``force_upcast``)."""
+        """The VAE in float32 if its own dtype is float16, in which it would overflow (``force_upcast``)."""
         vae = self.pipe.vae
-        needed = vae.dtype == torch.float16 and vae.config.force_upcast
+        needed = own_dtype(vae) == torch.float16 and vae.config.force_upcast
         return in_float32([vae]) if needed else contextlib.nullcontext()
 
 

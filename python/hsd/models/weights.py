@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .precision import own_tensors
+
 _WORDS = 1 << 15
 """Words of 64 bits in a row: 256 KiB, so that a row and its products stay in a processor's cache."""
 
@@ -53,7 +55,8 @@ def weights_of(
     """All parameters and stored buffers, module by module; tied ones each time, since libraries tie them differently.
 
     Buffers that are not stored follow from the configuration. Weights that accelerate or diffusers has offloaded are
-    read from where they are; None stands for one that cannot be found.
+    read from where they are; None stands for one that cannot be found. While a run has a network in float32, its own
+    weights are given.
 
     Parameters
     ----------
@@ -63,14 +66,14 @@ def weights_of(
         Which weights, by the module that holds them and their name in it; all by default.
     """
     maps = _offloaded(network)
-    on_disk = _groups_on_disk(network)
+    on_disk, own = _groups_on_disk(network), own_tensors(network)
     for path, module in network.named_modules():
         buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
         for name, tensor in (*module._parameters.items(), *buffers.items()):
             if tensor is None or not wanted(module, name):
                 continue
             where = f"{path}.{name}" if path else name
-            yield _read(tensor, where, maps, on_disk)
+            yield _read(own.get(id(tensor), tensor), where, maps, on_disk)
 
 
 def _read(tensor: Tensor, name: str, maps: dict[str, Any], on_disk: dict[int, tuple[str, str]]) -> Tensor | None:

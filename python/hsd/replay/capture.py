@@ -104,7 +104,8 @@ def _end_failed(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, st
             return
         torch._C._cuda_releasePool(index.index, pool)
     _unended.append(graph)
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+    clean = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode=_MODE)
+    with contextlib.suppress(RuntimeError), clean:
         torch.zeros(1, device=device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -206,7 +206,7 @@ class Executor:
         return self.buffers.state
 
     @torch.no_grad()
-    def run(self) -> Iterator[tuple[int, list[Finished]]]:
+    def run(self) -> Generator[tuple[int, list[Finished]], None, None]:
         """Replay all calls. After each, yield the number of its lanes and the latents it finished.
 
         On a GPU the call is then enqueued, not finished: work that is enqueued later may read the latents.

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import Notice
 from ..work.device import with_index
+from ..work.faults import first_line
 from .capture import CaptureFailed, capture
 from .denoiser import Denoiser
 from .worth import CallCost, CallTimer, pays
@@ -128,9 +129,10 @@ class Graphs:
         if self.left is None or not self._works or self._used[size] < EAGER_FIRST or size in self._timers:
             work(size)
             return
-        self._timers[size] = timer = CallTimer(waited=self._after is None or self._after.query())
+        timer = CallTimer(waited=self._after is None or self._after.query())
         with timer:
             work(size)
+        self._timers[size] = timer  # not of a call that raised: it ended early
 
     def _may_capture(self, size: int) -> bool:
         if not self._works or size >= self._too_large or self._used[size] < EAGER_FIRST:
@@ -159,10 +161,8 @@ class Graphs:
                 self._too_large = min(self._too_large, size)
                 return
             self._works = False
-            reason = (str(failed.cause).strip().splitlines() or [type(failed.cause).__name__])[0]
-            warnings.warn(
-                f"calls are not captured as CUDA graphs, but run one kernel at a time: {reason}", Notice, stacklevel=3
-            )
+            text = "calls are not captured as CUDA graphs, but run one kernel at a time"
+            warnings.warn(f"{text}: {first_line(failed.cause)}", Notice, stacklevel=3)
 
 
 _compiled_forwards: WeakKeyDictionary[nn.Module, Callable[..., Any]] = WeakKeyDictionary()

@@ -23,6 +23,8 @@ from ..replay.graphs import EAGER_FIRST, Graphs, bucket, can_capture, smaller_bu
 from ..replay.kept import kept_by
 from ..sampler import SamplerTable
 from ..work.device import synchronize
+from ..work.faults import first_line
+from .inputs import Inputs
 
 MOST = 256
 """Largest number of lanes that is tried by default."""
@@ -41,9 +43,6 @@ _SAMPLES = 7
 
 _BLOCK = 0.02
 """Approximate seconds of a block: much longer than reading the clock and synchronizing."""
-
-_PROMPTS = 16
-"""Number of prompts whose conditioning the lanes use in turn."""
 
 
 @dataclass(frozen=True)
@@ -287,17 +286,8 @@ class _Probe:
         memory: Memory | None,
     ) -> None:
         self._denoiser, self._graphs, self._clock, self._memory = denoiser, graphs, clock, memory
-        self._device = denoiser.device
+        self._device, self._inputs = denoiser.device, Inputs(denoiser, conditioning, sampler, leaves)
         self.warm_up = 1 if graphs is None else EAGER_FIRST + 1
-        common, own = conditioning.split(leaves)
-        picked = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), _PROMPTS)).astype(np.int64)]
-        means = [own.mean(picked[i : i + 1]) for i in range(len(picked))]
-        self._rows = {name: torch.stack([mean[name] for mean in means]).to(self._device) for name in means[0]}
-        self._shared = {name: row.to(self._device) for name, row in common.items()}
-        self._n_prompts = len(picked)
-        timesteps = sampler.timesteps.to(self._device)
-        middle = len(timesteps) // 2
-        self._timesteps = timesteps if denoiser.mixed_timesteps else timesteps[middle : middle + 1]
 
     def doubling(self, most: int, seconds: float) -> tuple[list[_Point], str]:
         """Measure 1, 2, 4... lanes, and return why the doubling ended."""
@@ -325,7 +315,7 @@ class _Probe:
                 self._graphs.clear()  # no other call may use the memory of a graph, so it would not count as free
         except RuntimeError as error:  # out of memory, or a size that some kernel does not take
             if points:
-                return f"{lanes:,} lanes failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                return f"{lanes:,} lanes failed: {first_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
                 raise OutOfMemory(f"a call of {lanes:,} lanes does not fit into the memory: {error}") from error
             raise
@@ -336,22 +326,13 @@ class _Probe:
         """Time calls of ``lanes`` lanes after a warm-up, for about ``seconds``: the median of several."""
         if self._memory is not None:
             self._memory.begin()
-        inputs = self._inputs(lanes)
+        inputs = self._inputs.of(lanes)
         once = [self._timed(inputs, 1) for _ in range(self.warm_up)][-1]
         calls = max(1, min(round(_BLOCK / max(once, 1e-6)), round(seconds / max(once, 1e-6) / _SAMPLES)))
         times = [self._timed(inputs, calls)]
         while len(times) < _SAMPLES and (sum(times) + times[-1]) * calls <= seconds:
             times.append(self._timed(inputs, calls))
         return lanes, statistics.median(times), 0 if self._memory is None else self._memory.grown()
-
-    def _inputs(self, lanes: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Latents, timesteps and rows of ``lanes`` lanes; the global generator of the user is not used."""
-        generator = torch.Generator().manual_seed(0)
-        latents = torch.randn((lanes, *self._denoiser.latent_shape()), generator=generator).to(self._device)
-        lane = torch.arange(lanes, device=self._device)
-        rows = {name: row[lane % self._n_prompts] for name, row in self._rows.items()}
-        rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
-        return latents, self._timesteps[lane % len(self._timesteps)], rows
 
     def _timed(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], calls: int) -> float:
         """Seconds per call, of ``calls`` calls that are enqueued one after the other."""

@@ -131,7 +131,7 @@ class FittingSize:
             try:
                 return work(size), size
             except torch.OutOfMemoryError as error:
-                failed = str(error)
+                failed = first_line(error)
             # Here the error no longer keeps the tensors of the failed work alive.
             if may_make_room and self._make_room():
                 self._empty_caches()
@@ -142,8 +142,7 @@ class FittingSize:
     def _halve(self, size: int, error: str) -> None:
         if size == 1:
             raise OutOfMemory(
-                f"a single one of the {self._items} does not fit into the memory of the device: {first_line(error)}. "
-                f"{LESS_MEMORY}"
+                f"a single one of the {self._items} does not fit into the memory of the device: {error}. {LESS_MEMORY}"
             )
         self.most = (size + 1) // 2
         text = f"out of memory with {size} {self._items} at once: continuing with {self.most}"

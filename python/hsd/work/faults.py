@@ -93,7 +93,7 @@ def told_of_device(error: Exception, doing: str) -> Error | None:
     """An error of torch about the device as one of HSD, which says what to do; None if it is about something else."""
     if not _is_of_device(error):
         return None
-    cause, kept = first_line(str(error)), "Images that are finished are kept, and hsd.generate makes only the others"
+    cause, kept = first_line(error), "Images that are finished are kept, and hsd.generate makes only the others"
     if isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(str(error)):
         return OutOfMemory(
             f"out of memory while {doing}: {cause}. {kept}: try again with a smaller batch_size= or max_slots=. "
@@ -105,9 +105,12 @@ def told_of_device(error: Exception, doing: str) -> Error | None:
     )
 
 
-def first_line(text: str, most: int = 300) -> str:
-    """The first line of a message, without its full stop: torch's errors go on with advice about debugging."""
-    line = next(iter(text.strip().splitlines()), "no message")[:most]
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of an error's message, without its full stop; its type if it has none.
+
+    Torch's errors go on with advice about debugging.
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
     return "".join(c if c.isprintable() else "?" for c in line).rstrip(" .")
 
 
