@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if args.results and not measured.files:
-        print(f"{args.results} holds no measurement of a GPU, only tests or --small; nothing is written", file=sys.stderr)
+        print(f"{args.results} holds no measurement of a GPU: only files of tests or of --small", file=sys.stderr)
         return 2
     if args.check:
         text = PAGE.read_text(encoding="utf-8")
