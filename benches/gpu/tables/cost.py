@@ -57,16 +57,16 @@ def devices(_: Paper) -> str:
         ]
         for device in DEVICES
     ]
-    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "by NVIDIA's"], rows)
+    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "source (NVIDIA)"], rows)
 
 
 def calibration(paper: Paper) -> str:
     """What was solved from measured times."""
     known = paper.models["kandinsky"].known
     rows = [
-        ["host: the host launches a kernel", f"{known.host * 1e6:.1f} µs", "Kandinsky, 1 lane, kernel by kernel"],
+        ["`host`: to launch a kernel", f"{known.host * 1e6:.1f} µs", "Kandinsky, 1 lane, kernel by kernel"],
         [
-            "node: a kernel of a graph, beside its work",
+            "`node`: of a kernel in a graph, beside its work",
             f"{known.node * 1e6:.1f} µs",
             "Kandinsky, graphs, 1 and 32 lanes",
         ],
@@ -75,7 +75,7 @@ def calibration(paper: Paper) -> str:
         if model.own:
             lanes = " and ".join(map(str, model.fixed))
             what = f"{MODELS[name].title}, {lanes} lanes"
-            rows.append([f"share: of the peak reached, {MODELS[name].title}", percent(model.known.share), what])
+            rows.append([f"`share` of the peak, {MODELS[name].title}", percent(model.known.share), what])
     return table([f"on the {paper.known.device}", "value", "from"], rows)
 
 
