@@ -7,8 +7,13 @@ import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
+
+# No test is timed: a machine may be busy with something else.
+hypothesis.settings.register_profile("hsd", deadline=None)
+hypothesis.settings.load_profile("hsd")
 
 # Their failed asserts show the compared values, as in test files.
 pytest.register_assert_rewrite(
