@@ -20,6 +20,7 @@ from ..errors import Error
 from ..models.base import Adapter
 from ..models.precision import in_float32, in_half_precision
 from ..replay.executor import Finished
+from ..replay.kept import drop_everywhere
 from ..work.device import FittingSize, finish, to_host
 from ..work.faults import NOT_FINITE, described, one_by_one
 from ..work.threads import BoundedPool
@@ -109,8 +110,7 @@ class Decoder:
         device = adapter.device
         self._device = device if device.type == "cuda" else None
         most = decoded_at_once(adapter) if batch_size is None else batch_size
-        # The first time that the memory runs out, the same batch is tried again after the caches were emptied.
-        self._size = FittingSize(most, "images to decode", device, make_room=lambda: self._device is not None)
+        self._size = FittingSize(most, "images to decode", device, make_room=self._free_room)
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0
@@ -145,6 +145,14 @@ class Decoder:
         if self._stream is not None:
             finish(self._stream)
         return True
+
+    def _free_room(self) -> bool:
+        """Whether the same batch may fit now: on a GPU, without what models keep between runs, and with empty caches.
+
+        When the run has ended, but for its last images, its own captured calls are among that.
+        """
+        drop_everywhere()
+        return self._device is not None
 
     def _send(self) -> list[Decoded | Undecoded]:
         most = self._size.most

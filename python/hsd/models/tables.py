@@ -14,6 +14,7 @@ from ..conditioning.rows import Conditioning, Field, Rows
 from ..conditioning.spool import Spool
 from ..errors import Error, PromptError
 from ..replay.denoiser import Batch, Denoiser, Encoded
+from ..replay.kept import with_room
 from ..work.faults import HOPELESS, NOT_FINITE, described, one_by_one
 
 
@@ -49,7 +50,7 @@ class Tables:
 
     def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
         """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
-        done, errors = one_by_one(range(len(batch)), lambda at: part.encode(_of_batch(batch, at)))
+        done, errors = one_by_one(range(len(batch)), lambda at: with_room(lambda: part.encode(_of_batch(batch, at))))
         reasons = {i: described(error) for i, error in errors.items()}
         for positions, encoded in done:
             at = np.array(positions)
