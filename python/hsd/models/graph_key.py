@@ -3,7 +3,8 @@
 A replay reads the weights from where they were and runs the kernels that were chosen when it was captured. So the key
 has the address of each weight, not its values: what is changed in place is seen by a replay. It also has whatever may
 lead the code of a network to other kernels. What it cannot look into counts by identity, so in doubt a key is another,
-and calls are captured again. It reads nothing from the device; a thousand modules take about 0.05 s, once in a run.
+and calls are captured again. What a hook reads from the variables of its module, it does not see. It reads nothing from
+the device; a thousand modules take about 0.05 s, once in a run.
 """
 
 from __future__ import annotations
