@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -14,6 +15,7 @@ from device import emulated
 from device.runs import case, images_of, latents_of, on_the_device, padded, same
 from families import FAMILIES
 from helpers import executor_of, finished_by, make_scheduler
+from hsd.replay import kept
 
 PROMPTS = ["a cat", "a cat on a mat", "a dog", "a small dog", "the sea at night", "the sea by day"]
 
@@ -141,6 +143,56 @@ def test_a_second_run_of_one_model():
             model = load(pipe)
             for plan, images in zip(plans, expected, strict=True):
                 assert same(images_of(plan, model, True), images)
+
+
+def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
+    """A pass of another size begins without what the model and the passes before keep for later runs."""
+    pipe = stable_diffusion()
+    sizes = [{"height": height} for height in (32, 64, 16) for _ in PROMPTS]
+    with padded():
+        alike = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=4)
+        plan = hsd.compile(3 * PROMPTS, 0.8, model=load(pipe), steps=4, settings=sizes)
+        expected = images_of(plan, load(pipe), True)
+    with emulated(0, 1.0) as device, on_the_device():
+        device.adopt(pipe)
+        model, images = load(pipe), {}
+        images_of(alike, model, True)
+        assert len(everything_kept()) == 1
+        for image in hsd.stream(plan, model, batch_size=2):
+            images[image.index] = np.array(image.pil)
+            assert len(everything_kept()) <= 1
+        assert same(images, expected)
+
+
+def everything_kept():
+    gc.collect()
+    return [place for place in list(kept._everywhere) if place._kept is not None]
+
+
+def test_memory_that_captured_calls_hold_is_there_for_encoding():
+    """Texts are encoded before the next run could take what the one before has kept."""
+    pipe = stable_diffusion()
+    other = [f"{prompt}, in oil" for prompt in PROMPTS]
+    with padded():
+        plan = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=4)
+        expected = hsd.compile(other, 0.8, model=load(pipe), steps=4)
+    with emulated(0, 1.0) as device, on_the_device():
+        device.adopt(pipe)
+        model, memory = load(pipe), device.memory[0]
+        weights = memory.allocated
+        memory.reset_peak()
+        hsd.compile(other, 0.8, model=model, steps=4)
+        needed = memory.peak_allocated - weights
+        for _ in range(2):
+            images_of(plan, model, True)
+        del plan
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        memory.limit = weights + needed + (memory.reserved - weights) // 2
+        again = hsd.compile(other, 0.8, model=model, steps=4)
+        assert again.tree.leaf_order.tolist() == expected.tree.leaf_order.tolist()
+        assert not model.free_graphs()
 
 
 def test_step_caches_are_refused():

@@ -677,6 +677,44 @@ def test_what_makes_captured_calls_invalid(lora, change, monkeypatch):
     assert lora.graph_key() != key
 
 
+class Strength:
+    """What a hook multiplies with."""
+
+    def __init__(self):
+        self.value = 1.0
+
+    def hook(self, module, inputs, output):
+        return output * self.value
+
+
+def closing_over(strength):
+    return lambda module, inputs, output: output * strength[0]
+
+
+def test_what_a_hook_reads_is_in_the_key(own):
+    """A variable that it closes over, an attribute of its object: a replay has the value of the capture."""
+    held, strength = Strength(), [1.0]
+    own.pipe.unet.conv_out.register_forward_hook(held.hook)
+    own.pipe.unet.conv_in.register_forward_hook(closing_over(strength))
+    keys = [own.graph_key()]
+    assert own.graph_key() == keys[0]
+    held.value = 2.0
+    keys.append(own.graph_key())
+    strength[0] = 2.0
+    keys.append(own.graph_key())
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_runs_in_inference_mode_and_outside(captured, own, first):
+    """What is made in it cannot be written outside: such a run keeps nothing for the other kind."""
+    plan = plan_for(own)
+    expected = eager(plan, own)
+    for mode in (first, not first, first):
+        with torch.inference_mode(mode):
+            assert_near(run(plan, own), expected)
+
+
 def test_settings_are_in_the_key(own):
     key = own.graph_key()
     assert hsd.load(own, height=64).graph_key() != key

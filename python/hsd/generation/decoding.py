@@ -20,6 +20,7 @@ from ..errors import Error
 from ..models.base import Adapter
 from ..models.precision import in_float32, in_half_precision
 from ..replay.executor import Finished
+from ..replay.kept import drop_everywhere
 from ..work.device import FittingSize, finish, to_host
 from ..work.faults import NOT_FINITE, described, one_by_one
 from ..work.threads import BoundedPool
@@ -83,6 +84,15 @@ def decoded_at_once(adapter: Adapter) -> int:
     return BATCH if size is None else max(1, min(BATCH, _PIXELS // (size[0] * size[1])))
 
 
+def _free_room(on_gpu: bool) -> bool:
+    """Whether the same batch may fit now: on a GPU, without what models keep between runs, and with empty caches.
+
+    When the run has ended, but for its last images, its own captured calls are among that.
+    """
+    drop_everywhere()
+    return on_gpu
+
+
 class _SomeNotFinite(ValueError):
     """Some image of a batch is not finite, and it cannot be told which one."""
 
@@ -110,8 +120,7 @@ class Decoder:
         on_gpu = device.type == "cuda"
         self._device = device if on_gpu else None
         most = decoded_at_once(adapter) if batch_size is None else batch_size
-        # The first time that the memory runs out, the same batch is tried again after the caches were emptied.
-        self._size = FittingSize(most, "images to decode", device, make_room=lambda: on_gpu)
+        self._size = FittingSize(most, "images to decode", device, make_room=partial(_free_room, on_gpu))
         self._waiting: list[Finished] = []
         self._waited = 0
         self._patience = 0

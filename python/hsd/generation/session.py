@@ -180,9 +180,8 @@ class Session:
         try:
             if len(left):
                 for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
+                    self._free_other_graphs(v)
                     yield from self._pass(part, v, conditioning, progress, found)
-                    if len(self.passes) > 1:  # the next one needs the memory
-                        self.variants[v].free_graphs()
         except BaseException:
             with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
                 self.adapter.free()
@@ -190,6 +189,12 @@ class Session:
         self.adapter.free()
         if failures is None and found:
             raise FailedImages(summary(found.all, len(plan.kept)), found.all)
+
+    def _free_other_graphs(self, v: int) -> None:
+        """Free what the model and the passes before keep for a later run: it has other sizes than the pass of ``v``."""
+        for other in (self.adapter, *self.variants):
+            if other is not self.variants[v]:
+                other.free_graphs()
 
     def _pass(
         self, plan: Plan, v: int, conditioning: Conditioning, progress: CallReport | None, failures: Failures

@@ -19,6 +19,7 @@ from ..planning.build import plan_of
 from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Prior
 from ..replay.executor import Executor
+from ..replay.kept import with_room
 from ..work.faults import device_errors
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
@@ -161,7 +162,7 @@ def _encode_into(
         members = np.flatnonzero(chosen & (variant == v))
         if not len(members):
             continue
-        tables.add_shared(part.shared(), members)
+        tables.add_shared(with_room(part.shared), members)
         is_unshared = prior is not None and prior.tau == 0  # then prompts can go through it block by block
         for block in batches(len(members), _PRIOR_BLOCK if is_unshared else len(members)):
             part_of = members[block]

@@ -3,7 +3,8 @@
 A replay reads the weights from where they were and runs the kernels that were chosen when it was captured. So the key
 has the address of each weight, not its values: what is changed in place is seen by a replay. It also has whatever may
 lead the code of a network to other kernels. What it cannot look into counts by identity, so in doubt a key is another,
-and calls are captured again. It reads nothing from the device; a thousand modules take about 0.05 s, once in a run.
+and calls are captured again. What a hook reads from the variables of its module, it does not see. It reads nothing from
+the device; a thousand modules take about 0.05 s, once in a run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -135,8 +137,8 @@ def _plain(value: Any, depth: int = _DEPTH) -> Hashable:
         return tuple((_plain(k, depth - 1), _plain(v, depth - 1)) for k, v in value.items())
     if depth and isinstance(value, (list, tuple)):
         return type(value).__name__, tuple(_plain(v, depth - 1) for v in value)
-    if callable(value) and hasattr(value, "__func__"):  # a bound method is another object each time it is read
-        return _function(value)
+    if depth and isinstance(value, (FunctionType, MethodType)):
+        return _with_state(value, min(depth - 1, 2))
     if depth and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type, enum.Enum)):
         return Same(value), _plain(vars(value), min(depth - 1, 2))  # an attention processor, a hook, a configuration
     return Same(value)
@@ -146,6 +148,25 @@ def _function(function: Any) -> Hashable:
     """A function; of a bound method its function and its object."""
     inner = getattr(function, "__func__", None)
     return Same(function) if inner is None else (Same(inner), Same(function.__self__))
+
+
+def _with_state(function: FunctionType | MethodType, depth: int) -> Hashable:
+    """A function, with the values of the variables that it closes over, or the attributes of the object it is bound to.
+
+    A hook's strength, for example, which its owner may change: a replay has that of the capture.
+    """
+    if isinstance(function, MethodType):
+        owner = function.__self__
+        inside = None if isinstance(owner, (nn.Module, type)) else _plain(getattr(owner, "__dict__", None), depth)
+        return _function(function), inside
+    return Same(function), tuple(_plain(_inside(cell), depth) for cell in function.__closure__ or ())
+
+
+def _inside(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable without a value yet
+        return None
 
 
 def _tensor(value: Tensor) -> Hashable:
@@ -198,6 +219,7 @@ _SWITCHES: dict[str, Callable[[], Any]] = {
     "cudnn attention": lambda: torch.backends.cuda.cudnn_sdp_enabled(),
     "math fp16": lambda: torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
     "autocast": lambda: (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+    "inference mode": torch.is_inference_mode_enabled,  # outside, the buffers of a run inside cannot be written
     "default dtype": torch.get_default_dtype,
     "default device": torch.get_default_device,
     "attention backend": _attention_backend,

@@ -14,7 +14,7 @@ from ..conditioning.rows import Conditioning, Field, Rows
 from ..conditioning.spool import Spool
 from ..errors import Error, PromptError
 from ..replay.denoiser import Batch, Denoiser, Encoded
-from ..replay.kept import kept_by
+from ..replay.kept import with_room
 from ..work.faults import HOPELESS, NOT_FINITE, described, one_by_one
 
 
@@ -50,7 +50,7 @@ class Tables:
 
     def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
         """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
-        done, errors = one_by_one(range(len(batch)), lambda at: _encode(part, _of_batch(batch, at)))
+        done, errors = one_by_one(range(len(batch)), lambda at: with_room(lambda: part.encode(_of_batch(batch, at))))
         reasons = {i: described(error) for i, error in errors.items()}
         for positions, encoded in done:
             at = np.array(positions)
@@ -135,17 +135,6 @@ class Tables:
     def check_space(self, left: int, done: int) -> None:
         """After the first batch: raise unless all batches fit, if they are as large as the first."""
         self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
-
-
-def _encode(part: Denoiser, batch: Batch) -> Encoded:
-    """``part.encode(batch)``; where the memory runs out, again without what an earlier run has left there."""
-    try:
-        return part.encode(batch)
-    except torch.OutOfMemoryError:
-        if not kept_by(part).free():
-            raise
-    torch.cuda.empty_cache()
-    return part.encode(batch)
 
 
 def _of_batch(batch: Batch, at: list[int]) -> Batch:

@@ -27,7 +27,7 @@ from .catch_up import History, caught_up_fields
 from .denoiser import Denoiser
 from .feed import Feed, Feeder, Throttle, now_on
 from .graphs import Compiled, Graphs, bucket, can_capture
-from .kept import Captured, kept_by
+from .kept import Captured, drop_everywhere, kept_by, with_room
 from .layout import check_rows
 from .worth import CallsLeft
 
@@ -190,7 +190,7 @@ class Executor:
         if kept is not None:
             self.buffers, self._graphs = kept.buffers, kept.graphs
         else:
-            self.buffers = Buffers(self._contents, self._device, spare=self._keeps)
+            self.buffers = with_room(lambda: Buffers(self._contents, self._device, spare=self._keeps))
             self._graphs = Graphs(self._device) if captures else None
         if self._graphs is not None:
             self._graphs.left = self._left.of
@@ -307,8 +307,9 @@ class Executor:
     def _make_room(self) -> bool:
         """The memory has run out: drop captured calls, and let others free what they hold. Whether there was any."""
         dropped = self._graphs is not None and self._graphs.make_room()
+        kept = drop_everywhere()
         others = self._other_room is not None and self._other_room()
-        return dropped or others
+        return dropped or kept or others
 
     def _fewer_lanes(self) -> None:
         """Compiled and captured calls have another size from now on."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .buffers import Buffers, Contents
 from .denoiser import Denoiser
 from .graphs import Graphs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class KeptGraphs:
         self._lock = threading.Lock()
         self._kept: tuple[Hashable, Captured, torch.cuda.Event] | None = None
         self._user: weakref.ref[Any] | None = None
+        _everywhere.add(self)
 
     def take(self, user: object, key: Hashable, contents: Contents) -> Captured | None:
         """What is kept, if the run of ``user`` can replay it. If not it is dropped, before the run allocates its own.
@@ -71,6 +74,12 @@ class KeptGraphs:
             kept, self._kept, self._user = self._kept, None, None
         return kept is not None
 
+    def drop(self) -> bool:
+        """Drop what is kept; a run that is alive may keep its own. Returns whether there was anything."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        return kept is not None
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model, by ``copy.deepcopy`` or pickled, keeps graphs of its own."""
         return KeptGraphs, ()
@@ -80,3 +89,24 @@ def kept_by(denoiser: Denoiser) -> KeptGraphs:
     """The place where ``denoiser`` keeps captured calls; it goes when the denoiser goes."""
     kept: KeptGraphs = vars(denoiser).setdefault("_kept_graphs", KeptGraphs())
     return kept
+
+
+_everywhere: weakref.WeakSet[KeptGraphs] = weakref.WeakSet()
+"""All places of this process: what one model keeps may be what another one needs."""
+
+
+def drop_everywhere() -> bool:
+    """The memory has run out: drop what any model keeps between its runs. Returns whether there was anything."""
+    dropped = [kept.drop() for kept in list(_everywhere)]
+    return any(dropped)
+
+
+def with_room(work: Callable[[], T]) -> T:
+    """``work()``; if the memory runs out, once more without what models keep between their runs."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if not drop_everywhere():
+            raise
+    torch.cuda.empty_cache()  # here the error no longer keeps tensors of the failed work alive
+    return work()

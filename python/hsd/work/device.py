@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import warnings
 from collections.abc import Callable
@@ -152,4 +153,5 @@ class FittingSize:
 
     def _empty_caches(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # torch may refuse it while another thread captures a graph
+                torch.cuda.empty_cache()
