@@ -259,6 +259,7 @@ def lacks(monkeypatch):
     monkeypatch.setattr(preflight, "of_pytest", lambda: found["pytest"])
     monkeypatch.setattr(preflight, "of_tests", lambda files: found["tests"])
     monkeypatch.setattr(preflight, "import_error", lambda python: found["imports"])
+    monkeypatch.setattr(preflight, "gpu", lambda python: ("some GPU", None))
     return found
 
 
@@ -305,6 +306,33 @@ def test_what_a_package_requires_counts_if_imports_fail(lacks, tmp_path, capsys)
     assert checked(tmp_path) == ([], ["loop", "tests"])
 
 
+def test_without_a_gpu_nothing_runs(lacks, monkeypatch, tmp_path, capsys):
+    assert run_parts.main(["--check", "--parts", "loop,sdxl"]) == 0
+    assert capsys.readouterr().out == "nothing is missing for loop, sdxl\nGPU: some GPU\n"
+    monkeypatch.setattr(preflight, "gpu", lambda python: ("", "torch 2.4 finds no GPU"))
+    monkeypatch.setattr(run_parts.shutil, "which", lambda name: None)
+    for words in ([str(tmp_path / "out")], ["--check"]):
+        assert run_parts.main(words) == 1
+        printed = capsys.readouterr().out
+        assert "GPU: torch 2.4 finds no GPU\nNOT RUN: all parts need a GPU" in printed
+    assert not (tmp_path / "out").exists()
+    assert run_parts.main(["--check", "--small"]) == 0
+
+
+def test_the_gpu_is_the_one_that_torch_finds(monkeypatch, tmp_path):
+    torch = tmp_path / "torch.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    text = "class cuda:\n  is_available = lambda: {}\n  get_device_name = lambda: 'A100'\n__version__ = '2.4'\n"
+    torch.write_text(text.format(True))
+    assert preflight.gpu(sys.executable) == ("A100 with torch 2.4", None)
+    torch.write_text(text.format(False))
+    assert preflight.gpu(sys.executable) == ("", "torch 2.4 finds no GPU")
+    torch.write_text("import sys; print('an old driver', file=sys.stderr)\n" + text.format(False))
+    assert preflight.gpu(sys.executable) == ("", "an old driver torch 2.4 finds no GPU")
+    torch.write_text("raise OSError('no libcuda')")
+    assert preflight.gpu(sys.executable) == ("", "OSError: no libcuda")
+
+
 def script(monkeypatch, text):
     """Every part is this program; the command's arguments come after it."""
     monkeypatch.setattr(parts.Part, "command", lambda *args, **how: [sys.executable, "-c", text])
@@ -324,6 +352,7 @@ def test_a_part_that_takes_too_long_ends_with_its_processes(monkeypatch, tmp_pat
 
 def test_parts_that_fail_or_have_no_time_are_named(monkeypatch, tmp_path, capfd, lacks):
     script(monkeypatch, "import sys; sys.exit('oil' in 'turmoil')")
+    monkeypatch.setattr(run_parts, "STARTED", time.monotonic())  # the import, which other tests came after
     words = ["--seconds", "100", "--parts", "loop,denoiser,sdxl", "-k", "x", str(tmp_path)]
     assert run_parts.main(words) == 1
     printed = capfd.readouterr().out

@@ -8,6 +8,7 @@ import gc
 import inspect
 import random
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from families import EVERY
 from helpers import encoded
 from hsd.models import BrokenAdapter, capture, check
 from hsd.models.capture import NotChecked, lint
+from hsd.models.restoring import restored
 from hsd.models.stable_diffusion import StableDiffusion
 from hsd.replay import executor, layout
 
@@ -448,6 +450,30 @@ def test_what_a_network_keeps_is_as_before(fails):
     assert float(unet.plain) == 1.0
     assert table_of.cache_info().currsize == 0
     assert fakes_alive() == alive
+
+
+class Lazy(OrderedDict):
+    """As transformers has them: items that are made when they are asked for, and are not in the dictionary."""
+
+    def items(self):
+        raise AssertionError("asked for")
+
+    keys = values = items
+
+
+def test_dictionaries_are_put_back_by_their_own_methods():
+    plain, ordered, lazy = {"a": 1, "b": 2}, OrderedDict(a=1, b=2), Lazy(a=1)
+    with restored([plain, ordered, lazy], []):
+        for one in (plain, ordered, lazy):
+            one["c"] = 3
+            del one["a"]
+    assert list(plain.items()) == list(ordered.items()) == [("a", 1), ("b", 2)]
+    assert list(OrderedDict.items(lazy)) == [("a", 1)]
+    with restored([ordered], []):
+        ordered.move_to_end("a")
+    assert list(ordered) == ["a", "b"]
+    ordered["c"] = 3
+    assert list(reversed(ordered)) == ["c", "b", "a"]
 
 
 def test_weights_that_are_shared_stay_shared(monkeypatch):

@@ -32,7 +32,7 @@ import shapes  # noqa: E402
 from forecast import Forecast, Parts, automatic  # noqa: E402
 from results import GRAPH, Results  # noqa: E402
 from roofline import Calibration, Device, Work  # noqa: E402
-from tables import TABLES, Paper  # noqa: E402
+from tables import TABLES, Paper, speed  # noqa: E402
 
 # -- counting
 
@@ -144,6 +144,21 @@ def test_at_the_break_even_host_and_device_take_as_long(peak):
 
 def test_no_break_even_where_the_weights_alone_take_longer():
     assert roofline.break_even(dataclasses.replace(WORK, weights=1e6), DEVICE, KNOWN) == 0
+
+
+def test_the_largest_call_that_is_faster_as_a_graph():
+    """The break-even is at 3.2 lanes: 4 launches x (3 - 0.25) = 30 / 10 of the weights + 2.5 of a lane."""
+    model = roofline.Model("one", {}, WORK, KNOWN, True, ())
+    assert roofline.break_even(WORK, DEVICE, KNOWN) == pytest.approx(3.2)
+    assert speed.faster_below(model, DEVICE) == 3
+    assert speed.faster_below(dataclasses.replace(model, work=dataclasses.replace(WORK, weights=1e6)), DEVICE) == 0
+    # 1 s of launches is at most 5 % of the time from 8 lanes of 2.5 s on
+    assert speed.enough(model, DEVICE) == 8
+
+
+def test_a_model_fits_with_a_tenth_for_all_that_is_no_weight():
+    sizes = (WORK.weights, 1.09 * WORK.weights, 1.11 * WORK.weights)
+    assert [roofline.fits(WORK, dataclasses.replace(DEVICE, memory=size)) for size in sizes] == [False, False, True]
 
 
 def test_the_calibration_gives_back_what_it_was_made_from():
@@ -305,6 +320,15 @@ def test_what_is_called_measured_is_in_the_results(h200, tmp_path):
     assert "H200, 1" in TABLES["ms-elsewhere"](made).splitlines()[0]
 
 
+def test_the_answers_call_measured_what_was(h200):
+    predicted, measured = (TABLES["answers"](Paper(h200, one)) for one in (Results(), h200))
+    assert "measured" not in predicted
+    assert "(measured: 3.3)" in measured
+    assert re.search(r"measured on the NVIDIA\s+H200: 3.8 times", measured)
+    assert "Nothing is measured" in TABLES["measured"](Paper(h200, Results()))
+    assert len(measured.splitlines()) < 15
+
+
 def test_predictions_of_sets_follow_the_device_that_was_measured_whole(h200):
     assert Paper(h200, Results()).sets is h200
     part = Results(tuple(one for one in h200.files if "denoiser" not in one["sections"]))
@@ -325,15 +349,19 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert not (tmp_path / "page.md").exists()
 
 
-def test_files_of_tests_and_of_tiny_shapes_do_not_count(tmp_path):
+def test_files_of_tests_and_of_tiny_shapes_do_not_count(tmp_path, capsys):
     (tmp_path / "gpu-tests.json").write_text('{"finished": true}')
     small = {"arguments": {"model": "kandinsky", "small": True}, "sections": {"denoiser": {"rows": []}}}
     (tmp_path / "gpu-denoiser.json").write_text(json.dumps(small))
     assert Results.read(tmp_path).files == ()
+    page = tmp_path / "page.md"
+    assert paper.main(["--write", str(page), "--results", str(tmp_path)]) == 2
+    assert "holds no measurement of a GPU" in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_the_tables_are_narrow():
     """A reader sees them without scrolling: 120 characters a row, some more where two values stand in a cell."""
     text = paper.PAGE.read_text(encoding="utf-8")
     assert max(map(len, text.splitlines())) <= 130
-    assert len(text.splitlines()) < 300
+    assert len(text.splitlines()) < 360

@@ -53,6 +53,9 @@ def main(words: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
+    if args.results and not measured.files:
+        print(f"{args.results} holds no measurement of a GPU: only files of tests or of --small", file=sys.stderr)
+        return 2
     if args.check:
         text = PAGE.read_text(encoding="utf-8")
         current = page(text, measured) == text

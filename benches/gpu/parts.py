@@ -122,12 +122,13 @@ def allowed(part: Part, behind: Sequence[Part], left: float | None) -> int | Non
 def listed(results: Path) -> str:
     """The table of ``--list``: seconds set aside, those measured in the files of a folder, and the calls."""
     width = max(map(len, NAMES))
-    lines = [f"{'part':{width}}  at least  measured  what"]
+    lines = [f"{'part':{width}}  set aside  measured  what"]
     for part in PARTS:
-        lines.append(f"{part.name:{width}}{part.seconds:8} s  {_measured(results / part.file):>8}  {part.about}")
+        lines.append(f"{part.name:{width}}{part.seconds:9} s  {_measured(results / part.file):>8}  {part.about}")
     lines += [
         "",
-        f"measured: seconds on the GPU of {results.name}/, without some 20 s of starting; cut: stopped at its limit",
+        "set aside: with less, a part does not start; it may take more where no other part waits",
+        f"measured: in benches/results/{results.name}, without the start (20 s); cut: stopped at its limit; -: not yet",
         f"calls of at most {CALL} s:",
     ]
     for call in calls(PARTS):

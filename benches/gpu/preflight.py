@@ -168,6 +168,25 @@ def import_error(python: str) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
+_GPU = """
+import torch
+if torch.cuda.is_available():
+    print(torch.cuda.get_device_name(), "with torch", torch.__version__)
+else:
+    raise SystemExit(f"torch {torch.__version__} finds no GPU")
+"""
+
+
+def gpu(python: str) -> tuple[str, str | None]:
+    """The device that torch can use, and None; or nothing, and why there is none. It takes seconds."""
+    done = subprocess.run([python, "-c", _GPU], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.strip(), None
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    # Beside the last line there may be a warning of torch, such as that the driver is too old.
+    return "", lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)
+
+
 # ------------------------------------------------------------------------------- of the tests
 
 

@@ -45,6 +45,15 @@ DEVICES = (
 """Data sheets of Hopper name the peak with sparsity, 1,979 TFLOP/s, which is twice the dense one."""
 
 
+ROOM = 1.1
+"""Of the denoiser's weights: the memory that a call needs at least. Encoders and decoder may be offloaded."""
+
+
+def fits(work: Work, device: Device) -> bool:
+    """Whether a call of few lanes fits into the memory of a device."""
+    return ROOM * work.weights <= device.memory
+
+
 def device_of(name: str) -> Device | None:
     """The device of that name, or None."""
     return next((one for one in DEVICES if one.words in name), None)

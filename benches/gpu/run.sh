@@ -2,9 +2,9 @@
 # The tests and benchmarks that need a GPU: no network, random weights, each part a process with a limit of its own.
 #
 #   benches/gpu/run.sh --list                      the parts, what each measures, its seconds, and calls of ten minutes
-#   benches/gpu/run.sh --check                     what is missing here for the parts, and how to get it
+#   benches/gpu/run.sh --check                     what is missing here for the parts, a GPU too, and how to get it
 #   benches/gpu/run.sh [OPTION ...] [OUT]          run the parts
-#   benches/gpu/run.sh --report [OUT]              write docs/gpu.md from the results in OUT
+#   benches/gpu/run.sh --report [OUT]              write the tables of docs/gpu.md from the results in OUT
 #
 #   --parts PART,PART...   only these; they run in the order of --list
 #   --seconds N            end within N seconds. A part for which too little is left does not start, and is named at the
@@ -16,7 +16,7 @@
 #   --small                tiny shapes on a CPU, where GPU tests are skipped: tries the code, in three to five minutes
 #
 # OUT (default benches/results; with --small a temporary folder) gets one JSON file a part, written as it is measured,
-# so that a part that is cut short leaves what it had. A later call with the same OUT runs only the tests that have not
+# so that a part that is cut short leaves what it had. These files are all there is to bring back. A later call with the same OUT runs only the tests that have not
 # passed, as long as hsd, the tests and the device are the same. A part that fails does not stop the others; they are
 # named at the end, and the exit status is 1.
 #
@@ -31,10 +31,11 @@
 #       --abi cp312 --abi abi3 --abi none --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
 #       --platform any diffusers==0.42.1 importlib-metadata lazy-importer platformdirs wordllama
 #
-# and there:
+# Carry this repository too (the tests and these scripts are not in the wheel), and there, in its folder:
 #
 #   python3 -m pip install --no-index --no-deps --target site wheels/*.whl
-#   export PYTHONPATH=$PWD/site
+#   export PYTHONPATH=$PWD/site                                               # or PYTHON=... for another Python
+#   benches/gpu/run.sh --check
 #   benches/gpu/run.sh --seconds 575 --parts ... --data data OUT              # the calls that --list prints
 #
 # Tried on a CPU with exactly these wheels, Python 3.12.1, torch 2.11.0+cu130 and transformers 5.17.0: `--check`, every

@@ -47,10 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         return report(args.out)
     runnable, why = check(args.parts, args.data or DATA)
+    if args.check and not why:
+        print(f"nothing is missing for {', '.join(part.name for part in runnable)}", flush=True)
+    smi = shutil.which("nvidia-smi")
+    if runnable and not args.small and (args.check or not smi):  # it takes seconds, which a run has planned for parts
+        device, without = preflight.gpu(sys.executable)
+        print(f"GPU: {device or without}", flush=True)
+        if without:
+            print("NOT RUN: all parts need a GPU; with --small they try the code on a CPU")
+            return 1
     if args.check:
         return int(bool(why))
     os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    if not args.small and (smi := shutil.which("nvidia-smi")):
+    if smi and not args.small:
         subprocess.run([smi, "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"], check=False)
     args.out.mkdir(parents=True, exist_ok=True)
     for i, part in enumerate(runnable):
@@ -146,7 +155,10 @@ def report(out: Path) -> int:
         print(f"no gpu-*.json in {out}: give the folder that the parts wrote to", file=sys.stderr)
         return 2
     line = [sys.executable, str(script), "--results", str(out), "--write", str(ROOT / "docs" / "gpu.md")]
-    return subprocess.run(line, cwd=ROOT, check=False).returncode
+    status = subprocess.run(line, cwd=ROOT, check=False).returncode
+    if status == 0:
+        print("docs/gpu.md has the tables of these results; the text between them was written for benches/results/h200")
+    return status
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ def cost(paper: Paper) -> str:
                 f"{lane.flops / (one.weights + lane.most):,.0f}–{lane.flops / lane.least:,.0f}",
             ]
         )
-    head = ["model", "px", "rows", "10⁹ parameters", "GB", "TFLOP", "launches", "activations, GB", "FLOP/byte"]
+    head = ["model", "px", "rows", "10⁹ weights", "GB", "TFLOP", "launches", "activations, GB", "FLOP/byte"]
     return table(head, rows)
 
 
@@ -57,21 +57,25 @@ def devices(_: Paper) -> str:
         ]
         for device in DEVICES
     ]
-    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "NVIDIA's"], rows)
+    return table(["device", "TFLOP/s", "TB/s", "GB", "FLOP/byte", "source (NVIDIA)"], rows)
 
 
 def calibration(paper: Paper) -> str:
     """What was solved from measured times."""
     known = paper.models["kandinsky"].known
     rows = [
-        ["host, of a launch", f"{known.host * 1e6:.1f} µs", "Kandinsky, 1 lane, kernel by kernel"],
-        ["node, of a launch in a graph", f"{known.node * 1e6:.1f} µs", "Kandinsky, graphs, 1 and 32 lanes"],
+        ["`host`: to launch a kernel", f"{known.host * 1e6:.1f} µs", "Kandinsky, 1 lane, kernel by kernel"],
+        [
+            "`node`: of a kernel in a graph, beside its work",
+            f"{known.node * 1e6:.1f} µs",
+            "Kandinsky, graphs, 1 and 32 lanes",
+        ],
     ]
     for name, model in paper.models.items():
         if model.own:
             lanes = " and ".join(map(str, model.fixed))
             what = f"{MODELS[name].title}, {lanes} lanes"
-            rows.append([f"share of the peak, {MODELS[name].title}", percent(model.known.share), what])
+            rows.append([f"`share` of the peak, {MODELS[name].title}", percent(model.known.share), what])
     return table([f"on the {paper.known.device}", "value", "from"], rows)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import fills
 import roofline
@@ -17,6 +19,13 @@ EFFICIENCY, OF_IDEAL, OF_SAVED = 0.98, 0.93, 0.97
 """The goals: of the denoiser alone; end to end, of the networks alone; of 1/(1 - savings) against diffusers."""
 
 SETS = ("styles", "animals", "genai_bench", "templates")
+
+
+def sets(paper: Paper) -> str:
+    """Prompts of each set, and the share of evaluations that is saved."""
+    made = [paper.of(name, 1.0)[0] for name in SETS]
+    told = ", ".join(f"{one.set} ({one.prompts:,} prompts, {one.savings:.1%} saved)" for one in made)
+    return textwrap.fill(f"The sets at τ 1.0: {told}.", 118)
 
 
 def efficiency(paper: Paper) -> str:
@@ -43,7 +52,16 @@ def efficiency(paper: Paper) -> str:
                     percent(half.efficiency, EFFICIENCY),
                 ]
             )
-    head = ["set, B", "calls (bound)", "filled", "graphs", "launched", "τ 0.5: calls", "filled", "graphs"]
+    head = [
+        "set, batch size",
+        "calls (least)",
+        "filled",
+        "graphs",
+        "launched",
+        "τ 0.5: calls",
+        "τ 0.5: filled",
+        "τ 0.5: graphs",
+    ]
     return table(head, rows)
 
 
@@ -57,30 +75,50 @@ def _eager(paper: Paper, one: Fill) -> Forecast:
     return Forecast(one, paper.curve(EAGER), padded=False, best=best)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """A set from prompts to images: seconds, those of diffusers, and what was measured."""
+
+    fill: Fill
+    theirs: float
+    ours: float
+    ideal: float
+    found: dict[str, float]
+
+    @property
+    def speed_up(self) -> float:
+        """Predicted."""
+        return self.theirs / self.ours
+
+
+def ends(paper: Paper, fill: Fill) -> Ends:
+    """Predicted by the plan's calls."""
+    parts = _parts(paper.sets)
+    ours = parts.hsd(_graphs(paper, fill))
+    return Ends(fill, parts.diffusers(fill), ours, parts.ideal(fill), _end_to_end(paper, fill))
+
+
 def end_to_end(paper: Paper) -> str:
     """From prompts to images, against diffusers in batches."""
-    parts = _parts(paper.sets)
     rows = []
     for name in SETS:
         for one in paper.of(name, 1.0, "depth"):
-            if one.batch_size not in (16, 32):
+            if one.batch_size not in (BATCH, 2 * BATCH):
                 continue
-            made = _graphs(paper, one)
-            theirs, ours = parts.diffusers(one), parts.hsd(made)
-            found = _end_to_end(paper, one)
-            ratio = theirs / ours * (1 - one.savings)
+            made = ends(paper, one)
+            found = made.found
             rows.append(
                 [
                     f"{name}, {one.batch_size}",
-                    both(number(theirs), number(found.get("theirs"))),
-                    both(number(ours), number(found.get("ours"))),
-                    both(f"{theirs / ours:.2f}x", f"{found['speed-up']:.2f}x" if found else NONE),
+                    both(number(made.theirs), number(found.get("theirs"))),
+                    both(number(made.ours), number(found.get("ours"))),
+                    both(f"{made.speed_up:.2f}x", f"{found['speed-up']:.2f}x" if found else NONE),
                     f"{1 / (1 - one.savings):.2f}x",
-                    both(percent(ratio, OF_SAVED), percent(found.get("ratio"))),
-                    both(percent(parts.ideal(one) / ours, OF_IDEAL), percent(found.get("of ideal"))),
+                    both(percent(made.speed_up * (1 - one.savings), OF_SAVED), percent(found.get("ratio"))),
+                    both(percent(made.ideal / made.ours, OF_IDEAL), percent(found.get("of ideal"))),
                 ]
             )
-    head = ["set, B", "diffusers, s", "HSD, s", "speed-up", "1/(1 − saved)", "of that", "of ideal"]
+    head = ["set, batch size", "diffusers, s", "HSD, s", "speed-up", "1/(1 − saved)", "reached of it", "of ideal"]
     return table(head, rows)
 
 
@@ -118,10 +156,10 @@ def shares(paper: Paper) -> str:
     theirs = {**mine, "denoise": one.prompts * fills.STEPS * parts.eager}
     rows = [[part, number(theirs[part]), both(number(mine[part]), number(found.get(part)))] for part in mine]
     other = found["seconds"] - sum(found[part] for part in mine) if found else None
-    rows.append(["all else", NONE, both(NONE, number(other))])
+    rows.append(["start, files", NONE, both(NONE, number(other))])
     total = both(number(sum(mine.values())), number(found.get("seconds")))
-    rows.append(["all", number(sum(theirs.values())), total])
-    return table(["s", "diffusers", "HSD"], rows)
+    rows.append(["in all", number(sum(theirs.values())), total])
+    return table(["seconds", "diffusers", "HSD"], rows)
 
 
 def styles(paper: Paper) -> str:
@@ -146,7 +184,9 @@ def styles(paper: Paper) -> str:
         rows += [row(f"{order}, {one.batch_size}", Forecast(one, curve)) for one in mine if one.batch_size in sizes]
     chosen = automatic(paper.of(fills.NARROW, 1.0), curve)
     rows.append(row(f"auto: {chosen.fill.order}, {chosen.fill.batch_size}", chosen))
-    return table(["order, B", "calls (bound)", "filled", "s", "efficiency", "not padded", "bound"], rows)
+    return table(
+        ["order, batch size", "calls (least)", "filled", "seconds", "efficiency", "not padded", "possible"], rows
+    )
 
 
 def losses(paper: Paper) -> str:
@@ -161,7 +201,7 @@ def losses(paper: Paper) -> str:
             rows.append(
                 [str(one.batch_size), f"{made.least:.2f}", *(f"{part:.2f}" for part in lost), f"{made.seconds:.2f}"]
             )
-    head = ["B", "full calls, s", "one cluster", "calls not full", "padding", "all"]
+    head = ["batch size", "in full calls", "+ one cluster", "+ calls not full", "+ padding", "= in all"]
     return table(head, rows)
 
 
@@ -175,7 +215,7 @@ def together(paper: Paper) -> str:
                 made = _graphs(paper, one)
                 cells = [percent(one.filled), f"{made.seconds:.2f}", percent(made.efficiency, EFFICIENCY)]
                 rows.append([f"{name}, {one.batch_size}", f"{one.n_calls:,} ({one.bound:,})", *cells])
-    return table(["in one run, B", "calls (bound)", "filled", "s", "efficiency"], rows)
+    return table(["in one run, batch size", "calls (least)", "filled", "seconds", "efficiency"], rows)
 
 
 def halves(paper: Paper) -> str:
@@ -187,11 +227,12 @@ def halves(paper: Paper) -> str:
     def taken(model: Model, lanes: float) -> float:
         return roofline.seconds(model.work, device, model.known, lanes) * 1e3
 
-    told = [f"{number(2 * taken(model, n / 2))} for {number(taken(model, n))} ({n})" for n in (1, 4, 16)]
-    return f"Two calls of half the rows for one call, predicted, in ms, by lanes: {', '.join(told)}."
+    told = [f"{number(2 * taken(model, n / 2))} and {number(taken(model, n))} ({n})" for n in (1, 4, 16)]
+    return textwrap.fill(f"Two calls with half the rows, and one with all, in ms (lanes): {', '.join(told)}.", 118)
 
 
 TABLES: dict[str, Callable[[Paper], str]] = {
+    "sets": sets,
     "efficiency": efficiency,
     "end-to-end": end_to_end,
     "shares": shares,

@@ -37,7 +37,7 @@ def milliseconds(paper: Paper) -> str:
                 for cell, ms, lanes in zip(cells, shown, LANES, strict=True)
             ]
         rows.append([MODELS[name].title, f"{host * 1e3:.0f}", *cells])
-    return table([device.title, "host", *map(str, LANES)], rows)
+    return table([device.title, "launching, at least", "1 lane", *map(str, LANES[1:])], rows)
 
 
 def elsewhere(paper: Paper) -> str:
@@ -47,9 +47,7 @@ def elsewhere(paper: Paper) -> str:
         [MODELS[name].title, *(cell for device in others for cell in _cells(model, device, FEW))]
         for name, model in paper.models.items()
     ]
-    return table(
-        ["", *(f"{device.title}, {FEW[0]}" if n == FEW[0] else str(n) for device in others for n in FEW)], rows
-    )
+    return table(["", *(f"{device.words}, {n}" for device in others for n in FEW)], rows)
 
 
 def _shown(paper: Paper) -> Device:
@@ -61,7 +59,7 @@ def _shown(paper: Paper) -> Device:
 
 def _cells(model: Model, device: Device, lanes: Sequence[int]) -> list[str]:
     """ms by lanes."""
-    if model.work.weights > device.memory:
+    if not roofline.fits(model.work, device):
         return ["does not fit", *[""] * (len(lanes) - 1)]
     return [number(roofline.seconds(model.work, device, model.known, n) * 1e3) for n in lanes]
 
@@ -77,26 +75,46 @@ def _measured(paper: Paper, name: str) -> dict[int, float]:
     return {lanes: lanes * taken}
 
 
-def pays(paper: Paper) -> str:
-    """Below how many lanes a graph is faster, from how many a batch is large enough, and what else could be saved."""
+def faster_below(model: Model, device: Device) -> int:
+    """The most lanes with which a graph is faster; 0 if it never is."""
+    return max(0, math.ceil(roofline.break_even(model.work, device, model.known)) - 1)
+
+
+def enough(model: Model, device: Device) -> int:
+    """The batch size from which a lane takes at most ``NEAR`` longer than in the largest calls."""
+    one, two = (roofline.seconds(model.work, device, model.known, lanes) for lanes in (1e6, 1e6 + 1))
+    return max(1, math.ceil(model.work.launches * model.known.node / (NEAR * (two - one))))
+
+
+def _by_device(paper: Paper, what: Callable[[Model, Device], int]) -> dict[str, list[str]]:
+    """A whole number for each model and device."""
+    return {
+        name: [
+            (str(what(model, device) or "never") if roofline.fits(model.work, device) else "does not fit")
+            for device in DEVICES
+        ]
+        for name, model in paper.models.items()
+    }
+
+
+def graphs_pay(paper: Paper) -> str:
+    """Up to how many lanes a graph is faster."""
+    rows = [[MODELS[name].title, *cells] for name, cells in _by_device(paper, faster_below).items()]
+    return table(["graphs are faster up to", *(device.title for device in DEVICES)], rows)
+
+
+def batch_pays(paper: Paper) -> str:
+    """From how many lanes a batch is large enough, and what else could be saved."""
     known = roofline.device_of(paper.known.device)
     assert known is not None
     rows = []
-    for name, model in paper.models.items():
-        cells = []
-        for device in DEVICES:
-            if model.work.weights > device.memory:
-                cells.append(NONE)
-                continue
-            below = roofline.break_even(model.work, device, model.known)
-            one, two = (roofline.seconds(model.work, device, model.known, lanes) for lanes in (1e6, 1e6 + 1))
-            enough = model.work.launches * model.known.node / (NEAR * (two - one))
-            cells.append(f"{below:.1f}; {max(1, math.ceil(enough))}")
+    for name, cells in _by_device(paper, enough).items():
+        model = paper.models[name]
         sixteen = roofline.seconds(model.work, known, model.known, 16)
         lane = model.counts["each"]
         shares = [16 * model.work.rest / known.bandwidth / sixteen, lane.convolutions / lane.flops]
         rows.append([MODELS[name].title, *cells, *(f"{share:.0%}" for share in shares)])
-    return table(["graphs below; batch from", *(device.title for device in DEVICES), "rest", "convolutions"], rows)
+    return table(["large enough from", *(device.title for device in DEVICES), "no product", "convolutions"], rows)
 
 
 def graphs(paper: Paper) -> str:
@@ -134,7 +152,8 @@ def _ms(seconds: float | None, lanes: int = 1) -> float | None:
 TABLES: dict[str, Callable[[Paper], str]] = {
     "ms": milliseconds,
     "ms-elsewhere": elsewhere,
-    "pays": pays,
+    "graphs-pay": graphs_pay,
+    "batch-pays": batch_pays,
     "graphs": graphs,
     "ways": ways,
 }

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -82,9 +83,10 @@ class _Snapshot:
         for container, items in self._held:
             if isinstance(container, dict):
                 if not _same_items(container, items):
-                    # Not by the methods of a subclass, which may do more than to set an item.
-                    dict.clear(container)
-                    dict.update(container, items)
+                    own = _plain(container)
+                    own.clear(container)
+                    for key, value in items.items():
+                        own.__setitem__(container, key, value)
             elif isinstance(container, list):
                 if len(container) != len(items) or any(a is not b for a, b in zip(container, items, strict=True)):
                     container[:] = items
@@ -100,8 +102,9 @@ class _Snapshot:
                 continue
             self._seen[id(item)] = item
             if isinstance(item, dict):
-                self._held.append((item, dict(dict.items(item))))
-                found += item.values()
+                items = dict(_plain(item).items(item))
+                self._held.append((item, items))
+                found += items.values()
             elif isinstance(item, list):
                 self._held.append((item, list(item)))
                 found += item
@@ -140,7 +143,17 @@ def _is_weak(value: Any) -> bool:
 
 def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     """Whether two dictionaries have the same objects under the same keys in the same order."""
-    return len(a) == len(b) and all(k is m and v is w for (k, v), (m, w) in zip(a.items(), b.items(), strict=True))
+    mine = list(_plain(a).items(a))
+    return len(mine) == len(b) and all(k is m and v is w for (k, v), (m, w) in zip(mine, b.items(), strict=True))
+
+
+def _plain(container: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """Whose methods read and set just the items of a dictionary.
+
+    Those of a subclass may do more: transformers has dictionaries whose ``values()`` import every model. And the order
+    of an ``OrderedDict`` is not in its ``dict``, whose methods would leave it damaged.
+    """
+    return OrderedDict if isinstance(container, OrderedDict) else dict
 
 
 def _holds(cache: Any, is_foreign: Callable[[Any], bool]) -> bool:
