@@ -156,7 +156,7 @@ def _fake_mode(device: torch.device) -> FakeTensorMode:
         with mode:
             torch.zeros(2, device=device) + 1
     except Exception as error:  # whatever this torch lacks
-        raise NotChecked(f"this torch ({torch.__version__}) cannot imitate a GPU: {first_line(error)}") from error
+        raise NotChecked(f"this torch ({torch.__version__}) cannot imitate a GPU: {_said(error)}") from error
     return mode
 
 
@@ -235,9 +235,7 @@ def _findings(prepared: Callable[[], tuple[Denoiser, Executor]], mode: FakeTenso
     except Exception as error:
         if calling and watch.running is not None:
             return [watch.running]
-        raise NotChecked(
-            f"a call on tensors without values fails at {place_of(error)}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise NotChecked(f"a call on tensors without values fails at {place_of(error)}: {_said(error)}") from error
     finally:
         set_random_states(at_first)
     return watch.findings()
@@ -250,6 +248,10 @@ def _taken_apart(executor: Executor) -> Iterator[None]:
         yield
     finally:
         vars(executor).clear()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _definition(function: Callable[..., Any]) -> str:
