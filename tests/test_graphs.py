@@ -654,6 +654,7 @@ CHANGES = {
     "TF32": lambda model, patch: torch.set_float32_matmul_precision("high"),
     "cudnn benchmark": set_flag(torch.backends.cudnn, "benchmark", True),
     "cudnn deterministic": set_flag(torch.backends.cudnn, "deterministic", True),
+    "attention replaced": set_flag(torch.nn.functional, "scaled_dot_product_attention", lambda *_, **__: None),
     "an attention kernel": lambda model, patch: torch.backends.cuda.enable_flash_sdp(False),
 }
 """What is done to a model that has a LoRA."""

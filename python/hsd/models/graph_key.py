@@ -209,6 +209,7 @@ _SWITCHES: dict[str, Callable[[], Any]] = {
     "cudnn benchmark": lambda: (torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit),
     "cudnn deterministic": lambda: torch.backends.cudnn.deterministic,
     "cudnn TF32": lambda: torch.backends.cudnn.allow_tf32,
+    "convolution fp32": lambda: torch.backends.cudnn.conv.fp32_precision,
     "deterministic": lambda: (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -217,6 +218,8 @@ _SWITCHES: dict[str, Callable[[], Any]] = {
     "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
     "math": torch.backends.cuda.math_sdp_enabled,
     "cudnn attention": lambda: torch.backends.cuda.cudnn_sdp_enabled(),
+    "attention order": lambda: torch._C._get_sdp_priority_order(),
+    "attention function": lambda: id(torch.nn.functional.scaled_dot_product_attention),  # some packages replace it
     "math fp16": lambda: torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
     "autocast": lambda: (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
     "inference mode": torch.is_inference_mode_enabled,  # outside, the buffers of a run inside cannot be written
