@@ -209,7 +209,7 @@ _SWITCHES: dict[str, Callable[[], Any]] = {
     "cudnn benchmark": lambda: (torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit),
     "cudnn deterministic": lambda: torch.backends.cudnn.deterministic,
     "cudnn TF32": lambda: torch.backends.cudnn.allow_tf32,
-    "convolution fp32": lambda: torch.backends.cudnn.conv.fp32_precision,
+    "convolution fp32": lambda: torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
     "deterministic": lambda: (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
