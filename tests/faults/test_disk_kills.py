@@ -157,7 +157,8 @@ def test_a_folder_that_is_removed_under_a_run(server, served, reference, tmp_pat
     path = tmp_path / "images"
     first = server.start(path, slow=0.05)
     until(lambda: len(lines(path)) >= 2 if (path / "metadata.jsonl").exists() else False)
-    shutil.rmtree(path, ignore_errors=True)
+    # Again and again: a file may be written while those beside it are removed.
+    until(lambda: shutil.rmtree(path, ignore_errors=True) or not path.exists())
     status, error = server.wait(first)
     assert status == 1
     assert "was removed" in error
