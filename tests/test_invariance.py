@@ -77,7 +77,7 @@ def test_calls_come_in_chunks(plan, model, reference, calls, monkeypatch):
 
 def test_the_executor_never_asks_for_the_whole_table(plan, model):
     program = plan.program(4)
-    names = ("n_slots", "rows", "max_rows", "rows_per_call")
+    names = ("n_slots", "rows", "max_rows")
     streamed = SimpleNamespace(chunks=program.chunks, **{name: getattr(program, name) for name in names})
     conditioning = encoded(model, plan.prompts, plan.seeds)
     executor = Executor(plan, streamed, model, conditioning, model.sampler(plan.request["steps"]))

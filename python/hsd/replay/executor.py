@@ -165,7 +165,6 @@ class Executor:
         )
         self._observer, watched = observer, observer is not None
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
-        self._left = CallsLeft(program.rows_per_call, bucket, lanes)
         self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
         history = History(plan, late, catch_up) if late else None
         self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
@@ -192,7 +191,10 @@ class Executor:
         else:
             self.buffers = with_room(lambda: Buffers(self._contents, self._device, spare=self._keeps))
             self._graphs = Graphs(self._device) if captures else None
+        self._left: CallsLeft | None = None
+        """Calls of each size that are still to come, which decide what is captured."""
         if self._graphs is not None:
+            self._left = CallsLeft(self.program.rows_per_call, bucket, self._contents.lanes)
             self._graphs.left = self._left.of
 
     def _graph_key(self) -> Hashable | None:
@@ -278,7 +280,8 @@ class Executor:
                 begin = self._one_by_one(feed, begin)
             else:
                 self._works = True
-        self._left.done(self._rows_of(feed, 0, feed.lanes))
+        if self._left is not None:
+            self._left.done(self._rows_of(feed, 0, feed.lanes))
 
     def _rows_of(self, feed: Feed, begin: int, end: int) -> int:
         """Rows of the network of some lanes."""
@@ -313,9 +316,10 @@ class Executor:
 
     def _fewer_lanes(self) -> None:
         """Compiled and captured calls have another size from now on."""
-        self._left.cut_to(self._lanes.most)
         if self._compiled is not None:
             self._compiled.size = self._lanes.most
+        if self._left is not None:
+            self._left.cut_to(self._lanes.most)
         if self._graphs is not None:
             self._graphs.clear()
 
