@@ -1,8 +1,33 @@
 """Plans to images: streamed as they finish, or written to a folder."""
 
-from .passes import cost
-from .results import Failure, Image, Run
-from .run import generate
-from .session import stream
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .passes import cost
+    from .results import Failure, Image, Run
+    from .run import generate
+    from .session import stream
 
 __all__ = ["Failure", "Image", "Run", "cost", "generate", "stream"]
+
+# Imported at first use: what reads a folder of images needs no torch.
+_LAZY = {
+    "Failure": ".results",
+    "Image": ".results",
+    "Run": ".results",
+    "cost": ".passes",
+    "generate": ".run",
+    "stream": ".session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
