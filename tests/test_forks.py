@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -71,6 +72,30 @@ def test_it_is_what_diffusers_predicts_at_the_last_shared_step(name):
         row = plan.segments[segment]
         expected = theirs[row["end_step"] - 1][row["representative"]]
         assert (fork.latent[0] - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_its_generator_is_in_the_state_after_the_step(plan, model):
+    """Decoders may draw from it, while its prompt's own goes on."""
+    execution = {"forks": Forks(forking(plan), model.predictions(6))}
+    forks = [f for _, done in executor_of(plan, model, execution).run() for f in done if f.is_fork]
+    for fork in forks:
+        row = plan.segments[fork.index]
+        own = model.generator(int(plan.seeds[row["representative"]]))
+        for _ in range(row["end_step"] + 1):  # the first latent, and one draw a step
+            model.first_noise(own)
+        assert torch.equal(fork.generator.get_state(), own.get_state())
+
+
+def test_buffers_are_filled_again_for_the_next_run(plan, model):
+    executor = executor_of(plan, model, {"forks": Forks(forking(plan), model.predictions(6))})
+    place, buffers = executor.buffers.predictions.of_latent.data_ptr(), executor.buffers
+    buffers.predicted.fill_(1.0)
+    other = model.predictions(6)
+    other.of_latent.add_(1.0)
+    buffers.refill(dataclasses.replace(executor._contents, predictions=other))
+    assert torch.equal(buffers.predictions.of_latent, other.of_latent.float())
+    assert buffers.predictions.of_latent.data_ptr() == place  # captured calls read it there
+    assert not buffers.predicted.any()
 
 
 def test_one_picture_for_each_segment_that_forks(with_and_without, plan):
@@ -248,7 +273,7 @@ def test_a_folder_without_forks_has_none(tmp_path):
 
 def test_images_that_are_set_apart_keep_the_names_of_the_folders_plan(plan, model, tmp_path):
     """A run may set images of equal conditioning apart; its leaf order is another one then."""
-    apart = set_apart(plan, np.arange(plan.n_prompts) % 2, [])
+    apart = set_apart(plan, np.array([0, 0, 2, 3, 4, 5, 6, 7, 8]), [])
     assert apart.tree.leaf_order.tolist() != plan.tree.leaf_order.tolist()
     forks = ForkFolder(tmp_path, plan, lambda task, *args: task(*args))
     wanted = np.flatnonzero(forks.wanted(apart, model.predictions(6)))
@@ -258,23 +283,36 @@ def test_images_that_are_set_apart_keep_the_names_of_the_folders_plan(plan, mode
     shown = [set(order[fork.leaf_begin : fork.leaf_end]) for fork in read_forks(tmp_path)]
     members = [set(apart.tree.leaf_order[row["leaf_begin"] : row["leaf_end"]]) for row in rows]
     assert len(shown) == len(wanted) == sum(one in shown for one in members) > 0
+    assert len(wanted) < forking(apart).sum()  # some have no place in the folder's plan
 
 
 # ------------------------------------------------------------------------------- what fails
 
 
-def test_a_fork_that_fails_fails_no_image(plan, model, with_and_without, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("no picture"), "ValueError: no picture"),
+        (hsd.Error("no picture"), "Error: no picture"),
+        (
+            torch.OutOfMemoryError("no room"),
+            "OutOfMemory: a single one of the pictures of forks to decode does not fit",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:out of memory with")
+def test_a_fork_that_fails_fails_no_image(plan, model, tmp_path, monkeypatch, error, told):
     decode, forks = type(model).decode, len(keys_of(plan))
     calls = []
 
     def broken(self, latents, generators):
         calls.append(len(latents))
         if sum(calls) > plan.n_prompts:  # images come first in the last batches; forks are decoded by themselves
-            raise ValueError("no picture")
+            raise error
         return decode(self, latents, generators)
 
     monkeypatch.setattr(type(model), "decode", broken)
-    with pytest.warns(hsd.Notice, match=rf"^{forks} pictures of forks are left out: ValueError: no picture"):
+    with pytest.warns(hsd.Notice, match=rf"^{forks} pictures of forks are left out: {told}"):
         run = generate(plan, model, tmp_path, batch_size=16, keep_forks=True)
     assert run.failed == ()
     assert len(images(tmp_path)) == plan.n_prompts

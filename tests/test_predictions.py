@@ -6,7 +6,13 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, IPNDMScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    IPNDMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from hsd.sampler import Predictions, compile_sampler, predictions
 from sampler_cases import CASES, SD, SIGMA_MIN, Case
@@ -160,6 +166,36 @@ def test_where_nothing_tells_there_is_none():
     amplified = predicted_by(BY_NAME["UnCLIP, Karlo decoder (learned range)"])
     assert amplified.defined[0] is False  # a difference, times 20,000
     assert all(amplified.defined[1:])
+
+
+def test_a_prediction_of_more_than_latent_and_output_is_none():
+    class Doubled(DDIMScheduler):
+        def step(self, model_output, timestep, sample, return_dict=True):
+            result = super().step(model_output, timestep, sample)
+            result.pred_original_sample = 2 * result.pred_original_sample
+            return result
+
+    class Breaking(DDIMScheduler):
+        def step(self, model_output, timestep, sample, return_dict=True):
+            if return_dict and timestep < 500:
+                raise ValueError("no result")
+            return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+    class Remembering(PNDMScheduler):
+        def scale_model_input(self, sample, *args):
+            return sample + 0.5 * self.ets[-1] if self.ets else sample
+
+    for make, clip, defined in (
+        (DDIMScheduler, {"clip_sample": True}, (True,) * 6),
+        (Doubled, {"clip_sample": False}, (True,) * 6),
+        (Doubled, {"clip_sample": True}, (False,) * 6),  # a clip and then more
+        (Breaking, {}, (True, True, *[False] * 4)),
+        (PNDMScheduler, {"skip_prk_steps": True}, (True,) * 7),
+        (Remembering, {"skip_prk_steps": True}, (True, *[False] * 6)),
+    ):
+        scheduler = make(**SD, **clip)
+        scheduler.set_timesteps(6)
+        assert predictions(scheduler).defined == defined
 
 
 def test_the_algorithms_of_one_scheduler_predict_the_same():

@@ -69,7 +69,7 @@ def read_forks(folder: str | os.PathLike[str]) -> list[Fork]:
     found: dict[Key, Fork] = {}
     for fork in _lines(Path(folder) / FORKS):
         # Two shards may have made the same picture: one line of the two is that of the file.
-        if fork.key not in found and _holds(Path(folder) / FORKS / fork.file_name, fork):
+        if _holds(Path(folder) / FORKS / fork.file_name, fork):
             found[fork.key] = fork
     return [found[key] for key in sorted(found)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -103,10 +104,14 @@ def predictions(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None)
     Raises
     ------
     hsd.errors.UnsupportedScheduler
-        The scheduler cannot be probed at all.
+        The scheduler is none whose steps can be called.
     """
     run = Probe(scheduler, step_kwargs, whole=True)
-    nodes = [_predicted(run, k) for k in range(run.stepper.n_steps)]
+    nodes: list[Node | None] = []
+    with contextlib.suppress(UnsupportedScheduler):  # of a step that fails where all of its result is asked for
+        for k in range(run.stepper.n_steps):
+            nodes.append(_predicted(run, k))
+    nodes += [None] * (run.stepper.n_steps - len(nodes))
     config = getattr(scheduler, "config", {})
     thresholds = [node is not None and node.kind == THRESHOLD for node in nodes]
 
