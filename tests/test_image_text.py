@@ -20,7 +20,14 @@ PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 MADE = {
     "name": "stable-diffusion-1.5",
-    "settings": {"guidance_scale": 7.5, "negative_prompt": "blurry, low: quality", "height": 512, "eta": 0.0},
+    "settings": {
+        "guidance_scale": 7.5,
+        "negative_prompt": "blurry, low: quality",
+        "height": 512,
+        "eta": 0.0,
+        "sigmas": [1.0, 0.5],
+        "note": 'x: "y", z',
+    },
     "scheduler": {"class": "DDIMScheduler", "config": {"beta_end": 0.012}, "given": False},
     "pipeline": ["StableDiffusionPipeline"],
     "versions": {"hsd": "9.9", "torch": "2"},
@@ -82,6 +89,8 @@ def test_a_png_says_everything(tmp_path, name):
         "HSD catch-up": "0.25",
         "HSD index": "0",
         "eta": "0.0",
+        "sigmas": "[1.0, 0.5]",
+        "note": 'x: "y", z',
     }
     assert json.loads(text["hsd"]) == {
         "prompt": prompt,
@@ -109,6 +118,7 @@ def test_other_formats_say_it_in_exif(tmp_path, name, image_format):
         found, exif = read(comment_of(image)), image.getexif()
         assert exif[ExifTags.Base.Software] == "hsd"
         assert ExifTags.Base.Orientation not in exif
+        assert exif.endian == ">"  # some read comments in the order of the file
     assert (found["Seed"], found["CFG scale"], found["negative"]) == ("100", "7.5", "blurry, low: quality")
     if image_format == "jpg" and len(prompt) > 1_000:  # no room: the line of metadata has all of it
         assert found["prompt"] == prompt[:7_997] + "..."

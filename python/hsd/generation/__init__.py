@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .results import Failure, Image, Run
     from .run import generate
     from .session import stream
+    from .shards import write_shards
 
-__all__ = ["Failure", "Image", "Run", "cost", "generate", "stream"]
+__all__ = ["Failure", "Image", "Run", "cost", "generate", "stream", "write_shards"]
 
 # Imported at first use: what reads a folder of images needs no torch.
 _LAZY = {
@@ -20,6 +21,7 @@ _LAZY = {
     "cost": ".passes",
     "generate": ".run",
     "stream": ".session",
+    "write_shards": ".shards",
 }
 
 
