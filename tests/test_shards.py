@@ -184,7 +184,7 @@ def test_a_damaged_image_is_told_and_in_no_shard(folder, tmp_path, how):
         else:
             path.rename(tmp_path / name)
             path.symlink_to(tmp_path / name) if how == "link" else None
-    with pytest.raises(hsd.Error, match=r"2 images of .* damaged \(00004.png; 00007.png\).*generate into the same"):
+    with pytest.raises(hsd.Error, match=r"images of .* damaged \(00004.png; 00007.png\).*generate into the same"):
         hsd.write_shards(source, out, per_shard=3)
     assert sorted(os.listdir(out)) == ["images-000000.tar", LIST]
     assert json.loads((out / LIST).read_text())["shards"] == []
@@ -192,6 +192,14 @@ def test_a_damaged_image_is_told_and_in_no_shard(folder, tmp_path, how):
     assert hsd.write_shards(source, out, per_shard=3).kept == 1
     hsd.write_shards(folder, tmp_path / "other", per_shard=3)
     assert written(out) == written(tmp_path / "other")
+
+
+def test_an_image_that_was_damaged_since_is_told_once(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "images")
+    hsd.write_shards(tmp_path / "images", tmp_path / "tar")
+    os.truncate(tmp_path / "images" / "00004.png", 20)
+    with pytest.raises(hsd.Error, match=r"damaged \(00004.png\)"):
+        hsd.write_shards(tmp_path / "images", tmp_path / "tar")
 
 
 # ------------------------------------------------------------------------------- where

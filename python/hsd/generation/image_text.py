@@ -79,7 +79,6 @@ class Text:
         """
         for comment, description in self._by_length():
             exif = PIL.Image.Exif()
-            exif.endian = ">"  # as readers of UTF-16 in comments expect it, whatever the file says
             exif[ExifTags.Base.Software] = "hsd"
             if description is not None:
                 exif[ExifTags.Base.ImageDescription] = description

@@ -186,7 +186,7 @@ class _Writing:
         """Write the list, and remove what an earlier call had more."""
         if self._damaged:
             raise Error(
-                f"{len(self._damaged):,} images of {self._folder} are damaged ({listed(self._damaged, 3)}), so the "
+                f"images of {self._folder} are damaged ({listed(self._damaged, 3)}), so the "
                 "shards are not complete: generate into the same folder again, which makes these images again"
             )
         self._put(self._shards)
