@@ -14,6 +14,7 @@ import pytest
 import hsd
 import tiny
 from hsd.generation.folder import FORMATS, ImageFolder
+from hsd.generation.lines import ending
 from hsd.generation.writers import Writers
 from hsd.names import ImageFormat
 from hsd.work.files import digest_of
@@ -200,14 +201,25 @@ def test_writers_wait_instead_of_filling_memory():
 
 
 def test_every_format_has_a_name_for_pillow():
-    assert set(FORMATS) == set(get_args(ImageFormat))
+    assert set(FORMATS) == {ending(name) for name in get_args(ImageFormat)}
 
 
-@pytest.mark.parametrize("image_format", ["jpg", "webp"])
+@pytest.mark.parametrize("image_format", ["jpg", "jpeg", "webp"])
 def test_other_formats(plan, model, tmp_path, image_format):
     hsd.generate(plan.prune([0]), model, tmp_path, progress=False, image_format=image_format)
-    with PIL.Image.open(tmp_path / f"00000.{image_format}") as image:
+    with PIL.Image.open(tmp_path / f"00000.{ending(image_format)}") as image:
         assert image.size == (32, 32)
+        assert image.format == FORMATS[ending(image_format)][0]
+
+
+def test_jpg_and_jpeg_are_one_format(plan, model, tmp_path):
+    """Folders of earlier versions say jpg."""
+    hsd.generate(plan.prune([0]), model, tmp_path, progress=False, image_format="jpg")
+    run = hsd.generate(plan, model, tmp_path, progress=False, image_format="jpeg")
+    assert (run.existing, run.images) == (1, plan.n_prompts - 1)
+    assert json.loads((tmp_path / "identity.json").read_text())["image_format"] == "jpg"
+    with pytest.raises(hsd.PlanMismatch, match="jpg before, webp now"):
+        hsd.generate(plan, model, tmp_path, progress=False, image_format="webp")
 
 
 def test_stream_yields_as_images_finish():

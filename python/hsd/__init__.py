@@ -42,7 +42,7 @@ from .planning.prompts import read_prompts
 if TYPE_CHECKING:
     from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
-    from .generation import Failure, Image, Run, generate, stream
+    from .generation import Failure, Image, Run, generate, stream, write_shards
     from .models import load
     from .probing.measure import calibrate
     from .reproduction import reproduce
@@ -82,6 +82,7 @@ __all__ = [
     "reproduce",
     "stream",
     "tune",
+    "write_shards",
 ]
 
 # Planning needs no torch: names that do are imported at first use.
@@ -92,6 +93,7 @@ _LAZY = {
     "evaluate": ".evaluation",
     "generate": ".generation",
     "stream": ".generation",
+    "write_shards": ".generation",
     "Failure": ".generation",
     "Image": ".generation",
     "Run": ".generation",

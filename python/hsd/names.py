@@ -26,7 +26,7 @@ else:  # The names are listed once, in Rust. A type checker cannot read them, bu
     ScheduleName = Literal[_SCHEDULES]
     TreeMetric = Literal[METRICS]
 BatchSize = int | Literal["auto"]
-ImageFormat = Literal["png", "jpg", "webp"]
+ImageFormat = Literal["png", "webp", "jpeg", "jpg"]
 Quantization = Literal["int8", "float8", "int8-dynamic", "float8-dynamic"]
 ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
 ExperimentName = Literal[

@@ -45,6 +45,21 @@ def generate(
     settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the image files.")] = "png",
+    keep_forks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-forks",
+            help="Also keep the picture that each cluster was heading for when it split, in OUT/__forks__. At most one "
+            "more latent is decoded for each image; the images stay the same.",
+        ),
+    ] = False,
+    tar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="When the run ends, write the images as WebDataset shards of 1,000 to this folder, outside of OUT.",
+        ),
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the denoiser through torch.compile, which takes minutes to start.")
     ] = False,
@@ -62,13 +77,16 @@ def generate(
     command tries them again; 1 after an error; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
     quiet()
-    from ..generation import cost
+    from ..generation import cost, write_shards
     from ..generation.failures import listed
     from ..generation.run import generate as run_plan
+    from ..generation.shards import check_shards
 
     size = opt.parse_batch_size(batch_size)
     file = opt.read(prompts)
     seeds = file.seeds_from(seed, images_per_prompt)
+    if tar is not None:
+        check_shards(out, tar)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
@@ -102,6 +120,7 @@ def generate(
         cuda_graphs=cuda_graphs,
         channels_last=channels_last,
         image_format=image_format,
+        keep_forks=keep_forks,
         failed=lambda _: None,  # they are listed below
     )
     if size == "auto" and run.images:
@@ -115,6 +134,14 @@ def generate(
         )
     if run.nsfw:
         say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
+    if tar is not None:
+        shards = write_shards(out, tar)
+        many, all_of = len(shards.shards), shards.images + shards.missing
+        lacking = f" ({shards.missing:,} of {all_of:,} {'does' if shards.missing == 1 else 'do'} not exist)"
+        typer.echo(
+            f"{shards.images:,} images in {many:,} {'shard' if many == 1 else 'shards'} in {shards.folder}"
+            f"{lacking if shards.missing else ''}."
+        )
     if run.failed:
         tried = run.images + len(run.failed)
         say(f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:")

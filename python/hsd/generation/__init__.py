@@ -1,8 +1,35 @@
 """Plans to images: streamed as they finish, or written to a folder."""
 
-from .passes import cost
-from .results import Failure, Image, Run
-from .run import generate
-from .session import stream
+from __future__ import annotations
 
-__all__ = ["Failure", "Image", "Run", "cost", "generate", "stream"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .passes import cost
+    from .results import Failure, Image, Run
+    from .run import generate
+    from .session import stream
+    from .shards import write_shards
+
+__all__ = ["Failure", "Image", "Run", "cost", "generate", "stream", "write_shards"]
+
+# Imported at first use: what reads a folder of images needs no torch.
+_LAZY = {
+    "Failure": ".results",
+    "Image": ".results",
+    "Run": ".results",
+    "cost": ".passes",
+    "generate": ".run",
+    "stream": ".session",
+    "write_shards": ".shards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from ..errors import Error
 from ..models.base import Adapter
 from ..models.precision import in_float32, in_half_precision
 from ..replay.executor import Finished
+from ..replay.feed import copied
 from ..replay.kept import drop_everywhere
 from ..work.device import FittingSize, finish, to_host
 from ..work.faults import NOT_FINITE, described, one_by_one
@@ -55,6 +56,8 @@ class Decoded:
     """Whether a safety checker made it black."""
     upcast: bool = False
     """Whether it was decoded in float32, because it was not finite in half precision."""
+    is_fork: bool = False
+    """Whether it is the picture of a fork, and ``index`` the segment that forks."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ class Undecoded:
     index: int
     stage: Stage
     reason: str
+    is_fork: bool = False
+
+
+@dataclass
+class _Queue:
+    """Latents that wait to be decoded together."""
+
+    size: FittingSize
+    latents: list[Finished] = field(default_factory=list)
+
+    def take(self) -> list[Finished]:
+        batch, self.latents = self.latents[: self.size.most], self.latents[self.size.most :]
+        return batch
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,10 @@ class Decoder:
         on_gpu = device.type == "cuda"
         self._device = device if on_gpu else None
         most = decoded_at_once(adapter) if batch_size is None else batch_size
-        self._size = FittingSize(most, "images to decode", device, make_room=partial(_free_room, on_gpu))
-        self._waiting: list[Finished] = []
+        room = partial(_free_room, on_gpu)
+        self._images = _Queue(FittingSize(most, "images to decode", device, make_room=room))
+        # By themselves, so that images are decoded in the same batches with and without them.
+        self._forks = _Queue(FittingSize(most, "pictures of forks to decode", device, make_room=room))
         self._waited = 0
         self._patience = 0
         self._threaded = threaded if threaded is not None else self._device is not None and not adapter.offloads
@@ -130,19 +148,25 @@ class Decoder:
         self._opened = contextlib.ExitStack()
 
     def put(self, finished: Iterable[Finished]) -> list[Decoded | Undecoded]:
-        """Queue the latents that a call finished, if any; return the images that are ready."""
-        self._waiting += finished
-        self._waited = self._waited + 1 if self._waiting else 0
+        """Queue the latents that a call finished, if any; return the images that are ready, and pictures of forks."""
+        for one in finished:
+            (self._forks if one.is_fork else self._images).latents.append(one)
+        waiting = self._images
+        self._waited = self._waited + 1 if waiting.latents else 0
         images = self._ready(wait=False)
-        while len(self._waiting) >= self._size.most or (self._waiting and self._waited > self._patience):
-            images += self._send()
+        while len(waiting.latents) >= waiting.size.most or (waiting.latents and self._waited > self._patience):
+            images += self._send(waiting)
+            self._waited, self._patience = 0, PATIENCE
+        while len(self._forks.latents) >= self._forks.size.most:
+            images += self._send(self._forks)
         return images
 
     def rest(self) -> list[Decoded | Undecoded]:
         """Decode what is left after the last call."""
         images = []
-        while self._waiting:
-            images += self._send()
+        for queue in (self._images, self._forks):
+            while queue.latents:
+                images += self._send(queue)
         return images + self._ready(wait=True)
 
     def make_room(self) -> bool:
@@ -156,10 +180,8 @@ class Decoder:
             finish(self._stream)
         return True
 
-    def _send(self) -> list[Decoded | Undecoded]:
-        most = self._size.most
-        batch, self._waiting, self._waited = self._waiting[:most], self._waiting[most:], 0
-        self._patience = PATIENCE
+    def _send(self, queue: _Queue) -> list[Decoded | Undecoded]:
+        batch = queue.take()
         if self._pool is None:
             return self._decode(batch)
         event = torch.cuda.current_stream(self._device).record_event() if self._device is not None else None
@@ -181,9 +203,18 @@ class Decoder:
                 finished.latent.record_stream(self._stream)
             return self._decode(batch)
 
-    @torch.no_grad()
     def _decode(self, batch: list[Finished]) -> list[Decoded | Undecoded]:
-        """Decode one batch."""
+        """Decode one batch, of images or of forks. Whatever happens to forks, the run goes on."""
+        if not batch[0].is_fork:
+            return self._decoded(batch)
+        try:
+            found = self._decoded(batch)
+        except Exception as error:  # where it concerns the images too, one of them raises it again
+            found = [Undecoded(fork.index, "decode", described(error)) for fork in batch]
+        return [replace(one, is_fork=True) for one in found]
+
+    @torch.no_grad()
+    def _decoded(self, batch: list[Finished]) -> list[Decoded | Undecoded]:
         images: dict[int, Decoded | Undecoded] = {}  # by position
         finite = to_host(torch.isfinite(torch.cat([f.latent for f in batch])).flatten(1).all(dim=1)).tolist()
         for i, f in enumerate(batch):
@@ -229,15 +260,16 @@ class Decoder:
     def _pictures(self, batch: list[Finished]) -> list[_Picture]:
         """Decode latents, in several parts if they do not fit into the memory."""
         pictures: list[_Picture] = []
+        size = (self._forks if batch[0].is_fork else self._images).size
         while batch:
-            some, n = self._size.run(partial(self._decode_first, batch), len(batch))
+            some, n = size.run(partial(self._decode_first, batch), len(batch))
             pictures += some
             batch = batch[n:]
         return pictures
 
     def _decode_first(self, batch: list[Finished], n: int) -> list[_Picture]:
         """Decode the first ``n`` latents. Some models draw noise for it, each time from the same state."""
-        latents, generators = torch.cat([f.latent for f in batch[:n]]), [_copied(f.generator) for f in batch[:n]]
+        latents, generators = torch.cat([f.latent for f in batch[:n]]), [copied(f.generator) for f in batch[:n]]
         with watching(self._networks) as seen, np.errstate(invalid="ignore"):  # NaN becomes uint8; it is found below
             images = self._adapter.decode(latents, generators)
         if len(images) != n:
@@ -283,9 +315,3 @@ class Decoder:
                 # After an error of the device this fails too. What ended the run is what has to be said.
                 with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
                     finish(self._stream)
-
-
-def _copied(generator: torch.Generator) -> torch.Generator:
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy

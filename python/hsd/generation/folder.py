@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 import PIL.Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
@@ -31,7 +30,8 @@ from ..work.text import listed
 from . import claims
 from .differences import OTHER_STEPS, compared, plan_differences, warn_of_rounding
 from .failures import FAILED, updated
-from .lines import FORMATS, Entry, Lines
+from .image_text import Texts
+from .lines import FORMATS, Entry, Lines, ending
 from .metadata import Metadata
 from .present import folder_id, holds_images, notes_on_name
 from .record import Record
@@ -84,16 +84,17 @@ class ImageFolder:
         check_name("image format", image_format, ImageFormat)
         self.path = files.make_folder(path).absolute()  # a program may change its working folder meanwhile
         self.plan = plan
-        self.format = image_format
+        self.format = ending(image_format)
         self.repaired: list[str] = []
         self.notes = notes_on_name(self.path)
-        self._pil_format, self._save_options = FORMATS[image_format]
+        self._pil_format, self._save_options = FORMATS[self.format]
         self._mutex = threading.RLock()  # between our threads; the file's lock is for other processes
         self._folder_id = folder_id(self.path)
         self._record = Record(self.path)
         model = json.loads(json.dumps(model, default=str))
-        self._identity: dict[str, Any] = {"plan": plan.fingerprint, "model": model, "image_format": image_format}
-        self._lines = Lines(self.path, plan, image_format)
+        self._identity: dict[str, Any] = {"plan": plan.fingerprint, "model": model, "image_format": self.format}
+        self._lines = Lines(self.path, plan, self.format)
+        self._texts = Texts(plan, model)
         self._metadata = Metadata(self.path, self._lines, plan.n_prompts)
         self._waiting: list[_Waiting] = []
         self._queue = threading.Lock()
@@ -158,8 +159,8 @@ class ImageFolder:
         """
         entry = {**self._lines.expected(index), **extra}
         buffer = BytesIO()
-        options = {**self._save_options, "pnginfo": _png_info(entry)} if self.format == "png" else self._save_options
-        image.save(buffer, self._pil_format, **options)
+        text = self._texts.of(index, self._lines.columns(index), image.size)
+        image.save(buffer, self._pil_format, **self._save_options, **text.options(self._pil_format))
         data, path = buffer.getvalue(), self.path / entry["file_name"]
         self._check_present()
         try:
@@ -393,11 +394,3 @@ class _Waiting:
         self.entry = entry
         self.settled = False
         self.error: BaseException | None = None
-
-
-def _png_info(entry: dict[str, Any]) -> PngInfo:
-    info = PngInfo()
-    info.add_itxt("prompt", entry["text"])
-    info.add_text("seed", str(entry["seed"]))
-    info.add_text("Software", "hsd")
-    return info

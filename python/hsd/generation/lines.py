@@ -33,6 +33,11 @@ Entry = dict[str, Any]
 """One line of metadata."""
 
 
+def ending(image_format: ImageFormat) -> str:
+    """The ending of a format's files, by which folders know it: ``jpeg`` and ``jpg`` are the same."""
+    return "jpg" if image_format == "jpeg" else image_format
+
+
 @dataclass(frozen=True)
 class Checked:
     """What became of a line."""
@@ -53,9 +58,11 @@ class Lines:
     plan
         Their plan, or a part of it: only images of that part are compared with their digests, others may be written
         by another run at this moment.
+    image_format
+        The ending of the images' names.
     """
 
-    def __init__(self, folder: Path, plan: Plan, image_format: ImageFormat) -> None:
+    def __init__(self, folder: Path, plan: Plan, image_format: str) -> None:
         self._folder, self._plan, self._format = folder, plan, image_format
         self._kept = np.zeros(plan.n_prompts, dtype=bool)
         self._kept[plan.kept] = True
@@ -76,9 +83,13 @@ class Lines:
         if self._kept[index]:
             own = self._settings[self._setting[index]]
             entry.update((name, own.get(name)) for name in self._columns)
-            entry.update((name, values[index]) for name, values in self._beside.items())
+            entry.update(self.columns(index))
             entry["alone_from"] = int(self._alone[index])
         return entry
+
+    def columns(self, index: int) -> dict[str, Any]:
+        """The columns of an image that came with its prompt and are no settings."""
+        return {name: values[index] for name, values in self._beside.items()}
 
     def check(self, entry: Entry) -> Checked:
         """Compare a parsed line with the plan and with its image."""

@@ -12,7 +12,7 @@ from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..work import files
 from ..work.files import METADATA
-from .lines import FORMATS, Checked, Entry, Lines, encode, parse
+from .lines import FORMATS, Checked, Entry, Lines, encode, ending, parse
 
 _THREADS = 8
 """Images that are read at once, to compare them with their digests: disks answer several requests faster than one."""
@@ -178,7 +178,7 @@ class Metadata:
 def complete(folder: Path, plan: Plan, image_format: ImageFormat = "png") -> set[int]:
     """Indices of the images of a plan that are complete in a folder. Reads only, and claims nothing."""
     parsed = [parse(line) for line in _split(files.read_own(folder / METADATA) or b"")]
-    lines = Lines(folder, plan, image_format)
+    lines = Lines(folder, plan, ending(image_format))
     checked = _checked(lines, [entry for entry in parsed if entry is not None])
     return {one.entry["index"] for one in checked if one.entry is not None}
 

@@ -25,6 +25,7 @@ from .bar import Bar
 from .clustering import clustered_by_model, replaced
 from .failures import FailureReport, Failures, summary
 from .folder import ImageFolder
+from .forks import ForkFolder
 from .lines import alone_from
 from .made import Made
 from .options import Options
@@ -48,6 +49,7 @@ def generate(
     cuda_graphs: bool = True,
     channels_last: bool = False,
     image_format: ImageFormat = "png",
+    keep_forks: bool = False,
     progress: bool | CallReport = True,
     failed: FailureReport | None = None,
     **settings: Any,
@@ -57,6 +59,10 @@ def generate(
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
     generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
+
+    With ``keep_forks``, the picture that each cluster was heading for when it split is kept in ``out/__forks__``, with
+    at most 256 pixels on a side. At most as many more latents are decoded as there are images, less one; the denoiser
+    has nothing more to do, and the images stay the same. :func:`hsd.generation.forks.read_forks` reads them.
 
     An image that cannot be made is in :attr:`Run.failed` and in ``failed.jsonl``, with the reason; ``failed``, if it is
     given, is called with it as soon as that is known (from any thread), else a warning names some at the end. Calling
@@ -92,7 +98,7 @@ def generate(
     with device_errors(lambda: "reading the weights"):
         made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
-        run = _fill(folder, plan, session, progress, failed, started)
+        run = _fill(folder, plan, session, progress, failed, started, keep_forks)
     if run.failed and failed is None:
         warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
     return run
@@ -105,6 +111,7 @@ def _fill(
     progress: bool | CallReport,
     failed: FailureReport | None,
     started: float,
+    keep_forks: bool,
 ) -> Run:
     """Generate what is missing in a folder, and record the run, also one that is ended by an error."""
     if progress is True:
@@ -143,12 +150,17 @@ def _fill(
             repaired=tuple(folder.repaired),
         )
         document = record(run, plan, session.adapter, session.options, session.catch_up, error)
+        if session.forks is not None:
+            document["forks"] = session.forks.written
         folder.record_run(document, run.failed)
+        if session.forks is not None:
+            session.forks.close()
         return run
 
     try:
         if part is not None:
             with Writers() as writers:
+                session.forks = ForkFolder(folder.path, plan, writers.submit) if keep_forks else None
                 alone: np.ndarray | None = None
                 for image in session.images(part, report, made.failures):
                     if alone is None:

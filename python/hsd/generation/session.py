@@ -23,13 +23,14 @@ from ..names import BatchSize, Order
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
 from ..replay.catch_up import catch_up_of
-from ..replay.executor import Evaluation, Executor, check_fit
+from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic
 from ..work.faults import device_errors
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
 from .failures import FailureReport, Failures, summary
+from .forks import ForkFolder
 from .options import Options
 from .passes import passes_of, plans_of
 from .results import Image
@@ -146,6 +147,8 @@ class Session:
         self.plan = plan
         """What :meth:`images` runs, once it has encoded the prompts."""
         self._warned = False  # that a decoder overflows
+        self.forks: ForkFolder | None = None
+        """Where pictures of forks are kept, if they are."""
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
         for first, *_ in self.passes:
@@ -226,6 +229,7 @@ class Session:
                 compile=options.compile,
                 catch_up=self.catch_up,
                 observer=self.observer,
+                forks=self._forks_of(plan, variant),
                 make_room=decoder.make_room,
             ),
         )
@@ -240,9 +244,26 @@ class Session:
                     plan, self._clocked("decode", partial(decoder.put, finished)), executor, failures
                 )
                 if progress:
-                    progress(lanes, len(finished))
+                    progress(lanes, sum(not one.is_fork for one in finished))
             self._clocked("denoise", executor.wait)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
+
+    def _forks_of(self, plan: Plan, variant: Adapter) -> Forks | None:
+        """The forks of a pass whose pictures are to be kept; None if there are none."""
+        if self.forks is None:
+            return None
+        predictions = variant.predictions(plan.request["steps"])
+        wanted = self.forks.wanted(plan, predictions)
+        return Forks(wanted, predictions) if wanted.any() else None
+
+    def _keep_fork(self, plan: Plan, fork: Decoded | Undecoded) -> None:
+        assert self.forks is not None
+        if isinstance(fork, Undecoded):
+            self.forks.leave_out(fork.reason)
+        elif fork.nsfw:
+            self.forks.leave_out("the model's safety checker made it black")
+        else:
+            self.forks.keep(plan, fork.index, fork.pil)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""
@@ -264,6 +285,9 @@ class Session:
         self, plan: Plan, decoded: list[Decoded | Undecoded], executor: Executor, failures: Failures
     ) -> Iterator[Image]:
         for image in decoded:
+            if image.is_fork:
+                self._keep_fork(plan, image)
+                continue
             self.standard_node_steps += plan.n_steps
             if isinstance(image, Undecoded):
                 raised = executor.errors.get(image.index) if image.stage == "denoise" else None

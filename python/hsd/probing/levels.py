@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass
 from typing import Any, NoReturn
-
-from torch import Tensor
 
 from ..errors import UnsupportedScheduler
 from ..replay.denoiser import Denoiser
+from ..sampler.levels import NoiseLevel, NoLevel, noise_level
 
 FRACTIONS = (0.0, 3 / 14, 6 / 14)
 """Where in a run a model is probed: the first step, and the two by which layout and colours are mostly decided."""
 
 _STEPS = 14
-_LEAST_SIGNAL = 0.005
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    """One step of a run, for a model's input u = signal * x0 + noise * e, with e normal.
-
-    The prediction of x0 is ``of_input * u + of_output * output``.
-    """
-
-    timestep: Tensor
-    """() as the scheduler gives it."""
-    signal: float
-    noise: float
-    of_input: float
-    of_output: float
-
-    def predict(self, model_input: Tensor, output: Tensor) -> Tensor:
-        """(B, ...) predictions of x0."""
-        return self.of_input * model_input + self.of_output * output
 
 
 def noise_levels(denoiser: Denoiser, fractions: tuple[float, ...] = FRACTIONS) -> list[NoiseLevel]:
@@ -60,43 +37,16 @@ def _first_telling(scheduler: Any, k: int, n: int) -> NoiseLevel:
     """
     for step in range(k, n):
         level = _level(scheduler, step)
-        if math.isfinite(level.of_output) and abs(level.of_output) * _LEAST_SIGNAL <= 1.0:
+        if level.tells:
             return level
     _refuse(scheduler, f"from step {k} of {n} on, its output says nothing about the image")
 
 
 def _level(scheduler: Any, k: int) -> NoiseLevel:
-    config = scheduler.config
-    timestep = scheduler.timesteps[k].detach().cpu()
-    kind = config.get("prediction_type")
-    sigma = float(scheduler.sigmas[k]) if getattr(scheduler, "sigmas", None) is not None else None
-    if hasattr(scheduler, "precondition_outputs") and sigma is not None:
-        # EDM (Karras et al., arXiv 2206.00364, Table 1).
-        data = float(config["sigma_data"])
-        total = sigma**2 + data**2
-        scale = 1.0 / math.sqrt(total)
-        sign = -1.0 if kind == "v_prediction" else 1.0
-        return NoiseLevel(timestep, scale, sigma * scale, data**2 / total / scale, sign * sigma * data * scale)
-    is_flow = type(scheduler).__name__.startswith("FlowMatch")
-    if sigma is not None and (is_flow or kind == "flow_prediction" or config.get("use_flow_sigmas")):
-        return NoiseLevel(timestep, 1.0 - sigma, sigma, 1.0, -sigma)  # x = (1 - sigma) x0 + sigma e; output e - x0
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        _refuse(scheduler, "it has neither alphas_cumprod nor the noise levels of flow matching")
-    if sigma is not None:  # noise over signal; the model's input is scaled to variance 1
-        signal = 1.0 / math.sqrt(1.0 + sigma**2)
-        noise = sigma * signal
-    else:
-        alpha = float(alphas[int(timestep)])
-        signal, noise = math.sqrt(alpha), math.sqrt(max(0.0, 1.0 - alpha))
-    if kind == "v_prediction":
-        return NoiseLevel(timestep, signal, noise, signal, -noise)
-    if kind == "sample":
-        return NoiseLevel(timestep, signal, noise, 0.0, 1.0)
-    if kind == "epsilon":
-        inverse = 1.0 / signal if signal > 0.0 else math.inf
-        return NoiseLevel(timestep, signal, noise, inverse, -noise * inverse)
-    _refuse(scheduler, f"its prediction_type is {kind!r}")
+    try:
+        return noise_level(scheduler, k)
+    except NoLevel as reason:
+        _refuse(scheduler, str(reason))
 
 
 def _refuse(scheduler: Any, reason: str) -> NoReturn:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditioning.rows import MASK
-from ..sampler import SamplerTable
+from ..sampler import Predictions, SamplerTable
 from .layout import Layout
 
 _ON_HOST = frozenset({"scheduler", "init_noise_sigma", "noise_draws", "noise_dtypes"})
@@ -46,6 +46,8 @@ class Contents:
     """(K K,) float32, the weights of catch-up."""
     rows_by_step: NDArray | None
     """(K,) where guidance varies."""
+    predictions: Predictions | None = None
+    """Where each step's prediction of x0 is kept."""
 
     def form(self) -> Hashable:
         """Equal where captured calls of one run are those of the other: all but slots, and what a refill sets."""
@@ -58,6 +60,7 @@ class Contents:
             self.late,
             _form(self.weights),
             None if self.rows_by_step is None else tuple(self.rows_by_step.tolist()),
+            None if self.predictions is None else self.predictions.form,
         )
 
 
@@ -89,6 +92,8 @@ class Buffers:
         weight.
     noise
         (lanes, Z, *latent) float32, where the scheduler draws some.
+    predictions, predicted
+        Where predictions of x0 are kept: how they are made, and (slots, *latent) float32, the latest one of each slot.
     """
 
     def __init__(self, contents: Contents, device: torch.device, *, spare: bool = False) -> None:
@@ -107,6 +112,9 @@ class Buffers:
         self.weights = None if contents.weights is None else contents.weights.to(device)
         self.table = torch.zeros((4 if contents.late else 3, lanes), dtype=torch.int64, device=device)
         self.noise = torch.zeros((lanes, table.n_noise, *latent), device=device) if table.n_noise else None
+        predictions = contents.predictions
+        self.predictions = None if predictions is None else predictions.to(device)
+        self.predicted = None if predictions is None else torch.zeros((slots, *latent), device=device)
         self._begin()
 
     def refill(self, contents: Contents) -> None:
@@ -123,10 +131,14 @@ class Buffers:
             self.shared[name].copy_(row)
         if self.weights is not None and contents.weights is not None:
             self.weights.copy_(contents.weights)
+        if self.predictions is not None and contents.predictions is not None:
+            for name, tensor in self.predictions.tensors().items():
+                tensor.copy_(contents.predictions.tensors()[name])
         for buffer in (self.state, self.table, *self.rows.values(), *self.differences.values()):
             buffer.zero_()
-        if self.noise is not None:
-            self.noise.zero_()
+        for optional in (self.noise, self.predicted):
+            if optional is not None:
+                optional.zero_()
         self._begin()
 
     def _begin(self) -> None:

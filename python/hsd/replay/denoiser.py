@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..sampler import SamplerTable, compile_sampler
+from ..sampler import Predictions, SamplerTable, compile_sampler, predictions
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,19 @@ class Denoiser(ABC):
 
     def sampler(self, steps: int) -> SamplerTable:
         """The pipeline's scheduler, compiled for ``steps`` inference steps."""
+        scheduler = self._stepped(steps)
+        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+
+    def predictions(self, steps: int) -> Predictions:
+        """What each evaluation of ``steps`` inference steps predicts as x0."""
+        scheduler = self._stepped(steps)
+        return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler))
+
+    def _stepped(self, steps: int) -> Any:
+        """A copy of the pipeline's scheduler, set to ``steps`` inference steps."""
         scheduler = copy.deepcopy(self.scheduler())
         self.set_timesteps(scheduler, steps)
-        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+        return scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Call ``scheduler.set_timesteps`` as the pipeline does, on the CPU."""

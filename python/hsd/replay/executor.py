@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._core import Program
@@ -17,7 +19,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import PlanMismatch
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan
-from ..sampler import SamplerTable
+from ..sampler import Predictions, SamplerTable
 from ..work.broadcast import per_row
 from ..work.device import FittingSize, synchronize
 from ..work.faults import HOPELESS, described, ends_run
@@ -49,14 +51,24 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class Finished:
-    """A latent that reached the last step."""
+    """A latent that can be decoded: one that reached the last step, or the prediction of x0 at a fork."""
 
     index: int
-    """Index of its prompt."""
+    """Index of its prompt; at a fork, of its segment."""
     latent: Tensor
     """(1, *latent) float32."""
     generator: torch.Generator
     """The prompt's generator, in its state after denoising: some models draw noise when they decode."""
+    is_fork: bool = False
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Segments whose last step's prediction of x0 is given out, too."""
+
+    wanted: NDArray[np.bool_]
+    """(segments,)"""
+    predictions: Predictions
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class Executor:
         The gamma of catch-up conditioning; 0, the paper, is off.
     observer
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
+    forks
+        Whose predictions of x0 at their last step :meth:`run` yields, beside the latents; None costs nothing.
     make_room
         Called when a call does not fit into the memory, after captured calls were dropped and before the call is cut:
         frees memory or waits for work that holds some, and returns whether there was any.
@@ -133,6 +147,7 @@ class Executor:
         compile: bool = False,
         catch_up: float = 0.0,
         observer: Callable[[Evaluation], object] | None = None,
+        forks: Forks | None = None,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
         check_fit(plan, sampler)
@@ -162,12 +177,14 @@ class Executor:
             late=tuple(late),
             weights=None if weights is None else weights.flatten(),
             rows_by_step=program.rows,
+            predictions=None if forks is None else forks.predictions,
         )
         self._observer, watched = observer, observer is not None
         self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
         self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
         history = History(plan, late, catch_up) if late else None
-        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, pinned=self._on_gpu)
+        wanted = None if forks is None else forks.wanted
+        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, wanted, pinned=self._on_gpu)
         items = "latents" if program.rows is None else "rows of the network"
         self._other_room = make_room
         changed, room = _weakly(self._fewer_lanes), _weakly(self._make_room)
@@ -209,7 +226,7 @@ class Executor:
 
     @torch.no_grad()
     def run(self) -> Generator[tuple[int, list[Finished]], None, None]:
-        """Replay all calls. After each, yield the number of its lanes and the latents it finished.
+        """Replay all calls. After each, yield the number of its lanes and the latents it finished, then its forks.
 
         On a GPU the call is then enqueued, not finished: work that is enqueued later may read the latents.
         """
@@ -220,6 +237,11 @@ class Executor:
                     self._place(feed)
                     self._call(feed)
                     done = [Finished(f.index, self.state[f.slot, :1].clone(), f.generator) for f in feed.finals]
+                    if (predicted := self.buffers.predicted) is not None:
+                        done += [
+                            Finished(f.segment, predicted[f.slot : f.slot + 1].clone(), f.generator, is_fork=True)
+                            for f in feed.forks
+                        ]
                     if throttle is not None:
                         throttle.done(now_on(self._device))
                     yield feed.lanes, done
@@ -303,6 +325,8 @@ class Executor:
                     raise
                 self._last_error = error
                 self.state[int(feed.table[2, lane])] = float("nan")
+                if self.buffers.predicted is not None:
+                    self.buffers.predicted[int(feed.table[2, lane])] = float("nan")
                 for prompt in self._feeder.members(int(feed.segments[lane])).tolist():
                     self.errors.setdefault(prompt, described(error))
         return feed.lanes
@@ -378,6 +402,8 @@ class Executor:
         latents = sampler.model_input(state, step) if self._scales_input else state[:, 0]
         output, variance = self.denoiser.denoise(latents, sampler.timesteps.index_select(0, step), rows)
         new = sampler.update(state, output, noise, step, variance)
+        if buffers.predictions is not None and buffers.predicted is not None:
+            buffers.predicted.index_copy_(0, target, buffers.predictions(state[:, 0], output, step))
         if self._observer is not None:  # before the state is written: until then the step may be repeated
             self._observer(Evaluation(state[:, 0], output, variance, step))
         buffers.state.index_copy_(0, target, new)

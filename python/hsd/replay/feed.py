@@ -39,6 +39,16 @@ class Final:
 
 
 @dataclass(frozen=True)
+class ForkedLane:
+    """A lane that makes the last step of a segment that forks, where the prediction of x0 is asked for."""
+
+    segment: int
+    slot: int
+    generator: torch.Generator
+    """A copy of the representative's, in its state after this step."""
+
+
+@dataclass(frozen=True)
 class Feed:
     """What one call needs from the host."""
 
@@ -55,6 +65,7 @@ class Feed:
     differences: list[tuple[int, dict[str, Tensor]]]
     """(slot, difference by name) of each of them that catches up; empty without catch-up."""
     finals: list[Final]
+    forks: list[ForkedLane]
     segments: NDArray[np.int64]
     """(lanes,) the segment of each lane."""
 
@@ -70,6 +81,8 @@ class Feeder:
         What differs between the plan's prompts.
     history
         For catch-up; None without it.
+    forks
+        (segments,) bool: whose last step's prediction of x0 is asked for.
     pinned
         Whether tensors are in pinned memory, from which a GPU reads while the host continues.
     """
@@ -82,10 +95,11 @@ class Feeder:
         conditioning: Conditioning,
         sampler: SamplerTable,
         history: History | None,
+        forks: NDArray[np.bool_] | None,
         pinned: bool,
     ) -> None:
         self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
-        self._history, self._pinned = history, pinned
+        self._history, self._forks, self._pinned = history, forks, pinned
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
         self._seeds, self._leaf_order = plan.seeds, plan.tree.leaf_order
@@ -138,7 +152,17 @@ class Feeder:
         for lane in np.flatnonzero(entries["final"]).tolist():
             generator = self._generator(representative[lane])
             finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
-        return Feed(lanes, table, noise, first, rows, differences, finals, entries["segment"])
+        forks = [] if self._forks is None else self._forked(entries, representative)
+        return Feed(lanes, table, noise, first, rows, differences, finals, forks, entries["segment"])
+
+    def _forked(self, entries: NDArray[np.void], representative: list[int]) -> list[ForkedLane]:
+        assert self._forks is not None
+        segment = entries["segment"]
+        lanes = np.flatnonzero(self._forks[segment] & (entries["step"] == self._last_step[segment])).tolist()
+        return [
+            ForkedLane(int(segment[i]), int(entries["target"][i]), copied(self._generator(representative[i])))
+            for i in lanes
+        ]
 
     def members(self, segment: int) -> NDArray[np.int64]:
         """The prompts of a segment, kept or not."""
@@ -175,6 +199,13 @@ class Feeder:
         if self._shared_latent:  # the draw above is done in any case, so that later draws do not change
             noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
         return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
+
+
+def copied(generator: torch.Generator) -> torch.Generator:
+    """A generator in the same state, which goes on by itself."""
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def draw_noise(

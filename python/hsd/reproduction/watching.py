@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,10 +19,8 @@ from ..models import Adapter
 from ..models.base import batches
 from ..planning.plan import Plan
 from ..replay.executor import Evaluation
+from ..sampler.prediction import prediction_of
 from ..sampler.stepping import LEARNED_VARIANCE, map_memory
-
-DATA_PREDICTION = ("dpmsolver++", "sde-dpmsolver++", "data_prediction")
-"""Values of ``algorithm_type`` with which multistep schedulers remember predictions of x0."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Trace:
             if "prev_timestep" in takes:
                 options = {**options, "prev_timestep": next(iter(scheduler.timesteps[k + 1 :]), None)}
             result = scheduler.step(outputs, scheduler.timesteps[k], latents, **options)
-            found = _prediction(scheduler, k, latents, outputs, result)
+            found = prediction_of(scheduler, k, latents, outputs, result)
             yield (latents, False) if found is None else (found, True)
 
     def decoded(self, latents: Tensor) -> list[PIL.Image.Image]:
@@ -118,16 +115,3 @@ def decode(adapter: Adapter, latents: Tensor, seeds: Sequence[int]) -> list[PIL.
             generators = [adapter.generator(seed) for seed in seeds[some]]
             images += adapter.decode(latents[some].to(adapter.device), generators)
     return images
-
-
-def _prediction(scheduler: Any, k: int, latents: Tensor, outputs: Tensor, result: Any) -> Tensor | None:
-    """The x0 that step ``k`` predicts, (N, *latent); None if the scheduler does not give it."""
-    for name in ("pred_original_sample", "denoised"):
-        if getattr(result, name, None) is not None:
-            return getattr(result, name)
-    config = scheduler.config
-    if config.get("predict_x0") or config.get("algorithm_type") in DATA_PREDICTION:
-        return scheduler.model_outputs[-1]
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        return latents - float(scheduler.sigmas[k]) * outputs
-    return None

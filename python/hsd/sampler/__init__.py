@@ -8,11 +8,13 @@ A scheduler is a linear machine.  With ``s`` the latent and every tensor that th
 `probe`         runs that copy on symbols, and reads the coefficients of every step from the results
 `reduce`        drops memory that is never read again, and merges memory that is held twice
 `table`         `SamplerTable`: the padded coefficients, and the update of lanes at different steps
+`prediction`    `predictions`: the x0 that each step predicts, read in the same way; `levels` where it is not given
 `build`         `compile_sampler`: all of the above, then a run that shows that table and scheduler agree
 ==============  =========================================================================================
 """
 
 from hsd.sampler.build import compile_sampler
+from hsd.sampler.prediction import Predictions, predictions
 from hsd.sampler.table import SamplerTable
 
-__all__ = ["SamplerTable", "compile_sampler"]
+__all__ = ["Predictions", "SamplerTable", "compile_sampler", "predictions"]

@@ -63,11 +63,12 @@ class StepMap:
     log_variance: tuple[float, float] | None  # where the predicted variance is -1 and 1; linear in between
 
 
-class _Probe:
+class Probe:
     """The run of one scheduler on symbols."""
 
-    def __init__(self, scheduler: Any, step_kwargs: Mapping[str, Any] | None) -> None:
-        self.stepper = Stepper(scheduler, step_kwargs, draw=self._draw, clip=self._clip, scale=self._scale)
+    def __init__(self, scheduler: Any, step_kwargs: Mapping[str, Any] | None, *, whole: bool = False) -> None:
+        """``whole``: :attr:`Stepper.result` keeps all that a step returns, not the next latent alone."""
+        self.stepper = Stepper(scheduler, step_kwargs, self._draw, self._clip, self._scale, whole=whole)
         self.n_symbols = min(self.stepper.n_steps, MAX_REMEMBERED) + 61
         self.shape = (1, CHANNELS, 1, self.n_symbols)
         self.n_used = 0
@@ -84,15 +85,19 @@ class _Probe:
     def _symbol(self) -> Tensor:
         if self.n_used == self.n_symbols:
             self._refuse(f"it remembers more than {self.n_used} tensors")
-        basis = torch.zeros(self.shape, dtype=torch.float64)
-        basis[..., self.n_used] = 1.0
         self.n_used += 1
+        return self.basis(self.n_used - 1)
+
+    def basis(self, symbol: int) -> Tensor:
+        """A tensor that stands for one symbol: 0 is the latent, ``n_state`` of the step the model output."""
+        basis = torch.zeros(self.shape, dtype=torch.float64)
+        basis[..., symbol] = 1.0
         return basis
 
     def _is_symbol(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tuple(tensor.shape) == self.shape
 
-    def _read(self, tensor: object, what: str, most: float = INFINITE) -> Tensor:
+    def read(self, tensor: object, what: str, most: float = INFINITE) -> Tensor:
         """Return the coefficients in `tensor`, (n_symbols,) float64, refusing anything but a combination of symbols.
 
         Coefficients have to be below `most`.
@@ -143,7 +148,7 @@ class _Probe:
         return self._node(THRESHOLD, sample)
 
     def _node(self, kind: int, tensor: Tensor, *bounds: float) -> Tensor:
-        node = Node(kind, self._read(tensor, "the prediction that is clipped", float("inf")), *bounds)
+        node = Node(kind, self.read(tensor, "the prediction that is clipped", float("inf")), *bounds)
         self.nodes.append((self.n_used, node))
         return self._symbol()
 
@@ -177,13 +182,13 @@ class _Probe:
         if stepper.doubles_channels:  # the variance has no symbol: its effect is read in _learned_range
             model_output = torch.cat([model_output, torch.zeros_like(model_output)], 1)
 
-        scaled = self._read(stepper.model_input(k, sample.clone()), "the scaled model input")
+        scaled = self.read(stepper.model_input(k, sample.clone()), "the scaled model input")
         if self.draws or self.nodes:
             self._refuse("scale_model_input draws noise or clips")
-        read = [self._read(stepper.step(k, model_output, sample), "the next latent")]
+        read = [self.read(stepper.step(k, model_output, sample), "the next latent")]
         for held in held_tensors(stepper.scheduler):
             if self._is_symbol(held):
-                read.append(self._read(held, "a remembered tensor"))
+                read.append(self.read(held, "a remembered tensor"))
             elif held.ndim > 1 and held.shape[-1] == self.n_symbols:
                 self._refuse(f"it remembers symbols in another shape, {tuple(held.shape)} for {self.shape}")
 
@@ -236,5 +241,5 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
             "predicted variance: pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
             'variance_type="fixed_small").',
         )
-    run = _Probe(scheduler, step_kwargs)
+    run = Probe(scheduler, step_kwargs)
     return [run.step(k) for k in range(run.stepper.n_steps)]

@@ -117,6 +117,8 @@ class Stepper:
         ``clip(tensor, low, high)`` replaces a clamp; where it returns None, or there is no `clip`, torch clamps.
     scale
         ``scale(tensor, factor, divide)`` replaces a product or a quotient in the same way.
+    whole
+        Ask ``step`` for all that it returns, some schedulers' prediction of x0 among it; it is kept in ``result``.
     """
 
     def __init__(
@@ -126,6 +128,8 @@ class Stepper:
         draw: Draw,
         clip: Clip | None = None,
         scale: Scale | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self.arguments = _step_arguments(scheduler, dict(step_kwargs or {}))
         self.scheduler = copy.deepcopy(scheduler)
@@ -138,6 +142,8 @@ class Stepper:
         self.generator = torch.Generator()
         self.draw, self.clip, self.scale = draw, clip, scale
         self.step_index = 0
+        self.whole = whole
+        self.result: Any = None
 
     @property
     def doubles_channels(self) -> bool:
@@ -164,17 +170,18 @@ class Stepper:
         if "generator" in parameters:
             arguments["generator"] = self.generator
         if "return_dict" in parameters:
-            arguments["return_dict"] = False
+            arguments["return_dict"] = self.whole
         timestep = self.timesteps[k]
         if isinstance(self.scheduler, DDPMWuerstchenScheduler):  # its pipelines give it one per sample
             timestep = timestep.expand(len(sample))
         with torch.no_grad(), _Interception(self):
-            result = self._own_errors(
+            self.result = self._own_errors(
                 k,
                 lambda: self.scheduler.step(model_output, timestep, sample, **arguments),
                 f"the latent is {tuple(sample.shape)}, the model output {tuple(model_output.shape)}",
             )
-        return result[0]
+        latent: Tensor = self.result[0]
+        return latent
 
     def _own_errors(self, k: int, call: Callable[[], Any], shapes: str) -> Any:
         """Run `call`, turning an exception of the scheduler into a refusal."""

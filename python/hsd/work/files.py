@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import Error, OutputError
 from .paths import user_path
@@ -41,6 +41,9 @@ _TEMPORARY = re.compile(
     re.DOTALL,
 )
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
+"""How a temporary file is opened, with the mode that open() gives: the system applies the umask."""
+
 _ABANDONED = 3600.0
 """Seconds after which a temporary file belongs to no process that still writes it."""
 
@@ -66,12 +69,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_temporary(path: Path, data: bytes) -> Path:
     """Write and sync the bytes that are to become the file ``path``; returns where they are until then."""
-    # A part of the name is enough to know the file by, and a long name still fits.
-    temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
-    # The mode that open() gives: the system applies the umask, which is never changed here.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
+    temporary = _temporary_name(path)
     try:
-        handle = os.open(temporary, flags, 0o666)
+        handle = os.open(temporary, _NEW, 0o666)
         try:
             _write_all(handle, data)
             _sync(handle)
@@ -83,6 +83,30 @@ def write_temporary(path: Path, data: bytes) -> Path:
             error.filename = os.fspath(path)
         raise
     return temporary
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, for what is too large for the memory: :func:`write_atomically` when the context ends well.
+
+    After an error inside, ``path`` is what it was before.
+    """
+    temporary = _temporary_name(path)
+    try:
+        with open(os.open(temporary, _NEW, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            _sync(file.fileno())
+    except BaseException:
+        _remove(temporary)
+        raise
+    rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def _temporary_name(path: Path) -> Path:
+    # A part of the name is enough to know the file by, and a long name still fits.
+    return path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
 
 
 def rename(temporary: Path, path: Path) -> None:
