@@ -30,7 +30,7 @@ from ..work.locks import locked
 from ..work.text import listed
 from . import claims
 from .differences import OTHER_STEPS, compared, plan_differences, warn_of_rounding
-from .failures import FAILED, updated
+from .failures import updated
 from .lines import FORMATS, Entry, Lines
 from .metadata import Metadata
 from .present import folder_id, holds_images, notes_on_name
