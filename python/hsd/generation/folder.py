@@ -25,7 +25,7 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
-from ..work.files import IDENTITY, METADATA, RUN
+from ..work.files import FAILED, IDENTITY, METADATA, RUN
 from ..work.locks import locked
 from ..work.text import listed
 from . import claims

@@ -140,7 +140,9 @@ def pages_of_partners(
                 continue
             look = looks[j]
             thumb = look.digest if look.has_thumbnail else 0
-            page.append([url_of(theirs.entries[j].file_name), look.width, look.height, thumb, look.colour, look.problem or 0])
+            page.append(
+                [url_of(theirs.entries[j].file_name), look.width, look.height, thumb, look.colour, look.problem or 0]
+            )
         yield page
 
 

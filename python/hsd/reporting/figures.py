@@ -88,7 +88,7 @@ def _main(source: Source, runs: Sequence[dict[str, Any]]) -> list[tuple[str, str
     standard = sum(_count(run.get("standard_node_steps")) for run in runs)
     if denoise and spent and standard > spent:
         saved = denoise * (standard - spent) / spent
-        found.append(("Time saved", f"about {seconds_text(saved)}", "at the same speed"))
+        found.append(("Time saved", seconds_text(saved), "estimated by the denoiser's speed"))
     return found
 
 
@@ -157,7 +157,7 @@ def _text(value: Any) -> str:
 
 def _sum(runs: Sequence[dict[str, Any]], part: str) -> float:
     values = [_dict(run.get("seconds")).get(part) for run in runs]
-    return float(sum(value for value in values if is_number(value)))
+    return float(sum(float(value) for value in values if value is not None and is_number(value)))
 
 
 def _count(value: Any) -> int:

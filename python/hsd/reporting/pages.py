@@ -136,4 +136,3 @@ def _score_row(scores: Scores) -> dict[str, str]:
         "difference": "–" if wins.difference is None else f"{wins.difference:+.3g}",
         "interval": "" if interval is None else f"{interval[0]:+.2g} to {interval[1]:+.2g}",
     }
-

@@ -127,6 +127,8 @@ hsd.detail = (function () {
       picture.width = image.width;
       picture.height = image.height;
       picture.style.setProperty("--ratio", String(image.width / image.height));
+      // A tiny image is not blown up over the whole screen.
+      picture.style.setProperty("--most", Math.max(512, 2 * image.width) + "px");
       picture.style.backgroundColor = "#" + image.colour;
       picture.src = image.url;
     }

@@ -3,7 +3,9 @@
 (function () {
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const LOW = 2; // bands of fewer pixels are not drawn: what is behind them stands for them
+  const LOW = 1; // bands of fewer pixels are not drawn: what is behind them stands for them
+  const FEW = 20; // of this many images or fewer, the pictures stand at the end of their bands
+  const PICTURE = 34;
   let tree = null;
   let here = null; // the segment that is looked into; null: all images
   let listed = 24;
@@ -36,8 +38,10 @@
   function draw() {
     const drawing = byId("drawing");
     const [begin, stop] = bounds();
-    const width = Math.max(280, drawing.parentElement.clientWidth);
-    const height = Math.min(Math.max((stop - begin) * 26, 160), Math.max(320, Math.min(560, window.innerHeight - 260)));
+    const full = Math.max(280, drawing.parentElement.clientWidth);
+    const few = stop - begin <= FEW;
+    const width = few ? full - PICTURE - 6 : full;
+    const height = few ? (stop - begin) * (PICTURE + 4) : Math.max(340, Math.min(600, window.innerHeight - 260));
     const foot = 22;
     const x = (step) => width * step / tree.steps;
     const y = (leaf) => height * (leaf - begin) / (stop - begin);
@@ -49,7 +53,7 @@
       }
       const top = y(Math.max(one.begin, begin));
       const tall = y(Math.min(one.stop, stop)) - top;
-      if (tall < LOW) {
+      if (tall < (size(one) > 1 ? LOW : 2 * LOW)) {
         return;
       }
       const gap = Math.min(2, tall / 4);
@@ -65,15 +69,35 @@
       group.append(svg("title", {}, hsd.count(size(one), "image") + ", steps " + (one.first + 1) + " to " + one.end));
       parts.push(group);
     });
-    const wanted = Math.max(1, Math.round(tree.steps / Math.max(2, Math.floor(width / 90))));
+    const wanted = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((apart) => x(apart) > 56) || tree.steps;
     for (let step = 0; step <= tree.steps; step += wanted) {
       const anchor = step === 0 ? "start" : step === tree.steps ? "end" : "middle";
       parts.push(svg("text", { class: "tick", x: x(step), y: height + 16, "text-anchor": anchor },
         step === 0 ? "step 0" : String(step)));
     }
-    drawing.setAttribute("viewBox", "0 0 " + width + " " + (height + foot));
+    drawing.setAttribute("viewBox", "0 0 " + full + " " + (height + foot));
     drawing.setAttribute("height", String(height + foot));
     drawing.replaceChildren(...parts);
+    if (few) {
+      pictures(drawing, begin, stop, width + 6, y).catch(hsd.problem);
+    }
+  }
+
+  /** The pictures of a few images, each at the end of its band. */
+  async function pictures(drawing, begin, stop, left, y) {
+    const numbers = tree.order.slice(begin, stop).map(hsd.images.place);
+    const images = await Promise.all(numbers.map((i) => i < 0 ? null : hsd.images.get(i)));
+    if (begin !== bounds()[0] || stop !== bounds()[1]) {
+      return; // another cluster is shown meanwhile
+    }
+    images.forEach(function (image, at) {
+      if (image && !image.problem) {
+        const element = svg("image", { href: image.thumb, x: left, y: y(begin + at) + 2, width: PICTURE,
+          height: PICTURE, preserveAspectRatio: "xMidYMid slice", "data-key": image.key });
+        element.append(svg("title", {}, image.title.slice(0, 300)));
+        drawing.append(element);
+      }
+    });
   }
 
   function choose(id) {
@@ -120,7 +144,9 @@
     }
     const until = one.children.length ? "one latent until step " + one.end
       : size(one) > 1 ? "one latent to the end" : "alone from step " + (one.first + 1) + " on";
-    return hsd.make("li", {}, hsd.make("a", { href: hsd.address({ segment: String(one.id), image: null }) }, picture,
+    // Of one image there is nothing inside to look at but the image.
+    const inside = size(one) === 1 && first ? { image: String(first.key) } : { segment: String(one.id), image: null };
+    return hsd.make("li", {}, hsd.make("a", { href: hsd.address(inside) }, picture,
       hsd.make("span", { class: "about" },
         hsd.make("strong", {}, hsd.count(size(one), "image")),
         hsd.make("span", { class: "muted" }, until + (fork ? "; the picture is where it was heading" : "")),
@@ -173,6 +199,10 @@
     hsd.images.prepare(byId("grid"), await hsd.load("overview"));
     tree = await hsd.cluster.tree();
     byId("drawing").addEventListener("click", function (event) {
+      if (event.target.dataset.key) {
+        hsd.go({ image: event.target.dataset.key });
+        return;
+      }
       const band = event.target.closest(".band");
       if (band) {
         const id = Number(band.dataset.id);
