@@ -121,6 +121,20 @@ def test_thumbnails_of_images_that_are_gone_are_removed(tmp_path):
     assert len(list((tmp_path / "__report__" / "thumbs").glob("*.webp"))) == 3
 
 
+def test_an_interruption_loses_no_thumbnail(tmp_path, monkeypatch):
+    write_folder(tmp_path, 6, side=300)
+    hsd.report(tmp_path)
+    before = sorted((tmp_path / "__report__" / "thumbs").glob("*.webp"))
+    monkeypatch.setattr(thumbs.Thumbs, "_look", lambda self, picture: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        hsd.report(tmp_path)
+    monkeypatch.undo()
+    assert sorted((tmp_path / "__report__" / "thumbs").glob("*.webp")) == before
+    monkeypatch.setattr(thumbs.Thumbs, "_read", lambda self, path: pytest.fail("read again"))
+    hsd.report(tmp_path)
+    assert all(not one["problem"] for one in images_of(tmp_path))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "I;16", "1"])
 def test_every_kind_of_image(tmp_path, mode):
     ending = "jpg" if mode == "CMYK" else "png"

@@ -74,18 +74,11 @@ def report(
     places = Places(Path(os.path.abspath(ours.path if out is None else user_path(out))))
     places.prepare()
     try:
-        thumbs = Thumbs(places.beside / "thumbs")
-        try:
-            our_looks = thumbs.looks(ours.pictures, _stage(progress, "thumbnails"))
-            their_looks = []
-            if theirs is not None:
-                their_looks = thumbs.looks(theirs.pictures, _stage(progress, f"thumbnails of {theirs.path.name}"))
-        finally:
-            thumbs.save()
+        our_looks, their_looks = _looks(places, ours, theirs, progress)
         pages = Pages(places, ours, our_looks)
-        _write_images(places, pages, ours, our_looks, page_size)
+        _write_images(pages, ours, our_looks, page_size)
         if theirs is not None and order is not None:
-            _write_pairs(places, pages, (ours, our_looks), (theirs, their_looks), order, page_size)
+            _write_pairs(pages, (ours, our_looks), (theirs, their_looks), order, page_size)
         pages.write()
     except OSError as error:
         if isinstance(error, OutputError):
@@ -94,11 +87,26 @@ def report(
     return places.out / FIRST
 
 
+def _looks(
+    places: Places, ours: Source, theirs: Source | None, progress: Callable[[str, float], object] | None
+) -> tuple[list[Look], list[Look]]:
+    """Look at all images; after an interruption, what was made is kept."""
+    thumbs = Thumbs(places.beside / "thumbs")
+    finished = False
+    try:
+        first = thumbs.looks(ours.pictures, _stage(progress, "thumbnails"))
+        second = [] if theirs is None else thumbs.looks(theirs.pictures, _stage(progress, "thumbnails beside them"))
+        finished = True
+        return first, second
+    finally:
+        thumbs.save(finished=finished)
+
+
 def _stage(progress: Callable[[str, float], object] | None, stage: str) -> Progress:
     return Progress(None if progress is None else lambda fraction: progress(stage, fraction))
 
 
-def _write_images(places: Places, pages: Pages, source: Source, looks: Sequence[Look], page_size: int) -> None:
+def _write_images(pages: Pages, source: Source, looks: Sequence[Look], page_size: int) -> None:
     columns = data.columns_of(source.pictures)
     pages.add_data("overview", data.overview(source, looks, columns, page_size))
     for number, page in enumerate(data.pages_of_images(source, looks, columns, page_size)):
@@ -110,7 +118,6 @@ def _write_images(places: Places, pages: Pages, source: Source, looks: Sequence[
 
 
 def _write_pairs(
-    places: Places,
     pages: Pages,
     ours: tuple[Source, Sequence[Look]],
     theirs: tuple[Source, Sequence[Look]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Pages:
 
     def write(self) -> None:
         """Write all pages, their style and scripts."""
-        with as_file(files(__package__) / "assets") as assets:
-            self._places.copy_assets(assets)
+        for asset in (files("hsd.reporting") / "assets").iterdir():
+            self._places.write_asset(asset.name, asset.read_bytes())
         loader = jinja2.PackageLoader("hsd.reporting")
         environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
         names = ["run", *(["tree"] if self.tree else []), *(["compare"] if self._other else []), "gallery"]

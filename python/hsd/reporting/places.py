@@ -66,8 +66,6 @@ class Places:
                 if path.suffix == ending and path.name.removesuffix(ending) not in kept:
                     path.unlink(missing_ok=True)
 
-    def copy_assets(self, assets: Path) -> None:
-        """Write the style and the scripts."""
-        for path in sorted(assets.iterdir()):
-            if path.suffix in (".css", ".js"):
-                write_atomically(self.beside / path.name, path.read_bytes())
+    def write_asset(self, name: str, content: bytes) -> None:
+        """Write a style or a script."""
+        write_atomically(self.beside / name, content)

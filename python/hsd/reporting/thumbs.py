@@ -100,13 +100,16 @@ class Thumbs:
                 progress(count / len(pictures))
         return looks
 
-    def save(self) -> None:
-        """Keep what is known. Thumbnails that no image has any more are removed."""
-        write_atomically(self._folder / _INDEX, b"".join(json.dumps(one).encode() + b"\n" for one in self._seen))
-        kept = {_INDEX, *(_name(one["digest"]) for one in self._seen)}
-        for name in self._files - kept:
-            with contextlib.suppress(OSError):
-                (self._folder / name).unlink()
+    def save(self, *, finished: bool) -> None:
+        """Keep what is known. If all images were looked at, thumbnails that no image has any more are removed."""
+        kept = {(one["file"], one["size"], one["time"]): one for one in self._seen}
+        if not finished:
+            kept = {key: _record(key, look) for key, look in self._by_file.items()} | kept
+        write_atomically(self._folder / _INDEX, b"".join(json.dumps(one).encode() + b"\n" for one in kept.values()))
+        if finished:
+            for name in self._files - {_INDEX, *(_name(one["digest"]) for one in self._seen)}:
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink()
 
     def _look(self, picture: Picture) -> Look:
         path = picture.entry.path
@@ -165,11 +168,6 @@ class Thumbs:
             return
         if len(grid) == _GRID * _GRID * 3 and look.width > 0 and look.height > 0 and look.digest.isalnum():
             self._by_file[key] = self._by_digest[look.digest] = look
-
-
-def url_of(look: Look) -> str | None:
-    """The thumbnail's name; None if the image is shown itself."""
-    return _name(look.digest) if look.has_thumbnail else None
 
 
 def _name(digest: str) -> str:
