@@ -108,7 +108,8 @@ SEEN = """(() => {
       return box.bottom > 0 && box.top < innerHeight && box.height;
     });
     const paint = performance.getEntriesByName('first-contentful-paint')[0];
-    if (!mark || !paint || !here.length || !here.every((i) => i.complete && i.naturalWidth)) return requestAnimationFrame(look);
+    const there = mark && paint && here.length && here.every((i) => i.complete && i.naturalWidth);
+    if (!there) return requestAnimationFrame(look);
     Promise.all(here.map((i) => i.decode())).then(() => {
       window.seen = { shown: mark.startTime, seen: performance.now(), images: here.length, paint: paint.startTime };
     });

@@ -549,9 +549,10 @@ def test_several_runs_are_added_up(tmp_path):
     assert "failed: gone" in text
 
 
-def test_a_column_with_too_many_values_is_searched(tmp_path):
-    names = [f"n{i}" for i in range(1001)]
-    write_folder(tmp_path, prompts=[f"p {i}" for i in range(1001)], columns=False, side=1)
+@pytest.mark.parametrize("n", [21, 1001])
+def test_a_column_with_too_many_values_is_searched(tmp_path, n):
+    names = [f"n{i}" for i in range(n)]
+    write_folder(tmp_path, prompts=[f"p {i}" for i in range(n)], columns=False, side=1)
     lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     (tmp_path / "metadata.jsonl").write_text(
         "".join(json.dumps({**line, "n": names[i]}) + "\n" for i, line in enumerate(lines))

@@ -115,6 +115,19 @@ def test_a_column_is_chosen_with_counts(browser, shared):
         assert style.locator("option").all_inner_texts()[1:] == ["ink (1)", "oil (1)", "watercolour (1)"]
 
 
+def test_a_column_of_many_values_is_searched(browser, tmp_path):
+    write_folder(tmp_path, 30, columns=False)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**line, "sku": f"Item-{line['index']}"}) for line in lines]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    with browser_page(browser) as page:
+        page.goto(hsd.report(tmp_path).as_uri())
+        page.get_by_label("sku").fill("item-2")
+        page.wait_for_function("document.querySelectorAll('.tile').length === 11")  # 2 and 20 to 29
+        tiles(page).nth(1).click()
+        page.get_by_role("dialog").get_by_text("Item-20", exact=True).wait_for()
+
+
 def test_the_address_holds_the_state(browser, shared):
     """A link can be sent: another browser shows the same."""
     first, _ = shared

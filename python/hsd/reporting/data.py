@@ -16,7 +16,9 @@ NONE = "(none)"
 """What stands for the value of a column where there is none."""
 
 _MOST_CHOICES = 1000
-"""Different values of a column among which one can choose; of a column with more, text is searched."""
+_ANY_CHOICES = 20
+"""Of so many different values of a column one chooses at most, and in any case; in between if half of the images have
+a value that another has. Of other columns, text is searched."""
 
 
 def script(name: str, value: Any) -> bytes:
@@ -49,7 +51,7 @@ def columns_of(pictures: Sequence[Picture]) -> list[Column]:
         counted = Counter(shown(picture.columns.get(name)) for picture in pictures)
         if len(counted) < 2:
             continue
-        if len(counted) > _MOST_CHOICES:
+        if len(counted) > max(_ANY_CHOICES, min(_MOST_CHOICES, len(pictures) // 2)):
             found.append(Column(name, None, [], {}))
             continue
         ordered = sorted(counted, key=lambda text: (-counted[text], text))
