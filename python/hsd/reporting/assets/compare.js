@@ -172,6 +172,7 @@
     byId("pair-next").disabled = place < 0 || place >= numbers.length - 1;
     if (!dialog.open) {
       dialog.showModal();
+      byId("pair-text").focus({ preventScroll: true });
     }
   }
 

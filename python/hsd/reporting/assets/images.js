@@ -78,7 +78,8 @@ hsd.images = (function () {
       src: image.thumb, alt: image.title, width: image.width, height: image.height, decoding: "async",
       loading: eager ? null : "lazy",
     });
-    img.style.backgroundColor = "#" + image.colour;
+    img.style.backgroundColor = "#" + image.colour; // until it is there
+    img.addEventListener("load", () => { img.style.backgroundColor = ""; });
     return img;
   }
 
