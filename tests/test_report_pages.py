@@ -372,6 +372,10 @@ def test_the_tree_opens_to_its_images(browser, shared):
         page.wait_for_function("location.hash !== '' && document.querySelectorAll('.crumbs li').length >= 2")
         page.go_back()
         page.wait_for_function(f"document.getElementById('cluster-title').textContent === 'A cluster of {size} images'")
+        page.go_back()
+        page.wait_for_function("document.getElementById('cluster-title').textContent === 'All clusters'")
+        page.go_forward()
+        page.wait_for_function("document.getElementById('cluster-title').textContent !== 'All clusters'")
         tiles(page).first.click()
         page.get_by_role("dialog").wait_for()
         page.keyboard.press("Escape")
@@ -524,6 +528,7 @@ def test_nothing_jumps(browser, tmp_path):
         page.goto(hsd.report(tmp_path).as_uri())
         page.wait_for_function("Array.from(document.images).slice(0, 12).every((i) => i.naturalWidth)")
         assert page.evaluate("window.shifts") < 0.02
+        assert page.locator('.tile img[width="300"][height="300"]').count() == 40
         assert page.evaluate("document.querySelectorAll('.tile img[loading=lazy][decoding=async]').length") == 28
 
 
