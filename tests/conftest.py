@@ -17,7 +17,15 @@ hypothesis.settings.load_profile("hsd")
 
 # Their failed asserts show the compared values, as in test files.
 pytest.register_assert_rewrite(
-    "algorithm1", "core_cases", "disk", "evaluate_cases", "families", "helpers", "sampler_cases"
+    "algorithm1",
+    "browser",
+    "core_cases",
+    "disk",
+    "evaluate_cases",
+    "families",
+    "helpers",
+    "report_cases",
+    "sampler_cases",
 )
 
 import hsd  # noqa: E402

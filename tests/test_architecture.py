@@ -33,6 +33,7 @@ LAYERS = [
     {"evaluation"},
     {"choice"},
     {"reproduction"},
+    {"reporting"},
     {"cli"},
     {""},  # hsd itself
 ]

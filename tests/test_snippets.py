@@ -1,4 +1,4 @@
-"""Documents for users: every command and every piece of Python in them is run, with small models in place of large ones.
+"""Documents for users: every command and every piece of Python is run, with small models in place of large ones.
 
 A block of ``sh`` or ``console`` is run line by line where the line is an ``hsd`` command; other commands set up an
 environment, or are CI itself. A block of ``python`` is run with the names of the blocks before it on the page, and with
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
 import hsd
+import tiny
 from hsd import cli
 from hsd.choice import tuning
 from hsd.evaluation import measure

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .generation import Failure, Image, Run, generate, stream, write_shards
     from .models import load
     from .probing.measure import calibrate
+    from .reporting import report
     from .reproduction import reproduce
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "load",
     "load_settings",
     "read_prompts",
+    "report",
     "reproduce",
     "stream",
     "tune",
@@ -99,6 +101,7 @@ _LAZY = {
     "Run": ".generation",
     "load": ".models",
     "calibrate": ".probing",
+    "report": ".reporting",
     "reproduce": ".reproduction",
 }
 

@@ -1,5 +1,5 @@
-"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``tune`` and
-``reproduce``.
+"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``tune``,
+``reproduce`` and ``report``.
 
 It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
 that ``hsd plan`` and ``hsd --help`` start without it.
@@ -15,7 +15,7 @@ import typer
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, calibrate, check, evaluate, generate, plan, reproduce, tune
+from . import bench, calibrate, check, evaluate, generate, plan, report, reproduce, tune
 from .console import stoppable
 from .signals import exit_code, listening, received
 
@@ -37,6 +37,7 @@ for command, resumable in (
     (evaluate.evaluate, True),
     (tune.tune, True),
     (reproduce.reproduce, True),
+    (report.report, True),
 ):
     app.command()(stoppable(command, resumable=resumable))
 

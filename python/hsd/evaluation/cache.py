@@ -99,21 +99,46 @@ class ScoreCache:
         scores: dict[_Key, float] = {}
         valid = []
         for line in data.split(b"\n"):
-            try:
-                fields = parse_json(line)
-                key = str(fields["digest"]), str(fields["text"])
-                version, score = fields["version"], fields["score"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if score is not None and not is_number(score):
+            if (parsed := _parsed(line)) is None:
                 continue  # it is scored again
-            value = math.nan if score is None else float(score)
+            key, version, score = parsed
             valid.append(line + b"\n")
             if version == self._version:
-                scores[key] = value
+                scores[key] = score
         if b"".join(valid) != data:
             write_atomically(self.path, b"".join(valid))
         return scores
+
+
+def stored_scores(folder: Path) -> dict[str, dict[_Key, float]]:
+    """The scores that a folder holds, by scorer: those of the version that scored last. Reads only.
+
+    A score belongs to the digest of an image and its text; nan for an image that the scorer gave no score.
+    """
+    found: dict[str, dict[_Key, float]] = {}
+    for path in sorted(folder.glob("scores-*.jsonl")):
+        by_version: dict[Any, dict[_Key, float]] = {}
+        version: Any = None
+        for line in (read_own(path) or b"").split(b"\n"):
+            if (parsed := _parsed(line)) is not None:
+                key, version, score = parsed
+                by_version.setdefault(version, {})[key] = score
+        if by_version:
+            found[path.stem.removeprefix("scores-")] = by_version[version]
+    return found
+
+
+def _parsed(line: bytes) -> tuple[_Key, Any, float] | None:
+    """What a line says: key, version and score; None if it is not a line of scores."""
+    try:
+        fields = parse_json(line)
+        key = str(fields["digest"]), str(fields["text"])
+        version, score = fields["version"], fields["score"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not (isinstance(version, str) and (score is None or is_number(score))):
+        return None
+    return key, version, math.nan if score is None else float(score)
 
 
 def _key(entry: Entry) -> _Key:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -141,14 +141,7 @@ def pair(a: Folder, b: Folder) -> list[int]:
     FolderError
         If the folders do not have the same prompts. Names the first that differs.
     """
-    entries = [*a.entries, *b.entries]
-    if all(entry.index is not None for entry in entries):
-        positions: Callable[[Folder], dict[Hashable, int]] = _by_index
-    elif all(entry.seed is not None for entry in entries):
-        positions = _by_text_and_seed
-    else:
-        positions = _by_text
-    ours, theirs = positions(a), positions(b)
+    ours, theirs = _positions(a, b)
     # Only the first unmatched image is reported; entries are sorted, so it is the lowest index or text.
     unmatched = [(ours[key], a, b) for key in ours if key not in theirs]
     unmatched += [(theirs[key], b, a) for key in theirs if key not in ours]
@@ -166,6 +159,27 @@ def pair(a: Folder, b: Folder) -> list[int]:
                 f"({mine.where}), the other {other.text!r} ({other.where})"
             )
     return [theirs[key] for key in ours]
+
+
+def partners(a: Folder, b: Folder) -> list[int | None]:
+    """As :func:`pair`, for folders that may have different prompts: None for an image of ``a`` without one in ``b``."""
+    ours, theirs = _positions(a, b)
+    found = [(i, theirs.get(key)) for key, i in ours.items()]
+    out: list[int | None] = [None] * len(a.entries)
+    for i, j in found:
+        if j is not None and a.entries[i].text == b.entries[j].text:
+            out[i] = j
+    return out
+
+
+def _positions(a: Folder, b: Folder) -> tuple[dict[Hashable, int], dict[Hashable, int]]:
+    """Positions of the images of both folders by what they are matched by."""
+    entries = [*a.entries, *b.entries]
+    if all(entry.index is not None for entry in entries):
+        return _by_index(a), _by_index(b)
+    if all(entry.seed is not None for entry in entries):
+        return _by_text_and_seed(a), _by_text_and_seed(b)
+    return _by_text(a), _by_text(b)
 
 
 def _identity(entry: Entry) -> str:

@@ -16,9 +16,6 @@ from ..work.faults import HOPELESS
 from .lines import Entry, encode, parse
 from .results import Failure, Run, Stage
 
-FAILED = "failed.jsonl"
-"""In a folder of images: one JSON object for each image that could not be made, and has not been made since."""
-
 _SEPARATE = 4
 """Latents that are not finite count for that only if they come from this many clusters: one cluster says nothing of the
 others, however many images it has."""

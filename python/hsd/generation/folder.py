@@ -24,12 +24,12 @@ from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
-from ..work.files import IDENTITY, METADATA, RUN
+from ..work.files import FAILED, IDENTITY, METADATA, RUN
 from ..work.locks import locked
 from ..work.text import listed
 from . import claims
 from .differences import OTHER_STEPS, compared, plan_differences, warn_of_rounding
-from .failures import FAILED, updated
+from .failures import updated
 from .image_text import Texts
 from .lines import FORMATS, Entry, Lines, ending
 from .metadata import Metadata

@@ -25,6 +25,9 @@ STUDY = "study.json"
 METADATA = "metadata.jsonl"
 """In a folder of images: one JSON object per image, with its file and its text. Evaluation reads it without torch."""
 
+FAILED = "failed.jsonl"
+"""In a folder of images: one JSON object for each image that could not be made, and has not been made since."""
+
 RUN = "run.json"
 IDENTITY = "identity.json"
 """In a folder of images: the record of its runs, and what decides its images."""

@@ -1,0 +1,54 @@
+"""The tree of a run as data: which images shared which steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..generation.forks import FORKS, read_forks
+from ..planning.plan import Plan
+from .read import Source
+from .urls import url_of
+
+
+def tree_of(source: Source) -> dict[str, Any] | None:
+    """The segments of the plan in its leaf order; None where no plan says who shared.
+
+    The plan has to be that of the images: where their texts differ, nothing is told.
+    """
+    plan = source.plan
+    if plan is None or mismatch(source) is not None:
+        return None
+    segments = plan.segments
+    fields = ("parent", "first_step", "end_step", "leaf_begin", "leaf_end")
+    table = np.stack([segments[name] for name in fields], axis=1)  # (segments, 5)
+    return {
+        "steps": plan.n_steps,
+        "order": plan.tree.leaf_order.tolist(),
+        "segments": table.ravel().tolist(),
+        "forks": _forks(source, plan),
+    }
+
+
+def mismatch(source: Source) -> str | None:
+    """Why the plan is not that of the images, if so: a sentence."""
+    plan = source.plan
+    if plan is None:
+        return None
+    for entry in source.entries:
+        index = entry.index
+        if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
+            return f"The plan in this folder is not that of its images ({entry.file_name}), so the tree is left out."
+    return None
+
+
+def _forks(source: Source, plan: Plan) -> dict[str, str]:
+    """URLs of the pictures of forks, by the number of the segment."""
+    segments = plan.segments
+    keys = zip(
+        segments["end_step"].tolist(), segments["leaf_begin"].tolist(), segments["leaf_end"].tolist(), strict=True
+    )
+    number = {key: i for i, key in enumerate(keys)}
+    forks = (fork for fork in read_forks(source.path) if fork.key in number)
+    return {str(number[fork.key]): url_of(f"{FORKS}/{fork.file_name}") for fork in forks}
