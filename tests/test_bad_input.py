@@ -13,7 +13,7 @@ import hsd
 import tiny
 from helpers import name_of
 from hsd import demo
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 
 GOOD = ["a cat", "a dog", "the sea"]
 E = np.eye(3, 8)

@@ -22,8 +22,8 @@ from hsd._core import SCHEDULES
 from hsd.generation import cost
 from hsd.models.encode import recall
 from hsd.planning.encoders import default_encoder
-from hsd.planning.prompts import read_prompts
 from hsd.planning.schedule import schedule_shape
+from hsd.prompts.files import read_prompts
 
 SETS = {
     "style_variations": "style_variations.minilm384",

@@ -6,8 +6,8 @@ import pytest
 
 from helpers import SHARED, needs_shared
 from hsd.demo import PROMPTS
-from hsd.planning.hints import hint_for
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
+from hsd.prompts.hints import hint_for
 
 
 def hint(*prompts):

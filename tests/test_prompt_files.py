@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import hsd
 from hsd.planning.columns import renamed
-from hsd.planning.known_settings import meant
-from hsd.planning.prompts import make_seeds, read_prompts
+from hsd.planning.prompts import make_seeds
+from hsd.prompts.files import read_prompts
+from hsd.prompts.known_settings import meant
 
 LINES = '{"prompt": "a cat", "seed": 7, "width": 64}\n\n{"prompt": "a dog"}\n'
 

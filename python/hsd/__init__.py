@@ -37,7 +37,7 @@ from .planning.chosen import Settings, load_settings
 from .planning.clustering import build_tree
 from .planning.compile import compile
 from .planning.plan import Plan
-from .planning.prompts import read_prompts
+from .prompts.files import read_prompts
 
 if TYPE_CHECKING:
     from .choice import Choice, tune

@@ -11,9 +11,9 @@ import typer
 from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
-from ..planning.hints import hint_for
-from ..planning.prompts import PromptFile, read_prompts
 from ..planning.settings import check_settings
+from ..prompts.files import PromptFile, read_prompts
+from ..prompts.hints import hint_for
 from ..work.reading import parse_json
 from .console import quiet, say
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
-from .characters import is_blank, unusable
-from .prompt_files import PromptFile, read_prompts
-from .prompt_json import MAX_SEED
-from .setting_values import whole_number
+from ..prompts.characters import is_blank, unusable
+from ..prompts.files import PromptFile
+from ..prompts.json_entries import MAX_SEED
+from ..prompts.setting_values import whole_number
 
-__all__ = ["MAX_SEED", "PromptFile", "check_prompts", "make_seeds", "occurrences", "read_prompts"]
+__all__ = ["MAX_SEED", "check_prompts", "make_seeds", "occurrences"]
 
 
 def check_prompts(prompts: Iterable[str]) -> list[str]:

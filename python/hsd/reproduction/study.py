@@ -18,10 +18,9 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer, check_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
-from ..planning.prompt_files import name_says_json
-from ..planning.prompts import read_prompts
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
+from ..prompts.files import name_says_json, read_prompts
 from ..tuning.speeds import recall
 from ..work.files import make_folder, write_atomically
 from ..work.paths import user_path

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import PromptError
 from .characters import MARK, is_blank, unusable
-from .prompt_bytes import MAX_LINE, lines
 from .setting_values import whole_number
+from .source import MAX_LINE, lines
 
 MAX_SEED = 2**63 - 1
 """Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all that are not negative."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import PromptError
 from .characters import is_blank, not_one_line, unusable
+from .json_entries import Entry, json_entries, looks_like_json
 from .known_settings import KNOWN, checked_settings, meant
-from .prompt_bytes import TAKEN, lines, read_text, source_name
-from .prompt_json import Entry, json_entries, looks_like_json
+from .source import TAKEN, lines, read_text, source_name
 
 
 @dataclass(frozen=True)
