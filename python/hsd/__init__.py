@@ -37,7 +37,8 @@ from .planning.chosen import Settings, load_settings
 from .planning.clustering import build_tree
 from .planning.compile import compile
 from .planning.plan import Plan
-from .prompts.files import read_prompts
+from .prompts.files import PromptFile, read_prompts
+from .prompts.templates import expand_template
 
 if TYPE_CHECKING:
     from .choice import Choice, tune
@@ -64,6 +65,7 @@ __all__ = [
     "PlanMismatch",
     "Program",
     "PromptError",
+    "PromptFile",
     "Run",
     "Settings",
     "Tree",
@@ -75,6 +77,7 @@ __all__ = [
     "calibrate",
     "compile",
     "evaluate",
+    "expand_template",
     "generate",
     "load",
     "load_settings",

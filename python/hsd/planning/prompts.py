@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import PromptError
 from ..prompts.characters import is_blank, unusable
+from ..prompts.entries import MAX_SEED
 from ..prompts.files import PromptFile
-from ..prompts.json_entries import MAX_SEED
 from ..prompts.setting_values import whole_number
 
 __all__ = ["MAX_SEED", "check_prompts", "make_seeds", "occurrences"]
