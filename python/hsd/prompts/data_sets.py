@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from .arrow_rows import AT_ONCE, arrow_entries, readable
+from .arrow_rows import AT_ONCE, arrow_entries, readable, say_left_out
 from .entries import Entry
 from .headings import Columns
 
@@ -54,14 +54,30 @@ def _opened(datasets: Any, source: str | Path) -> Any:
         folder = Path(source)
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder), streaming=True)
+        return _streamed(datasets, str(folder))
     org, _, rest = str(source).removeprefix(HUB).strip("/").partition("/")
     name, _, inside = rest.partition("/")
     name, _, revision = name.partition("@")
     if not org or not name:
         raise PromptError(f"{source} is no data set on the hub: write {HUB}ORG/NAME, or {HUB}ORG/NAME@REVISION")
     more = {"data_files" if Path(inside).suffix else "data_dir": inside} if inside else {}
-    return datasets.load_dataset(f"{org}/{name}", revision=revision or None, streaming=True, **more)
+    return _streamed(datasets, f"{org}/{name}", revision=revision or None, **more)
+
+
+def _streamed(datasets: Any, path: str, **more: Any) -> Any:
+    """The splits, of which nothing is read yet. Of Parquet, columns with pictures are not even fetched."""
+    found = datasets.load_dataset(path, streaming=True, **more)
+    features = next(iter(found.values())).features
+    if features is None:
+        return found
+    kept = readable(features.arrow_schema)
+    if len(kept) == len(features):
+        return found
+    say_left_out(features.arrow_schema, path)
+    try:
+        return datasets.load_dataset(path, streaming=True, columns=kept, **more)
+    except (TypeError, ValueError):  # only Parquet has this
+        return {split: one.select_columns(kept) for split, one in found.items()}
 
 
 def _of_split(found: Any, source: str, split: str | None) -> tuple[Any, str]:
@@ -86,11 +102,20 @@ def _entries(one: Any, name: str, columns: Columns) -> list[Entry]:
         kept = readable(schema)
         batches = one.select_columns(kept).with_format("arrow").iter(AT_ONCE)
         return arrow_entries(batches, schema, kept, name, columns)
-    batches = one.with_format("arrow").iter(AT_ONCE)  # tables as text, whose columns show when they are read
+    batches = _batches(one)  # tables as text, whose columns show when they are read
     first = next(batches, None)
     if first is None:
         return []
     return arrow_entries(itertools.chain([first], batches), first.schema, readable(first.schema), name, columns)
+
+
+def _batches(one: Any) -> Iterator[Any]:
+    """Tables of Arrow from rows. Those that ``datasets`` makes itself need the same types in all files."""
+    from pyarrow import Table
+
+    rows = iter(one)
+    while some := list(itertools.islice(rows, AT_ONCE)):
+        yield Table.from_pylist(some)
 
 
 @contextlib.contextmanager
