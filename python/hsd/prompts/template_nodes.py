@@ -145,11 +145,12 @@ class Pick:
     def __init__(self, options: Sequence[tuple[Node, float]], least: int, most: int, separator: str) -> None:
         nodes: dict[object, tuple[Node, float]] = {}
         for node, weight in options:
-            nodes.setdefault(squashed(node.text) if isinstance(node, Fixed) else id(node), (node, weight))
+            if node.count:
+                nodes.setdefault(squashed(node.text) if isinstance(node, Fixed) else id(node), (node, weight))
         self.options = [node for node, _ in nodes.values()]
         self.weights = [weight for _, weight in nodes.values()]
         self.separator = separator
-        self.least, self.most = min(least, len(self.options)), min(most, len(self.options))
+        self.least, self.most = min(least, len(options)), min(most, len(options))
         self._counts = [node.count for node in self.options]
         self._flat = all(count == 1 for count in self._counts)
         self._ends = list(itertools.accumulate(self._counts))
@@ -170,7 +171,7 @@ class Pick:
             left, taken = list(range(len(self.options))), []
             for _ in range(self.least + below(random, self.most - self.least + 1)):
                 ends = list(itertools.accumulate(self.weights[i] for i in left))
-                if ends[-1] <= 0:
+                if not ends or ends[-1] <= 0:
                     break
                 taken.append(left.pop(bisect_right(ends, random.random() * ends[-1], hi=len(ends) - 1)))
             tried = Chosen(once=chosen.once)  # what is not kept is not to be written down

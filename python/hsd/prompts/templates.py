@@ -244,10 +244,12 @@ class _Build:
         """One of the options, or several."""
         if not any(option.weight for option in part.options):
             raise PromptError(f"{part.place}: all weights are 0")
-        different = {option.value: option for option in reversed(part.options)}
-        options = [option for option in part.options if different[option.value] is option]
-        nodes = [(self.node(option.value, scope), option.weight) for option in options]
-        return Pick(nodes, part.least, part.most, part.separator)
+        nodes: dict[Part, Node] = {}
+        for option in part.options:
+            if option.value not in nodes:
+                nodes[option.value] = self.node(option.value, scope)
+        options = [(nodes[option.value], option.weight) for option in part.options]
+        return Pick(options, part.least, part.most, part.separator)
 
     def wildcard(self, part: Wildcard, scope: _Scope, least: int, most: int, separator: str) -> Node:
         """One of the values of a wildcard, or several."""

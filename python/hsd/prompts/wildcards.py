@@ -54,8 +54,9 @@ class Wildcards:
         pattern = re.sub(r"[\\/]+", "/", name).strip("/")
         found = self._matching(pattern) or self._matching(f"*/{pattern}")
         if not found:
-            near = difflib.get_close_matches(pattern, self._values, 1)
-            meant = f"did you mean __{near[0]}__?" if near else f"there are {listed(sorted(self._values)) or 'none'}"
+            names = sorted(name for name, values in self._values.items() if values)
+            near = difflib.get_close_matches(pattern, names, 1)
+            meant = f"did you mean __{near[0]}__?" if near else f"there are {listed(names) or 'none'}"
             raise PromptError(f"{place}: {self.folder} has no wildcard {name!r}: {meant}")
         every = {value[0]: value for one in reversed(found) for value in reversed(self._values[one])}
         return sorted(every.values())
