@@ -91,6 +91,13 @@ def test_one_message_for_all():
     assert "comments (#, //) in 2 (first: line 1); weights such as (cat:1.2) or ((cat)) in 2 (first: line 2)" in message
 
 
+def test_choices_are_expanded_elsewhere():
+    advice = "expand choices and wildcards with --template @FILE (hsd.expand_template)"
+    assert advice in hint("a {cat|dog}")
+    assert advice in hint("a __cat__")
+    assert advice not in hint("a (cat:1.2)")
+
+
 def test_marks_of_a_list():
     assert "numbers (1.) in 3 (first: line 1)" in hint("1. a cat", "2. a dog", "3. a cow")
     assert "marks (-) in 2" in hint("- a cat", "- a dog")

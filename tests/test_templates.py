@@ -301,7 +301,7 @@ def test_samples():
 
 def test_choices_of_samples_are_those_of_the_list(folder):
     """Also where a first draw is not kept, because two of its options had the same text."""
-    found = Templates("${m=!{x|y}}${m} {2$$, $${a|b}|{a|__animal__}|c {d|e}} {1|2}", folder)
+    found = Templates("${m=!{x|y}}${m} {2$$, $${a|b}|{a|z}} {__animal__|c {d|e}}", folder)
     every, drawn = found.expand(), found.expand(40, 1)
     rows = {tuple(row) for row in zip(every.prompts, *every.columns.values(), strict=True)}
     assert {tuple(row) for row in zip(drawn.prompts, *drawn.columns.values(), strict=True)} <= rows

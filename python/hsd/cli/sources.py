@@ -201,9 +201,14 @@ def _of_templates(source: Source) -> PromptFile:
     rest = f", of which {source.sample:,} are drawn" if drawn else ""
     say(f"{templates.count:,} combination{'s' if templates.count > 1 else ''}{rest}")
     if templates.count > MOST and not drawn and not source.yes:
-        if not sys.stdin.isatty():
+        if not _on_terminal():
             raise ValueError(
                 f"{templates.count:,} combinations are more than {MOST:,}: give --sample N to draw some, or --yes"
             )
         typer.confirm("Make them all?", abort=True, err=True)
     return templates.expand(source.sample, source.sample_seed)
+
+
+def _on_terminal() -> bool:
+    """Whether someone can answer."""
+    return sys.stdin is not None and sys.stdin.isatty()
