@@ -120,7 +120,7 @@ def _named(counts: Counter[str]) -> dict[str, int]:
 
 
 def _print_table(file: PromptFile, rows: int) -> None:
-    """The first prompts with their seeds, settings and columns; as wide as the terminal."""
+    """The first prompts with their seeds, settings and columns: as many of them as the terminal is wide."""
     from rich.console import Console  # here, because not all commands need it
     from rich.table import Table
     from rich.text import Text
@@ -128,16 +128,43 @@ def _print_table(file: PromptFile, rows: int) -> None:
     shown = range(min(rows, len(file.prompts)))
     if not shown:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", justify="right", no_wrap=True, min_width=len(str(rows)))
-    table.add_column("prompt", ratio=3, overflow="ellipsis", no_wrap=True)
-    names = list(dict.fromkeys(name for i in shown for name in file.settings[i]))
-    seeds = any(file.seeds[i] is not None for i in shown)
-    for name in [*(["seed"] if seeds else []), *names, *file.columns]:
-        table.add_column(name, ratio=1, overflow="ellipsis", no_wrap=True)
-    for i in shown:
-        own = [file.seeds[i]] if seeds else []
-        own += [file.settings[i].get(name) for name in names] + [values[i] for values in file.columns.values()]
-        cells = [file.prompts[i], *("" if value is None else str(value) for value in own)]
-        table.add_row(str(i), *(Text(" ".join(cell.split())) for cell in cells))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    columns = {
+        "": [str(i) for i in shown],
+        "prompt": [" ".join(file.prompts[i].split()) for i in shown],
+        **_cells(file, shown),
+    }
+    widths = {name: min(_WIDEST, max(map(len, (name, *cells)))) + _GAP for name, cells in columns.items()}
+    room = console.width - widths.pop("") - min(_PROMPT, widths.pop("prompt"))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for name, width in widths.items():
+        room -= width
+        if room < 0:
+            columns.pop(name)
+    for name in columns:
+        most = console.width - sum(widths.get(other, 0) for other in columns) - len(columns[""][-1]) - 2 * _GAP
+        table.add_column(
+            Text(name),
+            justify="left" if name else "right",
+            max_width=most if name == "prompt" else _WIDEST,
+            overflow="ellipsis",
+            no_wrap=True,
+        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+_WIDEST, _PROMPT, _GAP = 20, 30, 2
+"""Characters: of a column at most, of the prompts at least if there are more columns, and between columns."""
+
+
+def _cells(file: PromptFile, shown: range) -> dict[str, list[str]]:
+    """Seeds, settings and columns of some prompts, as text."""
+    names = dict.fromkeys(name for i in shown for name in file.settings[i])
+    values = {"seed": [file.seeds[i] for i in shown]} if any(file.seeds[i] is not None for i in shown) else {}
+    values |= {name: [file.settings[i].get(name) for i in shown] for name in names}
+    values |= {name: [own[i] for i in shown] for name, own in file.columns.items()}
+    return {
+        name: ["" if value is None else " ".join(str(value).split()) for value in own] for name, own in values.items()
+    }
