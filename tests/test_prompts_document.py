@@ -61,7 +61,7 @@ def test_what_is_printed(monkeypatch):
     (words,) = [words for words in commands(PAGES[0]) if words[1] == "prompts" and words[2] == "--template"]
     result = CliRunner().invoke(cli.app, words[1:], env={"COLUMNS": "80"})
     printed = [line.rstrip() for line in (result.stderr + result.stdout).splitlines()]
-    (shown,) = [block for block in blocks(PAGES[0], "") if "prompt" in block.split("\n")[0]]
+    (shown,) = [block for block in blocks(PAGES[0], "") if "choice_1" in block]
     for line in shown.splitlines():
         assert line in printed, line
 
