@@ -99,6 +99,12 @@ def test_what_pandas_writes(tmp_path, options):
     assert file.columns == {"id": ["a", "b", "c"]}
 
 
+def test_columns_without_any_text_are_left_out(tmp_path):
+    """Spreadsheets write them where a cell once had something."""
+    file = read_prompts(written(tmp_path, "prompt;seed;;\na cat;5;;\na dog;;;\n"))
+    assert (file.seeds, file.columns) == ([5, None], {})
+
+
 def test_an_index_that_counts_nothing_is_kept(tmp_path):
     file = read_prompts(written(tmp_path, ",prompt\n5,a cat\n9,a dog\n"))
     assert file.columns == {"column_1": ["5", "9"]}

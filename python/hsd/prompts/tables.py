@@ -153,12 +153,12 @@ def _of_width(row: list[str], heading: Sequence[str], where: str) -> list[str]:
 
 
 def _named(heading: Sequence[str], rows: list[list[str]]) -> list[tuple[int, str]]:
-    """Columns with their names. The index of pandas and columns without any text are left out."""
+    """Columns with their names. The index of pandas is left out."""
     kept = []
     for i, title in enumerate(heading):
         if _INDEX.fullmatch(title):
             cells = [row[i].strip() for row in rows]
-            if not any(cells) or (i == 0 and cells == [str(number) for number in range(len(cells))]):
+            if i == 0 and cells == [str(number) for number in range(len(cells))]:
                 continue
             title = title or f"column_{i + 1}"
         kept.append((i, title))
