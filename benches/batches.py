@@ -15,7 +15,7 @@ import torch
 
 import hsd
 from hsd.demo import PROMPTS
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 
 
 def main():

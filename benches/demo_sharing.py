@@ -21,7 +21,7 @@ import torch
 import hsd
 from hsd.demo import PROMPTS
 from hsd.names import Metric
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 

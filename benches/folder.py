@@ -29,7 +29,7 @@ import hsd
 from hsd.demo import PROMPTS
 from hsd.generation.folder import ImageFolder
 from hsd.models.weights import digest
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 from hsd.work import files
 
 

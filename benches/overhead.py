@@ -22,7 +22,7 @@ import torch
 import hsd
 from hsd.demo import PROMPTS
 from hsd.models.encode import recall
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 from hsd.replay.executor import Executor
 from hsd.tuning.batching import slot_bytes
 

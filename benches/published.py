@@ -33,7 +33,7 @@ import hsd
 from hsd.demo import PROMPTS
 from hsd.models.encode import encode
 from hsd.models.kandinsky22 import Kandinsky22
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 from hsd.replay.executor import Executor
 
 

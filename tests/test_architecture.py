@@ -20,6 +20,7 @@ LAYERS = [
     {"errors", "names"},
     {"work"},
     {"calibration"},
+    {"prompts"},
     {"planning"},
     {"sampler"},
     {"conditioning"},

@@ -13,7 +13,7 @@ import hsd
 import tiny
 from helpers import name_of
 from hsd import demo
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 
 GOOD = ["a cat", "a dog", "the sea"]
 E = np.eye(3, 8)
@@ -87,8 +87,11 @@ def test_what_is_no_list_of_prompts(prompts, error, says):
 def test_a_prompt_file_by_itself(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n")
-    with pytest.raises(TypeError, match="prompts is a PromptFile: pass its parts, hsd.compile.file.prompts"):
-        hsd.compile(hsd.read_prompts(path), 1.0)
+    with pytest.raises(TypeError, match="prompts is a PromptFile, which hsd.compile takes; elsewhere pass"):
+        hsd.calibrate("demo", hsd.read_prompts(path))
+    for more in ({"settings": [{}]}, {"columns": {"id": [1]}}):
+        with pytest.raises(TypeError, match=f"{next(iter(more))}= is given, but the file of prompts has"):
+            hsd.compile(hsd.read_prompts(path), 1.0, **more)
 
 
 def test_lists_of_prompts():
@@ -389,7 +392,7 @@ def test_prompt_files(tmp_path):
         read_prompts(path)
     with pytest.raises(hsd.PromptError, match="missing.txt: No such file"):
         read_prompts(tmp_path / "missing.txt")
-    with pytest.raises(hsd.PromptError, match="directory"):
+    with pytest.raises(hsd.PromptError, match="train has no column 'prompt'"):  # a folder is a data set
         read_prompts(tmp_path)
 
 

@@ -22,8 +22,8 @@ from hsd._core import SCHEDULES
 from hsd.generation import cost
 from hsd.models.encode import recall
 from hsd.planning.encoders import default_encoder
-from hsd.planning.prompts import read_prompts
 from hsd.planning.schedule import schedule_shape
+from hsd.prompts.files import PromptFile, read_prompts
 
 SETS = {
     "style_variations": "style_variations.minilm384",
@@ -394,6 +394,32 @@ def test_nothing_to_reuse(model, tmp_path):
     (tmp_path / "plan.safetensors").write_text("a cat\n")
     with pytest.raises(hsd.Error, match="is not a plan that can be used"):
         hsd.compile(["a cat"], model=model, steps=2, reuse=tmp_path)
+
+
+def test_a_prompt_file_is_compiled_with_all_that_it_has(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "seed": 40, "width": 64, "id": "x"}\n{"prompt": "b", "glow": 2}\n')
+    file = hsd.read_prompts(path)
+    plan = hsd.compile(file, 1.0, seeds=7)
+    parts = hsd.compile(file.prompts, 1.0, seeds=[40, 8], settings=file.settings, columns=file.columns)
+    assert plan.request == parts.request
+    assert list(plan.seeds) == [40, 8]
+    assert list(hsd.compile(file, 1.0, seeds=[1, 2]).seeds) == [1, 2]
+    with pytest.raises(ValueError, match="images_per_prompt is 2"):
+        hsd.compile(file, 1.0, images_per_prompt=2)
+    expanded = hsd.compile(hsd.expand_template("a {red|blue} star"), 1.0, images_per_prompt=2)
+    assert expanded.request["columns"] == {"choice_1": ["red", "red", "blue", "blue"]}
+
+
+def test_a_model_from_elsewhere_takes_its_settings_from_a_prompt_file(model, monkeypatch):
+    """Its settings are no columns, and a wrong one is told with its line."""
+    names = {*model.setting_names(), "glow"}
+    monkeypatch.setattr(type(model), "setting_names", classmethod(lambda _: names))
+    places = ["p.jsonl, line 1", "p.jsonl, line 2"]
+    columns = {"glow": [None, 2], "id": ["x", "y"]}
+    file = PromptFile(["a red star", "a blue star"], [None, None], [{}, {}], columns, places)
+    with pytest.raises((ValueError, TypeError), match="p.jsonl, line 2: .*glow"):
+        hsd.compile(file, 1.0, model=model, steps=2)
 
 
 def test_the_seeds_of_a_prompt_file(tmp_path):

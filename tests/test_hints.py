@@ -6,8 +6,8 @@ import pytest
 
 from helpers import SHARED, needs_shared
 from hsd.demo import PROMPTS
-from hsd.planning.hints import hint_for
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
+from hsd.prompts.hints import hint_for
 
 
 def hint(*prompts):
@@ -89,6 +89,13 @@ def test_one_message_for_all():
     message = hint("# one", "a (cat:1.2)", "# two", "{a|b} (c:2)")
     assert message.count("first:") == 3
     assert "comments (#, //) in 2 (first: line 1); weights such as (cat:1.2) or ((cat)) in 2 (first: line 2)" in message
+
+
+def test_choices_are_expanded_elsewhere():
+    advice = "expand choices and wildcards with --template @FILE (hsd.expand_template)"
+    assert advice in hint("a {cat|dog}")
+    assert advice in hint("a __cat__")
+    assert advice not in hint("a (cat:1.2)")
 
 
 def test_marks_of_a_list():

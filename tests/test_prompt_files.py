@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import hsd
 from hsd.planning.columns import renamed
-from hsd.planning.known_settings import meant
-from hsd.planning.prompts import make_seeds, read_prompts
+from hsd.planning.prompts import make_seeds
+from hsd.prompts.files import read_prompts
+from hsd.prompts.known_settings import meant
 
 LINES = '{"prompt": "a cat", "seed": 7, "width": 64}\n\n{"prompt": "a dog"}\n'
 
@@ -210,17 +211,11 @@ def test_lines_that_cannot_be_meant(tmp_path, line, says):
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("p.csv", b"prompt\na cat\n", "a .csv file by its name: write a text file"),
-        ("P.CSV", b"a cat\n", "a .csv file"),
-        ("p.csv.txt", b"a cat\n", "a .csv file"),
-        ("p.tsv", b"a cat\n", "a .tsv file"),
-        ("p.parquet", b"PAR1....", "a .parquet file"),
-        ("p.xlsx", b"PK\x03\x04", "a .xlsx file"),
+        ("p.parquet", b"PAR1....", "as a Parquet file"),
+        ("p.xlsx", b"PK\x03\x04", "a .xlsx file by its name, which is not read: save the sheet as CSV"),
+        ("P.ODS", b"PK\x03\x04", "save the sheet as CSV"),
         ("p.yaml", b"- a cat\n", "a .yaml file"),
         ("p.jsonl.gz", b"\x1f\x8b\x08", "a .gz file"),
-        ("p.txt", b"prompt,seed\na cat,3\n", "line 1 is the heading of a table"),
-        ("p.txt", b"id;prompt\n1;a cat\n", "line 1 is the heading of a table"),
-        ("p.txt", b'"prompt"\t"negative_prompt"\na cat\tblurry\n', "line 1 is the heading of a table"),
         ("p.txt", b"PAR1\x15\x04", "is a Parquet file"),
         ("p.txt", b"PK\x03\x04\x14", "a ZIP archive or an Office document"),
         ("p", b"\x1f\x8b\x08", "compressed by gzip"),

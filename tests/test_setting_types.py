@@ -15,8 +15,8 @@ from hsd.models.loading import load
 from hsd.models.registry import BUILT_IN, adapter_named
 from hsd.models.setting_types import setting_types, typed_settings
 from hsd.models.stable_diffusion import StableDiffusion
-from hsd.planning.known_settings import KNOWN
-from hsd.planning.setting_values import check_value, whole_number
+from hsd.prompts.known_settings import KNOWN
+from hsd.prompts.setting_values import check_value, whole_number
 
 if TYPE_CHECKING:
     from nowhere import Nothing  # type: ignore[import-not-found]
@@ -143,9 +143,9 @@ def test_the_known_settings_are_those_of_the_families(pipeline):
     kinds = setting_types(adapter)
     assert kinds.keys() == set(adapter.setting_names())
     missing = kinds.keys() - KNOWN.keys()
-    assert not missing, f"add {missing} to hsd/planning/known_settings.py, so that files of prompts may give them"
+    assert not missing, f"add {missing} to hsd/prompts/known_settings.py, so that files of prompts may give them"
     for name, kind in kinds.items():
-        assert _parts(kind) <= _parts(KNOWN[name]), f"{name} has another type in hsd/planning/known_settings.py"
+        assert _parts(kind) <= _parts(KNOWN[name]), f"{name} has another type in hsd/prompts/known_settings.py"
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from measure import Report
 import hsd
 from hsd.demo import PROMPTS
 from hsd.planning.encoders import default_encoder
-from hsd.planning.prompts import read_prompts
+from hsd.prompts.files import read_prompts
 
 FILES = {
     "styles": "style_variations",

@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=["hsd", "json"]):
     from hsd.planning.chosen import load_settings
     from hsd.planning.compile import compile as compile_plan
     from hsd.planning.plan import Plan
-    from hsd.planning.prompts import read_prompts
     from hsd.planning.settings import check_settings
+    from hsd.prompts.files import read_prompts
     from hsd.work.files import METADATA, claim
     from hsd.work.reading import parse_json, read_array
 

@@ -37,7 +37,8 @@ from .planning.chosen import Settings, load_settings
 from .planning.clustering import build_tree
 from .planning.compile import compile
 from .planning.plan import Plan
-from .planning.prompts import read_prompts
+from .prompts.files import PromptFile, read_prompts
+from .prompts.templates import expand_template
 
 if TYPE_CHECKING:
     from .choice import Choice, tune
@@ -65,6 +66,7 @@ __all__ = [
     "PlanMismatch",
     "Program",
     "PromptError",
+    "PromptFile",
     "Run",
     "Settings",
     "Tree",
@@ -76,6 +78,7 @@ __all__ = [
     "calibrate",
     "compile",
     "evaluate",
+    "expand_template",
     "generate",
     "load",
     "load_settings",

@@ -12,8 +12,8 @@ import time
 import pytest
 
 import hsd
-from hsd.planning import prompt_bytes
-from hsd.planning.prompts import read_prompts
+from hsd.prompts import source
+from hsd.prompts.files import read_prompts
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name == "nt", reason="pipes with names and devices")]
 
@@ -69,7 +69,7 @@ def test_a_pipe_with_a_name(tmp_path):
 
 
 def test_a_pipe_that_nothing_writes_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompt_bytes, "_WAIT", 0.2)
+    monkeypatch.setattr(source, "_WAIT", 0.2)
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with pytest.raises(hsd.PromptError, match="it is a pipe that nothing writes to: start what writes to it first"):
@@ -77,7 +77,7 @@ def test_a_pipe_that_nothing_writes_to(tmp_path, monkeypatch):
 
 
 def test_a_pipe_without_end(monkeypatch):
-    monkeypatch.setattr(prompt_bytes, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(source, "MAX_BYTES", 10_000)
     with subprocess.Popen(["yes", "a cat"], stdout=subprocess.PIPE) as endless:
         try:
             with pytest.raises(hsd.PromptError, match="more than 10,000 bytes, which is no list of prompts"):
@@ -89,7 +89,7 @@ def test_a_pipe_without_end(monkeypatch):
 def test_a_file_that_is_too_large(tmp_path):
     path = tmp_path / "large.txt"
     with open(path, "wb") as file:
-        file.truncate(prompt_bytes.MAX_BYTES + 1)  # takes no space
+        file.truncate(source.MAX_BYTES + 1)  # takes no space
     with pytest.raises(hsd.PromptError, match="it has 1,073,741,825 bytes, which is no list of prompts"):
         read_prompts(path)
 
@@ -100,7 +100,7 @@ def test_sockets_folders_and_odd_names(tmp_path, monkeypatch):
         own.bind("socket")
         with pytest.raises(hsd.PromptError, match="from socket: it is a socket"):
             read_prompts("socket")
-    with pytest.raises(hsd.PromptError, match="it is a directory"):
+    with pytest.raises(hsd.PromptError, match="cannot read .* as a data set"):
         read_prompts(tmp_path)
     for name in ("a\0b", "x" * 5000, "no/such/file", "~nobody-has-this-name/p.txt"):
         with pytest.raises(hsd.PromptError, match="cannot read prompts"):

@@ -1,5 +1,5 @@
-"""The command line: ``hsd generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``, ``tune``,
-``reproduce`` and ``report``.
+"""The command line: ``hsd prompts``, ``generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``,
+``tune``, ``reproduce`` and ``report``.
 
 It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
 that ``hsd plan`` and ``hsd --help`` start without it.
@@ -15,7 +15,7 @@ import typer
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, calibrate, check, evaluate, generate, plan, report, reproduce, tune
+from . import bench, calibrate, check, evaluate, generate, plan, prompts, report, reproduce, tune
 from .console import stoppable
 from .signals import exit_code, listening, received
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 for command, resumable in (
     (generate.generate, True),
     (plan.plan, False),
+    (prompts.prompts, False),
     (calibrate.calibrate, False),
     (bench.bench, False),
     (check.check, False),

@@ -11,9 +11,10 @@ from . import options as opt
 from .console import quiet, say, write_numbers
 
 
+@opt.takes_prompts(default="demo")
 def bench(
     model: opt.Model,
-    prompts: opt.Prompts = "demo",
+    source: opt.Source,
     tau: opt.Tau = None,
     budget: opt.Budget = None,
     steps: opt.Steps = 40,
@@ -51,7 +52,7 @@ def bench(
     quiet()
     from ..bench.run import bench as run_bench
 
-    file = opt.read(prompts)
+    file = opt.read(source)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     adapter = opt.load(model, device, settings, **common)
     if any(file.settings):

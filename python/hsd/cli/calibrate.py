@@ -11,17 +11,20 @@ from ..calibration.store import keep
 from . import options as opt
 from .console import Stages, quiet
 
+_PromptsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A few hundred prompts like those that you will generate: text, a table, JSON lines or a data set.",
+        show_default="the bundled model's own",
+    ),
+]
 
+
+@opt.takes_prompts(_PromptsOption)
 def calibrate(
     model: opt.Model,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="A few hundred prompts like those that you will generate, one per line or as .jsonl.",
-            show_default="the bundled model's own",
-        ),
-    ] = None,
+    source: opt.Source,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the calibration to this file.", show_default="the user's data folder"),
@@ -37,7 +40,7 @@ def calibrate(
     quiet()
     from ..probing import calibrate as measure
 
-    given = None if prompts is None else opt.read(prompts).prompts
+    given = opt.read(source).prompts if source.prompts or source.template else None
     adapter = opt.load(model, device, settings)
     with Stages() as stages:
         calibration = measure(adapter, given, seeds=seed, progress=lambda done: stages("calibrate", done))

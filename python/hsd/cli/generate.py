@@ -18,9 +18,10 @@ SOME_FAILED = 3
 """Exit code if some images could not be made."""
 
 
+@opt.takes_prompts()
 def generate(
     ctx: typer.Context,
-    prompts: opt.Prompts,
+    source: opt.Source,
     out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
     model: opt.ModelOption = "demo",
     tau: opt.Tau = None,
@@ -83,7 +84,7 @@ def generate(
     from ..generation.shards import check_shards
 
     size = opt.parse_batch_size(batch_size)
-    file = opt.read(prompts)
+    file = opt.read(source)
     seeds = file.seeds_from(seed, images_per_prompt)
     if tar is not None:
         check_shards(out, tar)

@@ -8,25 +8,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..demo import PROMPTS
 from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
-from ..planning.hints import hint_for
-from ..planning.prompts import PromptFile, read_prompts
 from ..planning.settings import check_settings
+from ..prompts.files import PromptFile
 from ..work.reading import parse_json
 from .console import quiet, say
+from .sources import Source as Source
+from .sources import read as read
+from .sources import takes_prompts as takes_prompts
 
-Prompts = Annotated[
-    str,
-    typer.Argument(
-        metavar="PROMPTS",
-        help="A text file with one prompt per line, or JSON lines with one object per line (prompt, seed, settings "
-        "for this prompt; other keys are kept beside the images); '-' for standard input; 'demo' for the built-in "
-        "prompts.",
-        show_default=False,
-    ),
-]
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="demo, a short name, a hub id (org/name) or a folder.", show_default=False),
@@ -125,15 +116,6 @@ JsonFile = Annotated[
 ]
 
 
-def read(source: str) -> PromptFile:
-    """The prompts of the argument ``PROMPTS``. Says what is taken literally in them and may not be meant so."""
-    file = read_prompts(PROMPTS if source == "demo" and not Path(source).exists() else source)
-    hint = hint_for(file.prompts, file.places)
-    if hint is not None:
-        say(hint)
-    return file
-
-
 def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
     """The file as a loaded model takes it: its settings checked, their lines named. Says which keys are no settings."""
     if adapter is not None:
@@ -143,8 +125,9 @@ def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
         values, index = check_settings(file.settings, len(file.prompts))
         _, first = np.unique(index, return_index=True)
         variants_of(adapter, values, [file.places[i] for i in first])
-    if file.columns:
-        say(f"{', '.join(file.columns)}: no settings of the model; kept as columns of metadata.jsonl")
+    kept = [name for name in file.columns if name not in file.choices]
+    if kept:
+        say(f"{', '.join(kept)}: no settings of the model; kept as columns of metadata.jsonl")
     return file
 
 

@@ -15,9 +15,10 @@ from . import options as opt
 from .console import Stages
 
 
+@opt.takes_prompts()
 def plan(
     ctx: typer.Context,
-    prompts: opt.Prompts,
+    source: opt.Source,
     model: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +49,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Print the cost of a set of prompts, before anything runs."""
-    file = opt.read(prompts)
+    file = opt.read(source)
     if model is None and guidance_interval is not None:
         raise ValueError("--guidance-interval is a setting of a model: give --model too")
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}

@@ -13,9 +13,10 @@ from . import options as opt
 from .console import quiet, say
 
 
+@opt.takes_prompts(without=["sample", "sample_seed"])
 def tune(
     model: opt.Model,
-    prompts: opt.Prompts,
+    source: opt.Source,
     out: Annotated[
         Path, typer.Option(help="Folder for images, scores and results; an interrupted run continues here.")
     ] = Path("tuning"),
@@ -87,7 +88,7 @@ def tune(
         guidance_intervals=[opt.parse_interval(text) for text in try_guidance] if try_guidance else None,
         schedulers=[None if name == "own" else name for name in try_scheduler or ["own"]],
     )
-    file = opt.read(prompts)
+    file = opt.read(source)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     adapter = opt.load(model, device, settings, **common)
     file = opt.fit(file, adapter)
@@ -118,5 +119,5 @@ def tune(
     choice = tuning.run()
     write_numbers(json_file, choice.numbers())
     typer.echo(str(choice))
-    file_of_prompts, chosen = (shlex.quote(name) for name in (prompts, str(choice.out / "hsd-settings.json")))
-    typer.echo(f"hsd generate {file_of_prompts} --model {shlex.quote(model)} --settings {chosen} --out images")
+    chosen = shlex.quote(str(choice.out / "hsd-settings.json"))
+    typer.echo(f"hsd generate {source.typed()} --model {shlex.quote(model)} --settings {chosen} --out images")

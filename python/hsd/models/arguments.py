@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import diffusers
 
-from ..planning.known_settings import meant
+from ..prompts.known_settings import meant
 from .base import Adapter
 from .registry import BUILT_IN, PAIRS, adapter_named
 

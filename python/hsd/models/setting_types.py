@@ -9,8 +9,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..planning.known_settings import check_limits
-from ..planning.setting_values import check_value
+from ..prompts.known_settings import check_limits
+from ..prompts.setting_values import check_value
 from .base import Adapter
 
 

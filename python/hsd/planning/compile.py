@@ -15,6 +15,7 @@ from .. import _core
 from .._core import Tree
 from ..errors import Notice
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
+from ..prompts.files import PromptFile
 from ..work.progress import Progress
 from ..work.text import listed, shortened
 from .catch_up import catch_up_weights, check_catch_up
@@ -30,7 +31,7 @@ from .metric import (
     resolve_metric,
 )
 from .plan import Plan
-from .prompts import check_prompts, make_seeds
+from .prompts import check_alone, check_prompts, make_seeds
 from .reuse import earlier_plan
 from .schedule import Schedule, check_budget, check_tau, schedule_shape
 from .settings import check_settings
@@ -44,7 +45,7 @@ StageReport = Callable[[str, float], object]
 
 
 def compile(
-    prompts: Iterable[str],
+    prompts: Iterable[str] | PromptFile,
     tau: float | None = None,
     *,
     model: Adapter | object | str | None = None,
@@ -74,7 +75,8 @@ def compile(
     ----------
     prompts
         N non-empty strings. One that occurs r times gives r different images. So do r different ones that have equal
-        embeddings, and so share nothing with each other: they differ only in what the model does not read.
+        embeddings, and so share nothing with each other: they differ only in what the model does not read. Or what
+        :func:`read_prompts` or :func:`expand_template` returned, with its seeds, settings and columns.
     tau
         The largest dissimilarity of the prompts of one cluster at the first step; 0 shares nothing. Default: the
         default of the model, or of its calibration, where its embeddings are used, else 1.0; with
@@ -108,7 +110,7 @@ def compile(
         How the threshold falls from tau to 0: ``linear``, ``paper-eq7``, ``cosine``, ``log``, ``quadratic``,
         ``measured`` (as the model's calibration says), a callable of k/(K-1), or K fractions of tau.
     seeds
-        One integer (prompt i gets ``seeds + i``) or one seed per image.
+        One integer (prompt i gets ``seeds + i``, unless a file of prompts gives its seed) or one seed per image.
     images_per_prompt
         r images of each prompt, each in a separate tree. Images of one prompt are neighbours in the list.
     noise
@@ -147,6 +149,11 @@ def compile(
         If ``reuse`` is a file that cannot be read, or is not a valid plan. In the folder of a run, such a file is
         passed over.
     """
+    file = prompts if isinstance(prompts, PromptFile) else None
+    if file is not None:
+        check_alone(settings=settings, columns=columns)
+        prompts, settings, columns = file.prompts, file.settings, file.columns
+        seeds = file.seeds_from(seeds, images_per_prompt) if isinstance(seeds, int) else seeds
     given = check_prompts(prompts)
     if tau is not None and budget is not None:
         raise ValueError(f"give tau ({tau}) or budget ({budget}), not both")
@@ -169,10 +176,7 @@ def compile(
     seed_array = make_seeds(seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
-    beside = {
-        name: [value for value in own for _ in range(repeats)]
-        for name, own in check_columns(columns, len(given)).items()
-    }
+    beside = _repeated(columns, len(given), repeats)
     adapter = conditioning = None
     if model is not None:
         from ..models import (
@@ -182,6 +186,10 @@ def compile(
         )  # here, so that planning without a model does not import torch
 
         adapter = load(model)
+        if file is not None:  # a model from outside of this package has settings of its own
+            file = file.with_settings(adapter.setting_names())
+            values, variant = check_settings(file.settings, len(given))
+            beside = _repeated(file.columns, len(given), repeats)
     own = adapter if embeddings is None and encoder is None else None
     resolved = resolve_metric(metric, linkage, own)
     if tau is None and own is not None:
@@ -210,7 +218,8 @@ def compile(
     n_steps = steps
     if adapter is not None:
         _, first = np.unique(variant, return_index=True)
-        variants = variants_of(adapter, values, [f"prompt {i}" for i in first])
+        places = [f"prompt {i}" if file is None else file.places[i] for i in first]
+        variants = variants_of(adapter, values, places)
         n_steps, request["steps"] = number_of_steps(variants, steps)
     variant = np.repeat(variant, repeats)
     weights = _step_weights(adapter, n_steps) if isinstance(schedule, str) and schedule == "measured" else None
@@ -298,6 +307,11 @@ def compile(
     if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
+
+
+def _repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:
+    """Columns with a value per image."""
+    return {name: [value for value in own for _ in range(repeats)] for name, own in check_columns(columns, n).items()}
 
 
 def _warn_of_failed(failed: Mapping[int, str], texts: Sequence[str]) -> None:

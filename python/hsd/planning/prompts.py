@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
-from .characters import is_blank, unusable
-from .prompt_files import PromptFile, read_prompts
-from .prompt_json import MAX_SEED
-from .setting_values import whole_number
+from ..prompts.characters import is_blank, unusable
+from ..prompts.entries import MAX_SEED
+from ..prompts.files import PromptFile
+from ..prompts.setting_values import whole_number
 
-__all__ = ["MAX_SEED", "PromptFile", "check_prompts", "make_seeds", "occurrences", "read_prompts"]
+__all__ = ["MAX_SEED", "check_alone", "check_prompts", "make_seeds", "occurrences"]
 
 
-def check_prompts(prompts: Iterable[str]) -> list[str]:
+def check_prompts(prompts: Any) -> list[str]:
     """A list of non-empty strings, or an error that names the first index that is not one.
 
     Raises
@@ -55,10 +55,7 @@ def _check_container(prompts: Any) -> None:
     if isinstance(prompts, (os.PathLike, io.IOBase)):
         raise TypeError(f"prompts has to be a list of strings, not {kind}{_FILES}")
     if isinstance(prompts, PromptFile):
-        raise TypeError(
-            "prompts is a PromptFile: pass its parts, hsd.compile(file.prompts, seeds=file.seeds_from(0), "
-            "settings=file.settings, columns=file.columns)"
-        )
+        raise TypeError("prompts is a PromptFile, which hsd.compile takes; elsewhere pass file.prompts")
     if isinstance(prompts, Mapping):
         raise TypeError(f"prompts is a {kind}, which gives its keys: pass a list of strings, such as list(d.values())")
     if isinstance(prompts, (set, frozenset)):
@@ -72,6 +69,15 @@ def _check_container(prompts: Any) -> None:
         raise TypeError(f"prompts is an array of shape {shape}: pass one dimension, a list of strings")
     if not isinstance(prompts, Iterable) and not hasattr(prompts, "__getitem__"):
         raise TypeError(f"prompts has to be a list of strings, not {_short(prompts)} ({kind})")
+
+
+def check_alone(**given: Any) -> None:
+    """``TypeError`` if an argument is given that a ``PromptFile`` has already."""
+    for name, value in given.items():
+        if value is not None:
+            raise TypeError(
+                f"{name}= is given, but the file of prompts has {name} too: pass file.prompts and the parts you want"
+            )
 
 
 _FILES = "; prompts in a file are hsd.read_prompts(path).prompts"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .setting_values import EXACT
+from ..prompts.setting_values import EXACT
 
 
 def check_settings(

@@ -17,8 +17,9 @@ from ..models.base import Adapter
 from ..models.encode import encode
 from ..models.identity import identity_of
 from ..models.loading import load
-from ..planning.prompts import check_prompts, make_seeds, read_prompts
+from ..planning.prompts import check_prompts, make_seeds
 from ..planning.schedule import schedule_shape
+from ..prompts.files import read_prompts
 from ..work.progress import Progress, Report
 from .levels import FRACTIONS, noise_levels
 from .predict import predictions, smaller

@@ -18,10 +18,9 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer, check_scorer
 from ..models import load
 from ..names import ExperimentName, check_count, check_name
-from ..planning.prompt_files import name_says_json
-from ..planning.prompts import read_prompts
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
+from ..prompts.files import kind_of, read_prompts
 from ..tuning.speeds import recall
 from ..work.files import make_folder, write_atomically
 from ..work.paths import user_path
@@ -195,9 +194,9 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
 
 
 def _holds_prompts(path: Path) -> bool:
-    """Whether a file is a set of prompts by its name: text or JSON, in any case."""
+    """Whether a file is a set of prompts by its name: text, JSON or a table, in any case."""
     try:
-        return name_says_json(path.name) or path.suffix.lower() == ".txt"
+        return kind_of(path.name) != "text" or path.suffix.lower() == ".txt"
     except PromptError:
         return False
 

@@ -1,18 +1,24 @@
-"""A file of prompts, as text or as JSON: which of the two it is, and what its keys are."""
+"""Prompts from a file, a folder or the hub: which kind it is, and what its columns are."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import PromptError
+from ..work.paths import user_path
+from .arrow_rows import parquet_entries
 from .characters import is_blank, not_one_line, unusable
+from .data_sets import HUB, data_set_entries
+from .entries import Entry
+from .headings import Columns
+from .json_entries import json_entries, looks_like_json
 from .known_settings import KNOWN, checked_settings, meant
-from .prompt_bytes import TAKEN, lines, read_text, source_name
-from .prompt_json import Entry, json_entries, looks_like_json
+from .source import TAKEN, lines, read_text, source_name
+from .tables import looks_like_table, table_entries
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class PromptFile:
     """Other keys of the file, each with a value per prompt or None, as ``hsd.compile(columns=...)`` takes them."""
     places: list[str] = field(default_factory=list)
     """File and line of each prompt, for messages."""
+    choices: frozenset[str] = frozenset()
+    """The columns that a template chose: never settings, whatever their names."""
 
     def seeds_from(self, seed: int, images_per_prompt: int = 1) -> int | list[int]:
         """The seeds for ``hsd.compile``: those of the file, and ``seed + i`` for a prompt i without one.
@@ -54,43 +62,72 @@ class PromptFile:
         PromptError
             If a column has nearly such a name.
         """
-        for name, values in self.columns.items():
+        own = {name: values for name, values in self.columns.items() if name not in self.choices}
+        for name, values in own.items():
             advice = None if name in names else meant(name, names)
             if advice is not None:
                 at = next(i for i, value in enumerate(values) if value is not None)
                 raise PromptError(f"{self.places[at]} has {name!r}, which is no setting: {advice}")
-        moved = {name: values for name, values in self.columns.items() if name in names}
+        moved = {name: values for name, values in own.items() if name in names}
         if not moved:
             return self
         settings = [
-            {**own, **{name: values[i] for name, values in moved.items() if values[i] is not None}}
-            for i, own in enumerate(self.settings)
+            {**given, **{name: values[i] for name, values in moved.items() if values[i] is not None}}
+            for i, given in enumerate(self.settings)
         ]
         columns = {name: values for name, values in self.columns.items() if name not in moved}
         return replace(self, settings=settings, columns=columns)
 
 
-def read_prompts(path: str | Path) -> PromptFile:
-    """Read a file of prompts; ``-`` is standard input. Blank lines are skipped.
+def read_prompts(path: str | Path, *, columns: Mapping[str, str] | None = None, split: str | None = None) -> PromptFile:
+    """Read prompts from a file, a folder or the hub; ``-`` is standard input. See ``docs/prompts.md``.
 
-    In a text file every line is a prompt. In JSON lines (recognised by their content, or by a name that ends in
-    ``.jsonl``, ``.ndjson`` or ``.json``) every line is an object: ``prompt``, optionally ``seed``, and optionally
-    settings of the model for the images of this prompt (``negative_prompt``, ``guidance_scale``, ``width``...); other
-    keys are kept as columns. One JSON list of texts or of such objects is taken too. Text is UTF-8, or UTF-16 with a
-    byte order mark.
+    A text file has one prompt per line; blank lines are passed over. JSON (recognised by its content, or by a name
+    that ends in ``.jsonl``, ``.ndjson`` or ``.json``) has an object per line, or one list of texts or objects. A table
+    is CSV or TSV (by its name, or by its heading), or Parquet. A folder is a data set of Hugging Face, and so is
+    ``hf://datasets/ORG/NAME``. Text is UTF-8, or UTF-16 with a byte order mark.
+
+    The columns ``prompt`` and ``seed`` and those of settings (``negative_prompt``, ``guidance_scale``, ``width``...)
+    are found by their names; other columns are kept as they are.
+
+    Parameters
+    ----------
+    columns
+        Columns that have other names in the file: ``{"prompt": "caption"}``.
+    split
+        Of a data set with several.
 
     Raises
     ------
     PromptError
-        If the file cannot be read or is neither; if a line cannot be meant as it is (names the line), or no line has a
-        prompt.
+        If it cannot be read; if a line cannot be meant as it is (names the line), or no line has a prompt.
     """
-    name = source_name(path)
-    as_json = name_says_json(name)
-    text = read_text(path)
-    entries = json_entries(text, name) if as_json else _text_entries(text, name)
+    name, given = source_name(path), Columns(columns)
+    entries = _entries(path, name, given, split)
     if not entries:
         raise PromptError(f"{name} has no prompts: write one per line")
+    return _file(entries)
+
+
+def _entries(path: str | Path, name: str, columns: Columns, split: str | None) -> list[Entry]:
+    """The prompts, by what kind of file it is."""
+    if str(path).startswith(HUB):
+        return data_set_entries(path, columns, split)
+    if str(path) != "-" and os.path.isdir(user_path(path)):  # False for what is no name at all
+        return data_set_entries(user_path(path), columns, split)
+    if split is not None:
+        raise PromptError(f"{name} has no splits, which only data sets have: leave out --split {split}")
+    kind = kind_of(name)
+    if kind == "parquet":
+        return parquet_entries(path, columns)
+    text = read_text(path)
+    if kind == "json":
+        return json_entries(text, name, columns)
+    return table_entries(text, name, columns) if kind == "table" else _text_entries(text, name, columns)
+
+
+def _file(entries: list[Entry]) -> PromptFile:
+    """What the entries say, by column."""
     settings: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {}
     for i, entry in enumerate(entries):
@@ -123,9 +160,12 @@ _MOST_COLUMNS = 1000
 """Every prompt has a value in each of them."""
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonlines", ".ldjson", ".jl")
+_TABLE_ENDINGS = (".csv", ".tsv", ".tab")
+_PARQUET_ENDINGS = (".parquet", ".pq")
+_SHEET_ENDINGS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _OTHER_ENDINGS = frozenset(
     (
-        *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"),
+        *(".arrow", ".feather", ".sqlite", ".db"),
         *(".doc", ".docx", ".odt", ".rtf", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml"),
         *(".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz"),
         *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".npz", ".pkl", ".pickle", ".pt", ".safetensors"),
@@ -133,49 +173,48 @@ _OTHER_ENDINGS = frozenset(
 )
 
 
-def name_says_json(name: str) -> bool:
-    """Whether a file is JSON by its name, in any case; Windows may have added ``.txt``.
+def kind_of(name: str) -> Literal["text", "json", "table", "parquet"]:
+    """What a file is by its name, in any case; Windows may have added ``.txt``.
 
     Raises
     ------
     PromptError
-        If the name says that it is something else than text and JSON.
+        If the name says that it is something that is not read here.
     """
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     while suffixes and suffixes[-1] == ".txt":
         suffixes.pop()
     last = suffixes[-1] if suffixes else ""
+    if last in _SHEET_ENDINGS:
+        raise PromptError(f"{name} is a {last} file by its name, which is not read: save the sheet as CSV (UTF-8)")
     if last in _OTHER_ENDINGS:
         raise PromptError(f"{name} cannot be read, because it is a {last} file by its name: {TAKEN}")
-    return last in _JSON_ENDINGS
+    if last in _JSON_ENDINGS:
+        return "json"
+    if last in _TABLE_ENDINGS:
+        return "table"
+    return "parquet" if last in _PARQUET_ENDINGS else "text"
 
 
-def _text_entries(text: str, name: str) -> list[Entry]:
-    """One prompt per line; JSON, if that is what the first line is."""
+def _text_entries(text: str, name: str, columns: Columns) -> list[Entry]:
+    """One prompt per line; JSON or a table, if that is what the first line is."""
+    if looks_like_table(text, name, columns):
+        return table_entries(text, name, columns)
     entries: list[Entry] = []
     for where, line in lines(text, name):
         if looks_like_json(line):
             if not entries:
-                return json_entries(text, name)
+                return json_entries(text, name, columns)
             raise PromptError(
                 f"{where} is JSON, but the lines before it are text: write all lines in one of the two ways"
             )
-        if not entries:
-            _refuse_table(line, where)
         if is_blank(line):
             continue
         wrong = unusable(line) or not_one_line(line)
         if wrong is not None:
             raise PromptError(f"{where} {wrong}")
         entries.append(Entry(where, line))
+    if entries and columns.given:
+        column = next(iter(columns.given.values()))
+        raise PromptError(f"{name} has no columns, so none is {column!r}: it is text, with a prompt per line")
     return entries
-
-
-def _refuse_table(line: str, where: str) -> None:
-    """``PromptError`` if the first line is the heading of a table: names with commas, semicolons or tabs between."""
-    for separator in ",;\t":
-        cells = [cell.strip().strip("\"'").lower() for cell in line.split(separator)]
-        if len(cells) > 1 and "prompt" in cells and all(re.fullmatch(r"[a-z_][\w .-]{0,40}", cell) for cell in cells):
-            known = sum(cell in KNOWN or cell in ("prompt", "seed") for cell in cells)
-            if known > 1 or all(" " not in cell for cell in cells):
-                raise PromptError(f"{where} is the heading of a table (CSV or TSV): {TAKEN}")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PromptError
-from .characters import MARK, is_blank, unusable
-from .prompt_bytes import MAX_LINE, lines
-from .setting_values import whole_number
-
-MAX_SEED = 2**63 - 1
-"""Seeds are stored as int64; ``torch.Generator.manual_seed`` takes all that are not negative."""
+from .characters import MARK, is_blank
+from .entries import Entry, make_entry
+from .headings import Columns
+from .source import lines
 
 _EXAMPLE = 'such as {"prompt": "a cat", "seed": 3}'
 
@@ -24,18 +21,6 @@ _BEGINS_AS_JSON = re.compile(r"""\{\s*(?:$|["']|\}$)|\[\s*(?:$|"|\{\s*"|\]$)|\[\
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One prompt of a file."""
-
-    where: str
-    """Its file and line, for messages."""
-    prompt: str
-    seed: int | None = None
-    rest: dict[str, Any] = field(default_factory=dict)
-    """All other keys."""
-
-
 def looks_like_json(line: str) -> bool:
     """Whether a line begins as JSON does and no prompt would: an object with a quoted key, or a list of such or of
     quoted texts.
@@ -43,26 +28,42 @@ def looks_like_json(line: str) -> bool:
     return _BEGINS_AS_JSON.match(line) is not None
 
 
-def json_entries(text: str, name: str) -> list[Entry]:
+def json_entries(text: str, name: str, columns: Columns | None = None) -> list[Entry]:
     """The prompts of a text that is JSON: an object per line, or one list of texts and objects.
+
+    Parameters
+    ----------
+    columns
+        Keys that have other names in the file.
 
     Raises
     ------
     PromptError
         If it is not, or an object has no prompt; names the line.
     """
+    columns = Columns() if columns is None else columns
+    entries = [_entry(item, where, columns) for where, item in _items(text, name)]
+    if entries:
+        columns.check_seen(name)
+    return entries
+
+
+def _items(text: str, name: str) -> Iterator[tuple[str, Any]]:
     document = text.lstrip(" \t\r\n" + MARK)
     if document.startswith("["):
-        return list(_of_list(text, name))
+        yield from _of_list(text, name)
+        return
     found = [(where, line) for where, line in lines(text, name) if not is_blank(line)]
     if len(found) > 1 and found[0][1].startswith("{") and not found[0][1].rstrip(",").endswith("}"):
         whole = _whole(text)  # one object over several lines
         if whole is not None:
-            return [_entry(whole, found[0][0])]
-    return [_entry(_parsed(line, where), where) for where, line in found]
+            yield found[0][0], whole
+            return
+    for where, line in found:
+        yield where, _parsed(line, where)
 
 
-def _of_list(text: str, name: str) -> Iterator[Entry]:
+def _of_list(text: str, name: str) -> Iterator[tuple[str, Any]]:
     at, number, counted = text.index("[") + 1, 1, 0
     first = True
 
@@ -83,7 +84,7 @@ def _of_list(text: str, name: str) -> Iterator[Entry]:
             raise _not_json(here, error) from None
         if isinstance(item, str):
             item = {"prompt": item}
-        yield _entry(item, here)
+        yield here, item
         at, first = _space(text, at), False
         if text.startswith("]", at):
             break
@@ -124,22 +125,15 @@ def _not_json(where: str, error: Exception) -> PromptError:
     return PromptError(f"{where}: {'it is nested too deep' if isinstance(error, RecursionError) else error}")
 
 
-def _entry(item: Any, where: str) -> Entry:
+def _entry(item: Any, where: str, columns: Columns) -> Entry:
     """The prompt, seed and other keys of one object."""
+    if isinstance(item, dict):
+        item = columns.of_object(item)
     prompt = item.get("prompt") if isinstance(item, dict) else None
     if not isinstance(prompt, str) or is_blank(prompt):
         other = next((key for key in ("text", "caption", "Prompt") if isinstance(item, dict) and key in item), None)
         rename = "" if other is None else f"rename {other!r} to 'prompt', or "
         raise PromptError(f"{where} has no prompt: {rename}write an object {_EXAMPLE}")
-    if len(prompt) > MAX_LINE:
-        raise PromptError(f"{where}: the prompt has {len(prompt):,} characters, which no model reads")
-    wrong = unusable(prompt)
-    if wrong is not None:
-        raise PromptError(f"{where}: the prompt {wrong}")
-    seed = item.get("seed")
-    number = None if seed is None or seed == "" else whole_number(seed, from_file=True)
-    if seed is not None and seed != "" and (number is None or not 0 <= number <= MAX_SEED):
-        raise PromptError(f"{where}: the seed is {seed!r:.50}, which is not an integer in 0..{MAX_SEED}")
     rest = {key: value for key, value in item.items() if key not in ("prompt", "seed")}
     if "" in rest:
         raise PromptError(f"{where} has a key without a name: remove it, or name it")
@@ -147,7 +141,7 @@ def _entry(item: Any, where: str) -> Entry:
         json.dumps(rest, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise PromptError(f"{where} has a lone surrogate, which is not valid text: decode it again") from None
-    return Entry(where, prompt, number, rest)
+    return make_entry(where, prompt, item.get("seed"), rest)
 
 
 # ------------------------------------------------------------------------------- a strict decoder

@@ -25,8 +25,10 @@ MAX_LINE = 2**20
 _WAIT = 5.0
 """Seconds until something has to write to a named pipe."""
 
-TAKEN = "write a text file with one prompt per line, or JSON lines: one object per line such as "
-TAKEN += '{"prompt": "a cat", "seed": 3}'
+TAKEN = (
+    "write a text file with one prompt per line, a table with a column prompt (CSV, TSV, Parquet), or JSON lines: "
+    'one object per line such as {"prompt": "a cat", "seed": 3}'
+)
 """What is taken, for messages about files that are not."""
 
 _MAGIC = {
@@ -37,7 +39,7 @@ _MAGIC = {
     b"\xff\xd8\xff": "an image",
     b"GIF8": "an image",
     b"RIFF": "an image or a sound",
-    b"PAR1": "a Parquet file",
+    b"PAR1": "a Parquet file, which needs a name that ends in .parquet",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "a SQLite database",
     b"\x1f\x8b": "compressed by gzip",
@@ -51,6 +53,8 @@ _MAGIC = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself (run git lfs pull)",
 }
 """Beginnings of files that are no lists of prompts."""
+
+_AS_UTF8 = 'save the file as UTF-8 (a spreadsheet: as "CSV UTF-8")'
 
 _PAGE = re.compile(rb"(?i)\s*<(!doctype html|html|\?xml)")
 
@@ -204,8 +208,7 @@ def _decoded(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         number, column = _place(data, error.start)
         raise PromptError(
-            f"{name}, line {number}: byte {column} (0x{data[error.start]:02x}) is not UTF-8; "
-            "save the file as UTF-8 and try again"
+            f"{name}, line {number}: byte {column} (0x{data[error.start]:02x}) is not UTF-8; {_AS_UTF8} and try again"
         ) from None
 
 

@@ -57,9 +57,11 @@ def hint_for(prompts: Sequence[str], places: Sequence[str]) -> str | None:
     if not found:
         return None
     parts = [f"{kind} in {len(hits):,} (first: {places[hits[0]]})" for kind, hits in found]
+    expanded = any(kind.startswith(("choices", "placeholders", "wildcards")) for kind, _ in found)
+    expand = ", or expand choices and wildcards with --template @FILE (hsd.expand_template)" if expanded else ""
     return (
         f"some prompts hold what models do not know, and read as plain words: {'; '.join(parts)}. Remove it if that is "
-        "not what you want"
+        f"not what you want{expand}"
     )
 
 

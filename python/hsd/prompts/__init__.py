@@ -1,0 +1,1 @@
+"""Prompts from outside: files of text, JSON and tables, data sets and templates."""
