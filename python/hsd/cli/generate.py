@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
 from . import options as opt
-from .console import Stages, quiet, say
+from .console import quiet, say, shows_progress
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -64,6 +66,7 @@ def generate(
     quiet()
     from ..generation import cost
     from ..generation.failures import listed
+    from ..generation.live import RunView
     from ..generation.run import generate as run_plan
 
     size = opt.parse_batch_size(batch_size)
@@ -73,9 +76,10 @@ def generate(
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
-    file = opt.fit(file, adapter)
-    with Stages() as stages:
+    with RunView(prompts=len(file.prompts) * images_per_prompt) as view:
+        view.stage("load")
+        adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
+        file = opt.fit(file, adapter)
         plan = compile_plan(
             file.prompts,
             model=adapter,
@@ -86,37 +90,38 @@ def generate(
             images_per_prompt=images_per_prompt,
             noise=noise,
             reuse=out,
-            progress=stages,
+            progress=view.stage,
             **planned,
         )
-    if stages.started:  # else it is the plan of an earlier run, which printed its summary
-        typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
-    run = run_plan(
-        plan,
-        adapter,
-        out,
-        batch_size=size,
-        order=order,
-        max_slots=max_slots,
-        compile=compile,
-        cuda_graphs=cuda_graphs,
-        channels_last=channels_last,
-        image_format=image_format,
-        failed=lambda _: None,  # they are listed below
-    )
-    if size == "auto" and run.images:
-        typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
-    existing = f" ({run.existing:,} existed already)" if run.existing else ""
-    typer.echo(f"{run.images:,} images in {run.out}{existing}, {duration(run.seconds['total'])}.")
-    if run.images:
-        typer.echo(
-            f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
-            f"{run.savings:.1%} saved."
+        if view.started and shows_progress():  # else it is the plan of an earlier run, which printed its summary
+            typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
+        run = run_plan(
+            plan,
+            adapter,
+            out,
+            batch_size=size,
+            order=order,
+            max_slots=max_slots,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            channels_last=channels_last,
+            image_format=image_format,
+            progress=view,
+            failed=lambda _: None,  # they are listed below
         )
+    if size == "auto" and run.images:
+        say(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}")
+    typer.echo(run.result())
     if run.nsfw:
-        say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
+        say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}", always=True)
     if run.failed:
         tried = run.images + len(run.failed)
-        say(f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:")
+        say(
+            f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:",
+            always=True,
+        )
         typer.echo(listed(run.failed), err=True)
         raise typer.Exit(SOME_FAILED)
+    if sys.stdout.isatty() and run.images:
+        folder, scorer = shlex.quote(str(out)), "" if model == "demo" else " --scorer clipscore"
+        say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")

@@ -15,7 +15,7 @@ from ..planning.hints import hint_for
 from ..planning.prompts import PromptFile, read_prompts
 from ..planning.settings import check_settings
 from ..work.reading import parse_json
-from .console import quiet, say
+from .console import quiet, say, shows_progress
 
 Prompts = Annotated[
     str,
@@ -186,7 +186,7 @@ def load(model: str, device: str | None, settings: list[str] | None = None, **co
     from ..models import load as load_model  # here, because it imports torch
 
     given = {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
-    return load_model(model, device=device, **given)
+    return load_model(model, device=device, progress=shows_progress(), **given)
 
 
 def parse(settings: list[str]) -> dict[str, Any]:
