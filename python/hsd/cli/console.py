@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -48,8 +49,16 @@ _until_the_end = contextlib.ExitStack()
 
 def say(text: str, *, always: bool = False) -> None:
     """A message on standard error; with ``--quiet`` only if it is printed ``always``."""
+    tell(f"hsd: {text}", always=always)
+
+
+def tell(text: str, *, always: bool = False) -> None:
+    """A text of several lines on standard error, as :func:`say` prints one.
+
+    Not by ``typer.echo``, which writes past what draws in place on a terminal.
+    """
     if always or not _quiet:
-        typer.echo(f"hsd: {text}", err=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def stoppable(command: Callable[..., T], *, resumable: bool) -> Callable[..., T]:

@@ -14,7 +14,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
 from . import options as opt
-from .console import quiet, say, shows_progress
+from .console import quiet, say, tell
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -93,8 +93,8 @@ def generate(
             progress=view.stage,
             **planned,
         )
-        if view.started and shows_progress():  # else it is the plan of an earlier run, which printed its summary
-            typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
+        if view.started:  # else it is the plan of an earlier run, which printed its summary
+            tell(str(cost(plan, adapter, None if size == "auto" else size, order, max_slots)))
         run = run_plan(
             plan,
             adapter,
@@ -120,7 +120,7 @@ def generate(
             f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:",
             always=True,
         )
-        typer.echo(listed(run.failed), err=True)
+        tell(listed(run.failed), always=True)
         raise typer.Exit(SOME_FAILED)
     if sys.stdout.isatty() and run.images:
         folder, scorer = shlex.quote(str(out)), "" if model == "demo" else " --scorer clipscore"

@@ -83,8 +83,8 @@ class Watcher:
     def finished(self, run: Run) -> None:
         """The run is over."""
 
-    def ended(self) -> None:
-        """An error or Ctrl-C ends the run."""
+    def stopped(self, run: Run) -> None:
+        """An error or Ctrl-C has ended the run; this is what it made."""
 
 
 class Calls(Watcher):

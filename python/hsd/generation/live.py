@@ -17,7 +17,7 @@ from ..planning.plan import Plan
 from ..planning.summary import duration
 from ..work.stages import BarLine, Stage, clock, line_of
 from ..work.terminal import Mode, Pace, Screen, printable
-from .events import CallReport, Calls, Event, Watcher
+from .events import CallReport, Calls, Event, Sums, Watcher
 from .rates import Rate, Remaining
 from .results import Failure, Image, Run
 
@@ -49,7 +49,7 @@ class RunView(Watcher):
         self._prompts = prompts
         self._stage = Stage()
         self._lock = threading.Lock()
-        self._images = self._failures = self._lost = self._existing = self._total = 0
+        self._images = self._failures = self._lost = self._total = 0
         self._out: Path | None = None
         self._plan: Plan | None = None
         self._planned = 0.0  # savings
@@ -57,6 +57,7 @@ class RunView(Watcher):
         self._rate, self._remaining = Rate(), Remaining(None)
         self._pace, self._stage_pace = Pace(), Pace()  # of plain lines
         self._event: Event | None = None  # the latest of the denoiser
+        self._sums = Sums(0, 0, 0, {})
         self._expected: float | None = None
         self._process = psutil.Process()
         self._memory, self._looked = "", -_SAMPLED
@@ -84,7 +85,7 @@ class RunView(Watcher):
 
     def began(self, plan: Plan, existing: int, out: Path | None, expected: float | None) -> None:
         """The run begins: a line in a log says what it will do."""
-        self._plan, self._planned, self._total, self._existing, self._out = plan, plan.savings, len(plan), existing, out
+        self._plan, self._planned, self._total, self._out = plan, plan.savings, len(plan), out
         self._prompts, self._expected, self._remaining = len(plan.covered()), expected, Remaining(expected)
         self._pace = Pace()
         if self.screen.mode == "plain":
@@ -97,6 +98,7 @@ class RunView(Watcher):
         """How far the run is."""
         if event.plan is not self._plan:
             self._plan, self._planned = event.plan, event.plan.savings
+        self._sums = event.sums
         if event.part == "denoise" and event.node_steps:
             if self._event is None:
                 self._rate = Rate()
@@ -130,12 +132,11 @@ class RunView(Watcher):
         self.screen.close()
         self.screen.line(f"hsd: {' '.join(str(run).splitlines())}")
 
-    def ended(self) -> None:
+    def stopped(self, run: Run) -> None:
         """After an error or Ctrl-C: what stands now."""
         self.screen.close()
-        if self._out is not None and self._total:
-            done, where = self._done() + self._existing, self._total + self._existing
-            self.screen.line(f"hsd: stopped: {done:,} of {where:,} images are in {self._out}")
+        done, every = run.images + run.existing, self._total + run.existing
+        self.screen.line(f"hsd: stopped: {done:,} of {every:,} images are in {run.out}")
 
     # ------------------------------------------------------------------------------- what is shown
 
@@ -154,11 +155,11 @@ class RunView(Watcher):
 
     def saved(self) -> str:
         """Evaluations that are saved so far, and what it will be at the end."""
-        event, end = self._event, f"{self._planned:.1%}"
-        if event is None or self._plan is None:
-            return f"{end} at the end" if self._plan is not None else ""
+        sums, end = self._sums, f"{self._planned:.1%}"
+        if not sums.evaluations:
+            return f"{end} at the end"
         # Before the first images, what they share is paid for, and nothing is saved yet.
-        now = 1.0 - event.sums.evaluations / event.sums.standard if event.sums.standard else 0.0
+        now = 1.0 - sums.evaluations / sums.standard if sums.standard else 0.0
         return f"{now:.1%} so far, {end} at the end" if now > 0.0 else f"nothing yet, {end} at the end"
 
     def counts(self) -> str:

@@ -9,28 +9,30 @@ from collections import deque
 _RECENT = 30.0
 """Seconds that count as recent."""
 
+_LEAST = 10
+"""Items that count, however long ago they were."""
+
 _FADES = 60.0
 """Seconds of work after which a measurement counts a third as much: the first calls of a run are slow."""
 
 
 class Rate:
-    """Items a second, lately."""
+    """Items a second, lately: in the last half minute, or of the last ten items where that is longer."""
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque()
-        self._began = time.monotonic()
+        self._times: deque[float] = deque([time.monotonic()])
+        """When it began, or of the item before the first that counts; then of all that count."""
 
     def add(self) -> None:
         """One more item, now."""
         self._times.append(time.monotonic())
 
     def value(self) -> float:
-        """Items a second in the last half minute."""
-        now = time.monotonic()
-        span = max(min(_RECENT, now - self._began), 1e-3)
-        while self._times and self._times[0] < now - _RECENT:
-            self._times.popleft()
-        return len(self._times) / span
+        """Items a second."""
+        now, times = time.monotonic(), self._times
+        while len(times) > _LEAST + 1 and times[1] < now - _RECENT:
+            times.popleft()
+        return (len(times) - 1) / max(now - times[0], 1.0)
 
 
 class Fading:

@@ -86,11 +86,7 @@ def generate(
     with watching(progress) as watcher, quiet(downloads=watcher.shows):
         if not isinstance(model, Adapter):
             watcher.stage("load")
-        try:
-            run = _generate(plan, model, out, options, image_format, watcher, failed, settings)
-        except BaseException:
-            watcher.ended()
-            raise
+        run = _generate(plan, model, out, options, image_format, watcher, failed, settings)
         if progress is True:
             watcher.finished(run)
     if run.failed and failed is None:
@@ -186,7 +182,7 @@ def _fill(
         run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
-            end(error)
+            watcher.stopped(end(error))
         raise
     if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
         speeds.remember(

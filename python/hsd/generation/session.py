@@ -298,6 +298,7 @@ class Session:
             self._clocked("denoise", executor.wait)
             self._tell("decode", 0.0)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
+            self._tell("decode", 1.0)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""

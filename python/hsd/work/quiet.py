@@ -13,6 +13,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 _LIBRARIES = ("accelerate", "diffusers", "huggingface_hub", "peft", "torch", "torchao", "transformers")
 
@@ -42,29 +43,39 @@ class _Held:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    for undo in self._undo:
+                    for undo in reversed(self._undo):
                         undo()
 
 
 def _mute() -> list[Undo]:
     """Log messages and bars of loading, and warnings. It imports torch, diffusers and transformers."""
-    importlib.import_module("torch")  # the three set their own levels when they are imported
     undo: list[Undo] = []
-    for name in ("diffusers", "transformers"):
-        bars = importlib.import_module(f"{name}.utils.logging")
-        if bars.is_progress_bar_enabled():
-            bars.disable_progress_bar()
-            undo.append(bars.enable_progress_bar)
-    for name in _LIBRARIES:
-        logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() == logging.WARNING:  # the default; another was asked for
-            undo.append(_with_level(logger))
     present = list(warnings.filters)
     warnings.filterwarnings("ignore", module=_MODULES)
     added = next((one for one in warnings.filters if one not in present), None)
     if added is not None:
         undo.append(lambda: _remove(added))
+    importlib.import_module("torch")  # the three set their own levels when they are imported
+    for name in ("diffusers", "transformers"):
+        bars = importlib.import_module(f"{name}.utils.logging")
+        if bars.is_progress_bar_enabled():
+            _without_downloads(bars.disable_progress_bar)
+            undo.append(partial(_without_downloads, bars.enable_progress_bar))
+    for name in _LIBRARIES:
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() == logging.WARNING:  # the default; another was asked for
+            undo.append(_with_level(logger))
     return undo
+
+
+def _without_downloads(change: Callable[[], object]) -> None:
+    """Change the bars of loading in a library that changes those of downloads with them, and change these back."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    disabled = are_progress_bars_disabled()
+    change()
+    if disabled != are_progress_bars_disabled():
+        (disable_progress_bars if disabled else enable_progress_bars)()
 
 
 def _with_level(logger: logging.Logger) -> Undo:

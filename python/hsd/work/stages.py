@@ -84,12 +84,11 @@ def clock(seconds: float | None) -> str:
 
 
 class Stages:
-    """Shows the stage that runs; call it as a :data:`~hsd.work.progress.StageReport`. It leaves nothing on a terminal."""
+    """Shows the stage that runs: a :data:`~hsd.work.progress.StageReport`. It leaves nothing on a terminal."""
 
     def __init__(self, mode: Mode | None = None, *, total: int = 0) -> None:
-        self._screen, self._total = Screen(self.body, mode), total
-        self._stage = Stage()
-        self._pace = Pace()
+        self._total, self._stage, self._pace = total, Stage(), Pace()
+        self._screen = Screen(self.body, mode)
 
     @property
     def started(self) -> bool:
