@@ -8,10 +8,12 @@ import re
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import hsd
@@ -101,10 +103,10 @@ def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path):
 
 TWICE = """
 import os, signal, time
-import hsd.generation.live as live
 from hsd.cli.signals import listening
-with live.RunView("live") as view, listening():
-    view.stage("encode", 0.5)
+from hsd.work.stages import Stages
+with Stages() as stages, listening():
+    stages("encode", 0.5)
     print("begun", flush=True)
     try:
         time.sleep(60)
@@ -324,6 +326,15 @@ def test_no_line_is_wider_than_the_terminal(view, width):
     assert all(len(line) <= width for line in lines)
 
 
+def test_the_memory_of_a_gpu(view, monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 2**29)
+    on_gpu = Sums(15, 20, 8, {"denoise": 60.0, "decode": 0.0}, torch.device("cuda", 1))
+    view.event(replace(event(view._plan, 0.5), sums=on_gpu))
+    view._sample()
+    assert re.fullmatch(r"memory   [\d.]+ GB, GPU 0.5 GB, 3.0 GB free", drawn(view, 80)[4])
+
+
 def test_prompts_and_paths_are_taken_literally(view):
     lines = drawn(view, 200)
     assert "folder   /images/[bold]" in lines
@@ -381,11 +392,11 @@ def read_later(program):
         written, alive = set(), set()
         for later in range(c + 1, len(calls)):
             lanes = calls[later][calls[later]["segment"] >= 0]
-            sources = {int(lane["source"]) for lane in lanes if not lane["fresh"]}
-            alive |= sources - written
-            written |= {int(lane["target"]) for lane in lanes} | {
-                int(lane["source"]) for lane in lanes if lane["fresh"]
-            }
+            fresh, read = (
+                {int(lane["source"]) for lane in lanes if bool(lane["fresh"]) == new} for new in (True, False)
+            )
+            alive |= read - written
+            written |= fresh | set(lanes["target"].tolist())
         out.append(len(alive))
     return out
 

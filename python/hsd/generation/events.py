@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from ..planning.plan import Plan
 from .results import Failure, Image, Run
 
@@ -28,6 +30,8 @@ class Sums:
     batch_size: int
     seconds: Mapping[str, float]
     """Wall time of each part."""
+    device: torch.device | None = None
+    """Where it runs."""
 
 
 @dataclass(frozen=True)

@@ -182,11 +182,14 @@ class RunView(Watcher):
         if self.screen.mode != "live" or now - self._looked < _SAMPLED:
             return
         self._looked = now
-        text = f"{_gigabytes(self._process.memory_info().rss)}"
-        with contextlib.suppress(RuntimeError):
-            if torch.cuda.is_initialized():
-                free, _ = torch.cuda.mem_get_info()
-                text += f", GPU {_gigabytes(torch.cuda.memory_allocated())} with {_gigabytes(free)} free"
+        self._sample()
+
+    def _sample(self) -> None:
+        text, device = _gigabytes(self._process.memory_info().rss), self._sums.device
+        if device is not None and device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # it has failed, and the run ends soon
+                free, _ = torch.cuda.mem_get_info(device)
+                text += f", GPU {_gigabytes(torch.cuda.memory_allocated(device))}, {_gigabytes(free)} free"
         self._memory = text
 
     def rows(self) -> list[tuple[str, str]]:

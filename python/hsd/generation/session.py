@@ -174,6 +174,7 @@ class Session:
         """What :meth:`images` runs, once it has encoded the prompts."""
         self._warned = False  # that a decoder overflows
         self._watch: Watch | None = None
+        self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
         for first, *_ in self.passes:
@@ -193,14 +194,14 @@ class Session:
         ``watch`` is called with each :class:`Event`. Without ``failures`` an image that cannot be made is an error,
         after the last one.
         """
-        self._watch = watch
+        self._watch, self._device = watch, None if watch is None else self.adapter.device  # which takes time to find
         with quiet(), device_errors(lambda: _DOING[self._part]):
             yield from self._images(plan, failures)
 
     def _tell(self, part: Part, fraction: float, **call: int) -> None:
         """Report an event, if anyone watches."""
         if self._watch is not None:
-            sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds)
+            sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds, self._device)
             self._watch(Event(part, fraction, self.plan, sums, **call))
 
     def _images(self, plan: Plan, failures: Failures | None) -> Iterator[Image]:
