@@ -107,13 +107,15 @@ from hsd.cli.signals import listening
 from hsd.work.stages import Stages
 with Stages() as stages, listening():
     stages("encode", 0.5)
-    print("begun", flush=True)
     try:
-        time.sleep(60)
+        print("begun", flush=True)
+        for _ in range(600):  # short: a signal just before one long sleep would not end it
+            time.sleep(0.1)
     except KeyboardInterrupt:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import tempfile
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class Drawn(RunView):
             self._out = Path("images")
             self._sample()
             console.print(self.body())
-            self.svg = console.export_svg(title="hsd generate demo --out images", unique_id="hsd-run")
+            svg = console.export_svg(title="hsd generate demo --out images", unique_id="hsd-run")
+            self.svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # fonts from the network
 
 
 def main() -> None:
