@@ -490,6 +490,20 @@ def test_progress_true_in_a_log(plan, model, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"hsd: {len(plan)} images, ")
 
 
+def test_compile_shows_its_stages_if_asked(monkeypatch):
+    seen = []
+
+    class Recorded(Stages):
+        def __call__(self, stage, fraction):
+            seen.append((stage, fraction))
+
+    monkeypatch.setattr("hsd.work.stages.Stages", Recorded)
+    embeddings = np.random.default_rng(0).normal(size=(4, 8))
+    for progress, expected in ((False, False), (None, False), (True, True)):
+        hsd.compile(list("abcd"), 0.5, embeddings=embeddings, progress=progress)
+        assert (("cluster", 1.0) in seen) == expected
+
+
 def test_two_runs_at_once_draw_one_view(small, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Tty())
     with Screen(lambda: "one", "live") as one, Screen(lambda: "two", "live") as two:

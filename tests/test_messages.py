@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import hsd
 from hsd import cli
 from hsd.cli import console
 from hsd.work.terminal import VARIABLE
@@ -78,3 +81,23 @@ def test_every_command_has_them(name):
     run = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "200"})
     for option in ("--progress", "--quiet", "-q", "--verbose", "-v"):
         assert option in run.output
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "run.md"
+
+
+def test_the_page_about_runs(plan, model, tmp_path, monkeypatch, capsys):
+    """Its Python runs, and it names the options and the exit codes that there are."""
+    text = PAGE.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {"hsd": hsd, "plan": plan, "pipe": model}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/run.md", "exec"), names)
+    assert names["run"].images == len(plan)
+    assert names["calls"] == []  # everything was there
+    assert capsys.readouterr().out.startswith(f"{len(plan)} images in {tmp_path / 'images'}, ")
+    shown = CliRunner().invoke(cli.app, ["generate", "--help"], env={"COLUMNS": "200"}).output
+    for option in re.findall(r"`(--[a-z-]+)", text):
+        assert option in shown
