@@ -159,8 +159,9 @@ def test_a_folder_that_was_begun_with_the_plan_itself_is_continued(model, tmp_pa
     assert run(old, model, tmp_path / "new").plan.fingerprint == by_model.fingerprint
 
 
-def test_a_folder_that_an_earlier_version_began_from_prompts_is_continued(model, tmp_path, capsys, encoded):
+def test_a_folder_that_an_earlier_version_began_from_prompts_is_continued(model, tmp_path, caplog, encoded):
     """Its encoder gave another tree, so the prompts are now compiled to another plan."""
+    caplog.set_level("INFO", "hsd")
     request = {"schedule": "cosine", "noise": "shared", **OPTIONS}
     plan = hsd.compile(PROMPTS, 0.9, columns={"id": list("abcdefgh")}, **request)
     other = hsd.compile(PROMPTS, 0.9, embeddings=np.random.default_rng(0).normal(size=(8, 4)), **request)
@@ -170,7 +171,7 @@ def test_a_folder_that_an_earlier_version_began_from_prompts_is_continued(model,
     assert ran.plan.fingerprint == begun.fingerprint not in (None, plan.fingerprint)
     assert ran.plan.kept.tolist() == [2, 5]
     assert ran.plan.columns == plan.columns
-    assert "an earlier version of HSD began this folder" in capsys.readouterr().err
+    assert "an earlier version of HSD began this folder" in caplog.text
     assert set(encoded) == {PROMPTS[i] for i in ran.plan.covered()}
     # With other arguments it is another set of images.
     for changed in ({"tau": 0.8}, {"seeds": 8}, {"schedule": "linear"}, {"prompts": [*PROMPTS[:7], "the sun"]}):
@@ -187,16 +188,18 @@ def test_the_plan_of_a_folder_is_read_once(model, tmp_path, monkeypatch):
     assert len(read) == 1
 
 
-def test_a_run_says_so_once(model, tmp_path, capsys):
+def test_a_run_says_so_once(model, tmp_path, caplog):
+    caplog.set_level("INFO", "hsd")
     plan = hsd.compile(PROMPTS, 0.9, **OPTIONS)
     ran = hsd.generate(plan, model, tmp_path)
-    said = [line for line in capsys.readouterr().err.splitlines() if "clustered by" in line]
+    said = [text for text in caplog.messages if "clustered by" in text]
     assert said == [
-        f"hsd: prompts are clustered by the embeddings of {model.name}, not by those of the built-in encoder: "
+        f"prompts are clustered by the embeddings of {model.name}, not by those of the built-in encoder: "
         f"{ran.plan.savings:.1%} saved instead of {plan.savings:.1%}"
     ]
+    caplog.clear()
     hsd.generate(hsd.compile(PROMPTS, 0.9, model=model, **OPTIONS), model, tmp_path)
-    assert "clustered by" not in capsys.readouterr().err
+    assert "clustered by" not in caplog.text
 
 
 def test_a_summary_says_that_it_is_an_estimate(model):

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from .probing.measure import calibrate
     from .reporting import report
     from .reproduction import reproduce
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless a program wants to hear it
 
 __all__ = [
     "Calibration",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,7 +13,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tqdm import tqdm
 from typer.testing import CliRunner
 
 import hsd
@@ -21,6 +21,7 @@ from hsd import cli
 from hsd.choice.grid import Setting
 from hsd.choice.trials import Trials
 from hsd.generation.folder import ImageFolder
+from hsd.generation.live import RunView
 from hsd.models.encode import encode, encoded
 from hsd.work import files
 from hsd.work.faults import HOPELESS, described, ends_run
@@ -483,12 +484,14 @@ def test_an_interrupted_run_is_recorded(sd, single, tmp_path):
     assert 0 < record["node_steps"] < plan.node_steps
 
 
-def test_the_bar_counts_failures(sd, single, tmp_path, capfd, monkeypatch):
+def test_the_view_counts_failures(sd, single, tmp_path, capfd):
     plan, _ = single
-    monkeypatch.setattr("hsd.generation.bar.tqdm", lambda **options: tqdm(**{**options, "disable": False}))
+    view = RunView("plain")
     with changed(sd, "denoise", partial(nan_at, [mean_of(sd, plan, [0])])):
-        hsd.generate(plan, sd, tmp_path, batch_size=1, failed=lambda _: None)
-    assert "7/7 images, 1 failed" in capfd.readouterr().err
+        hsd.generate(plan, sd, tmp_path, batch_size=1, failed=lambda _: None, progress=view)
+    assert re.fullmatch(r"6 of 7, .*, 1 failed", view.counts())
+    hsd.generate(plan, sd, tmp_path, batch_size=1, progress=True)
+    assert "hsd: 1 images in" in capfd.readouterr().err
 
 
 def test_the_command_says_what_failed_and_exits_with_3(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from ..errors import Error
 from ..evaluation.by_name import make_scorer
@@ -23,6 +22,7 @@ from ..planning.prompts import check_prompts
 from ..planning.summary import duration
 from ..tuning.speeds import recall
 from ..work.paths import user_path
+from ..work.stages import counted
 from .decision import Comparison, decide, paired
 from .grid import Axes, Setting, grid
 from .halving import Rung, rungs, survivors
@@ -71,7 +71,7 @@ def tune(
     seed: int = 0,
     batch_size: int = 16,
     prompt_settings: Sequence[dict[str, Any]] | None = None,
-    progress: bool = True,
+    progress: bool = False,
     say: Say = lambda text: None,
     **settings: Any,
 ) -> Choice:
@@ -251,18 +251,18 @@ class Tuning:
                 f"rung {number + 1} of {len(self.rungs)}: {len(left)} settings and the standard one, {prompts} prompts"
                 + (f" with {rung.seeds} seeds each" if rung.seeds > 1 else "")
             )
-            with tqdm(total=len(left) + 1, unit=" settings", disable=None if self.progress else True) as bar:
+            with counted(len(left) + 1, "settings", shown=self.progress) as advance:
                 standard = self._compared(self.standard, rung, number)
                 if not standard.difference.pairs:
                     raise ScorerError(
                         f"{self.trials.measurer.scorer.name} gave no score to any of the {prompts * rung.seeds} images "
                         "of the standard way: there is nothing to compare with"
                     )
-                bar.update()
+                advance()
                 for setting in left:
-                    bar.set_postfix_str(setting.name)
+                    advance(0, setting.name)
                     reached[setting] = self._compared(setting, rung, number)
-                    bar.update()
+                    advance()
             if number + 1 < len(self.rungs):
                 found = [reached[setting] for setting in left]
                 kept = survivors(

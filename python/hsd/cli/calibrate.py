@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from ..calibration.store import keep
+from ..work.stages import Stages
 from . import options as opt
-from .console import Stages, quiet
+from .console import quiet
 
 _PromptsOption = Annotated[
     str | None,

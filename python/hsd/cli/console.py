@@ -1,83 +1,135 @@
-"""Console output other than results: progress bars, messages, and suppressed notices."""
+"""What a command prints besides its results: messages, progress, and what it keeps quiet."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from tqdm.auto import tqdm
 
 from ..errors import Notice
 from ..work.files import write_json
 from ..work.paths import user_path
+from ..work.quiet import quiet as quiet_libraries
+from ..work.terminal import VARIABLE, Mode
 from .signals import exit_code
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "progress": (
+        Annotated[
+            Mode | None,
+            typer.Option(
+                "--progress",
+                envvar=VARIABLE,
+                help="How progress is shown: live, in place on a terminal; plain, a few lines; none.",
+                show_default="auto: live on a terminal, else plain",
+            ),
+        ],
+        None,
+    ),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Print more about what happens.")], False),
+}
+"""Type and default of the options that every command has."""
 
-class Stages:
-    """A progress bar for each stage of planning, on a terminal; removed when the stage is done."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._bar: Any = None
-
-    @property
-    def started(self) -> bool:
-        """Whether any stage was reported."""
-        return bool(self._stage)
-
-    def __call__(self, stage: str, fraction: float) -> None:
-        """Show that ``fraction`` of ``stage`` is done."""
-        if stage != self._stage:
-            self.close()
-            self._stage = stage
-            form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-            self._bar = tqdm(total=1.0, desc=stage, bar_format=form, disable=None, leave=False)
-        self._bar.update(fraction - self._bar.n)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+_quiet = False
+_until_the_end = contextlib.ExitStack()
 
 
-def say(text: str) -> None:
-    """A message on standard error."""
-    typer.echo(f"hsd: {text}", err=True)
+def say(text: str, *, always: bool = False) -> None:
+    """A message on standard error; with ``--quiet`` only if it is printed ``always``."""
+    tell(f"hsd: {text}", always=always)
 
 
-def stoppable(command: Callable[P, T], *, resumable: bool) -> Callable[P, T]:
+def tell(text: str, *, always: bool = False) -> None:
+    """A text of several lines on standard error, as :func:`say` prints one.
+
+    Not by ``typer.echo``, which writes past what draws in place on a terminal.
+    """
+    if always or not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def stoppable(command: Callable[..., T], *, resumable: bool) -> Callable[..., T]:
     """A command that Ctrl-C and its like end with one line and the signal's exit code, whatever it was doing.
 
-    What HSD warns of is printed as its messages, see :func:`notices`.
+    It has the options ``--progress``, ``--quiet`` and ``--verbose`` too. What HSD warns of and logs is printed as its
+    messages, see :func:`notices` and :func:`_logged`.
 
     ``resumable``: whether the same command continues what was interrupted; the line says so.
     """
 
     @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: Any, progress: Mode | None, quiet: bool, verbose: bool, **kwargs: Any) -> T:
         try:
-            with notices():
+            with _printing("none" if quiet else progress, quiet), notices(), _logged(quiet, verbose):
                 return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP
-                say("interrupted; run the same command again to continue" if resumable else "interrupted")
+                text = "interrupted; run the same command again to continue" if resumable else "interrupted"
+                say(text, always=True)
             raise typer.Exit(exit_code(error)) from None
 
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _OPTIONS.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, **{name: kind for name, (kind, _) in _OPTIONS.items()}}
     return run
+
+
+@contextlib.contextmanager
+def _printing(mode: Mode | None, quiet: bool) -> Iterator[None]:
+    """How this command prints. The mode is in the environment: what shows progress finds it there."""
+    global _quiet, _until_the_end
+    before, _quiet = os.environ.get(VARIABLE), quiet
+    if mode is not None:
+        os.environ[VARIABLE] = mode
+    try:
+        with contextlib.ExitStack() as _until_the_end:
+            yield
+    finally:
+        _quiet = False
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+class _Messages(logging.Handler):
+    """Prints what HSD logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            say(record.getMessage(), always=True)
+
+
+@contextlib.contextmanager
+def _logged(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Inside, what HSD logs is printed: with ``quiet`` warnings alone, with ``verbose`` all of it."""
+    logger, handler = logging.getLogger("hsd"), _Messages()
+    before = logger.level
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
@@ -94,7 +146,7 @@ def notices() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
             if issubclass(category, Notice):
-                say(str(message))
+                say(str(message), always=True)
             else:
                 elsewhere(message, category, *args, **options)
 
@@ -104,11 +156,10 @@ def notices() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Suppress the notices and loading bars of the libraries. Downloads still show theirs."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # from torch, about the libraries that use it
-    import diffusers  # here, because both import torch
-    import transformers
+    """Keep the libraries quiet until the command ends. Downloads still show their bars."""
+    _until_the_end.enter_context(quiet_libraries(downloads=not _quiet))
 
-    for library in (transformers, diffusers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+
+def shows_progress() -> bool:
+    """Whether the command may show how far it is."""
+    return not _quiet

@@ -53,6 +53,7 @@ def evaluate(
         seed=seed,
         tolerance=tolerance,
         cache=cache,
+        progress=True,
     )
     write_numbers(json_file, result.numbers())
     typer.echo(str(result))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
 from . import options as opt
-from .console import Stages, quiet, say
+from .console import quiet, say, tell
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -80,6 +82,7 @@ def generate(
     quiet()
     from ..generation import cost, write_shards
     from ..generation.failures import listed
+    from ..generation.live import RunView
     from ..generation.run import generate as run_plan
     from ..generation.shards import check_shards
 
@@ -92,59 +95,53 @@ def generate(
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
-    file = opt.fit(file, adapter)
-    with Stages() as stages:
+    with RunView(prompts=len(file.prompts) * images_per_prompt) as view:
+        view.stage("load")
+        adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
+        file = opt.fit(file, adapter)
         plan = compile_plan(
-            file.prompts,
+            file,
             model=adapter,
             linkage=linkage,
             seeds=seeds,
-            settings=file.settings,
-            columns=file.columns,
             images_per_prompt=images_per_prompt,
             noise=noise,
             reuse=out,
-            progress=stages,
+            progress=view.stage,
             **planned,
         )
-    if stages.started:  # else it is the plan of an earlier run, which printed its summary
-        typer.echo(cost(plan, adapter, None if size == "auto" else size, order, max_slots), err=True)
-    run = run_plan(
-        plan,
-        adapter,
-        out,
-        batch_size=size,
-        order=order,
-        max_slots=max_slots,
-        compile=compile,
-        cuda_graphs=cuda_graphs,
-        channels_last=channels_last,
-        image_format=image_format,
-        keep_forks=keep_forks,
-        failed=lambda _: None,  # they are listed below
-    )
+        if view.started:  # else it is the plan of an earlier run, which printed its summary
+            tell(str(cost(plan, adapter, None if size == "auto" else size, order, max_slots)))
+        run = run_plan(
+            plan,
+            adapter,
+            out,
+            batch_size=size,
+            order=order,
+            max_slots=max_slots,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            channels_last=channels_last,
+            image_format=image_format,
+            keep_forks=keep_forks,
+            progress=view,
+            failed=lambda _: None,  # they are listed below
+        )
     if size == "auto" and run.images:
-        typer.echo(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}", err=True)
-    existing = f" ({run.existing:,} existed already)" if run.existing else ""
-    typer.echo(f"{run.images:,} images in {run.out}{existing}, {duration(run.seconds['total'])}.")
-    if run.images:
-        typer.echo(
-            f"{run.node_steps:,} evaluations of the denoiser instead of {run.standard_node_steps:,}: "
-            f"{run.savings:.1%} saved."
-        )
+        say(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}")
+    typer.echo(run.result())
     if run.nsfw:
-        say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}")
+        say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}", always=True)
     if tar is not None:
-        shards = write_shards(out, tar)
-        many, all_of = len(shards.shards), shards.images + shards.missing
-        lacking = f" ({shards.missing:,} of {all_of:,} {'does' if shards.missing == 1 else 'do'} not exist)"
-        typer.echo(
-            f"{shards.images:,} images in {many:,} {'shard' if many == 1 else 'shards'} in {shards.folder}"
-            f"{lacking if shards.missing else ''}."
-        )
+        typer.echo(str(write_shards(out, tar)))
     if run.failed:
         tried = run.images + len(run.failed)
-        say(f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:")
-        typer.echo(listed(run.failed), err=True)
+        say(
+            f"{len(run.failed):,} of {tried:,} images failed; run the same command again to try them again:",
+            always=True,
+        )
+        tell(listed(run.failed), always=True)
         raise typer.Exit(SOME_FAILED)
+    if sys.stdout.isatty() and run.images:
+        folder, scorer = shlex.quote(str(out)), "" if model == "demo" else " --scorer clipscore"
+        say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")

@@ -13,7 +13,7 @@ from ..planning.chosen import load_settings
 from ..planning.settings import check_settings
 from ..prompts.files import PromptFile
 from ..work.reading import parse_json
-from .console import quiet, say
+from .console import quiet, say, shows_progress
 from .sources import Source as Source
 from .sources import read as read
 from .sources import takes_prompts as takes_prompts
@@ -169,7 +169,7 @@ def load(model: str, device: str | None, settings: list[str] | None = None, **co
     from ..models import load as load_model  # here, because it imports torch
 
     given = {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
-    return load_model(model, device=device, **given)
+    return load_model(model, device=device, progress=shows_progress(), **given)
 
 
 def parse(settings: list[str]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import typer
 from ..errors import Error
 from ..planning.compile import compile as compile_plan
 from ..work.reading import read_array
+from ..work.stages import Stages
 from . import options as opt
-from .console import Stages
 
 
 @opt.takes_prompts()
@@ -64,7 +64,7 @@ def plan(
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise Error(f"cannot read {embeddings} as a .npy array: {why}") from None
-    with Stages() as stages:
+    with Stages(total=len(file.prompts)) as stages:
         result = compile_plan(
             file.prompts,
             model=adapter,

@@ -95,6 +95,7 @@ def reproduce(
         batch_size=batch_size,
         seeds=seeds,
         evaluations=evaluations or None,
+        progress=True,
         say=say,
     )
     for name, reason in study.skipped.items():

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from ..work.terminal import restore
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 """Windows has no SIGHUP."""
 
@@ -77,4 +79,5 @@ def _handle(number: int, _: FrameType | None) -> None:
         _first, _number = now, number
         raise Stopped(number)
     if now - _first > _SAME:
+        restore()
         os._exit(128 + number)

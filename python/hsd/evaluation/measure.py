@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from ..names import ScorerName, check_count, check_name
+from ..work.stages import counted
 from .by_name import make_scorer
 from .cache import ScoreCache
 from .clusters import Clusters, clusters_of
@@ -38,7 +38,7 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 1e-6,
     cache: Path_ | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Evaluation:
     """Measure a folder of images: how well they match their prompts, how diverse they are, how often they beat others.
 
@@ -72,7 +72,7 @@ def evaluate(
     cache
         Folder for the score files. Default: each folder of images holds its own.
     progress
-        Whether to show a progress bar on a terminal.
+        Show a progress bar on a terminal. By default nothing is printed.
 
     Raises
     ------
@@ -196,13 +196,11 @@ class Measurer:
         return Diversity(_spread([embedding[i] for i in sample]), _within(within, by_group, self.seed))
 
     def _batches(self, items: Sequence[Any], what: str) -> Any:
-        with tqdm(
-            total=len(items), desc=what, unit=" images", disable=None if self.progress else True, leave=False
-        ) as bar:
+        with counted(len(items), f"{what}, images", shown=self.progress) as advance:
             for start in range(0, len(items), self.batch_size):
                 batch = items[start : start + self.batch_size]
                 yield batch
-                bar.update(len(batch))
+                advance(len(batch))
 
 
 def _spread(rows: list[NDArray[np.float64]]) -> Spread | None:

@@ -20,6 +20,7 @@ from ..planning.encoders import EARLIER_NAME
 from ..planning.plan import PLAN_FILE, Plan
 from ..planning.reuse import same_arguments, with_columns
 from ..planning.schedule import schedule_shape
+from ..work.progress import StageReport
 
 
 def clustered_by_model(
@@ -29,6 +30,7 @@ def clustered_by_model(
     folder: str | os.PathLike[str] | None = None,
     memory: int | None = None,
     check: Callable[[Plan], object] | None = None,
+    report: StageReport | None = None,
 ) -> Plan:
     """The plan of the same arguments by the model's own embeddings, if ``plan`` was clustered by the built-in encoder.
 
@@ -44,6 +46,8 @@ def clustered_by_model(
         Bytes of encoded prompts that are kept in host memory.
     check
         Called before anything is encoded, to find bad arguments of a run: with ``plan`` on the model's steps.
+    report
+        Called with the stages of compiling, and their finished fractions.
     """
     if not plan.is_estimate:
         return plan
@@ -55,16 +59,16 @@ def clustered_by_model(
     arguments = _arguments(plan)
     if check is not None:
         check(_on_steps(plan, adapter))
-    found = compile_plan(model=adapter, conditioning_memory=memory, reuse=begun, **arguments)
+    found = compile_plan(model=adapter, conditioning_memory=memory, reuse=begun, progress=report, **arguments)
     return _part(found, plan)
 
 
 def replaced(given: Plan, found: Plan) -> str:
     """A line that says that ``found`` runs instead of ``given``."""
     if found.is_estimate:
-        return "hsd: an earlier version of HSD began this folder; its plan, by the built-in encoder, is continued"
+        return "an earlier version of HSD began this folder; its plan, by the built-in encoder, is continued"
     return (
-        f"hsd: prompts are clustered by the embeddings of {found.request['encoder']}, not by those of the built-in "
+        f"prompts are clustered by the embeddings of {found.request['encoder']}, not by those of the built-in "
         f"encoder: {found.savings:.1%} saved instead of {given.savings:.1%}"
     )
 

@@ -18,3 +18,4 @@ class Options:
     compile: bool = False
     cuda_graphs: bool = True
     channels_last: bool = False
+    keep_forks: bool = False

@@ -9,7 +9,9 @@ from typing import Literal
 import PIL.Image
 
 from ..planning.plan import Plan
+from ..planning.summary import duration
 from ..work.text import shortened
+from .notebook import figure, png, table, thumbnails
 
 Stage = Literal["encode", "denoise", "decode", "write"]
 """Where an image can fail."""
@@ -27,6 +29,15 @@ class Image:
     """Whether the model's safety checker made it black; None if the model has no checker."""
     upcast: bool = False
     """Whether it was decoded in float32, because the decoder overflowed in half precision."""
+
+    def _repr_png_(self) -> bytes:
+        """The picture, for notebooks."""
+        return png(self.pil)
+
+    def _repr_html_(self) -> str:
+        """The picture with its prompt and seed, for notebooks."""
+        black = ", made black by the model's safety checker" if self.nsfw else ""
+        return figure(self.pil, self.prompt, f"index {self.index}, seed {self.seed}{black}")
 
 
 @dataclass(frozen=True)
@@ -80,3 +91,41 @@ class Run:
     def savings(self) -> float:
         """1 - node_steps / standard_node_steps of this call; 0 if there was nothing left to do."""
         return 1.0 - self.node_steps / self.standard_node_steps if self.standard_node_steps else 0.0
+
+    def result(self) -> str:
+        """What was made, where, and what was saved: one or two lines."""
+        existing = f" ({self.existing:,} existed already)" if self.existing else ""
+        took = f", {duration(self.seconds['total'])}" if "total" in self.seconds else ""
+        lines = [f"{self.images:,} images in {self.out}{existing}{took}."]
+        if self.images:
+            lines.append(
+                f"{self.node_steps:,} evaluations of the denoiser instead of {self.standard_node_steps:,}: "
+                f"{self.savings:.1%} saved."
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """:meth:`result`, and what is wrong with some of the images."""
+        lines = [self.result()]
+        if self.nsfw:
+            lines.append(f"{self.nsfw:,} were made black by the model's safety checker.")
+        if self.failed:
+            lines.append(f"{len(self.failed):,} failed: see failed.jsonl.")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table and some of the images of its plan, for notebooks."""
+        times = {name: duration(seconds) for name, seconds in self.seconds.items() if seconds}
+        total = times.pop("total", "")
+        parts = ", ".join(f"{name} {time}" for name, time in times.items())
+        rows = [
+            ("images", f"{self.images:,}" + (f" ({self.existing:,} existed already)" if self.existing else "")),
+            ("folder", str(self.out)),
+            ("evaluations", f"{self.node_steps:,} instead of {self.standard_node_steps:,}"),
+            ("saved", f"{self.savings:.1%}"),
+            ("time", f"{total} ({parts})" if parts else total),
+            ("failed", f"{len(self.failed):,}" if self.failed else ""),
+            *(("", str(failure)) for failure in self.failed[:3]),
+            ("made black", f"{self.nsfw:,}" if self.nsfw else ""),
+        ]
+        return table(rows) + thumbnails(self.out, set(self.plan.kept.tolist()))

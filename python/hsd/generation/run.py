@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import sys
 import time
 import warnings
 from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..errors import Notice
-from ..models import load
+from ..models import Adapter, load
 from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
 from ..tuning import speeds
 from ..work.faults import device_errors
 from ..work.files import make_folder
-from .bar import Bar
+from ..work.quiet import quiet
 from .clustering import clustered_by_model, replaced
+from .events import CallReport, Watcher
 from .failures import FailureReport, Failures, summary
 from .folder import ImageFolder
 from .forks import ForkFolder
 from .lines import alone_from
+from .live import watching
 from .made import Made
 from .options import Options
 from .passes import cost
 from .results import Failure, Run
 from .run_record import record
-from .session import CallReport, Session, check
+from .session import Session, check
 from .writers import Writers
+
+_LOG = logging.getLogger(__name__)
 
 
 def generate(
@@ -50,7 +53,7 @@ def generate(
     channels_last: bool = False,
     image_format: ImageFormat = "png",
     keep_forks: bool = False,
-    progress: bool | CallReport = True,
+    progress: bool | CallReport | Watcher = False,
     failed: FailureReport | None = None,
     **settings: Any,
 ) -> Run:
@@ -59,6 +62,9 @@ def generate(
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
     generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
+
+    Nothing is printed by default. With ``progress=True`` the run is shown live on a terminal, and in a few lines
+    elsewhere; a function is called as ``progress(node_steps, images)`` after each call of the denoiser.
 
     With ``keep_forks``, the picture that each cluster was heading for when it split is kept in ``out/__forks__``, with
     at most 256 pixels on a side. At most as many more latents are decoded as there are images, less one; the denoiser
@@ -82,50 +88,67 @@ def generate(
         If the device has no memory left, or has failed. What is finished is written and recorded; the same call, after
         ``DeviceFailed`` in a new process, makes the images that are missing.
     """
+    options = Options(
+        batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last, keep_forks
+    )
+    with watching(progress) as watcher, quiet(downloads=watcher.shows):
+        if not isinstance(model, Adapter):
+            watcher.stage("load")
+        run = _generate(plan, model, out, options, image_format, watcher, failed, settings)
+        if progress is True:
+            watcher.finished(run)
+    if run.failed and failed is None:
+        warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
+    return run
+
+
+def _generate(
+    plan: Plan,
+    model: Any,
+    out: str | os.PathLike[str],
+    options: Options,
+    image_format: ImageFormat,
+    watcher: Watcher,
+    failed: FailureReport | None,
+    settings: dict[str, Any],
+) -> Run:
+    """Load the model, cluster by it if that was not done yet, and fill the folder."""
     started = time.perf_counter()
     with device_errors(lambda: "loading the model"):
-        adapter = load(model, **settings)
-    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
+        adapter = load(model, progress=watcher.shows, **settings)
     given = plan
     if plan.is_estimate:
         out = make_folder(out)  # an unusable one is found before prompts are encoded
         checked = partial(check, adapter, options)
         with device_errors(lambda: "encoding the prompts"):
-            plan = clustered_by_model(plan, adapter, folder=out, memory=conditioning_memory, check=checked)
-        if progress is True and plan is not given:
-            tqdm.write(replaced(given, plan), file=sys.stderr)
+            memory = options.conditioning_memory
+            plan = clustered_by_model(plan, adapter, folder=out, memory=memory, check=checked, report=watcher.stage)
+        if plan is not given:
+            _LOG.info(replaced(given, plan))
     session = Session(plan, adapter, options)
     with device_errors(lambda: "reading the weights"):
         made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
-        run = _fill(folder, plan, session, progress, failed, started, keep_forks)
-    if run.failed and failed is None:
-        warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
-    return run
+        return _fill(folder, plan, session, watcher, failed, started)
 
 
 def _fill(
     folder: ImageFolder,
     plan: Plan,
     session: Session,
-    progress: bool | CallReport,
+    watcher: Watcher,
     failed: FailureReport | None,
     started: float,
-    keep_forks: bool,
 ) -> Run:
     """Generate what is missing in a folder, and record the run, also one that is ended by an error."""
-    if progress is True:
-        for text in folder.report():
-            tqdm.write(f"hsd: {text}", file=sys.stderr)
+    for text in folder.report():
+        _LOG.warning(text)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     part = plan.prune(todo) if len(todo) else None
-    bar = Bar(part.node_steps if part else 0, len(todo)) if progress is True else None
-    report: CallReport | None = bar or (progress if callable(progress) else None)
 
     def tell(failure: Failure) -> None:
-        if bar:
-            bar.failed(failure)
+        watcher.failed(failure)
         if failed is not None:
             failed(failure)
 
@@ -159,23 +182,21 @@ def _fill(
 
     try:
         if part is not None:
+            watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
             with Writers() as writers:
-                session.forks = ForkFolder(folder.path, plan, writers.submit) if keep_forks else None
+                session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
                 alone: np.ndarray | None = None
-                for image in session.images(part, report, made.failures):
+                for image in session.images(part, watcher.event if watcher.watches else None, made.failures):
                     if alone is None:
                         alone = alone_from(session.plan)
-                        if bar:
-                            bar.expect(session.plan.node_steps)
+                    watcher.image(image)
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+                watcher.writing()
         run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
-            end(error)
+            watcher.stopped(end(error))
         raise
-    finally:
-        if bar:
-            bar.close()
     if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
         speeds.remember(
             session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps

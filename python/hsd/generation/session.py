@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,13 +29,20 @@ from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic
 from ..work.faults import device_errors
+from ..work.progress import Report
+from ..work.quiet import quiet
+from .alive import alive_after
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
+from .events import CallReport, Event, Part, Sums, Watch
 from .failures import FailureReport, Failures, summary
 from .forks import ForkFolder
+from .live import watching
 from .options import Options
-from .passes import passes_of, plans_of
-from .results import Image
+from .passes import passes_of, plans_of, rows_of
+from .results import Failure, Image
+
+_LOG = logging.getLogger(__name__)
 
 _DOING = {
     "encode": "encoding the prompts",
@@ -42,9 +51,6 @@ _DOING = {
     "decode": "decoding images",
 }
 """What each part of a run is called in an error, by its name in :attr:`Session.seconds`."""
-
-CallReport = Callable[[int, int], object]
-"""Called after each call of the denoiser with the node-steps it ran and the images it finished."""
 
 
 def stream(
@@ -58,7 +64,7 @@ def stream(
     compile: bool = False,
     cuda_graphs: bool = True,
     channels_last: bool = False,
-    progress: CallReport | None = None,
+    progress: bool | CallReport | None = False,
     failed: FailureReport | None = None,
     **settings: Any,
 ) -> Iterator[Image]:
@@ -91,7 +97,8 @@ def stream(
     channels_last
         Convert the denoiser's weights to channels-last layout, permanently: faster for UNets in half precision.
     progress
-        Called as ``progress(node_steps, images)`` after each call: what it ran, and what it finished.
+        Called as ``progress(node_steps, images)`` after each call: what it ran, and what it finished. True: shown live
+        on a terminal, as a few lines elsewhere. By default nothing is printed.
     failed
         Called with a :class:`Failure` for each image that cannot be made: its prompt cannot be encoded or decoded, or
         gave NaN. The others are made. Without it, ``FailedImages`` is raised after the last image.
@@ -114,10 +121,30 @@ def stream(
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     with device_errors(lambda: "loading the model"):
-        adapter = load(model, **settings)
+        adapter = load(model, progress=progress is True, **settings)
     with device_errors(lambda: _DOING["encode"]):
         plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
-    return Session(plan, adapter, options).images(plan, progress, None if failed is None else Failures(plan, failed))
+    return _streamed(Session(plan, adapter, options), plan, progress or False, failed)
+
+
+def _streamed(
+    session: Session, plan: Plan, progress: bool | CallReport, failed: FailureReport | None
+) -> Iterator[Image]:
+    """The images of a session, shown as ``progress`` asks for it."""
+    with watching(progress) as watcher:
+        watcher.began(plan, 0, None, None)
+
+        def tell(failure: Failure) -> None:
+            watcher.failed(failure)
+            if failed is not None:
+                failed(failure)
+
+        failures = None if failed is None and progress is not True else Failures(plan, tell)
+        for image in session.images(plan, watcher.event if progress else None, failures):
+            watcher.image(image)
+            yield image
+        if failures and failed is None:
+            raise FailedImages(summary(failures.all, len(plan.kept)), failures.all)
 
 
 def check(adapter: Adapter, options: Options, plan: Plan) -> None:
@@ -149,6 +176,8 @@ class Session:
         self._warned = False  # that a decoder overflows
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
+        self._watch: Watch | None = None
+        self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
         for first, *_ in self.passes:
@@ -162,17 +191,26 @@ class Session:
             plan.check_program(self.batch_size, options.order, options.max_slots, mixed_steps=mixed, rows=rows)
         catch_up_weights(plan.n_steps, self.catch_up)
 
-    def images(self, plan: Plan, progress: CallReport | None, failures: Failures | None = None) -> Iterator[Image]:
+    def images(self, plan: Plan, watch: Watch | None, failures: Failures | None = None) -> Iterator[Image]:
         """Encode, then run the passes. There are several only if sizes or similar settings differ.
 
-        Without ``failures`` an image that cannot be made is an error, after the last one.
+        ``watch`` is called with each :class:`Event`. Without ``failures`` an image that cannot be made is an error,
+        after the last one.
         """
-        with device_errors(lambda: _DOING[self._part]):
-            yield from self._images(plan, progress, failures)
+        self._watch, self._device = watch, None if watch is None else self.adapter.device  # which takes time to find
+        with quiet(), device_errors(lambda: _DOING[self._part]):
+            yield from self._images(plan, failures)
 
-    def _images(self, plan: Plan, progress: CallReport | None, failures: Failures | None) -> Iterator[Image]:
+    def _tell(self, part: Part, fraction: float, **call: int) -> None:
+        """Report an event, if anyone watches."""
+        if self._watch is not None:
+            sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds, self._device)
+            self._watch(Event(part, fraction, self.plan, sums, **call))
+
+    def _images(self, plan: Plan, failures: Failures | None) -> Iterator[Image]:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
+        _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
         if len(left):
             found.passed("encode")
@@ -182,9 +220,12 @@ class Session:
             found.add(index, "encode", conditioning.failed[index])
         try:
             if len(left):
-                for v, part in plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes):
+                parts = list(plans_of(plan if len(left) == len(plan.kept) else plan.prune(left), self.passes))
+                costs = [self._cost(part, v) for v, part in parts]
+                for i, (v, part) in enumerate(parts):
                     self._free_other_graphs(v)
-                    yield from self._pass(part, v, conditioning, progress, found)
+                    share = (sum(costs[:i]) / sum(costs), costs[i] / sum(costs))
+                    yield from self._pass(part, v, conditioning, share, found)
         except BaseException:
             with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
                 self.adapter.free()
@@ -199,15 +240,23 @@ class Session:
             if other is not self.variants[v]:
                 other.free_graphs()
 
+    def _cost(self, plan: Plan, v: int) -> int:
+        """What a pass takes of the denoiser's time, in units that are the same for all passes."""
+        return rows_of(plan, self.variants[v]) * math.prod(self.variants[v].latent_shape())
+
     def _pass(
-        self, plan: Plan, v: int, conditioning: Conditioning, progress: CallReport | None, failures: Failures
+        self, plan: Plan, v: int, conditioning: Conditioning, share: tuple[float, float], failures: Failures
     ) -> Iterator[Image]:
-        """Lower the plan, replay the program and decode what it finishes."""
+        """Lower the plan, replay the program and decode what it finishes.
+
+        ``share`` of the denoiser's work: that of the passes before, and that of this one.
+        """
         variant, sampler, options = self.variants[v], self.samplers[v], self.options
         if options.channels_last:
             for module in variant.modules():
                 module.to(memory_format=torch.channels_last)
         if options.batch_size == "auto":
+            self._tell("measure", 0.0)
             self.batch_size = self._clocked("measure", lambda: self._measured(plan, variant, conditioning, sampler))
         program = plan.program(
             self.batch_size,
@@ -216,7 +265,10 @@ class Session:
             mixed_steps=variant.mixed_timesteps,
             rows=variant.rows_by_step(plan.n_steps),
         )
-        decoder = Decoder(variant)
+        _LOG.debug("%d calls of %d, %d slots", program.n_calls, self.batch_size, program.n_slots)
+        alive = None if self._watch is None else alive_after(plan, program)
+        self._tell("denoise", share[0])
+        done, decoder = 0, Decoder(variant)
         executor = self._clocked(
             "denoise",
             lambda: Executor(
@@ -243,10 +295,16 @@ class Session:
                 yield from self._named(
                     plan, self._clocked("decode", partial(decoder.put, finished)), executor, failures
                 )
-                if progress:
-                    progress(lanes, sum(not one.is_fork for one in finished))
+                if alive is not None:
+                    done += lanes
+                    state = {"alive": next(alive), "slots": program.n_slots}
+                    fraction = share[0] + share[1] * done / plan.node_steps
+                    images = sum(not one.is_fork for one in finished)
+                    self._tell("denoise", fraction, node_steps=lanes, finished=images, **state)
             self._clocked("denoise", executor.wait)
+            self._tell("decode", 0.0)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
+            self._tell("decode", 1.0)
 
     def _forks_of(self, plan: Plan, variant: Adapter) -> Forks | None:
         """The forks of a pass whose pictures are to be kept; None if there are none."""
@@ -328,9 +386,14 @@ class Session:
             needed=needed,
             memory=self.options.conditioning_memory,
             cuda_graphs=self.options.cuda_graphs,
+            progress=self._encoding(),
             skip_failing=True,
             gives_up=gives_up,
         )
+
+    def _encoding(self) -> Report | None:
+        """Reports how far encoding is, if anyone watches."""
+        return None if self._watch is None else lambda fraction: self._tell("encode", fraction)
 
     def _clocked(self, part: str, work: Callable[[], Any]) -> Any:
         self._part = part

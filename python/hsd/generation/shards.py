@@ -61,6 +61,15 @@ class Shards:
         """Images in all shards."""
         return sum(shard.images for shard in self.shards)
 
+    def __str__(self) -> str:
+        """One line."""
+        some, all_of = len(self.shards), self.images + self.missing
+        lacking = f" ({self.missing:,} of {all_of:,} {'does' if self.missing == 1 else 'do'} not exist)"
+        return (
+            f"{self.images:,} images in {some:,} {'shard' if some == 1 else 'shards'} in {self.folder}"
+            f"{lacking if self.missing else ''}."
+        )
+
 
 def write_shards(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, per_shard: int = PER_SHARD) -> Shards:
     """Write the images of a folder as WebDataset shards: ``out/images-000000.tar`` and so on.

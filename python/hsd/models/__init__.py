@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
-from ..work.broadcast import per_row
-from .base import Adapter, Pictures
-from .check import BrokenAdapter, check
-from .guidance import Guidance, guide, scale_row
-from .guided import GuidedAdapter
-from .loading import load, variants_of
-from .parts import check_size, pad_tokens, pictures, vae_decode
-from .registry import MODELS, register, supported
-from .timesteps import number_of_steps
-from .truncation import Cut, cut_prompts
+from ..work.quiet import quiet
+
+with quiet():  # diffusers and transformers say much when they are imported
+    from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+    from ..work.broadcast import per_row
+    from .base import Adapter, Pictures
+    from .check import BrokenAdapter, check
+    from .guidance import Guidance, guide, scale_row
+    from .guided import GuidedAdapter
+    from .loading import load, variants_of
+    from .parts import check_size, pad_tokens, pictures, vae_decode
+    from .registry import MODELS, register, supported
+    from .timesteps import number_of_steps
+    from .truncation import Cut, cut_prompts
 
 __all__ = [
     "MODELS",

@@ -23,6 +23,7 @@ from ..replay.kept import with_room
 from ..work.faults import device_errors
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
+from ..work.quiet import quiet
 from .base import batches
 from .tables import Tables
 from .truncation import report_cuts, without_other_reports
@@ -80,6 +81,7 @@ def recall(plan: Plan, key: Hashable) -> Conditioning | None:
     return found[1] if found is not None and found[0] == key else None
 
 
+@quiet()
 @without_other_reports()
 @device_errors(lambda: "encoding the prompts")
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ..calibration.store import find
 from ..errors import Error, UnknownModel
 from ..sampler.named import scheduler_named
 from ..work.paths import user_path
+from ..work.quiet import quiet
 from .arguments import why_no_setting
 from .base import Adapter
 from .identity import family_and_networks, identity_of
@@ -31,6 +32,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
+    progress: bool = False,
     **settings: Any,
 ) -> Adapter:
     """A model that can generate, from a name, a folder, or a diffusers pipeline.
@@ -48,6 +50,8 @@ def load(
         Another scheduler by name, with the noise schedule of the model's own: ``deterministic`` or ``stochastic`` (DDIM
         or DDPM; for flow matching, Euler steps without or with noise), or the class name of a diffusers scheduler. For
         a scheduler object there is :meth:`Adapter.with_scheduler`.
+    progress
+        Show the bars of downloads. By default nothing is printed.
     settings
         The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
@@ -65,7 +69,8 @@ def load(
     """
     if isinstance(model, Adapter):  # its pipeline may have been changed since it was loaded
         check_pipeline(model.pipes(), model.needs)
-    adapter = _load(model, device, dtype, settings)
+    with quiet(downloads=progress):
+        adapter = _load(model, device, dtype, settings)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .._core import Tree
 from ..errors import Notice
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..prompts.files import PromptFile
-from ..work.progress import Progress
+from ..work.progress import Progress, StageReport, shows_stages
 from ..work.text import listed, shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
@@ -40,10 +40,8 @@ from .twins import replicas, same_texts, same_vectors
 if TYPE_CHECKING:
     from ..models.base import Adapter
 
-StageReport = Callable[[str, float], object]
-"""Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
 
-
+@shows_stages
 def compile(
     prompts: Iterable[str] | PromptFile,
     tau: float | None = None,
@@ -67,7 +65,7 @@ def compile(
     memory: int | None = None,
     conditioning_memory: int | None = None,
     reuse: str | os.PathLike[str] | Plan | None = None,
-    progress: StageReport | None = None,
+    progress: bool | StageReport | None = False,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: which prompts share which denoising steps.
 
@@ -139,7 +137,7 @@ def compile(
         records the name, not the settings.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
-        plan that is reused.
+        plan that is reused. True: shown on a terminal. By default nothing is printed.
 
     Raises
     ------
@@ -149,6 +147,7 @@ def compile(
         If ``reuse`` is a file that cannot be read, or is not a valid plan. In the folder of a run, such a file is
         passed over.
     """
+    stages = progress if callable(progress) else None
     file = prompts if isinstance(prompts, PromptFile) else None
     if file is not None:
         check_alone(settings=settings, columns=columns)
@@ -247,9 +246,9 @@ def compile(
             from ..probing.direct import check_number, direct_vectors
 
             check_number(len(texts))
-        encoding = Progress(None if progress is None else partial(progress, "encode"))
+        encoding = Progress(None if stages is None else partial(stages, "encode"))
         share = 0.3 if resolved == "direct" else 1.0
-        report = None if progress is None else encoding.part(0.0, share)
+        report = None if stages is None else encoding.part(0.0, share)
         conditioning = encode(
             variants, variant, texts, seed_array, memory=conditioning_memory, progress=report, skip_failing=True
         )
@@ -270,10 +269,10 @@ def compile(
         rows = np.arange(len(texts), dtype=np.int64)
     elif request["tau"] > 0 or budget is not None:
         static = default_encoder()
-        done = None if progress is None else lambda count: progress("encode", count / len(given))
+        done = None if stages is None else lambda count: stages("encode", count / len(given))
         vectors = as_vectors(static(given, done), len(given), "the embeddings")
 
-    clustering = None if progress is None else partial(progress, "cluster")
+    clustering = None if stages is None else partial(stages, "cluster")
     kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
     shares = request["tau"] > 0 or budget is not None
     if vectors is not None:  # before any work; NaN are a mistake also where nothing is clustered
@@ -318,7 +317,7 @@ def _warn_of_failed(failed: Mapping[int, str], texts: Sequence[str]) -> None:
     """A warning that names prompts that could not be encoded."""
     named = listed([f"prompt {i} ({shortened(texts[i])!r}): {failed[i]}" for i in sorted(failed)], 3)
     text = f"{len(failed)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}"
-    warnings.warn(text, Notice, stacklevel=3)
+    warnings.warn(text, Notice, stacklevel=4)
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:
@@ -361,7 +360,7 @@ def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> fl
         n = tree.n_leaves
         none = f"no two of the {n:,} images may share a step (repeats, other settings)"
         what = "there is one image" if n == 1 else none
-        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=3)
+        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=4)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))

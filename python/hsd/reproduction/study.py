@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from .._core import __version__
 from ..errors import PromptError
 from ..evaluation.by_name import make_scorer
@@ -24,6 +22,7 @@ from ..prompts.files import kind_of, read_prompts
 from ..tuning.speeds import recall
 from ..work.files import make_folder, write_atomically
 from ..work.paths import user_path
+from ..work.stages import counted
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
@@ -71,7 +70,7 @@ def reproduce(
     seeds: int = 1,
     evaluations: Iterable[int] | None = None,
     samples: int = 100,
-    progress: bool = True,
+    progress: bool = False,
     say: Callable[[str], object] = lambda text: None,
     **settings: Any,
 ) -> Study:
@@ -227,10 +226,10 @@ def _generate_all(
     speed = recall(lab.model)
     estimate = "" if speed is None or not images else f", about {duration(speed * node_steps)} of denoising"
     say(f"{images:,} images to generate, {node_steps:,} evaluations of the denoiser{estimate}")
-    with tqdm(total=node_steps, unit=" node-steps", disable=None if progress else True, smoothing=0.02) as bar:
-        lab.progress = lambda steps, _: bar.update(steps)
+    with counted(node_steps, "node-steps", shown=progress) as advance:
+        lab.progress = lambda steps, _: advance(steps)
         for prompt_set, variant in needed:
-            bar.set_postfix_str(f"{prompt_set.name}, {variant.name}")
+            advance(0, f"{prompt_set.name}, {variant.name}")
             lab.generate(prompt_set, variant)
         lab.progress = None
     return skipped

@@ -1,11 +1,35 @@
-"""The progress of one piece of work, reported as a fraction."""
+"""The progress of a piece of work, reported as a fraction, of the whole or of its stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Report = Callable[[float], object]
 """Called with the finished fraction, 0 to 1."""
+
+StageReport = Callable[[str, float], object]
+"""Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
+
+
+def shows_stages(work: Callable[P, T]) -> Callable[P, T]:
+    """A function whose ``progress``, a :data:`StageReport`, may be True too: then the stages are shown."""
+
+    @wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if kwargs.get("progress") is not True:
+            return work(*args, **kwargs)
+        from .stages import Stages  # here, because it imports rich
+
+        with Stages() as stages:
+            kwargs["progress"] = stages
+            return work(*args, **kwargs)
+
+    return run
 
 
 class Progress:

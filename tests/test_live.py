@@ -1,0 +1,516 @@
+"""What a run shows: in a real terminal, in a log, and what it is computed from."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import hsd
+from hsd.demo import PROMPTS as DEMO_PROMPTS
+from hsd.generation.alive import alive_after
+from hsd.generation.events import Event, Sums, Watcher
+from hsd.generation.live import RunView
+from hsd.generation.rates import Rate, Remaining
+from hsd.work import stages as stages_module
+from hsd.work import terminal
+from hsd.work.stages import Stages, clock, counted
+from hsd.work.terminal import Pace, Screen, mode_of
+
+if sys.platform != "win32":
+    from terminal import in_terminal
+
+COMMAND = [sys.executable, "-c", "from hsd.cli import main; import sys; sys.argv[0] = 'hsd'; main()"]
+on_a_terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+# ------------------------------------------------------------------------------- in a terminal
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(DEMO_PROMPTS.read_text().splitlines()[:16]) + "\n")
+    return path
+
+
+def generate(prompts, out, *more):
+    return [*COMMAND, "generate", str(prompts), "--out", str(out), "--steps", "8", "--batch-size", "2", *more]
+
+
+@on_a_terminal
+def test_a_run_in_a_terminal(prompts, tmp_path):
+    out = tmp_path / "images"
+    ended = in_terminal(generate(prompts, out), columns=120)
+    assert ended.code == 0, ended.screen.text
+    shown = [screen for screen in ended.screens if "denoising ━" in screen]
+    assert shown, ended.screens
+    view = shown[-1][shown[-1].index("denoising ━") :].splitlines()
+    assert re.fullmatch(r"denoising [━╸╺]+ +\d+%  \d+:\d\d left", view[0])
+    assert re.fullmatch(r"images +\d+ of 16.*", view[1])
+    assert re.fullmatch(r"saved +(nothing yet|[\d.]+% so far), [\d.]+% at the end", view[2])
+    assert re.fullmatch(r"latents +\d+ alive, \d+ at most, batches of 2", view[3])
+    assert re.fullmatch(r"memory +[\d.]+ GB", view[4])
+    assert view[5].startswith(f"folder   {out}"[:120])
+    assert {line[9:] for line in view[6:]} <= set(DEMO_PROMPTS.read_text().splitlines())
+    assert any("encoding prompts" in screen for screen in ended.screens)
+    # At the end nothing of that is left, and the cursor is there.
+    last = ended.screen.text.splitlines()
+    assert ended.screen.cursor
+    assert ended.screen.colours
+    assert last[0] == "hsd: loading the model"
+    assert "denoising ━" not in ended.screen.text
+    assert "encoding" not in ended.screen.text
+    assert re.search(rf"^16 images in {re.escape(str(out))}, .*s\.$", ended.screen.text, re.MULTILINE)
+    assert "hsd report" in last[-1] or "hsd report" in last[-2]
+    summary, result = ended.screen.text.index("clusters by step"), ended.screen.text.index("16 images in")
+    assert summary < result
+
+
+@on_a_terminal
+def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path):
+    sent = []
+
+    def interrupt(screen, process):
+        if re.search(r"^images +[1-9]", screen, re.MULTILINE) and not sent:
+            sent.append(process.send_signal(signal.SIGINT))
+
+    out = tmp_path / "i"
+    ended = in_terminal(generate(prompts, out, "--tau", "0"), columns=40, environment={"NO_COLOR": "1"}, act=interrupt)
+    assert sent
+    assert ended.code == 130
+    assert "\x1b[?25l" in ended.output  # it was hidden
+    assert ended.screen.cursor
+    assert not ended.screen.colours
+    assert "denoising ━" in "".join(ended.screens)
+    text = "".join(ended.screen.text.splitlines())  # lines are broken at 40 columns
+    assert "denoising ━" not in text
+    made = len(list(out.glob("*.png")))
+    assert 0 < made < 16
+    end = f"hsd: stopped: {made} of 16 images are in {out}hsd: interrupted; run the same command again to continue"
+    assert text.replace(" ", "").endswith(end.replace(" ", ""))
+
+
+TWICE = """
+import os, signal, time
+from hsd.cli.signals import listening
+from hsd.work.stages import Stages
+with Stages() as stages, listening():
+    stages("encode", 0.5)
+    try:
+        print("begun", flush=True)
+        for _ in range(600):  # short: a signal just before one long sleep would not end it
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(600):
+            time.sleep(0.1)
+"""
+
+
+@on_a_terminal
+def test_a_second_signal_leaves_the_cursor(tmp_path):
+    sent = []
+
+    def interrupt(screen, process):
+        if "begun" in screen and not sent:
+            sent.append(process.send_signal(signal.SIGINT))
+
+    ended = in_terminal([sys.executable, "-c", TWICE], act=interrupt)
+    assert ended.code == 130
+    assert "\x1b[?25l" in ended.output
+    assert ended.screen.cursor
+
+
+PLAIN = """
+import hsd
+from hsd.work.stages import Stages
+with Stages() as stages:
+    stages("encode", 0.5)
+plan = hsd.compile(["a red star", "a blue star"], 1.0, progress=True)
+"""
+
+
+@on_a_terminal
+@pytest.mark.parametrize("variable", [{"TERM": "dumb"}, {"HSD_PROGRESS": "none"}, {"HSD_PROGRESS": "plain"}])
+def test_a_terminal_that_cannot_or_should_not_draw(variable):
+    ended = in_terminal([sys.executable, "-c", PLAIN], environment=variable)
+    assert (ended.code, ended.output) == (0, "")
+
+
+@on_a_terminal
+def test_what_others_print_stays_above(tmp_path):
+    code = (
+        "import sys, time; from hsd.work.stages import Stages\n"
+        "with Stages() as stages:\n"
+        "    stages('cluster', 0.25); time.sleep(0.4); print('out', flush=True); print('err', file=sys.stderr)\n"
+        "    time.sleep(0.4)"
+    )
+    ended = in_terminal([sys.executable, "-c", code])
+    assert ended.screen.text == "out\nerr"
+    assert any(screen.startswith("out\nerr\nclustering ━") for screen in ended.screens)
+
+
+# ------------------------------------------------------------------------------- where it is shown
+
+
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "expected"),
+    [
+        (Tty, {}, "live"),
+        (Tty, {"TERM": "dumb"}, "plain"),
+        (io.StringIO, {}, "plain"),
+        (io.StringIO, {"FORCE_COLOR": "1"}, "plain"),
+        (io.StringIO, {"HSD_PROGRESS": "live"}, "live"),
+        (Tty, {"HSD_PROGRESS": "none"}, "none"),
+    ],
+)
+def test_the_mode(file, variables, expected, monkeypatch):
+    for name in ("HSD_PROGRESS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", file())
+    assert mode_of() == expected
+    assert mode_of("plain") == "plain"
+
+
+def test_a_mode_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("HSD_PROGRESS", "pretty")
+    with pytest.raises(ValueError, match="HSD_PROGRESS is 'pretty': it has to be one of auto, live, plain, none"):
+        Stages()
+
+
+def test_a_terminal_that_is_gone(monkeypatch):
+    """SIGHUP: what writes to it fails, and the run ends in order all the same."""
+
+    class Gone(Tty):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Screen(lambda: "something", "live") as screen:
+        screen.start()
+        screen.line("a line")
+    assert terminal._active is None
+
+
+# ------------------------------------------------------------------------------- in a log
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch):
+    own = Clock()
+    for module in (terminal, stages_module, sys.modules["hsd.generation.live"], sys.modules["hsd.generation.rates"]):
+        monkeypatch.setattr(module, "time", own)
+    return own
+
+
+def lines_of(time, seconds, events):
+    """The fractions at which a line is due in a run of so many seconds, with so many calls."""
+    pace, due = Pace(), []
+    for i in range(events):
+        time.now += seconds / events
+        if pace.due((i + 1) / events):
+            due.append((i + 1) / events)
+    return due
+
+
+def test_few_lines_however_long_it_takes(time):
+    assert lines_of(time, 29, 10_000) == []
+    assert len(lines_of(time, 100, 10_000)) == 3  # each half minute
+    assert 9 <= len(lines_of(time, 3600, 10_000)) <= 10  # each tenth
+    ten_hours = lines_of(time, 36_000, 10_000)
+    assert 55 <= len(ten_hours) <= 70  # each ten minutes
+
+
+@pytest.fixture(scope="module")
+def small():
+    return hsd.compile(["a red star", "a blue star", "a green ring", "a red ring"], 1.0, steps=10)
+
+
+def event(plan, fraction, *, evaluations=0, standard=0, denoise=0.0, alive=0):
+    sums = Sums(evaluations, standard, 8, {"denoise": denoise, "decode": 0.0})
+    return Event("denoise", fraction, plan, sums, node_steps=1, alive=alive, slots=3)
+
+
+def test_a_run_in_a_log(small, time, capsys):
+    view = RunView("plain")
+    with view:
+        view.began(small, 2, Path("/images"), 90.0)
+        for i in range(100):
+            time.now += 1.0
+            view.event(event(small, (i + 1) / 100, evaluations=i, standard=20, denoise=time.now - 1000.0))
+            if i % 25 == 24:
+                view.image(hsd.Image(i // 25, "a \x1b[31mred\nstar", 0, None))
+        view.failed(hsd.Failure(3, "a red ring", 0, "write", "OSError: no"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, *lines = err.splitlines()
+    assert first == f"hsd: 4 images to /images (2 exist already), {small.node_steps:,} evaluations, about 90.0 s"
+    assert len(lines) == 3
+    assert lines[1] == (
+        "hsd: images 2 of 4, 2.0 a minute, 60% of the evaluations, about 40.0 s left, saved nothing yet, "
+        f"{small.savings:.1%} at the end"
+    )
+    assert "\x1b" not in err
+    assert view.counts() == "3 of 4, 2.4 a minute, 1 failed"
+
+
+def test_nothing_is_shown_by_default(small, time, capsys):
+    for view in (RunView("none"), Stages("none"), Stages("plain")):
+        with view:
+            view("encode", 0.5) if isinstance(view, Stages) else view.began(small, 0, None, None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_stage_in_a_log(time, capsys):
+    with Stages("plain", total=1000) as stages:
+        for i in range(101):
+            stages("encode", i / 100)
+            time.now += 1.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "hsd: encoding prompts 300 of 1,000, 30%, 1:10 left",
+        "hsd: encoding prompts 600 of 1,000, 60%, 0:40 left",
+        "hsd: encoding prompts 900 of 1,000, 90%, 0:10 left",
+    ]
+
+
+# ------------------------------------------------------------------------------- what is drawn
+
+
+def drawn(view, width, **options):
+    console = Console(width=width, file=io.StringIO(), force_terminal=False, **options)
+    console.print(view.body())
+    return console.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def view(small, time):
+    view = RunView("none")
+    view.began(small, 0, Path("/images/[bold]"), None)
+    view.event(event(small, 0.5, evaluations=15, standard=20, denoise=60.0, alive=2))
+    for i, prompt in enumerate(["a\x1b[2Jb", "[red]not markup[/red]", "星" * 300, "x" * 5000]):
+        view.image(hsd.Image(i, prompt, 0, None))
+    return view
+
+
+@pytest.mark.parametrize("width", [12, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(view, width):
+    lines = drawn(view, width)
+    assert len(lines) == 9  # whatever the width: else what is drawn in place would move
+    assert all(len(line) <= width for line in lines)
+
+
+def test_the_memory_of_a_gpu(view, monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 2**29)
+    on_gpu = Sums(15, 20, 8, {"denoise": 60.0, "decode": 0.0}, torch.device("cuda", 1))
+    view.event(replace(event(view._plan, 0.5), sums=on_gpu))
+    view._sample()
+    assert re.fullmatch(r"memory   [\d.]+ GB, GPU 0.5 GB, 3.0 GB free", drawn(view, 80)[4])
+
+
+def test_prompts_and_paths_are_taken_literally(view):
+    lines = drawn(view, 200)
+    assert "folder   /images/[bold]" in lines
+    assert "         [red]not markup[/red]" in lines
+    assert "saved    25.0% so far, " in "\n".join(lines)
+    assert not any("\x1b" in line for line in lines)
+    view.image(hsd.Image(0, "a\x1b[2Jb\nc", 0, None))
+    assert "last     a [2Jb c" in drawn(view, 200)
+
+
+def test_a_bar_and_the_time_left():
+    assert [clock(None), clock(12.4), clock(125), clock(11265)] == ["", "0:12", "2:05", "3:07:45"]
+    with counted(10, "settings", shown=False) as advance:
+        advance(3)
+
+
+def test_the_time_left_comes_from_the_cost_of_what_is_left(time):
+    """Images come late: after half of the work there may be none."""
+    remaining = Remaining(100.0)
+    assert remaining.seconds(0.0, 40) == 100.0  # of an earlier run
+    for i in range(1, 11):
+        remaining.measure(i / 20, 10.0 * i, 0, 0.0)
+    assert remaining.seconds(0.5, 40) == pytest.approx(100.0)
+    remaining.measure(0.6, 120.0, 20, 4.0)  # and decoding takes 0.2 s an image
+    assert remaining.seconds(0.6, 20) == pytest.approx(80.0 + 4.0)
+
+
+def test_slow_first_calls_are_forgotten(time):
+    remaining = Remaining(None)
+    remaining.measure(0.01, 100.0, 0, 0.0)
+    for i in range(1, 200):
+        remaining.measure(0.01 + i * 0.002, 100.0 + i * 2.0, 0, 0.0)
+    assert remaining.seconds(0.5, 0) == pytest.approx(500.0, rel=0.02)
+
+
+def test_the_speed_is_that_of_the_last_half_minute(time):
+    rate = Rate()
+    for _ in range(100):
+        time.now += 1.0
+        rate.add()
+    assert rate.value() == pytest.approx(1.0, rel=0.05)
+    for _ in range(40):
+        time.now += 10.0
+        rate.add()
+    assert rate.value() == pytest.approx(0.1, rel=0.05)  # of the last ten, where the half minute has fewer
+
+
+# ------------------------------------------------------------------------------- what a session reports
+
+
+def read_later(program):
+    """(n_calls,) slots whose content a later call reads, by going through all lanes."""
+    calls, out = program.calls, []
+    for c in range(len(calls)):
+        written, alive = set(), set()
+        for later in range(c + 1, len(calls)):
+            lanes = calls[later][calls[later]["segment"] >= 0]
+            fresh, read = (
+                {int(lane["source"]) for lane in lanes if bool(lane["fresh"]) == new} for new in (True, False)
+            )
+            alive |= read - written
+            written |= fresh | set(lanes["target"].tolist())
+        out.append(len(alive))
+    return out
+
+
+@pytest.mark.parametrize("order", ["depth", "breadth"])
+@pytest.mark.parametrize("keep", [None, [0, 3, 5]])
+def test_latents_alive(plan, order, keep):
+    part = plan if keep is None else plan.prune(keep)
+    program = part.program(3, order)
+    alive = list(alive_after(part, program))
+    assert alive == read_later(program)
+    assert alive[-1] == 0
+    assert 1 < max(alive) <= program.n_slots
+
+
+class Kept(Watcher):
+    watches = True
+
+    def __init__(self):
+        self.events, self.images, self.plan = [], [], None
+
+    def began(self, plan, existing, out, expected):
+        self.plan = plan
+
+    def event(self, event):
+        self.events.append(event)
+
+    def image(self, image):
+        self.images.append(image.index)
+
+
+def test_events_of_a_run(plan, model, tmp_path):
+    kept = Kept()
+    run = hsd.generate(plan, model, tmp_path, batch_size=4, progress=kept)
+    calls = [event for event in kept.events if event.node_steps]
+    assert sum(event.node_steps for event in calls) == run.node_steps
+    assert sum(event.finished for event in calls) == len(plan) == len(kept.images)
+    fractions = [event.fraction for event in calls]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1.0)
+    assert {event.slots for event in calls} == {plan.program(4).n_slots}
+    last = kept.events[-1].sums
+    assert 1.0 - last.evaluations / last.standard == pytest.approx(run.savings) == pytest.approx(plan.savings)
+    view = RunView("none")
+    view.began(plan, 0, None, None)
+    view.event(kept.events[-1])
+    assert view.saved() == f"{plan.savings:.1%} so far, {plan.savings:.1%} at the end"
+
+
+def test_passes_count_by_what_they_cost(model, tmp_path):
+    """An image of four times the pixels costs four times as much a step."""
+    plan = hsd.compile(["a cat", "a dog"], 0.0, model=model, steps=4, settings=[{}, {"width": 64, "height": 64}])
+    kept = Kept()
+    hsd.generate(plan, model, tmp_path, progress=kept)
+    fractions = [event.fraction for event in kept.events if event.node_steps]
+    assert fractions == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_run_that_encodes_reports_that(model, tmp_path):
+    plan = hsd.compile(["a cat", "a dog"], 0.5, steps=3)
+    seen = []
+
+    class Own(Kept):
+        def stage(self, name, fraction=0.0):
+            seen.append((name, fraction))
+
+    hsd.generate(plan, model, tmp_path, progress=Own())
+    assert ("encode", 1.0) in seen
+    assert ("cluster", 1.0) in seen
+
+
+def test_a_callable_still_gets_the_calls(plan, model, tmp_path):
+    seen = []
+    run = hsd.generate(plan, model, tmp_path, progress=lambda *call: seen.append(call))
+    streamed = []
+    images = list(hsd.stream(plan, model, progress=lambda *call: streamed.append(call)))
+    assert seen == streamed
+    assert np.sum(seen, axis=0).tolist() == [run.node_steps, len(images)]
+
+
+def test_progress_true_in_a_log(plan, model, tmp_path, capsys):
+    run = hsd.generate(plan, model, tmp_path, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, last = err.splitlines()
+    assert first.startswith(f"hsd: {len(plan)} images to {tmp_path}, {plan.node_steps:,} evaluations")
+    assert last == "hsd: " + " ".join(str(run).splitlines())
+    assert len(list(hsd.stream(plan, model, progress=True))) == len(plan)
+    assert capsys.readouterr().err.startswith(f"hsd: {len(plan)} images, ")
+
+
+def test_compile_shows_its_stages_if_asked(monkeypatch):
+    seen = []
+
+    class Recorded(Stages):
+        def __call__(self, stage, fraction):
+            seen.append((stage, fraction))
+
+    monkeypatch.setattr("hsd.work.stages.Stages", Recorded)
+    embeddings = np.random.default_rng(0).normal(size=(4, 8))
+    for progress, expected in ((False, False), (None, False), (True, True)):
+        hsd.compile(list("abcd"), 0.5, embeddings=embeddings, progress=progress)
+        assert (("cluster", 1.0) in seen) == expected
+
+
+def test_two_runs_at_once_draw_one_view(small, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Tty())
+    with Screen(lambda: "one", "live") as one, Screen(lambda: "two", "live") as two:
+        one.start()
+        thread = threading.Thread(target=two.start)
+        thread.start()
+        thread.join()
+        assert terminal._active is one
+    assert terminal._active is None
+    assert os.environ.get("HSD_PROGRESS") is None
