@@ -313,6 +313,32 @@ class Plan:
         program = self.program(batch_size, order, max_slots, mixed_steps=mixed_steps)
         return str(self.cost([program], seconds_per_node_step))
 
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """The plan as a picture, a ``matplotlib.figure.Figure``: savings over tau with this plan's point, clusters by
+        step, and the tree of prompts with the thresholds across it. See docs/plan.md.
+
+        Parameters
+        ----------
+        path
+            Also write it to this file: png, svg or pdf, by its ending.
+
+        Raises
+        ------
+        Error
+            If matplotlib is missing: ``pip install "hsd[plot]"``.
+        ValueError
+            For a file with another ending, or in a folder that does not exist, before anything is drawn.
+        """
+        from .charts import plot  # here, because few plans are drawn
+
+        return plot(self, path)
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, and the picture of :meth:`plot` if matplotlib is there: for notebooks."""
+        from .charts.html import shown
+
+        return shown(self)
+
     def describe(self, max_rows: int = 200) -> str:
         """Segments as aligned text."""
         return self._core.describe(max_rows)
