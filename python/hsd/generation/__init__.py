@@ -1,6 +1,6 @@
 """Plans to images: streamed as they finish, or written to a folder."""
 
-from .passes import cost
+from ..tuning.passes import cost
 from .results import Failure, Image, Run
 from .run import generate
 from .session import stream

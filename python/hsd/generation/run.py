@@ -28,7 +28,6 @@ from .folder import ImageFolder
 from .lines import alone_from
 from .made import Made
 from .options import Options
-from .passes import cost
 from .results import Failure, Run
 from .run_record import record
 from .session import CallReport, Session, check
@@ -146,6 +145,7 @@ def _fill(
         folder.record_run(document, run.failed)
         return run
 
+    began = time.perf_counter()
     try:
         if part is not None:
             with Writers() as writers:
@@ -156,6 +156,7 @@ def _fill(
                         if bar:
                             bar.expect(session.plan.node_steps)
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+        spent = time.perf_counter() - began
         run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
@@ -164,8 +165,6 @@ def _fill(
     finally:
         if bar:
             bar.close()
-    if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
-        speeds.remember(
-            session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
-        )
+    if run.images and run.node_steps == run.plan.node_steps:  # else some were not encoded
+        speeds.remember(session.adapter, session.speed(spent, run.images), run.images)
     return run

@@ -26,12 +26,13 @@ from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, check_fit
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic
+from ..tuning.passes import cost, passes_of, plans_of
+from ..tuning.speeds import Speed
 from ..work.faults import device_errors
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
 from .failures import FailureReport, Failures, summary
 from .options import Options
-from .passes import passes_of, plans_of
 from .results import Image
 
 _DOING = {
@@ -145,6 +146,8 @@ class Session:
         """What has run so far, and what its images need without sharing."""
         self.plan = plan
         """What :meth:`images` runs, once it has encoded the prompts."""
+        self.encoding = 0.0
+        """Seconds per image of encoding, whether in this session or when the plan was compiled."""
         self._warned = False  # that a decoder overflows
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
@@ -170,6 +173,7 @@ class Session:
     def _images(self, plan: Plan, progress: CallReport | None, failures: Failures | None) -> Iterator[Image]:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
+        self.encoding = conditioning.seconds
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
         if len(left):
             found.passed("encode")
@@ -243,6 +247,12 @@ class Session:
                     progress(lanes, len(finished))
             self._clocked("denoise", executor.wait)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
+
+    def speed(self, seconds: float, images: int) -> Speed:
+        """The speed of a session that took ``seconds`` from :meth:`images` to the last of its ``images`` images."""
+        others = seconds - sum(self.seconds[part] for part in ("encode", "measure", "denoise"))
+        guided = cost(self.plan, self.adapter, None).guided_node_steps
+        return Speed(self.seconds["denoise"] / guided, max(0.0, others) / images + self.encoding)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""

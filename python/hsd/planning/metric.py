@@ -102,9 +102,9 @@ def check_linkage(metric: str, linkage: Linkage) -> None:
         )
 
 
-def check_threshold_given(metric: str, tau: float | None, budget: float | None) -> None:
+def check_threshold_given(metric: str, tau: float | None, goal: object | None) -> None:
     """``ValueError`` if nothing says where to cut: Euclidean distances have no scale of their own, so no usual tau."""
-    if metric == "euclidean" and tau is None and budget is None:
+    if metric == "euclidean" and tau is None and goal is None:
         raise ValueError(
             "metric 'euclidean' has no default tau, because it depends on the scale of the embeddings: "
             "give tau= (a distance) or budget= (the share of evaluations to save)"

@@ -16,6 +16,7 @@ from .._core import Program, Tree
 from ..errors import PlanMismatch
 from ..names import Order
 from .encoders import EARLIER_NAME, StaticEncoder
+from .goal import goal_of
 from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
@@ -251,6 +252,7 @@ class Plan:
         seconds_per_node_step: float | None = None,
         rows: tuple[int, int] | None = None,
         catch_up: float | None = None,
+        seconds_per_image: float | None = None,
     ) -> Summary:
         """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
@@ -265,6 +267,8 @@ class Plan:
             None: not known, as without a model.
         catch_up
             The model's default gamma, for a plan that leaves it to the model.
+        seconds_per_image
+            The measured time of encoding, decoding and writing an image. None: left out.
         """
         calls = None
         if programs:
@@ -298,6 +302,8 @@ class Plan:
             catch_up=catch_up if self.catch_up is None else self.catch_up,
             run=calls,
             seconds_per_node_step=seconds_per_node_step,
+            seconds_per_image=seconds_per_image,
+            goal=goal_of(self.request),
         )
 
     def summary(

@@ -226,7 +226,7 @@ def _generate_all(
     costs = [lab.missing(prompt_set, variant) for prompt_set, variant in needed]
     images, node_steps = sum(n for n, _ in costs), sum(c for _, c in costs)
     speed = recall(lab.model)
-    estimate = "" if speed is None or not images else f", about {duration(speed * node_steps)} of denoising"
+    estimate = "" if speed is None or not images else f", about {duration(speed.node_step * node_steps)} of denoising"
     say(f"{images:,} images to generate, {node_steps:,} evaluations of the denoiser{estimate}")
     with tqdm(total=node_steps, unit=" node-steps", disable=None if progress else True, smoothing=0.02) as bar:
         lab.progress = lambda steps, _: bar.update(steps)
