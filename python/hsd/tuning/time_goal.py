@@ -68,7 +68,7 @@ def tau_for_time(
 
     if (without := seconds(standard)) <= limit:
         said = f"{goal} need no sharing: without it the run takes about {_times(without, len(standard))}; tau is 0"
-        warnings.warn(said, Notice, stacklevel=4)
+        warnings.warn(said, Notice, stacklevel=3)
         return 0.0
     least = without if most is None else seconds(plan_at(most))
     if most is None or least > limit:
@@ -98,7 +98,7 @@ def speed_of(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = N
         f"the speed of {adapter.name} on this machine was not known: measured in "
         f"{duration(time.perf_counter() - started)}. Each run measures it better"
     )
-    warnings.warn(said, Notice, stacklevel=5)
+    warnings.warn(said, Notice, stacklevel=4)
     return speed
 
 
