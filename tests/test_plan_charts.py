@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 import hsd
-from hsd.planning.charts import figure, html
+from hsd.planning.charts import figure, file, html
 from hsd.planning.charts.layout import Scale, merges_of
 from hsd.planning.charts.savings import Curve
 from hsd.planning.charts.subject import Subject
@@ -256,7 +256,7 @@ def test_a_notebook_shows_table_and_picture(name):
 def test_a_small_picture_is_the_picture():
     page = figure.draw(Subject.of(compiled()))
     whole = hsd.work.drawing.encoded(page, "png", 60)
-    part = html.small(whole)
+    part = file.small(whole)
     assert len(part) < len(whole)
     pixels = [np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"), dtype=float) for data in (whole, part)]
     assert np.abs(pixels[0] - pixels[1]).mean() < 2

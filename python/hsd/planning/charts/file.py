@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class ChartFile:
     def write(self, page: Any) -> None:
         """Write a figure, by atomic rename."""
         with matplotlib_for("plot").rc_context(style()):
-            data = encoded(page, self.kind, 150 if self.kind == "png" else None)
+            data = small(encoded(page, "png", 150)) if self.kind == "png" else encoded(page, self.kind)
         write_atomically(self.path, data)
 
 
@@ -47,3 +48,12 @@ def file_for(path: str | os.PathLike[str]) -> ChartFile:
         raise ValueError(f"cannot plot to {path}: it is a folder")
     matplotlib_for("plot")
     return ChartFile(found, kind)
+
+
+def small(png: bytes) -> bytes:
+    """The picture in 128 colours, which takes a third of the bytes."""
+    import PIL.Image  # here, with matplotlib, which needs it
+
+    out = io.BytesIO()
+    PIL.Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(out, "png", optimize=True)
+    return out.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ...errors import Error
 from ...work.drawing import encoded, matplotlib_for, style
 from .figure import draw
+from .file import small
 from .subject import Subject
 
 _DPI = 110
@@ -28,15 +28,6 @@ def shown(plan: Any) -> str:
         data = base64.b64encode(small(encoded(page, "png", _DPI))).decode()
     text = escape(f"Savings over tau, clusters by step, and the tree of {plan.n_prompts:,} prompts")
     return f'{rows}<img alt="{text}" style="max-width:100%" src="data:image/png;base64,{data}">'
-
-
-def small(png: bytes) -> bytes:
-    """The picture in 128 colours, which takes a third of the bytes."""
-    import PIL.Image  # here, with matplotlib, which needs it
-
-    out = io.BytesIO()
-    PIL.Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(out, "png", optimize=True)
-    return out.getvalue()
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
