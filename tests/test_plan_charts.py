@@ -159,6 +159,7 @@ def test_ranges_of_merges_are_clusters_of_the_tree():
         above, below = tree.cut(float(np.nextafter(merge.height, np.inf))), tree.cut(merge.height)
         left, right = (tree.leaf_order[slice(*leaves)] for leaves in (merge.left, merge.right))
         assert len(np.unique(above[np.concatenate([left, right])])) == 1
+        assert (above == above[left[0]]).sum() == len(left) + len(right)
         assert len(np.unique(below[left])) == len(np.unique(below[right])) == 1
         assert below[left[0]] != below[right[0]]
 
@@ -210,6 +211,9 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     plan = compiled()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(hsd.Error, match=r'pip install "hsd\[plot\]"'):
+        plan.plot()
+    with monkeypatch.context() as patch, pytest.raises(hsd.Error, match=r'pip install "hsd\[plot\]"'):
+        patch.setattr("hsd.planning.charts.draw", lambda _: pytest.fail("the file was not looked at first"))
         plan.plot(tmp_path / "a.png")
     shown = plan._repr_html_()
     assert "<table" in shown
@@ -237,6 +241,7 @@ def test_prompts_are_shown_as_they_are():
         shown = plan._repr_html_()
     _, found = panels(plan)
     assert {label.get_text() for label in found["Tree"].get_xticklabels()} == set(texts)
+    assert not any(label.get_parse_math() for label in found["Tree"].get_xticklabels())
     assert "<script" not in html.table([("<script>", "a & <b>")])
     assert "&lt;b&gt;" in html.table([("name", "a & <b>")])
     assert f"{plan.node_steps:,} instead of {plan.standard_node_steps:,}" in shown

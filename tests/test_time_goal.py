@@ -10,10 +10,12 @@ from dataclasses import fields
 import numpy as np
 import platformdirs
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import hsd
 from hsd import cli
+from hsd.cli.run_line import run_line
 from hsd.planning.summary import Summary
 from hsd.tuning import speeds
 from hsd.tuning.speeds import Speed
@@ -241,6 +243,17 @@ def test_the_command_names_no_model_that_was_not_asked_for(prompts, tmp_path):
     shown = invoke("plan", prompts, "--embeddings", tmp_path / "e.npy").output
     assert re.search(r"to run it +hsd.generate\(hsd.Plan.load\(the file of --save\), model\)", shown)
     assert "stands in" not in shown
+
+
+def test_options_that_can_be_repeated_are_repeated():
+    app = typer.Typer()
+
+    @app.command()
+    def command(ctx: typer.Context, prompts: str, column: list[str] = typer.Option([]), keep: bool = False) -> None:
+        typer.echo(run_line(ctx))
+
+    shown = RUN.invoke(app, ["a b.txt", "--column", "x=y z", "--column", "u=v", "--keep"]).output
+    assert shown == "hsd generate 'a b.txt' --column 'x=y z' --column u=v --keep --model MODEL --out FOLDER\n"
 
 
 def test_json_has_what_the_table_has(model, prompts):

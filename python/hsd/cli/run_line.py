@@ -31,7 +31,7 @@ def run_line(ctx: typer.Context) -> str:
             words += values
         elif value is True:
             words.append(parameter.opts[0])
-        elif isinstance(value, list):
+        elif getattr(parameter, "multiple", False):
             words += [word for one in values for word in (parameter.opts[0], one)]
         else:
             words += [parameter.opts[0], *values]
