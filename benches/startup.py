@@ -4,7 +4,8 @@
 
 Beside them the baselines: an interpreter that does nothing, and `import numpy`, which planning needs. The prompts are
 made here, all different: "an oil painting of a silver fox and a broken train at sea". The rounds take turns, and the
-median counts; the fastest stands beside it. Every command has to succeed, and to have loaded no torch.
+median counts; beside it the fastest, and the median of the processor time,
+which other work on the machine changes little. Every command has to succeed, and to have loaded no torch.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ def made(n):
 
 
 def seconds(arguments):
-    """Wall seconds of one process, which has to succeed."""
-    start = time.perf_counter()
+    """Wall and processor seconds of one process, which has to succeed."""
+    start, before = time.perf_counter(), os.times()
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     spent = time.perf_counter() - start
     assert run.returncode == 0, run.stderr
-    return spent
+    after = os.times()
+    return spent, sum(after[2:4]) - sum(before[2:4])  # of child processes that have ended
 
 
 def no_torch(arguments):
@@ -83,9 +85,12 @@ def main():
             for name, arguments in cases.items():
                 spent[name].append(seconds(arguments))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{cores} cores, Python {platform.python_version()}, {platform.machine()}; median of {args.rounds} (fastest)")
+    print(
+        f"{cores} cores, Python {platform.python_version()}, {platform.machine()}; median of {args.rounds} (fastest), CPU"
+    )
     for name, values in spent.items():
-        print(f"{name:26} {statistics.median(values):6.2f} s  ({min(values):.2f} s)")
+        wall, cpu = zip(*values, strict=True)
+        print(f"{name:26} {statistics.median(wall):6.2f} s  ({min(wall):.2f} s)  {statistics.median(cpu):6.2f} s")
     if args.json:
         document = {"date": date.today().isoformat(), "cores": cores, "rounds": args.rounds, "seconds": spent}
         args.json.write_text(json.dumps(document, indent=1) + "\n")

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import fields
+from typing import Annotated
 
 import numpy as np
 import platformdirs
@@ -249,7 +250,9 @@ def test_options_that_can_be_repeated_are_repeated():
     app = typer.Typer()
 
     @app.command()
-    def command(ctx: typer.Context, prompts: str, column: list[str] = typer.Option([]), keep: bool = False) -> None:
+    def command(
+        ctx: typer.Context, prompts: str, column: Annotated[list[str], typer.Option()] = (), keep: bool = False
+    ) -> None:
         typer.echo(run_line(ctx))
 
     shown = RUN.invoke(app, ["a b.txt", "--column", "x=y z", "--column", "u=v", "--keep"]).output
