@@ -85,9 +85,8 @@ def main():
             for name, arguments in cases.items():
                 spent[name].append(seconds(arguments))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(
-        f"{cores} cores, Python {platform.python_version()}, {platform.machine()}; median of {args.rounds} (fastest), CPU"
-    )
+    machine = f"{cores} cores, Python {platform.python_version()}, {platform.machine()}"
+    print(f"{machine}; median of {args.rounds} (fastest), CPU")
     for name, values in spent.items():
         wall, cpu = zip(*values, strict=True)
         print(f"{name:26} {statistics.median(wall):6.2f} s  ({min(wall):.2f} s)  {statistics.median(cpu):6.2f} s")
