@@ -229,9 +229,10 @@ def test_check():
 def test_planning_without_a_model_does_not_import_torch(prompts):
     code = (
         "import sys; from hsd.cli import app; app([*sys.argv[1:]], standalone_mode=False); "
-        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'matplotlib', 'jinja2', 'pyarrow', 'datasets', 'PIL'} "
+        "& set(sys.modules)))"
     )
-    for arguments in (["plan", str(prompts)], ["--help"]):
+    for arguments in (["plan", str(prompts)], ["--help"], ["plan", "--help"]):
         run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
         assert run.stdout.splitlines()[-1] == "[]"

@@ -16,12 +16,12 @@ import tiny
 from families import FAMILIES, Family
 from families.measure import PROMPTS, SEEDS, sharing, with_scheduler
 from helpers import executor_of, finished_by, fresh_generators, latents_of, make_scheduler, mean_difference
-from hsd.generation.passes import cost
 from hsd.models import Guidance
 from hsd.replay.executor import Executor
 from hsd.replay.layout import CONDITIONAL, PICK, UNCONDITIONAL, Layout
 from hsd.tuning.batching import choose
 from hsd.tuning.curve import Curve
+from hsd.tuning.passes import cost
 
 EMBEDDINGS = np.random.default_rng(2).normal(size=(3, 8))[[0, 0, 0, 1, 1, 2, 2, 2]]
 EMBEDDINGS = EMBEDDINGS + 0.4 * np.random.default_rng(3).normal(size=EMBEDDINGS.shape)

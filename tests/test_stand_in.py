@@ -203,7 +203,8 @@ def test_a_run_says_so_once(model, tmp_path, caplog):
 
 
 def test_a_summary_says_that_it_is_an_estimate(model):
-    assert "for an estimate: a run clusters by its model's own embeddings" in str(hsd.compile(PROMPTS, 0.9))
+    assert "the built-in encoder stands in for the model's own embeddings" in str(hsd.compile(PROMPTS, 0.9))
+    assert "so tau, and who shares with whom, are an estimate" in str(hsd.compile(PROMPTS, budget=0.2))
     assert "estimate" not in str(hsd.compile(PROMPTS, 0.0))
     assert "estimate" not in str(hsd.compile(PROMPTS, 0.9, model=model))
 

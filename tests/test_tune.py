@@ -16,7 +16,7 @@ from hsd.choice import Setting, Tuning
 from hsd.choice.cost import prior_rows, rows
 from hsd.choice.grid import Axes, grid
 from hsd.choice.halving import Rung
-from hsd.generation.passes import rows_by_step
+from hsd.tuning.passes import rows_by_step
 from test_calibration import make
 
 RUN = CliRunner()

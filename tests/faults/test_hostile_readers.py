@@ -177,8 +177,8 @@ def test_odd_speeds_are_no_speeds(tmp_path, monkeypatch, value):
     for data in NO_OBJECTS.values():
         (tmp_path / "speeds.json").write_bytes(data)
         assert speeds.recall(None) is None
-    speeds.remember(None, 0.5)
-    assert speeds.recall(None) == 0.5
+    speeds.remember(None, speeds.Speed(0.5, 0.1), 3)
+    assert speeds.recall(None) == speeds.Speed(0.5, 0.1)
 
 
 def test_settings_of_a_billion_steps(tmp_path):

@@ -38,6 +38,7 @@ from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..tuning.inputs import Inputs
+from ..tuning.time_goal import seconds_to_decode
 from ..work.device import FittingSize, describe, synchronize
 from ..work.faults import first_line
 from .changes import check_kinds
@@ -251,17 +252,8 @@ class _Bench:
     def part(self, plan: Plan, choice: Choice) -> Plan:
         """The part of the plan that can be denoised and decoded in its shares of the time: neighbours in the tree."""
         n = min(decoded_at_once(self.adapter), len(plan)) if self.device.type == "cuda" else 1
-        latents = torch.randn((n, *self.adapter.latent_shape()), generator=torch.Generator().manual_seed(0))
-        generators = [self.adapter.generator(i) for i in range(n)]
-
-        def decode() -> None:
-            with torch.no_grad():
-                self.adapter.decode(latents.to(self.device), generators)
-
         self.say("decoding")
-        with self.adapter.decoding():
-            decode()  # warm-up
-            self.decode_seconds = self._timed(decode) / n
+        self.decode_seconds = seconds_to_decode(self.adapter, n)
         both = choice.seconds + self.decode_seconds * len(plan)
         parts = math.ceil(max(choice.seconds / self.share["executor"], both / self.share["end to end"]))
         return plan.shard(max(1, parts))[0]

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..generation.passes import passes_of, plans_of, rows_of
 from ..models import Adapter, variants_of
 from ..models.encode import prior_savings
 from ..planning.plan import Plan
+from ..tuning.passes import passes_of, plans_of, rows_of
 
 
 def rows(plan: Plan, adapter: Adapter) -> int:

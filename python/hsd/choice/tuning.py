@@ -222,7 +222,7 @@ class Tuning:
             left = -(-left // 2)
         adapter = self.trials.model
         speed = recall(adapter)
-        seconds = None if speed is None else speed * rows / (2 if adapter.guided else 1)
+        seconds = None if speed is None else speed.node_step * rows / (2 if adapter.guided else 1)
         members = self.members(self.rungs[-1])
         return Estimate(len(self.settings), len(members), round(images), round(rows), seconds)
 

@@ -28,6 +28,8 @@ def generate(
     model: opt.ModelOption = "demo",
     tau: opt.Tau = None,
     budget: opt.Budget = None,
+    images_per_hour: opt.ImagesPerHour = None,
+    gpu_hours: opt.GpuHours = None,
     steps: opt.Steps = 40,
     batch_size: opt.BatchOrAuto = "16",
     seed: opt.Seed = 0,
@@ -93,6 +95,7 @@ def generate(
         check_shards(out, tar)
     make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     with RunView(prompts=len(file.prompts) * images_per_prompt) as view:

@@ -33,6 +33,21 @@ Tau = Annotated[
 Budget = Annotated[
     float | None, typer.Option(help="Instead of --tau: the share of evaluations to save, between 0 and 1.")
 ]
+ImagesPerHour = Annotated[
+    float | None,
+    typer.Option(
+        "--images-per-hour",
+        help="Instead of --tau: as little sharing as makes this many images an hour on this machine, by the measured "
+        "speed of the model.",
+    ),
+]
+GpuHours = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-hours",
+        help="Instead of --tau: as little sharing as makes all images in this time on one device like this one.",
+    ),
+]
 Steps = Annotated[int, typer.Option(help="Inference steps of the scheduler.")]
 Seed = Annotated[int, typer.Option(help="Prompt i gets the seed SEED + i.")]
 Images = Annotated[int, typer.Option("--images-per-prompt", help="Number of different images of each prompt.")]
@@ -137,7 +152,8 @@ def with_file(
     """Keywords for ``hsd.compile``, and those for ``hsd.load``, with the file of ``--settings`` as defaults.
 
     ``values`` are options of the command by the names of ``hsd.compile``. The file replaces those that were not typed;
-    a typed ``--tau`` or ``--budget`` replaces the threshold of the file. Says so if they were chosen for another model.
+    a typed ``--tau``, ``--budget`` or time replaces the threshold of the file. Says so if they were chosen for another
+    model.
     """
     if path is None:
         return values, {}
@@ -148,7 +164,7 @@ def with_file(
     of_model = settings.model_arguments()
     every = {*values, *of_model}
     typed = {name for name in every if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
-    if typed & {"tau", "budget"}:
+    if typed & {"tau", "budget", "images_per_hour", "gpu_hours"}:
         typed |= {"tau", "budget"}
     own = {name: value for name, value in settings.compile_arguments().items() if name not in typed}
     return {**values, **own}, {name: value for name, value in of_model.items() if name not in typed}

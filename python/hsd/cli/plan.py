@@ -13,6 +13,7 @@ from ..planning.compile import compile as compile_plan
 from ..work.reading import read_array
 from ..work.stages import Stages
 from . import options as opt
+from .run_line import run_line
 
 
 @opt.takes_prompts()
@@ -23,7 +24,7 @@ def plan(
         str | None,
         typer.Option(
             help="Cluster by this model's embeddings, and estimate its time if a run has measured its speed.",
-            show_default="a small offline text encoder",
+            show_default="a small offline text encoder that stands in for a model",
         ),
     ] = None,
     embeddings: Annotated[
@@ -31,6 +32,8 @@ def plan(
     ] = None,
     tau: opt.Tau = None,
     budget: opt.Budget = None,
+    images_per_hour: opt.ImagesPerHour = None,
+    gpu_hours: opt.GpuHours = None,
     steps: opt.Steps = 40,
     batch_size: opt.Batch = 16,
     seed: opt.Seed = 0,
@@ -46,13 +49,25 @@ def plan(
     settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw savings over tau, clusters by step and the tree into this file: png, svg or pdf, by its ending.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Print the cost of a set of prompts, before anything runs."""
+    if plot is not None:
+        from ..planning.charts import file_for  # here, because few plans are drawn
+
+        file_for(plot)  # what is wrong with it is found before the work
     file = opt.read(source)
     if model is None and guidance_interval is not None:
         raise ValueError("--guidance-interval is a setting of a model: give --model too")
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
+    own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     of_model = {"guidance_interval": guidance_interval, **of_model}
     adapter = opt.load(model, device, **of_model) if model is not None else None
@@ -66,13 +81,11 @@ def plan(
             raise Error(f"cannot read {embeddings} as a .npy array: {why}") from None
     with Stages(total=len(file.prompts)) as stages:
         result = compile_plan(
-            file.prompts,
+            file,
             model=adapter,
             embeddings=vectors,
             linkage=linkage,
-            seeds=file.seeds_from(seed, images_per_prompt),
-            settings=file.settings,
-            columns=file.columns,
+            seeds=seed,
             images_per_prompt=images_per_prompt,
             noise=noise,
             progress=stages,
@@ -80,10 +93,13 @@ def plan(
         )
     if save is not None:
         result.save(save)
+    if plot is not None:
+        result.plot(plot)
     if adapter is None:
         summary = result.cost([result.program(batch_size, order, max_slots)])
     else:
-        from ..generation import cost  # here, because it imports torch
+        from ..tuning.passes import cost  # here, because it imports torch
 
         summary = cost(result, adapter, batch_size, order, max_slots)
-    typer.echo(json.dumps(summary.numbers()) if as_json else summary)
+    run = run_line(ctx)
+    typer.echo(json.dumps({**summary.numbers(), "command": run}) if as_json else summary.text([("to run it", run)]))

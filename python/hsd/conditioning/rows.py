@@ -158,6 +158,8 @@ class Conditioning:
     failed
         Prompts that could not be encoded, with the reason. They take no part in means. Each has the row and vector of
         another prompt in the place of its own, so that it can be looked up like any other.
+    seconds
+        How long it took to encode a prompt, on average; 0 if that is not known.
     """
 
     fields: dict[str, Field]
@@ -165,6 +167,7 @@ class Conditioning:
     spool: Spool
     texts: NDArray[np.float32] | None = None
     failed: dict[int, str] = attribute(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def n_prompts(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .passes import cost
+    from ..tuning.passes import cost
     from .results import Failure, Image, Run
     from .run import generate
     from .session import stream
@@ -18,7 +18,7 @@ _LAZY = {
     "Failure": ".results",
     "Image": ".results",
     "Run": ".results",
-    "cost": ".passes",
+    "cost": "..tuning.passes",
     "generate": ".run",
     "stream": ".session",
     "write_shards": ".shards",

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import Error, OtherVersions, PlanMismatch
 from ..models import Adapter
+from ..planning.goal import goal_of
 from ..planning.plan import Plan
 from ..work.files import STUDY, write_json
 from ..work.reading import read_object
@@ -291,7 +292,7 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
     found += _requests(before, now)
     if before.n_steps != now.n_steps and not any(text.startswith("steps") for text in found):
         found.append(f"evaluations of the denoiser: {before.n_steps} before, {now.n_steps} now (another scheduler?)")
-    if not found and before.tau != now.tau:  # with a budget, tau is a result
+    if not found and before.tau != now.tau:  # with a goal, tau is a result
         found.append(f"tau: {before.tau:.6g} before, {now.tau:.6g} now")
     return found or [
         "the same prompts and arguments, but another tree: the embeddings differ, or the rounding of their distances"
@@ -303,7 +304,7 @@ def _requests(before: Plan, now: Plan) -> list[str]:
     found = []
     for name, default in _ARGUMENTS.items():
         old, new = before.request.get(name, default), now.request.get(name, default)
-        if name == "tau" and before.request.get("budget") is not None and now.request.get("budget") is not None:
+        if name == "tau" and goal_of(before.request) is not None and goal_of(now.request) is not None:
             continue
         if name == "catch_up" and not before.catch_up and not now.catch_up:
             continue
@@ -315,6 +316,8 @@ def _requests(before: Plan, now: Plan) -> list[str]:
 _ARGUMENTS: dict[str, Any] = {
     "tau": None,
     "budget": None,
+    "images_per_hour": None,
+    "gpu_hours": None,
     "steps": None,
     "linkage": "ward",
     "metric": "cosine",

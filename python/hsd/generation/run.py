@@ -18,6 +18,7 @@ from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan
 from ..tuning import speeds
+from ..tuning.passes import cost
 from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.quiet import quiet
@@ -30,7 +31,6 @@ from .lines import alone_from
 from .live import watching
 from .made import Made
 from .options import Options
-from .passes import cost
 from .results import Failure, Run
 from .run_record import record
 from .session import Session, check
@@ -180,6 +180,7 @@ def _fill(
             session.forks.close()
         return run
 
+    began = time.perf_counter()
     try:
         if part is not None:
             watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
@@ -192,13 +193,12 @@ def _fill(
                     watcher.image(image)
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
                 watcher.writing()
+        spent = time.perf_counter() - began
         run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
             watcher.stopped(end(error))
         raise
-    if part is not None and run.node_steps == run.plan.node_steps:  # else some were not encoded
-        speeds.remember(
-            session.adapter, run.seconds["denoise"] / cost(run.plan, session.adapter, None).guided_node_steps
-        )
+    if run.images and run.node_steps == run.plan.node_steps:  # else some were not encoded
+        speeds.remember(session.adapter, session.speed(spent, run.images), run.images)
     return run

@@ -28,6 +28,8 @@ from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic
+from ..tuning.passes import cost, passes_of, plans_of, rows_of
+from ..tuning.speeds import Speed
 from ..work.faults import device_errors
 from ..work.progress import Report
 from ..work.quiet import quiet
@@ -39,7 +41,6 @@ from .failures import FailureReport, Failures, summary
 from .forks import ForkFolder
 from .live import watching
 from .options import Options
-from .passes import passes_of, plans_of, rows_of
 from .results import Failure, Image
 
 _LOG = logging.getLogger(__name__)
@@ -173,6 +174,8 @@ class Session:
         """What has run so far, and what its images need without sharing."""
         self.plan = plan
         """What :meth:`images` runs, once it has encoded the prompts."""
+        self.encoding = 0.0
+        """Seconds per image of encoding, whether in this session or when the plan was compiled."""
         self._warned = False  # that a decoder overflows
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
@@ -211,6 +214,7 @@ class Session:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
+        self.encoding = conditioning.seconds
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
         if len(left):
             found.passed("encode")
@@ -322,6 +326,12 @@ class Session:
             self.forks.leave_out("the model's safety checker made it black")
         else:
             self.forks.keep(plan, fork.index, fork.pil)
+
+    def speed(self, seconds: float, images: int) -> Speed:
+        """The speed of a session that took ``seconds`` from :meth:`images` to the last of its ``images`` images."""
+        others = seconds - sum(self.seconds[part] for part in ("encode", "measure", "denoise"))
+        guided = cost(self.plan, self.adapter, None).guided_node_steps
+        return Speed(self.seconds["denoise"] / guided, max(0.0, others) / images + self.encoding)
 
     def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -133,6 +135,7 @@ def encode(
     OutOfMemory, DeviceFailed
         If the device has no memory left, or has failed.
     """
+    started = time.perf_counter()
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[slice(None) if needed is None else needed] = True
     options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
@@ -141,7 +144,7 @@ def encode(
     if tables.failed and not tables.any and gives_up:
         n = int(chosen.sum())
         tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
-    return tables.conditioning()
+    return replace(tables.conditioning(), seconds=(time.perf_counter() - started) / max(int(chosen.sum()), 1))
 
 
 def _encode_into(

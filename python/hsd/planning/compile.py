@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .._core import Tree
 from ..errors import Notice
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..prompts.files import PromptFile
@@ -22,6 +21,7 @@ from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
 from .columns import check_columns
 from .encoders import Encoder, StaticEncoder, default_encoder
+from .goal import check_goal, most_shared, tau_for_budget
 from .metric import (
     check_linkage,
     check_threshold_given,
@@ -33,7 +33,7 @@ from .metric import (
 from .plan import Plan
 from .prompts import check_alone, check_prompts, make_seeds
 from .reuse import earlier_plan
-from .schedule import Schedule, check_budget, check_tau, schedule_shape
+from .schedule import Schedule, check_tau, schedule_shape
 from .settings import check_settings
 from .twins import replicas, same_texts, same_vectors
 
@@ -50,6 +50,8 @@ def compile(
     embeddings: Any = None,
     encoder: Encoder | None = None,
     budget: float | None = None,
+    images_per_hour: float | None = None,
+    gpu_hours: float | None = None,
     steps: int = 40,
     linkage: Linkage = "ward",
     metric: Metric = "auto",
@@ -83,6 +85,11 @@ def compile(
         Instead of ``tau``: the share of denoiser evaluations to save, inside (0, 1). The smallest tau that
         saves at least this share is used. Where no two images may share a step, as with a single prompt, it has no
         effect, which is warned about.
+    images_per_hour, gpu_hours
+        Instead of ``tau``, with ``model``: how fast the images are to be made on this machine, or the time that they
+        may take on one device of its kind. The smallest tau that reaches it is used; 0, with a notice, if no sharing is
+        needed. The speed is that of an earlier run of the model, or is measured now, for some seconds: the denoiser,
+        and for each image encoding, decoding and writing; not loading the model. So it is an estimate.
     model
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own
         embeddings, and ``steps`` are counted by its scheduler.
@@ -154,9 +161,8 @@ def compile(
         prompts, settings, columns = file.prompts, file.settings, file.columns
         seeds = file.seeds_from(seeds, images_per_prompt) if isinstance(seeds, int) else seeds
     given = check_prompts(prompts)
-    if tau is not None and budget is not None:
-        raise ValueError(f"give tau ({tau}) or budget ({budget}), not both")
-    budget = None if budget is None else check_budget(budget)
+    given_goals = {"budget": budget, "images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
+    goal = check_goal(tau, given_goals, model)
     threshold = 1.0 if tau is None else check_tau(tau)
     steps = check_count("steps", steps)
     repeats = check_count("images_per_prompt", images_per_prompt)
@@ -164,7 +170,7 @@ def compile(
     check_name("noise", noise, Noise)
     check_name("metric", metric, Metric)
     check_linkage(metric, linkage)
-    check_threshold_given(metric, tau, budget)
+    check_threshold_given(metric, tau, goal)
     gamma = None if catch_up is None else check_catch_up(catch_up)
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
@@ -195,7 +201,7 @@ def compile(
         threshold = default_threshold(resolved, own)  # it belongs to the scale of the model's own embeddings
     request: dict[str, Any] = {
         "tau": threshold,
-        "budget": budget,
+        "budget": None,
         "steps": steps,
         "linkage": linkage,
         "metric": resolved,
@@ -206,6 +212,8 @@ def compile(
         "encoder": _source(embeddings, encoder, adapter),
         "hsd_version": _core.__version__,
     }
+    if goal is not None:
+        request[goal.name] = goal.value
     if adapter is None and embeddings is None and encoder is None:
         # What a model's own defaults may replace, where the plan is clustered again by its embeddings.
         request |= {"asked_tau": None if tau is None else threshold, "asked_metric": metric}
@@ -267,14 +275,14 @@ def compile(
             probed = direct_vectors(variants, variant, conditioning, progress=encoding.part(share, 1.0))
             vectors = as_vectors(probed, len(texts), "the model's predictions")
         rows = np.arange(len(texts), dtype=np.int64)
-    elif request["tau"] > 0 or budget is not None:
+    elif request["tau"] > 0 or goal is not None:
         static = default_encoder()
         done = None if stages is None else lambda count: stages("encode", count / len(given))
         vectors = as_vectors(static(given, done), len(given), "the embeddings")
 
     clustering = None if stages is None else partial(stages, "cluster")
     kind: TreeMetric = "cosine" if resolved == "cosine" else "euclidean"
-    shares = request["tau"] > 0 or budget is not None
+    shares = request["tau"] > 0 or goal is not None
     if vectors is not None:  # before any work; NaN are a mistake also where nothing is clustered
         _core.check_embeddings(
             vectors.array,
@@ -300,9 +308,18 @@ def compile(
             _warn_of_failed(failed, texts)
         replica = replicas(labels, variant, alone=sorted(failed))
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
-    if budget is not None:
-        request["tau"] = _tau_for_budget(tree, shape, budget)
-    plan = Plan(_core.Plan.compile(tree, request["tau"] * shape), texts, seed_array, request)
+
+    def plan_at(tau: float) -> Plan:
+        return Plan(_core.Plan.compile(tree, tau * shape), texts, seed_array, {**request, "tau": tau})
+
+    if goal is not None and goal.is_time:
+        from ..tuning.time_goal import tau_for_time  # here, because it imports torch
+
+        assert adapter is not None
+        request["tau"] = tau_for_time(goal, adapter, plan_at, most_shared(tree, shape), conditioning)
+    elif goal is not None:
+        request["tau"] = tau_for_budget(tree, shape, goal.value)
+    plan = plan_at(request["tau"])
     if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
@@ -347,27 +364,3 @@ def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -
     if encoder is not None:
         return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
     return StaticEncoder.name if adapter is None else adapter.name
-
-
-def _tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> float:
-    """The smallest tau that saves at least ``budget``; an error that names the largest possible saving otherwise.
-
-    Where no two images may share a step, whatever tau and the number of steps, the budget is no mistake of its author,
-    who may work through sets of any size: it is warned about, and tau is 0.
-    """
-    standard = tree.n_leaves * len(shape)
-    if not np.isfinite(tree.heights).any():
-        n = tree.n_leaves
-        none = f"no two of the {n:,} images may share a step (repeats, other settings)"
-        what = "there is one image" if n == 1 else none
-        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=4)
-        return 0.0
-    # Checked here and not only in Rust, to name the budget that was asked for.
-    least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))
-    target = int(np.floor(standard * (1.0 - budget) + 1e-9 * standard))
-    if least > target:
-        raise ValueError(
-            f"a budget of {budget} cannot be met: sharing all steps but the last saves {1 - least / standard:.4f} at "
-            "most"
-        )
-    return tree.tau_for_node_steps(shape, target)

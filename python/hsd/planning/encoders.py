@@ -43,7 +43,10 @@ EARLIER_NAME = "wordllama-256"
 """What plans of earlier versions record for the default encoder, which was the mean alone."""
 
 CHUNK = 4096
-"""Prompts encoded at a time: the tokens of a million prompts would take gigabytes."""
+"""Prompts that are cut into tokens at a time: the tokens of a million prompts would take gigabytes."""
+
+_EMBEDDED = 128
+"""Prompts whose tokens are looked up at a time: their vectors stay in the cache, which is three times as fast."""
 
 
 ORDER = 0.2
@@ -76,23 +79,29 @@ class StaticEncoder:
         for start in range(0, len(prompts), CHUNK):
             chunk = list(prompts[start : start + CHUNK])
             tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False)]
-            counts = np.array([len(ids) for ids in tokens])
-            if not counts.all():
-                i = start + int(np.argmin(counts))
-                raise PromptError(f"prompt {i} ({prompts[i]!r}) has nothing that the default encoder reads")
-            vectors = self._table[np.concatenate(tokens)].astype(np.float32)  # (sum of counts, 256)
-            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            mean = np.add.reduceat(vectors, starts) / counts[:, None]
-            vectors *= _position_weights(counts, starts)[:, None]
-            order = np.add.reduceat(vectors, starts) / counts[:, None]
-            length = np.linalg.norm(mean, axis=1, keepdims=True)
-            rows = out[start : start + len(chunk)]
-            rows[:, :width] = mean / length
-            least = _LEAST_ORDER * length
-            rows[:, width:] = ORDER * order / np.maximum(np.linalg.norm(order, axis=1, keepdims=True), least)
+            empty = next((i for i, ids in enumerate(tokens, start) if not ids), None)
+            if empty is not None:
+                raise PromptError(f"prompt {empty} ({prompts[empty]!r}) has nothing that the default encoder reads")
+            for first in range(0, len(chunk), _EMBEDDED):
+                part = tokens[first : first + _EMBEDDED]
+                self._embed(part, out[start + first : start + first + len(part)])
             if progress:
                 progress(start + len(chunk))
         return out
+
+    def _embed(self, tokens: list[list[int]], rows: NDArray[np.float32]) -> None:
+        """Write the vectors of some prompts, given as tokens, into ``rows`` (n, 512)."""
+        width = self._table.shape[1]
+        counts = np.array([len(ids) for ids in tokens])
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        vectors = self._table[np.concatenate(tokens)].astype(np.float32)  # (sum of counts, 256)
+        mean = np.add.reduceat(vectors, starts) / counts[:, None]
+        vectors *= _position_weights(counts, starts)[:, None]
+        order = np.add.reduceat(vectors, starts) / counts[:, None]
+        length = np.linalg.norm(mean, axis=1, keepdims=True)
+        rows[:, :width] = mean / length
+        least = _LEAST_ORDER * length
+        rows[:, width:] = ORDER * order / np.maximum(np.linalg.norm(order, axis=1, keepdims=True), least)
 
 
 def _position_weights(counts: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:

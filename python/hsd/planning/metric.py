@@ -73,7 +73,7 @@ def checked_metric(metric: str, asked: Metric, adapter: Adapter, width: int) -> 
     warnings.warn(
         f"the calibration of {calibration.model} {what}: {used}. Run `hsd calibrate` for this model",
         Notice,
-        stacklevel=3,
+        stacklevel=4,
     )
     return metric if asked == "calibrated" else "cosine"
 
@@ -102,9 +102,9 @@ def check_linkage(metric: str, linkage: Linkage) -> None:
         )
 
 
-def check_threshold_given(metric: str, tau: float | None, budget: float | None) -> None:
+def check_threshold_given(metric: str, tau: float | None, goal: object | None) -> None:
     """``ValueError`` if nothing says where to cut: Euclidean distances have no scale of their own, so no usual tau."""
-    if metric == "euclidean" and tau is None and budget is None:
+    if metric == "euclidean" and tau is None and goal is None:
         raise ValueError(
             "metric 'euclidean' has no default tau, because it depends on the scale of the embeddings: "
             "give tau= (a distance) or budget= (the share of evaluations to save)"

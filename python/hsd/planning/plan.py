@@ -16,6 +16,7 @@ from .._core import Program, Tree
 from ..errors import PlanMismatch
 from ..names import Order
 from .encoders import EARLIER_NAME, StaticEncoder
+from .goal import goal_of
 from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
@@ -251,6 +252,7 @@ class Plan:
         seconds_per_node_step: float | None = None,
         rows: tuple[int, int] | None = None,
         catch_up: float | None = None,
+        seconds_per_image: float | None = None,
     ) -> Summary:
         """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
@@ -265,6 +267,8 @@ class Plan:
             None: not known, as without a model.
         catch_up
             The model's default gamma, for a plan that leaves it to the model.
+        seconds_per_image
+            The measured time of encoding, decoding and writing an image. None: left out.
         """
         calls = None
         if programs:
@@ -298,6 +302,8 @@ class Plan:
             catch_up=catch_up if self.catch_up is None else self.catch_up,
             run=calls,
             seconds_per_node_step=seconds_per_node_step,
+            seconds_per_image=seconds_per_image,
+            goal=goal_of(self.request),
         )
 
     def summary(
@@ -312,6 +318,32 @@ class Plan:
         """Readable text: what is saved, how many clusters run at each step, and the calls of :meth:`program`."""
         program = self.program(batch_size, order, max_slots, mixed_steps=mixed_steps)
         return str(self.cost([program], seconds_per_node_step))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """The plan as a picture, a ``matplotlib.figure.Figure``: savings over tau with this plan's point, clusters by
+        step, and the tree of prompts with the thresholds across it. See docs/plan.md.
+
+        Parameters
+        ----------
+        path
+            Also write it to this file: png, svg or pdf, by its ending.
+
+        Raises
+        ------
+        Error
+            If matplotlib is missing: ``pip install "hsd[plot]"``.
+        ValueError
+            For a file with another ending, or in a folder that does not exist, before anything is drawn.
+        """
+        from .charts import plot  # here, because few plans are drawn
+
+        return plot(self, path)
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, and the picture of :meth:`plot` if matplotlib is there: for notebooks."""
+        from .charts.html import shown
+
+        return shown(self)
 
     def describe(self, max_rows: int = 200) -> str:
         """Segments as aligned text."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import Error
 from ..work.files import IDENTITY, RUN
 from ..work.paths import user_path
+from .goal import goal_of
 from .plan import PLAN_FILE, Plan
 
 _ANY = frozenset(("hsd_version", "columns"))
@@ -52,8 +53,8 @@ def same_arguments(
     ignored: Collection[str] = (),
 ) -> bool:
     """Whether ``plan`` was compiled from these prompts and arguments, whatever those say that are ``ignored``."""
-    # Any version of HSD will do. With a budget, tau is a result and not an argument.
-    passed = {*_ANY, *ignored} if request.get("budget") is None else {*_ANY, *ignored, "tau"}
+    # Any version of HSD will do. With a goal, tau is a result and not an argument: and another speed may be known now.
+    passed = {*_ANY, *ignored} if goal_of(request) is None else {*_ANY, *ignored, "tau"}
     found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
     return (
         all(found.get(name) == request.get(name) for name in {*request, "settings"} - passed)

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import Error
+from ..work import drawing
 from .results import Estimate
 
 MARKERS = "osD^v*XP"
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure; width and height in inches.
-
-    Raises
-    ------
-    Error
-        If matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise Error(f'plots need matplotlib ({error}): pip install "hsd[reproduce]"') from None
-    drawing = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(drawing)
-    return drawing
+    """An empty figure; width and height in inches. ``Error`` if matplotlib is missing."""
+    return drawing.figure(width, height, extra="reproduce")
 
 
-def png(drawing: Any) -> bytes:
+def png(figure: Any) -> bytes:
     """The PNG file of a figure; the same figure gives the same bytes."""
-    out = io.BytesIO()
-    drawing.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return drawing.encoded(figure)
 
 
 def line(axes: Any, label: str, points: Sequence[tuple[float, Estimate]], index: int = 0, dashed: bool = False) -> None:

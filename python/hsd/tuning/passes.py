@@ -13,7 +13,7 @@ from ..names import Order
 from ..planning.plan import Plan
 from ..planning.summary import Summary
 from ..replay.catch_up import catch_up_of
-from ..tuning import speeds
+from . import speeds
 
 
 def passes_of(variants: Sequence[Adapter]) -> list[list[int]]:
@@ -58,7 +58,14 @@ def cost(
             )
         rows += rows_of(part, variant)
         standard += part.standard_node_steps * (2 if variant.guided else 1)
-    return plan.cost(programs, speeds.recall(adapter), (rows, standard), catch_up_of(plan, adapter))
+    speed = speeds.recall(adapter)
+    return plan.cost(
+        programs,
+        None if speed is None else speed.node_step,
+        (rows, standard),
+        catch_up_of(plan, adapter),
+        None if speed is None else speed.image,
+    )
 
 
 def rows_of(plan: Plan, adapter: Adapter) -> int:
