@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Stages
+from ..work.stages import Stages
 
 
 def report(

@@ -16,8 +16,8 @@ from typing import Any
 from ..errors import Error
 from ..evaluation.folder import Entry, FolderError
 from ..planning.columns import OWN
-from ..planning.known_settings import KNOWN
 from ..planning.plan import PLAN_FILE, Plan
+from ..prompts.known_settings import KNOWN
 from ..work.files import FAILED, IDENTITY, METADATA, RUN, read_own
 from ..work.paths import user_path
 from ..work.reading import parse_json, read_file
