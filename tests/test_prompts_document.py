@@ -50,7 +50,7 @@ def test_there_are_commands():
 
 def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("prompts.csv").write_text("caption,seed\na cat,1\na dog,\na cow,\n")
+    Path("captions.csv").write_text("caption,seed\na cat,1\na dog,\na cow,\n")
     code = "\n".join(blocks(PAGES[0], "python"))
     names = {}
     exec(code, names)

@@ -8,7 +8,6 @@ those that a reader has: ``prompts``, ``pipe``, ``plan``, ``rank``. What cannot 
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -22,7 +21,7 @@ import pytest
 import hsd
 import tiny
 from hsd import cli
-from hsd.choice import tuning
+from hsd.choice import grid, tuning
 from hsd.evaluation import measure
 from hsd.evaluation.by_name import make_scorer
 from hsd.models import loading
@@ -49,6 +48,16 @@ COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("star", "ring", "cross", 
 MANY = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
 """As many as a calibration needs."""
 PROMPTS = MANY[:4]
+
+
+BEFORE = {
+    "docs/report.md": [
+        "hsd generate prompts.txt --out images --steps 4",
+        "hsd generate prompts.txt --out shared --steps 4",
+        "hsd generate prompts.txt --out standard --steps 4 --tau 0",
+    ]
+}
+"""Commands whose results a page is about."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,12 @@ def reader(tmp_path, monkeypatch):
     """A folder with the files that a reader has; large models and scorers are small ones."""
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     (tmp_path / "my-prompts.txt").write_text("".join(f"{prompt}\n" for prompt in MANY))
-    lines = [{"prompt": prompt, "seed": i, "id": f"c-{i}"} for i, prompt in enumerate(PROMPTS)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = "".join(f"{prompt},{i},c-{i}\n" for i, prompt in enumerate(PROMPTS))
+    (tmp_path / "prompts.csv").write_text("prompt,seed,id\n" + rows)
+    (tmp_path / "captions.csv").write_text("caption,seed,id\n" + rows)
+    wildcards = tmp_path / "wildcards"
+    wildcards.mkdir()
+    (wildcards / "shape.txt").write_text("".join(f"{shape}\n" for shape in SHAPES))
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {}
 
@@ -100,6 +113,9 @@ def reader(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loading, "_from_pretrained", stand_in)
     monkeypatch.setattr(loading, "_wrap", small)
+    monkeypatch.setattr(grid, "STEPS", (0.2,))  # fewer settings to try
+    monkeypatch.setattr("webbrowser.open", lambda page: True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for module in (measure, tuning):
         monkeypatch.setattr(module, "make_scorer", lambda *_, **__: make_scorer("demo"))
     return tmp_path
@@ -116,10 +132,13 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not end.value.code, command
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 @pytest.mark.parametrize("page", RUN)
 def test_all_of_a_page_runs(page, reader, monkeypatch):
     names: dict[str, Any] = {"hsd": hsd, "np": np, "prompts": list(PROMPTS), "my_prompts": MANY, "rank": 0}
     exec("pipe = model = hsd.load('demo'); plan = hsd.compile(prompts, model=pipe, steps=4)", names)
+    for command in BEFORE.get(page, []):
+        run_command(command, monkeypatch)
     for snippet in snippets(page):
         if snippet.kind == "python":
             exec(compile("\n" * (snippet.line - 1) + snippet.code, page, "exec"), names)
