@@ -85,6 +85,16 @@ def others(template, folder, most=3000):
         "http://x {a|b}",
         "a | b",
         "{(a|b)}",
+        "a dog{0.3:: in a hat|0.7:: on a mat}",
+        "5{2:: b|c}",
+        "5{ 2:: b| 3::c}",
+        "a{1::  |b}c",
+        "{cat|cat }s, {x|y}",
+        "{a |a}{b|c}",
+        "{{a|b} |a}z",
+        "x{2$$a|a |b}y",
+        "x{2$${a |a}|b}y",
+        "{0::a|b} {0::x|y}",
     ],
 )
 def test_the_list_of_dynamicprompts(folder, template):
@@ -92,11 +102,15 @@ def test_the_list_of_dynamicprompts(folder, template):
 
 
 WORDS = st.sampled_from(["a", "b", "c", "red fox", "x,y"])
+BEFORE = st.sampled_from(["", "", " ", "2::", "0.5:: ", " 1::  "])  # of an option: a space, a weight
+AFTER = st.sampled_from(["", "", " "])
 PARTS = st.recursive(
     WORDS | st.sampled_from(["__animal__", "__colour__", "${v}", "__nested__"]),
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=3).map(" ".join),
-        st.lists(inner, min_size=1, max_size=3).map(lambda options: "{" + "|".join(options) + "}"),
+        st.lists(st.tuples(BEFORE, inner, AFTER).map("".join), min_size=1, max_size=3).map(
+            lambda options: "{" + "|".join(options) + "}"
+        ),
         st.tuples(
             st.sampled_from(["1", "2", "1-2", "-2", "2-", "0-1"]),
             st.sampled_from(["", " and $$", ", $$"]),
@@ -319,8 +333,38 @@ def test_weights_are_for_drawing():
     assert counts["c"] == 0
     assert 8 * 0.8 < counts["a"] / counts["b"] < 8 * 1.25
     # Where what is drawn gets rare, the rest is still found.
-    assert set(hsd.expand_template("{1000000::a|1::b|0::c|d}", sample=3).prompts) <= {"a", "b", "c", "d"}
-    assert len(hsd.expand_template("{1000000::a|0::b|0::c|0::d}", sample=3).prompts) == 3
+    assert set(hsd.expand_template("{1000000::a|1::b|0::c|d}", sample=3).prompts) == {"a", "b", "d"}
+
+
+@pytest.mark.parametrize("template", ["{0::a|b} {0::x|y}", "{1-2$$0::a|b} {y|0::x}", "{0::{a|c}|b} y"])
+def test_weight_0_is_never_drawn(template, tmp_path):
+    (tmp_path / "w.txt").write_text("0::a\nb\n")
+    for text in (template, "__w__ {0::x|y}"):
+        with pytest.warns(hsd.Notice, match="1 different prompts were found, and not 2"):
+            file = hsd.expand_template(text, sample=2, wildcards=tmp_path)
+        assert file.prompts == ["b y"]
+        assert set(file.columns) == set(hsd.expand_template(text, wildcards=tmp_path).columns)
+    with pytest.raises(hsd.PromptError, match="column 3: 2 options are to be drawn, and 1 have a weight above 0"):
+        hsd.expand_template("a {2$$0::a|b|0::c}", sample=2)
+
+
+def test_a_sample_of_few_prompts_among_many_combinations_ends(monkeypatch):
+    """A walk over all combinations would never end."""
+    monkeypatch.setattr("hsd.prompts.templates.MOST", 500)
+    with pytest.warns(hsd.Notice, match="different prompts were found, and not 50"):
+        found = hsd.expand_template("{very |}" * 30 + "cat", sample=50).prompts
+    assert 5 < len(set(found)) == len(found) < 50
+    unused = "".join(f"${{x{i}=!{{a|b|c|d|e|f|g|h|i|j}}}}" for i in range(9))
+    with pytest.warns(hsd.Notice, match="2 different prompts were found, and not 5"):
+        found = hsd.expand_template(unused + "hello {a|b}", sample=5).prompts
+    assert set(found) == {"hello a", "hello b"}
+    # Where they are rare but there, they are found.
+    assert len(hsd.expand_template("{1000000::a|b}" * 30, sample=50).prompts) == 50
+
+
+def test_ranges_of_many_digits():
+    assert hsd.expand_template("{" + "9" * 5001 + "$$a|b}").prompts == ["a,b", "b,a"]
+    assert hsd.expand_template("{1-" + "0" * 20 + "1$$a|b}").prompts == ["a", "b"]
 
 
 def test_several_templates():

@@ -209,8 +209,8 @@ class _Reader:
         separator, bounds = ",", _RANGE.match(self.text, self.at)
         if bounds is not None:
             exact, low, high = bounds["exact"], bounds["low"] or bounds["only_low"], bounds["high"]
-            least = int(exact or low or 1)
-            most = int(exact or high or bounds["only_high"] or 10**9)
+            least = _bounded(exact or low or "1")
+            most = _bounded(exact or high or bounds["only_high"] or str(_MANY))
             least, most = min(least, most), max(least, most)
             separator = bounds["separator"] or ","
             self.at = bounds.end()
@@ -224,7 +224,7 @@ class _Reader:
                 break
         if len(options) == 1 and options[0].value == Series(()):
             raise self.error(begin, "there is nothing between { and }: write \\{\\} for the characters")
-        return Variants(tuple(options), least, min(most, 10**9), separator, self.place(begin))
+        return Variants(tuple(options), least, most, separator, self.place(begin))
 
     def option(self, depth: int) -> Option:
         weight, given = 1.0, _WEIGHT.match(self.text, self.at)
@@ -232,8 +232,9 @@ class _Reader:
             weight = float(given["weight"])
             if not 0 <= weight < float("inf"):
                 raise self.error(self.at, f"the weight is {given['weight']}: it has to be 0 or more")
-            self.at = given.end()
-        self.at = self.after_space(self.at)
+            self.at = given.end()  # a space after the weight is one of the option, as in dynamicprompts
+        else:
+            self.at = self.after_space(self.at)
         return Option(self.series(depth + 1), weight)
 
     def variable(self, depth: int) -> Use | Assign:
@@ -283,6 +284,14 @@ class _Reader:
         found = _SPACE.match(self.text, at)
         return at if found is None else found.end()
 
+
+def _bounded(digits: str) -> int:
+    """A number of options. No template has more than ``_MANY``, and Python takes only some thousand digits."""
+    digits = digits.lstrip("0")
+    return int(digits or "0") if len(digits) < len(str(_MANY)) else _MANY
+
+
+_MANY = 10**9
 
 _DEEPEST = 50
 """Levels of nested braces."""

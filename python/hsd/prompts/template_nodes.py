@@ -139,14 +139,15 @@ class Pick:
     """Some of several options: ``least`` to ``most`` of them, each at most once, in every order.
 
     The order is that of dynamicprompts: few before many, then by the first option, and so on. Two options that have the
-    same text are not both picked, and equal results are one, as far as they can be compared (``COMPARED``).
+    same text are not both picked, and equal results are one, as far as they can be compared (``COMPARED``). ``a`` and
+    ``a`` with a space are two texts: something may follow.
     """
 
     def __init__(self, options: Sequence[tuple[Node, float]], least: int, most: int, separator: str) -> None:
         nodes: dict[object, tuple[Node, float]] = {}
         for node, weight in options:
             if node.count:
-                nodes.setdefault(squashed(node.text) if isinstance(node, Fixed) else id(node), (node, weight))
+                nodes.setdefault(node.text if isinstance(node, Fixed) else id(node), (node, weight))
         self.options = [node for node, _ in nodes.values()]
         self.weights = [weight for _, weight in nodes.values()]
         self.separator = separator
@@ -176,7 +177,7 @@ class Pick:
                 taken.append(left.pop(bisect_right(ends, random.random() * ends[-1], hi=len(ends) - 1)))
             tried = Chosen(once=chosen.once)  # what is not kept is not to be written down
             texts = [self.options[i].draw(random, tried) for i in taken]
-            if len(taken) >= self.least and len({squashed(text) for text in texts}) == len(texts):
+            if len(taken) >= self.least and len(set(texts)) == len(texts):
                 chosen.blanks.update(tried.blanks)
                 return self._together(texts)
         return self.at(below(random, self.count), chosen)
@@ -185,7 +186,7 @@ class Pick:
         seen: set[tuple[str, ...]] = set()
         kept = []
         for index in range(self.count):
-            texts = tuple(map(squashed, self._texts(index, Chosen())))
+            texts = tuple(self._texts(index, Chosen()))
             if len(set(texts)) == len(texts) and texts not in seen:
                 seen.add(texts)
                 kept.append(index)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
+from warnings import warn
 
-from ..errors import PromptError
+from ..errors import Notice, PromptError
 from .characters import is_blank, unusable
 from .files import PromptFile
 from .known_settings import KNOWN
@@ -20,6 +21,10 @@ from .wildcards import Wildcards
 
 MOST = 100_000
 """Combinations that are made without being asked for by their number."""
+
+
+_Made = tuple[str, str, dict[str, str]]
+"""The place of a prompt, the prompt, and what was chosen in it."""
 
 
 class Templates:
@@ -58,7 +63,8 @@ class Templates:
     def expand(self, sample: int | None = None, seed: int = 0) -> PromptFile:
         """All combinations, or ``sample`` different ones that ``seed`` decides: the same on every machine.
 
-        Fewer than ``sample`` if there are not so many.
+        Fewer than ``sample`` if there are not so many, or no more are found in some 100,000 tries; a
+        :class:`hsd.Notice` says so. Options of weight 0 are not drawn.
 
         Raises
         ------
@@ -67,7 +73,11 @@ class Templates:
         """
         if sample is not None and (isinstance(sample, bool) or not isinstance(sample, int) or sample < 1):
             raise ValueError(f"sample is {sample!r}: it has to be a whole number, 1 or more")
-        made = self._all() if sample is None or sample >= self.count else self._drawn(sample, Random(seed))
+        templates = self.templates if sample is None else [template.drawable() for template in self.templates]
+        if sample is None or sample >= sum(template.count for template in templates):
+            made = _all(templates)
+        else:
+            made = _drawn(templates, sample, Random(seed))
         prompts, places = [], []
         names = list(dict.fromkeys(name for template in self.templates for name in template.names if name))
         columns: dict[str, list[Any]] = {name: [] for name in (["template"] if len(self.templates) > 1 else []) + names}
@@ -79,42 +89,15 @@ class Templates:
             places.append(place)
             for name, values in columns.items():
                 values.append(chosen.get(name))
+        if sample is not None and len(prompts) < min(sample, self.count):
+            warn(
+                f"{len(prompts):,} different prompts were found, and not {sample:,}: most combinations are alike, or are "
+                "never drawn",
+                Notice,
+                stacklevel=3,
+            )
         empty: list[dict[str, Any]] = [{} for _ in prompts]
         return PromptFile(prompts, [None] * len(prompts), empty, columns, places, frozenset(columns))
-
-    def _all(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        for template in self.templates:
-            for index in range(template.count):
-                yield f"{template.where}, combination {index + 1}", *self._named(template, *template.at(index))
-
-    def _drawn(self, number: int, random: Random) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """Different prompts by chance. Where these get rare, the rest is taken in order from a random place on."""
-        seen: set[str] = set()
-        tries, most = 0, 20 * number + 1000
-        start = below(random, self.count)
-        while len(seen) < number and tries < most + self.count:
-            if tries < most:
-                template = self.templates[below(random, len(self.templates))]
-                prompt, chosen = template.draw(random)
-            else:
-                index = (start + tries - most) % self.count
-                template, index = self._template_of(index)
-                prompt, chosen = template.at(index)
-            tries += 1
-            if prompt not in seen:
-                seen.add(prompt)
-                yield f"{template.where}, sample {len(seen)}", *self._named(template, prompt, chosen)
-
-    def _template_of(self, index: int) -> tuple[_Template, int]:
-        for template in self.templates:
-            if index < template.count:
-                return template, index
-            index -= template.count
-        raise AssertionError("an index is below the count")
-
-    def _named(self, template: _Template, prompt: str, chosen: Chosen) -> tuple[str, dict[str, str]]:
-        named = {name: chosen.blanks[i] for i, name in enumerate(template.names) if name and i in chosen.blanks}
-        return prompt, {"template": template.text, **named}
 
 
 def expand_template(
@@ -153,12 +136,47 @@ def expand_template(
     return found.expand(sample, seed)
 
 
+def _all(templates: Sequence[_Template]) -> Iterator[_Made]:
+    for template in templates:
+        for index in range(template.count):
+            yield f"{template.where}, combination {index + 1}", *template.named(*template.at(index))
+
+
+def _drawn(templates: Sequence[_Template], number: int, random: Random) -> Iterator[_Made]:
+    """Different prompts by chance. Where these get rare, the rest is taken in order from a random place on, as long as
+    that is no long search: among 2**30 combinations, a few prompts may be all that there are.
+    """
+    count = sum(template.count for template in templates)
+    seen: set[str] = set()
+    tries, most = 0, 20 * number + 1000
+    start = below(random, count)
+    while len(seen) < number and tries < most + min(count, MOST):
+        if tries < most:
+            template = templates[below(random, len(templates))]
+            prompt, chosen = template.draw(random)
+        else:
+            template, index = _template_of(templates, (start + tries - most) % count)
+            prompt, chosen = template.at(index)
+        tries += 1
+        if prompt not in seen:
+            seen.add(prompt)
+            yield f"{template.where}, sample {len(seen)}", *template.named(prompt, chosen)
+
+
+def _template_of(templates: Sequence[_Template], index: int) -> tuple[_Template, int]:
+    for template in templates:
+        if index < template.count:
+            return template, index
+        index -= template.count
+    raise AssertionError("an index is below the count")
+
+
 class _Template:
     """One template: its nodes, and the names of its blanks."""
 
-    def __init__(self, text: str, where: str, wildcards: Wildcards) -> None:
-        self.text, self.where = text, where
-        build = _Build(wildcards, where)
+    def __init__(self, text: str, where: str, wildcards: Wildcards, drawn: bool = False) -> None:
+        self.text, self.where, self._wildcards = text, where, wildcards
+        build = _Build(wildcards, where, drawn)
         node = build.node(parse(text, where), _Scope())
         # Variables that are chosen once come first, so that every use of them finds its text.
         self._parts = [*build.once, node]
@@ -167,6 +185,16 @@ class _Template:
         if not self.count:
             raise PromptError(f"{where} has no combination: two options of {{2$$...}} have to differ")
         self.names = _unique(build.names)
+        self._all_drawn = drawn or not build.never
+
+    def drawable(self) -> _Template:
+        """The template without options of weight 0; its blanks have the same names."""
+        return self if self._all_drawn else _Template(self.text, self.where, self._wildcards, drawn=True)
+
+    def named(self, prompt: str, chosen: Chosen) -> tuple[str, dict[str, str]]:
+        """A prompt, and what was chosen by the names of the columns."""
+        named = {name: chosen.blanks[i] for i, name in enumerate(self.names) if name and i in chosen.blanks}
+        return prompt, {"template": self.text, **named}
 
     def at(self, index: int) -> tuple[str, Chosen]:
         """The prompt with this index, and what was chosen in it."""
@@ -204,8 +232,10 @@ class _Scope:
 
 
 class _Build:
-    def __init__(self, wildcards: Wildcards, where: str) -> None:
-        self.wildcards, self.where = wildcards, where
+    def __init__(self, wildcards: Wildcards, where: str, drawn: bool) -> None:
+        self.wildcards, self.where, self.drawn = wildcards, where, drawn
+        self.never = False
+        """Whether an option has the weight 0. It is left out if the template is to be ``drawn`` from."""
         self.names: list[str | None] = []
         self.once: list[Node] = []
 
@@ -249,7 +279,7 @@ class _Build:
             if option.value not in nodes:
                 nodes[option.value] = self.node(option.value, scope)
         options = [(nodes[option.value], option.weight) for option in part.options]
-        return Pick(options, part.least, part.most, part.separator)
+        return self.pick(options, part.least, part.most, part.separator, part.place)
 
     def wildcard(self, part: Wildcard, scope: _Scope, least: int, most: int, separator: str) -> Node:
         """One of the values of a wildcard, or several."""
@@ -261,7 +291,18 @@ class _Build:
         nodes = [(self.node(parse(text, where), inside), weight) for text, weight, where in values]
         if not any(weight for _, weight in nodes):
             raise PromptError(f"{part.place}: all weights of __{part.name}__ are 0")
-        return Pick(nodes, least, most, separator)
+        return self.pick(nodes, least, most, separator, part.place)
+
+    def pick(self, options: list[tuple[Node, float]], least: int, most: int, separator: str, place: str) -> Node:
+        """Some of the options."""
+        taken = [option for option in options if option[1]]
+        self.never |= len(taken) < len(options)
+        if not self.drawn:
+            return Pick(options, least, most, separator)
+        least = min(least, len(options))
+        if len(taken) < least:
+            raise PromptError(f"{place}: {least} options are to be drawn, and {len(taken)} have a weight above 0")
+        return Pick(taken, least, most, separator)
 
     def use(self, part: Use, scope: _Scope) -> Node:
         """The value of a variable."""
