@@ -91,7 +91,7 @@ class Templates:
                 values.append(chosen.get(name))
         if sample is not None and len(prompts) < min(sample, self.count):
             warn(
-                f"{len(prompts):,} different prompts were found, and not {sample:,}: most combinations are alike, or are "
+                f"{len(prompts):,} different prompts were found, and not {sample:,}: most combinations are alike, or "
                 "never drawn",
                 Notice,
                 stacklevel=3,
