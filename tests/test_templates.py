@@ -138,7 +138,11 @@ def test_any_list_of_dynamicprompts(folder, template, variable):
     template = "${v=" + variable + "} p " + template
     found = counted(template, folder)
     file = found.expand()
-    assert file.prompts == others(template, folder)
+    try:
+        theirs = others(template, folder)
+    except RuntimeError:  # its own mistake: an option such as {2$$a|a}, which gives nothing, with a space after it
+        assume(False)
+    assert file.prompts == theirs
     assert found.count == len(file.prompts)
     assert [found.templates[0].at(i)[0] for i in range(0, found.count, 7)] == file.prompts[::7]
 
