@@ -92,11 +92,43 @@ def test_everything_comes_back():
 def test_loading_and_running_leave_no_trace(plan, model):
     before = state()
     hsd.load("demo")
-    images = hsd.stream(plan, model)
-    next(images)
-    assert muted()[0]
+    inside = []
+    images = hsd.stream(plan, model, progress=lambda *_: inside.append(muted()))
+    for _ in images:
+        assert state() == before  # the body of the user's loop
+        if len(inside) > 3:
+            break
+    assert set(inside) == {(True, True, True, True)}
     images.close()  # a loop that is left early
     assert state() == before
+
+
+def test_a_stream_that_ends_among_other_filters(plan, model):
+    before = state()
+    images = hsd.stream(plan, model)
+    next(images)
+    with warnings.catch_warnings():
+        assert len(list(images)) == len(plan) - 1
+    assert state() == before
+
+
+def test_a_library_that_is_broken(monkeypatch):
+    before = state()
+
+    def broken():
+        raise AttributeError("transformers is broken")
+
+    monkeypatch.setattr(transformers.utils.logging, "disable_progress_bar", broken)
+    with pytest.raises(AttributeError, match="is broken"), quiet():
+        pass
+    monkeypatch.undo()
+    assert state() == before
+    enable = transformers.utils.logging.enable_progress_bar
+    monkeypatch.setattr(transformers.utils.logging, "enable_progress_bar", broken)
+    with pytest.raises(AttributeError, match="is broken"), quiet():
+        assert muted() == (True, True, True, True)
+    enable()
+    assert state() == before  # all the rest came back
 
 
 def test_what_a_user_asked_for_stays():

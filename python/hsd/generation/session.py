@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from ..tuning.passes import cost, passes_of, plans_of, rows_of
 from ..tuning.speeds import Speed
 from ..work.faults import device_errors
 from ..work.progress import Report
-from ..work.quiet import quiet
+from ..work.quiet import quietly
 from .alive import alive_after
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
@@ -201,8 +201,8 @@ class Session:
         after the last one.
         """
         self._watch, self._device = watch, None if watch is None else self.adapter.device  # which takes time to find
-        with quiet(), device_errors(lambda: _DOING[self._part]):
-            yield from self._images(plan, failures)
+        with device_errors(lambda: _DOING[self._part]):
+            yield from quietly(self._images(plan, failures))
 
     def _tell(self, part: Part, fraction: float, **call: int) -> None:
         """Report an event, if anyone watches."""
@@ -210,7 +210,7 @@ class Session:
             sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds, self._device)
             self._watch(Event(part, fraction, self.plan, sums, **call))
 
-    def _images(self, plan: Plan, failures: Failures | None) -> Iterator[Image]:
+    def _images(self, plan: Plan, failures: Failures | None) -> Generator[Image, None, None]:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
