@@ -541,7 +541,43 @@ def test_progress_true_in_a_log(plan, model, tmp_path, capsys):
     assert first.startswith(f"hsd: {len(plan)} images to {tmp_path}, {plan.node_steps:,} evaluations")
     assert last == "hsd: " + " ".join(str(run).splitlines())
     assert len(list(hsd.stream(plan, model, progress=True))) == len(plan)
-    assert capsys.readouterr().err.startswith(f"hsd: {len(plan)} images, ")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"hsd: {len(plan)} images, ")
+    assert last == f"hsd: images {len(plan)} of {len(plan)}, {plan.node_steps:,} evaluations"
+
+
+def test_a_stream_shows_how_it_is_prepared(model, monkeypatch):
+    """The view is there before the model is loaded; until the first image is asked for, nothing is drawn."""
+    seen = []
+
+    class Recorded(RunView):
+        def stage(self, name, fraction=0.0):
+            super().stage(name, fraction)
+            seen.append((name, terminal._active is self.screen))
+
+    monkeypatch.setattr("hsd.generation.live.RunView", Recorded)
+    monkeypatch.setattr(sys, "stderr", Tty())
+    images = hsd.stream(hsd.compile(["a cat", "a dog"], 0.5, steps=3), "demo", progress=True)
+    assert seen[0] == ("load", False)
+    assert {("encode", True), ("cluster", True)} <= set(seen)
+    assert terminal._active is None
+    next(images)
+    assert terminal._active is not None
+    images.close()
+    assert terminal._active is None
+
+
+def test_a_failed_write_is_counted_once(view):
+    """Of four images all are decoded: nothing is left to decode, also if one cannot be written."""
+    view._remaining = Counted()
+    view.failed(hsd.Failure(3, "x", 0, "write", "OSError: no"))
+    view.left()
+    assert view._remaining.images == 0
+
+
+class Counted:
+    def seconds(self, fraction, images):
+        self.images = images
 
 
 def test_compile_shows_its_stages_if_asked(monkeypatch):
@@ -556,6 +592,18 @@ def test_compile_shows_its_stages_if_asked(monkeypatch):
     for progress, expected in ((False, False), (None, False), (True, True)):
         hsd.compile(list("abcd"), 0.5, embeddings=embeddings, progress=progress)
         assert (("cluster", 1.0) in seen) == expected
+
+
+def test_becoming_the_active_screen_is_locked(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Tty())
+    with Screen(lambda: "one", "live") as one:
+        thread = threading.Thread(target=one.start)
+        with terminal._lock:
+            thread.start()
+            thread.join(0.05)
+            assert terminal._active is None
+        thread.join()
+        assert terminal._active is one
 
 
 def test_two_runs_at_once_draw_one_view(small, monkeypatch):

@@ -15,6 +15,8 @@ import pytest
 import transformers
 
 import hsd
+from hsd.generation.folder import ImageFolder
+from hsd.generation.forks import ForkFolder
 from hsd.work.quiet import quiet
 
 SCRIPT = """
@@ -198,3 +200,19 @@ def test_what_hsd_says_goes_to_its_logger(plan, model, tmp_path, caplog, capfd):
     assert any("clustered by the embeddings of" in record.getMessage() for record in caplog.records)
     assert capfd.readouterr() == ("", "")
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("hsd").handlers)
+
+
+def test_a_notice_raised_at_the_end_is_raised_once(plan, model, tmp_path, monkeypatch):
+    """The run is complete and recorded as such; the same call again has nothing to say."""
+    monkeypatch.setattr(ForkFolder, "keep", lambda self, plan, segment, picture: self.leave_out("no reason"))
+    recorded = []
+    record_run = ImageFolder.record_run
+    monkeypatch.setattr(
+        ImageFolder, "record_run", lambda *args: recorded.append(args[1]["outcome"]) or record_run(*args)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hsd.Notice)
+        with pytest.raises(hsd.Notice, match="pictures of forks are left out: no reason"):
+            hsd.generate(plan, model, tmp_path, keep_forks=True)
+        assert recorded == ["finished"]
+        assert hsd.generate(plan, model, tmp_path, keep_forks=True).existing == len(plan)

@@ -36,12 +36,12 @@ from ..work.quiet import quietly
 from .alive import alive_after
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
-from .events import CallReport, Event, Part, Sums, Watch
+from .events import CallReport, Event, Part, Sums, Watch, Watcher, telling
 from .failures import FailureReport, Failures, summary
 from .forks import ForkFolder
-from .live import watching
+from .live import RunView, watching
 from .options import Options
-from .results import Failure, Image
+from .results import Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,29 +121,29 @@ def stream(
         If the device has no memory left, or has failed. Images that were yielded before are good.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    with device_errors(lambda: "loading the model"):
-        adapter = load(model, progress=progress is True, **settings)
-    with device_errors(lambda: _DOING["encode"]):
-        plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
-    return _streamed(Session(plan, adapter, options), plan, progress or False, failed)
+    with watching(progress or False) as watcher:
+        if not isinstance(model, Adapter):
+            watcher.stage("load")
+        with device_errors(lambda: "loading the model"):
+            adapter = load(model, progress=watcher.shows, **settings)
+        checked = partial(check, adapter, options)
+        with device_errors(lambda: _DOING["encode"]):
+            plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=checked, report=watcher.stage)
+        session = Session(plan, adapter, options)
+    # What was drawn is removed here, since nobody may ever ask for the first image; the first event draws it again.
+    return _streamed(session, plan, watcher, failed)
 
 
-def _streamed(
-    session: Session, plan: Plan, progress: bool | CallReport, failed: FailureReport | None
-) -> Iterator[Image]:
-    """The images of a session, shown as ``progress`` asks for it."""
-    with watching(progress) as watcher:
+def _streamed(session: Session, plan: Plan, watcher: Watcher, failed: FailureReport | None) -> Iterator[Image]:
+    """The images of a session, shown to ``watcher``."""
+    with contextlib.closing(watcher):
         watcher.began(plan, 0, None, None)
-
-        def tell(failure: Failure) -> None:
-            watcher.failed(failure)
-            if failed is not None:
-                failed(failure)
-
-        failures = None if failed is None and progress is not True else Failures(plan, tell)
-        for image in session.images(plan, watcher.event if progress else None, failures):
+        watched = isinstance(watcher, RunView)  # which shows failures at once
+        failures = Failures(plan, telling(watcher, failed)) if watched or failed is not None else None
+        for image in session.images(plan, watcher.event if watcher.watches else None, failures):
             watcher.image(image)
             yield image
+        watcher.finished(None)
         if failures and failed is None:
             raise FailedImages(summary(failures.all, len(plan.kept)), failures.all)
 
