@@ -5,6 +5,7 @@ It knows the few codes that rich sends; others are an error, so that a test cann
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -110,8 +111,8 @@ def in_terminal(
         command, stdin=slave, stdout=slave, stderr=slave, env=own, start_new_session=True, **options
     )
     os.close(slave)
-    terminal, data, screens, end = Terminal(columns), b"", [], time.monotonic() + limit
-    done = 0
+    terminal, screens, end = Terminal(columns), [], time.monotonic() + limit
+    decoder, parts, rest = codecs.getincrementaldecoder("utf-8")("ignore"), [], ""
     try:
         while True:
             assert time.monotonic() < end, f"it did not end: {terminal.text}"
@@ -123,17 +124,16 @@ def in_terminal(
                 break
             if not new:
                 break
-            data += new
-            text = data.decode("utf-8", "ignore")
-            whole = text[: text.rfind("\x1b")] if "\x1b" in text[-8:] else text  # a code may come in two parts
-            terminal.feed(whole[done:])
-            done = len(whole)
+            parts.append(decoder.decode(new))
+            text = rest + parts[-1]
+            whole = text.rfind("\x1b") if "\x1b" in text[-8:] else len(text)  # a code may come in two parts
+            terminal.feed(text[:whole])
+            rest = text[whole:]
             if not screens or screens[-1] != terminal.text:
                 screens.append(terminal.text)
                 act(terminal.text, process)
-        text = data.decode("utf-8", "ignore")
-        terminal.feed(text[done:])
-        return Ended(process.wait(timeout=30), terminal, text, screens)
+        terminal.feed(rest)
+        return Ended(process.wait(timeout=30), terminal, "".join(parts), screens)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -30,7 +30,40 @@ from hsd.work.terminal import Pace, Screen, mode_of
 if sys.platform != "win32":
     from terminal import in_terminal
 
-COMMAND = [sys.executable, "-c", "from hsd.cli import main; import sys; sys.argv[0] = 'hsd'; main()"]
+GATED = """
+import sys, time
+from pathlib import Path
+from hsd.cli import main
+from hsd.generation import live
+
+folder = Path(sys.argv.pop(1))
+
+def until_seen(name):
+    while not (folder / name).exists():
+        time.sleep(0.01)
+
+class Gated(live.RunView):
+    def stage(self, name, fraction=0.0):
+        super().stage(name, fraction)
+        if name == "encode":
+            until_seen("encode")
+
+    def event(self, event):
+        super().event(event)
+        if event.part == "denoise" and event.fraction > 0.5:
+            until_seen("denoise")
+
+    def image(self, image):
+        super().image(image)
+        if self._images == 2:
+            until_seen("image")
+
+live.RunView = Gated
+sys.argv[0] = "hsd"
+main()
+"""
+"""The command ``hsd``; each part of its run waits until the test has seen it, which makes a file of that name."""
+
 on_a_terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
@@ -40,30 +73,42 @@ on_a_terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseu
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(DEMO_PROMPTS.read_text().splitlines()[:16]) + "\n")
+    path.write_text("\n".join(DEMO_PROMPTS.read_text().splitlines()[:6]) + "\n")
     return path
 
 
-def generate(prompts, out, *more):
-    return [*COMMAND, "generate", str(prompts), "--out", str(out), "--steps", "8", "--batch-size", "2", *more]
+def generate(prompts, seen, out, *more):
+    seen.mkdir()
+    command = [sys.executable, "-c", GATED, str(seen), "generate", str(prompts), "--out", str(out)]
+    return [*command, "--steps", "4", "--batch-size", "2", *more]
+
+
+BAR = re.compile(r"^denoising [━╸╺]+ +\d+%  \d+:\d\d left\n", re.MULTILINE)
+PARTS = {"encode": re.compile("encoding prompts"), "denoise": BAR, "image": re.compile("^last ", re.MULTILINE)}
+"""What a screen shows in each part of a run."""
 
 
 @on_a_terminal
 def test_a_run_in_a_terminal(prompts, tmp_path):
-    out = tmp_path / "images"
-    ended = in_terminal(generate(prompts, out), columns=120)
+    out, seen, kept = tmp_path / "images", tmp_path / "seen", {}
+
+    def see(screen, process):
+        for part, pattern in PARTS.items():
+            if pattern.search(screen) and part not in kept:
+                kept[part] = screen
+                (seen / part).touch()
+
+    ended = in_terminal(generate(prompts, seen, out), columns=120, act=see)
     assert ended.code == 0, ended.screen.text
-    shown = [screen for screen in ended.screens if "denoising ━" in screen]
-    assert shown, ended.screens
-    view = shown[-1][shown[-1].index("denoising ━") :].splitlines()
-    assert re.fullmatch(r"denoising [━╸╺]+ +\d+%  \d+:\d\d left", view[0])
-    assert re.fullmatch(r"images +\d+ of 16.*", view[1])
+    assert set(kept) == set(PARTS)
+    view = kept["denoise"][BAR.search(kept["denoise"]).start() :].splitlines()
+    assert re.fullmatch(r"images +\d+ of 6.*", view[1])
     assert re.fullmatch(r"saved +(nothing yet|[\d.]+% so far), [\d.]+% at the end", view[2])
     assert re.fullmatch(r"latents +\d+ alive, \d+ at most, batches of 2", view[3])
     assert re.fullmatch(r"memory +[\d.]+ GB", view[4])
-    assert view[5].startswith(f"folder   {out}"[:120])
-    assert {line[9:] for line in view[6:]} <= set(DEMO_PROMPTS.read_text().splitlines())
-    assert any("encoding prompts" in screen for screen in ended.screens)
+    assert view[5].startswith(f"folder   {out}"[:119])
+    prompt = next(line for line in kept["image"].splitlines() if line.startswith("last "))
+    assert prompt[9:] in prompts.read_text().splitlines()
     # At the end nothing of that is left, and the cursor is there.
     last = ended.screen.text.splitlines()
     assert ended.screen.cursor
@@ -71,33 +116,35 @@ def test_a_run_in_a_terminal(prompts, tmp_path):
     assert last[0] == "hsd: loading the model"
     assert "denoising ━" not in ended.screen.text
     assert "encoding" not in ended.screen.text
-    assert re.search(rf"^16 images in {re.escape(str(out))}, .*s\.$", ended.screen.text, re.MULTILINE)
+    assert re.search(rf"^6 images in {re.escape(str(out))}, .*s\.$", ended.screen.text, re.MULTILINE)
     assert "hsd report" in last[-1] or "hsd report" in last[-2]
-    summary, result = ended.screen.text.index("clusters by step"), ended.screen.text.index("16 images in")
+    summary, result = ended.screen.text.index("clusters by step"), ended.screen.text.index("6 images in")
     assert summary < result
 
 
 @on_a_terminal
 def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path):
-    sent = []
+    out, seen, sent = tmp_path / "i", tmp_path / "seen", []
 
-    def interrupt(screen, process):
-        if re.search(r"^images +[1-9]", screen, re.MULTILINE) and not sent:
+    def see(screen, process):
+        for part in ("encode", "denoise"):
+            if PARTS[part].search(screen):
+                (seen / part).touch()
+        # The second image waits for good. It is not on its way to the disk, the first one is.
+        if re.search(r"^images +2 of 6", screen, re.MULTILINE) and not sent:
             sent.append(process.send_signal(signal.SIGINT))
 
-    out = tmp_path / "i"
-    ended = in_terminal(generate(prompts, out, "--tau", "0"), columns=40, environment={"NO_COLOR": "1"}, act=interrupt)
+    command = generate(prompts, seen, out, "--tau", "0")
+    ended = in_terminal(command, columns=40, environment={"NO_COLOR": "1"}, act=see)
     assert sent
     assert ended.code == 130
     assert "\x1b[?25l" in ended.output  # it was hidden
     assert ended.screen.cursor
     assert not ended.screen.colours
-    assert "denoising ━" in "".join(ended.screens)
     text = "".join(ended.screen.text.splitlines())  # lines are broken at 40 columns
     assert "denoising ━" not in text
-    made = len(list(out.glob("*.png")))
-    assert 0 < made < 16
-    end = f"hsd: stopped: {made} of 16 images are in {out}hsd: interrupted; run the same command again to continue"
+    assert len(list(out.glob("*.png"))) == 1
+    end = f"hsd: stopped: 1 of 6 images are in {out}hsd: interrupted; run the same command again to continue"
     assert text.replace(" ", "").endswith(end.replace(" ", ""))
 
 
@@ -151,15 +198,22 @@ def test_a_terminal_that_cannot_or_should_not_draw(variable):
 
 @on_a_terminal
 def test_what_others_print_stays_above(tmp_path):
+    seen = tmp_path / "seen"
     code = (
-        "import sys, time; from hsd.work.stages import Stages\n"
+        "import sys, time; from pathlib import Path; from hsd.work.stages import Stages\n"
         "with Stages() as stages:\n"
-        "    stages('cluster', 0.25); time.sleep(0.4); print('out', flush=True); print('err', file=sys.stderr)\n"
-        "    time.sleep(0.4)"
+        "    stages('cluster', 0.25); print('out', flush=True); print('err', file=sys.stderr)\n"
+        "    while not Path(sys.argv[1]).exists():\n"
+        "        time.sleep(0.01)"
     )
-    ended = in_terminal([sys.executable, "-c", code])
+
+    def see(screen, process):
+        if screen.startswith("out\nerr\nclustering ━"):
+            seen.touch()
+
+    ended = in_terminal([sys.executable, "-c", code, str(seen)], act=see)
+    assert seen.exists()
     assert ended.screen.text == "out\nerr"
-    assert any(screen.startswith("out\nerr\nclustering ━") for screen in ended.screens)
 
 
 # ------------------------------------------------------------------------------- where it is shown
@@ -487,7 +541,43 @@ def test_progress_true_in_a_log(plan, model, tmp_path, capsys):
     assert first.startswith(f"hsd: {len(plan)} images to {tmp_path}, {plan.node_steps:,} evaluations")
     assert last == "hsd: " + " ".join(str(run).splitlines())
     assert len(list(hsd.stream(plan, model, progress=True))) == len(plan)
-    assert capsys.readouterr().err.startswith(f"hsd: {len(plan)} images, ")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"hsd: {len(plan)} images, ")
+    assert last == f"hsd: images {len(plan)} of {len(plan)}, {plan.node_steps:,} evaluations"
+
+
+def test_a_stream_shows_how_it_is_prepared(model, monkeypatch):
+    """The view is there before the model is loaded; until the first image is asked for, nothing is drawn."""
+    seen = []
+
+    class Recorded(RunView):
+        def stage(self, name, fraction=0.0):
+            super().stage(name, fraction)
+            seen.append((name, terminal._active is self.screen))
+
+    monkeypatch.setattr("hsd.generation.live.RunView", Recorded)
+    monkeypatch.setattr(sys, "stderr", Tty())
+    images = hsd.stream(hsd.compile(["a cat", "a dog"], 0.5, steps=3), "demo", progress=True)
+    assert seen[0] == ("load", False)
+    assert {("encode", True), ("cluster", True)} <= set(seen)
+    assert terminal._active is None
+    next(images)
+    assert terminal._active is not None
+    images.close()
+    assert terminal._active is None
+
+
+def test_a_failed_write_is_counted_once(view):
+    """Of four images all are decoded: nothing is left to decode, also if one cannot be written."""
+    view._remaining = Counted()
+    view.failed(hsd.Failure(3, "x", 0, "write", "OSError: no"))
+    view.left()
+    assert view._remaining.images == 0
+
+
+class Counted:
+    def seconds(self, fraction, images):
+        self.images = images
 
 
 def test_compile_shows_its_stages_if_asked(monkeypatch):
@@ -502,6 +592,18 @@ def test_compile_shows_its_stages_if_asked(monkeypatch):
     for progress, expected in ((False, False), (None, False), (True, True)):
         hsd.compile(list("abcd"), 0.5, embeddings=embeddings, progress=progress)
         assert (("cluster", 1.0) in seen) == expected
+
+
+def test_becoming_the_active_screen_is_locked(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Tty())
+    with Screen(lambda: "one", "live") as one:
+        thread = threading.Thread(target=one.start)
+        with terminal._lock:
+            thread.start()
+            thread.join(0.05)
+            assert terminal._active is None
+        thread.join()
+        assert terminal._active is one
 
 
 def test_two_runs_at_once_draw_one_view(small, monkeypatch):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import hsd
 from hsd import cli
 from hsd.cli import console
+from hsd.cli.generate import SOME_FAILED
+from hsd.generation.live import RunView
 from hsd.work.terminal import VARIABLE
 
 
@@ -86,18 +87,19 @@ def test_every_command_has_them(name):
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "run.md"
 
 
-def test_the_page_about_runs(plan, model, tmp_path, monkeypatch, capsys):
-    """Its Python runs, and it names the options and the exit codes that there are."""
+def test_the_page_about_runs():
+    """It names the options and the exit codes that there are; its Python runs in ``test_snippets``."""
     text = PAGE.read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    names = {"hsd": hsd, "plan": plan, "pipe": model}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "docs/run.md", "exec"), names)
-    assert names["run"].images == len(plan)
-    assert names["calls"] == []  # everything was there
-    assert capsys.readouterr().out.startswith(f"{len(plan)} images in {tmp_path / 'images'}, ")
     shown = CliRunner().invoke(cli.app, ["generate", "--help"], env={"COLUMNS": "200"}).output
-    for option in re.findall(r"`(--[a-z-]+)", text):
+    options = re.findall(r"`(--[a-z-]+)", text)
+    assert options
+    for option in options:
         assert option in shown
+    codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for code in row.split(",")}
+    assert codes == {0, 1, 2, SOME_FAILED, *(128 + number for number in (1, 2, 15))}
+
+
+@pytest.mark.parametrize(("mode", "bars"), [("none", False), ("plain", False), ("live", True)])
+def test_downloads_show_bars_in_the_live_view_alone(mode, bars, monkeypatch):
+    monkeypatch.setenv(VARIABLE, mode)
+    assert RunView().shows == console.shows_progress() == bars

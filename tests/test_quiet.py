@@ -15,6 +15,8 @@ import pytest
 import transformers
 
 import hsd
+from hsd.generation.folder import ImageFolder
+from hsd.generation.forks import ForkFolder
 from hsd.work.quiet import quiet
 
 SCRIPT = """
@@ -92,11 +94,43 @@ def test_everything_comes_back():
 def test_loading_and_running_leave_no_trace(plan, model):
     before = state()
     hsd.load("demo")
-    images = hsd.stream(plan, model)
-    next(images)
-    assert muted()[0]
+    inside = []
+    images = hsd.stream(plan, model, progress=lambda *_: inside.append(muted()))
+    for _ in images:
+        assert state() == before  # the body of the user's loop
+        if len(inside) > 3:
+            break
+    assert set(inside) == {(True, True, True, True)}
     images.close()  # a loop that is left early
     assert state() == before
+
+
+def test_a_stream_that_ends_among_other_filters(plan, model):
+    before = state()
+    images = hsd.stream(plan, model)
+    next(images)
+    with warnings.catch_warnings():
+        assert len(list(images)) == len(plan) - 1
+    assert state() == before
+
+
+def test_a_library_that_is_broken(monkeypatch):
+    before = state()
+
+    def broken():
+        raise AttributeError("transformers is broken")
+
+    monkeypatch.setattr(transformers.utils.logging, "disable_progress_bar", broken)
+    with pytest.raises(AttributeError, match="is broken"), quiet():
+        pass
+    monkeypatch.undo()
+    assert state() == before
+    enable = transformers.utils.logging.enable_progress_bar
+    monkeypatch.setattr(transformers.utils.logging, "enable_progress_bar", broken)
+    with pytest.raises(AttributeError, match="is broken"), quiet():
+        assert muted() == (True, True, True, True)
+    enable()
+    assert state() == before  # all the rest came back
 
 
 def test_what_a_user_asked_for_stays():
@@ -166,3 +200,19 @@ def test_what_hsd_says_goes_to_its_logger(plan, model, tmp_path, caplog, capfd):
     assert any("clustered by the embeddings of" in record.getMessage() for record in caplog.records)
     assert capfd.readouterr() == ("", "")
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("hsd").handlers)
+
+
+def test_a_notice_raised_at_the_end_is_raised_once(plan, model, tmp_path, monkeypatch):
+    """The run is complete and recorded as such; the same call again has nothing to say."""
+    monkeypatch.setattr(ForkFolder, "keep", lambda self, plan, segment, picture: self.leave_out("no reason"))
+    recorded = []
+    record_run = ImageFolder.record_run
+    monkeypatch.setattr(
+        ImageFolder, "record_run", lambda *args: recorded.append(args[1]["outcome"]) or record_run(*args)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", hsd.Notice)
+        with pytest.raises(hsd.Notice, match="pictures of forks are left out: no reason"):
+            hsd.generate(plan, model, tmp_path, keep_forks=True)
+        assert recorded == ["finished"]
+        assert hsd.generate(plan, model, tmp_path, keep_forks=True).existing == len(plan)

@@ -19,7 +19,7 @@ from ..errors import Notice
 from ..work.files import write_json
 from ..work.paths import user_path
 from ..work.quiet import quiet as quiet_libraries
-from ..work.terminal import VARIABLE, Mode
+from ..work.terminal import VARIABLE, Mode, mode_of
 from .signals import exit_code
 
 P = ParamSpec("P")
@@ -156,10 +156,15 @@ def notices() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Keep the libraries quiet until the command ends. Downloads still show their bars."""
-    _until_the_end.enter_context(quiet_libraries(downloads=not _quiet))
+    """Keep the libraries quiet until the command ends. Downloads show their bars where progress is shown in place."""
+    _until_the_end.enter_context(quiet_libraries(downloads=shows_progress()))
 
 
 def shows_progress() -> bool:
-    """Whether the command may show how far it is."""
+    """Whether progress is shown in place, so that downloads may show bars too."""
+    return mode_of() == "live"
+
+
+def says() -> bool:
+    """Whether messages are printed."""
     return not _quiet

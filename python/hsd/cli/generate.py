@@ -14,7 +14,7 @@ from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
 from . import options as opt
-from .console import quiet, say, tell
+from .console import quiet, say, says, tell
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -113,7 +113,7 @@ def generate(
             progress=view.stage,
             **planned,
         )
-        if view.started:  # else it is the plan of an earlier run, which printed its summary
+        if says() and view.started:  # else it is the plan of an earlier run, which printed its summary
             tell(str(cost(plan, adapter, None if size == "auto" else size, order, max_slots)))
         run = run_plan(
             plan,

@@ -84,11 +84,14 @@ class Watcher:
     def writing(self) -> None:
         """All is decoded, and some images may still have to be written."""
 
-    def finished(self, run: Run) -> None:
-        """The run is over."""
+    def finished(self, run: Run | None) -> None:
+        """The run is over. A stream, which has no folder, has no result."""
 
     def stopped(self, run: Run) -> None:
         """An error or Ctrl-C has ended the run; this is what it made."""
+
+    def close(self) -> None:
+        """Show nothing more, unless more is reported."""
 
 
 class Calls(Watcher):
@@ -103,3 +106,14 @@ class Calls(Watcher):
         """Report a call."""
         if event.node_steps:
             self._report(event.node_steps, event.finished)
+
+
+def telling(watcher: Watcher, failed: Callable[[Failure], object] | None) -> Callable[[Failure], None]:
+    """Tells the watcher of a failure, and what the user gave as ``failed``."""
+
+    def tell(failure: Failure) -> None:
+        watcher.failed(failure)
+        if failed is not None:
+            failed(failure)
+
+    return tell

@@ -42,10 +42,11 @@ class RunView(Watcher):
         Their number, for the time before there is a plan.
     """
 
-    watches = shows = True
+    watches = True
 
     def __init__(self, mode: Mode | None = None, *, prompts: int = 0) -> None:
         self.screen = Screen(self.body, mode)
+        self.shows = self.screen.mode == "live"
         self._prompts = prompts
         self._stage = Stage()
         self._lock = threading.Lock()
@@ -70,7 +71,7 @@ class RunView(Watcher):
     # ------------------------------------------------------------------------------- what happens
 
     def stage(self, name: str, fraction: float = 0.0) -> None:
-        """A stage before the run, with its finished fraction: a :data:`~hsd.work.stages.StageReport`."""
+        """A stage before the run, with its finished fraction: a :data:`~hsd.work.progress.StageReport`."""
         if name != self._stage.name:
             self._stage = Stage(name, self._prompts if name == "encode" else 0)
             self._stage_pace = Pace()
@@ -127,14 +128,15 @@ class RunView(Watcher):
         """The last images are written."""
         self.stage("write", 1.0)
 
-    def finished(self, run: Run) -> None:
+    def finished(self, run: Run | None) -> None:
         """The result, in one line."""
-        self.screen.close()
-        self.screen.line(f"hsd: {' '.join(str(run).splitlines())}")
+        self.close()
+        own = f"images {self._done():,} of {self._total:,}, {self._sums.evaluations:,} evaluations"
+        self.screen.line(f"hsd: {own if run is None else ' '.join(str(run).splitlines())}")
 
     def stopped(self, run: Run) -> None:
         """After an error or Ctrl-C: what stands now."""
-        self.screen.close()
+        self.close()
         done, every = run.images + run.existing, self._total + run.existing
         self.screen.line(f"hsd: stopped: {done:,} of {every:,} images are in {run.out}")
 
@@ -147,7 +149,7 @@ class RunView(Watcher):
         """Seconds until the end of the run, if that can be said."""
         event, stage = self._event, self._stage
         if event is not None:
-            return self._remaining.seconds(event.fraction, self._total - self._images - self._failures)
+            return self._remaining.seconds(event.fraction, self._total - self._done() - self._failures)
         own = stage.left()
         if stage.name != "encode" or own is None or self._expected is None:
             return None
@@ -220,11 +222,15 @@ class RunView(Watcher):
         known = self._stage.name in ("encode", "cluster", "denoise")
         return BarLine(str(self._stage), self._stage.fraction if known else None, f"{left} left" if left else "")
 
+    def close(self) -> None:
+        """Remove what is drawn in place; the next stage draws again."""
+        self.screen.close()
+
     def __enter__(self) -> RunView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.screen.close()
+        self.close()
 
 
 class _Body:

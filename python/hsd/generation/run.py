@@ -23,7 +23,7 @@ from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.quiet import quiet
 from .clustering import clustered_by_model, replaced
-from .events import CallReport, Watcher
+from .events import CallReport, Watcher, telling
 from .failures import FailureReport, Failures, summary
 from .folder import ImageFolder
 from .forks import ForkFolder
@@ -31,7 +31,7 @@ from .lines import alone_from
 from .live import watching
 from .made import Made
 from .options import Options
-from .results import Failure, Run
+from .results import Run
 from .run_record import record
 from .session import Session, check
 from .writers import Writers
@@ -146,13 +146,7 @@ def _fill(
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     part = plan.prune(todo) if len(todo) else None
-
-    def tell(failure: Failure) -> None:
-        watcher.failed(failure)
-        if failed is not None:
-            failed(failure)
-
-    made = Made(folder, Failures(part or plan, tell))
+    made = Made(folder, Failures(part or plan, telling(watcher, failed)))
     if done:  # an earlier run has made images, so that what all of these have in common is not at fault
         made.failures.passed("write")
 
@@ -176,9 +170,12 @@ def _fill(
         if session.forks is not None:
             document["forks"] = session.forks.written
         folder.record_run(document, run.failed)
+        return run
+
+    def close_forks() -> None:
+        """After the record: what it says may be raised as an error, and the run is as it is."""
         if session.forks is not None:
             session.forks.close()
-        return run
 
     began = time.perf_counter()
     try:
@@ -194,11 +191,14 @@ def _fill(
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
                 watcher.writing()
         spent = time.perf_counter() - began
-        run = end(None)
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run matters more: a full disk, a broken device
             watcher.stopped(end(error))
+            close_forks()
         raise
+    else:
+        run = end(None)
+        close_forks()
     if run.images and run.node_steps == run.plan.node_steps:  # else some were not encoded
         speeds.remember(session.adapter, session.speed(spent, run.images), run.images)
     return run

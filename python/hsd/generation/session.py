@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,16 +32,16 @@ from ..tuning.passes import cost, passes_of, plans_of, rows_of
 from ..tuning.speeds import Speed
 from ..work.faults import device_errors
 from ..work.progress import Report
-from ..work.quiet import quiet
+from ..work.quiet import quietly
 from .alive import alive_after
 from .clustering import clustered_by_model, without_twins
 from .decoding import Decoded, Decoder, Undecoded
-from .events import CallReport, Event, Part, Sums, Watch
+from .events import CallReport, Event, Part, Sums, Watch, Watcher, telling
 from .failures import FailureReport, Failures, summary
 from .forks import ForkFolder
-from .live import watching
+from .live import RunView, watching
 from .options import Options
-from .results import Failure, Image
+from .results import Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,29 +121,29 @@ def stream(
         If the device has no memory left, or has failed. Images that were yielded before are good.
     """
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    with device_errors(lambda: "loading the model"):
-        adapter = load(model, progress=progress is True, **settings)
-    with device_errors(lambda: _DOING["encode"]):
-        plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=partial(check, adapter, options))
-    return _streamed(Session(plan, adapter, options), plan, progress or False, failed)
+    with watching(progress or False) as watcher:
+        if not isinstance(model, Adapter):
+            watcher.stage("load")
+        with device_errors(lambda: "loading the model"):
+            adapter = load(model, progress=watcher.shows, **settings)
+        checked = partial(check, adapter, options)
+        with device_errors(lambda: _DOING["encode"]):
+            plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=checked, report=watcher.stage)
+        session = Session(plan, adapter, options)
+    # What was drawn is removed here, since nobody may ever ask for the first image; the first event draws it again.
+    return _streamed(session, plan, watcher, failed)
 
 
-def _streamed(
-    session: Session, plan: Plan, progress: bool | CallReport, failed: FailureReport | None
-) -> Iterator[Image]:
-    """The images of a session, shown as ``progress`` asks for it."""
-    with watching(progress) as watcher:
+def _streamed(session: Session, plan: Plan, watcher: Watcher, failed: FailureReport | None) -> Iterator[Image]:
+    """The images of a session, shown to ``watcher``."""
+    with contextlib.closing(watcher):
         watcher.began(plan, 0, None, None)
-
-        def tell(failure: Failure) -> None:
-            watcher.failed(failure)
-            if failed is not None:
-                failed(failure)
-
-        failures = None if failed is None and progress is not True else Failures(plan, tell)
-        for image in session.images(plan, watcher.event if progress else None, failures):
+        watched = isinstance(watcher, RunView)  # which shows failures at once
+        failures = Failures(plan, telling(watcher, failed)) if watched or failed is not None else None
+        for image in session.images(plan, watcher.event if watcher.watches else None, failures):
             watcher.image(image)
             yield image
+        watcher.finished(None)
         if failures and failed is None:
             raise FailedImages(summary(failures.all, len(plan.kept)), failures.all)
 
@@ -201,8 +201,8 @@ class Session:
         after the last one.
         """
         self._watch, self._device = watch, None if watch is None else self.adapter.device  # which takes time to find
-        with quiet(), device_errors(lambda: _DOING[self._part]):
-            yield from self._images(plan, failures)
+        with device_errors(lambda: _DOING[self._part]):
+            yield from quietly(self._images(plan, failures))
 
     def _tell(self, part: Part, fraction: float, **call: int) -> None:
         """Report an event, if anyone watches."""
@@ -210,7 +210,7 @@ class Session:
             sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds, self._device)
             self._watch(Event(part, fraction, self.plan, sums, **call))
 
-    def _images(self, plan: Plan, failures: Failures | None) -> Iterator[Image]:
+    def _images(self, plan: Plan, failures: Failures | None) -> Generator[Image, None, None]:
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])

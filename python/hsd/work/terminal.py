@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -26,6 +27,9 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 _active: Screen | None = None
 """The screen that is drawn in place now: a terminal has room for one."""
+
+_lock = threading.Lock()
+"""Held while a screen becomes the active one."""
 
 
 def make_console(*, live: bool = False) -> Console:
@@ -90,9 +94,12 @@ class Screen:
     def start(self) -> None:
         """Begin to draw in place, unless another screen does that; until then lines may be printed by others too."""
         global _active
-        if self._live is None or _active is not None:
+        if self._live is None:
             return
-        _active = self
+        with _lock:
+            if _active is not None:
+                return
+            _active = self
         with contextlib.suppress(OSError, ValueError):
             self._live.start()
 
