@@ -88,12 +88,9 @@ def test_thumbnails_are_made_once(tmp_path, monkeypatch):
 
 
 def decoded(monkeypatch):
-    """The digests of the images that are decoded from now on."""
+    """The images that are opened from now on."""
     found = []
-    old = thumbs.Thumbs._decode
-    monkeypatch.setattr(
-        thumbs.Thumbs, "_decode", lambda self, data, name: (found.append(name), old(self, data, name))[1]
-    )
+    monkeypatch.setattr(PIL.Image, "open", lambda file, old=PIL.Image.open: (found.append(file), old(file))[1])
     return found
 
 
