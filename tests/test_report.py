@@ -87,21 +87,43 @@ def test_thumbnails_are_made_once(tmp_path, monkeypatch):
         assert (image.format, image.size) == ("WEBP", (256, 256))
 
 
-def test_thumbnails_of_a_copied_folder_are_not_decoded_again(tmp_path):
+def decoded(monkeypatch):
+    """The images that are opened from now on."""
+    found = []
+    monkeypatch.setattr(PIL.Image, "open", lambda file, old=PIL.Image.open: (found.append(file), old(file))[1])
+    return found
+
+
+def test_thumbnails_of_a_copied_folder_are_not_decoded_again(tmp_path, monkeypatch):
     """Its files have other times and paths; the digest of their bytes is the same."""
     write_folder(tmp_path / "a", 3, side=300)
     hsd.report(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
-    made = thumbs.Thumbs(tmp_path / "b" / "__report__" / "thumbs")
-    from hsd.reporting.read import read_source
-    from hsd.work.progress import Progress
-
-    assert len(made.looks(read_source(tmp_path / "b").pictures, Progress())) == 3
-    assert made.made == 0
+    made = decoded(monkeypatch)
+    hsd.report(tmp_path / "b")
+    assert made == []
     (tmp_path / "b" / "__report__" / "thumbs" / "index.jsonl").write_text('{"file": 3}\nnonsense\n')
-    made = thumbs.Thumbs(tmp_path / "b" / "__report__" / "thumbs")
-    made.looks(read_source(tmp_path / "b").pictures, Progress())
-    assert made.made == 3
+    hsd.report(tmp_path / "b")
+    assert len(made) == 3
+
+
+def test_an_image_in_both_folders_is_decoded_once(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", 3, side=300)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    made = decoded(monkeypatch)
+    hsd.report(tmp_path / "a", tmp_path / "b")
+    assert len(made) == 3
+
+
+def test_progress_is_shown(tmp_path, monkeypatch):
+    """True is taken as elsewhere: the stages are shown, where there is a terminal."""
+    from hsd.work.stages import Stages
+
+    shown = []
+    monkeypatch.setattr(Stages, "__call__", lambda self, stage, fraction: shown.append((stage, fraction)))
+    write_folder(tmp_path, 3)
+    hsd.report(tmp_path, progress=True)
+    assert shown[-1] == ("thumbnails", 1.0)
 
 
 def test_a_thumbnail_that_a_power_cut_emptied_is_made_again(tmp_path):
@@ -348,7 +370,7 @@ def test_another_place_for_a_folder_that_cannot_be_written(tmp_path):
     assert page(first.parent, "run.html").html["data-images"] == "../../../images/"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_that_cannot_be_written(tmp_path):
     write_folder(tmp_path, 3)
     tmp_path.chmod(0o555)
@@ -518,6 +540,38 @@ def test_pairing_is_that_of_evaluation(tmp_path):
     (tmp_path / "b" / "metadata.jsonl").write_text("\n".join(reversed(without)) + "\n")
     a, b = read_folder(tmp_path / "a"), read_folder(tmp_path / "b")
     assert partners(a, b) == pair(a, b) != list(range(6))
+
+
+def test_pairs_fall_through_to_the_text(tmp_path):
+    """By index where the texts agree, then by text and seed, then by text; each image once."""
+    from hsd.evaluation.folder import partners
+
+    for name, images in {
+        "a": [("same", 0), ("a red cat", 1), ("moved", 2), ("a red cat", 3), ("only here", 4)],
+        "b": [("same", 9), ("moved", 2), ("other", 5), ("a red cat", 8)],
+    }.items():
+        (tmp_path / name).mkdir()
+        with open(tmp_path / name / "metadata.jsonl", "w") as metadata:
+            for i, (text, seed) in enumerate(images):
+                PIL.Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+                line = {"file_name": f"{i}.png", "text": text, "index": i, "seed": seed}
+                metadata.write(json.dumps(line) + "\n")
+    found = partners(read_folder(tmp_path / "a"), read_folder(tmp_path / "b"))
+    assert found == [0, None, 1, 3, None]
+    hsd.report(tmp_path / "a", tmp_path / "b")
+    assert value_of(tmp_path / "a", "pairs")["paired"] == [1, 0, 1, 1, 0]
+
+
+def test_a_folder_is_read_once(tmp_path):
+    """What loops index by image is not built again at each of them."""
+    from hsd.reporting.read import read_source
+
+    write_folder(tmp_path, 3)
+    source = read_source(tmp_path)
+    assert source.entries is source.entries
+    assert "mismatch" not in vars(source)
+    assert source.mismatch is None
+    assert "mismatch" in vars(source)
 
 
 # ------------------------------------------------------------------------------- settings, package, command

@@ -115,6 +115,25 @@ def test_a_column_is_chosen_with_counts(browser, shared):
         assert style.locator("option").all_inner_texts()[1:] == ["ink (1)", "oil (1)", "watercolour (1)"]
 
 
+def test_a_late_search_does_not_count(browser, shared):
+    """Filters that were cleared while the pages of images load leave no trace in the choices."""
+    with browser_page(browser) as page:
+        page.goto(shared[0].as_uri())
+        tiles(page).first.wait_for()
+        page.evaluate("""() => {
+          const all = hsd.images.all;
+          hsd.images.all = () => new Promise((done) => { window.letGo = () => all().then(done); });
+        }""")
+        style = page.get_by_label("style")
+        style.select_option("oil")
+        page.wait_for_function("window.letGo")
+        style.select_option("")
+        page.wait_for_function("document.getElementById('clear').hidden")  # the later search has begun
+        page.evaluate("async () => { await window.letGo(); await new Promise((done) => setTimeout(done, 50)); }")
+        animals = page.get_by_label("animal").locator("option").all_inner_texts()
+        assert animals == ["any", "0 (3)", "1 (3)", "2 (3)", "3 (3)"]
+
+
 def test_a_column_of_many_values_is_searched(browser, tmp_path):
     write_folder(tmp_path, 30, columns=False)
     lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -162,14 +162,34 @@ def pair(a: Folder, b: Folder) -> list[int]:
 
 
 def partners(a: Folder, b: Folder) -> list[int | None]:
-    """As :func:`pair`, for folders that may have different prompts: None for an image of ``a`` without one in ``b``."""
-    ours, theirs = _positions(a, b)
-    found = [(i, theirs.get(key)) for key, i in ours.items()]
+    """As :func:`pair`, for folders that may have different prompts: None for an image of ``a`` without one in ``b``.
+
+    An image that has no partner by index gets one by text and seed, else by text. Partners always have the same text.
+    """
     out: list[int | None] = [None] * len(a.entries)
-    for i, j in found:
-        if j is not None and a.entries[i].text == b.entries[j].text:
-            out[i] = j
+    left = set(range(len(b.entries)))
+    for key_of in (_index_and_text, _text_and_seed, lambda entry: entry.text):
+        ours = _keyed(key_of, a, [i for i, j in enumerate(out) if j is None])
+        theirs = _keyed(key_of, b, sorted(left))
+        for key in ours.keys() & theirs.keys():
+            out[ours[key]] = theirs[key]
+            left.remove(theirs[key])
     return out
+
+
+def _index_and_text(entry: Entry) -> Hashable:
+    return None if entry.index is None else (entry.index, entry.text)
+
+
+def _text_and_seed(entry: Entry) -> Hashable:
+    return None if entry.seed is None else (entry.text, entry.seed)
+
+
+def _keyed(key_of: Callable[[Entry], Hashable], folder: Folder, positions: Sequence[int]) -> dict[Hashable, int]:
+    """These positions by the key of their image, those that have one; equal ones are numbered."""
+    keyed = [(key, i) for i in positions if (key := key_of(folder.entries[i])) is not None]
+    numbered = _numbered([(key,) for key, _ in keyed])
+    return {key: keyed[at][1] for key, at in numbered.items()}
 
 
 def _positions(a: Folder, b: Folder) -> tuple[dict[Hashable, int], dict[Hashable, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from ..evaluation.stats import WinRate, win_rate
 from ..planning.plan import Plan
 from .read import Source
 from .thumbs import Look
-from .tree import mismatch
 from .urls import url_of
 
 _TOLERANCE = 1e-6
@@ -106,7 +105,7 @@ def scores_of(
 def _roots(source: Source, positions: Sequence[int]) -> NDArray[np.int64] | None:
     """The root cluster of each of these images; None where no plan tells."""
     plan: Plan | None = source.plan
-    if plan is None or mismatch(source) is not None:
+    if plan is None or source.mismatch is not None:
         return None
     return plan.active(0)[[source.entries[i].index or 0 for i in positions]]
 
@@ -144,11 +143,6 @@ def pages_of_partners(
                 [url_of(theirs.entries[j].file_name), look.width, look.height, thumb, look.colour, look.problem or 0]
             )
         yield page
-
-
-def folder_name(path: Path) -> str:
-    """What a folder is called on the pages."""
-    return path.resolve().name or str(path)
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import OutputError
 from ..names import check_count
 from ..work.files import advice
 from ..work.paths import user_path
-from ..work.progress import Progress
+from ..work.progress import Progress, StageReport, shows_stages
 from . import compare, data
 from .pages import Pages
 from .places import FIRST, Places
@@ -24,13 +24,14 @@ MOST_ON_A_PAGE = 500
 """Images on one page: a browser shows more of them at once only slowly."""
 
 
+@shows_stages
 def report(
     folder: Path_,
     against: Path_ | None = None,
     *,
     out: Path_ | None = None,
     page_size: int = MOST_ON_A_PAGE,
-    progress: Callable[[str, float], object] | None = None,
+    progress: bool | StageReport | None = False,
 ) -> Path:
     """Write pages that show a folder of images: a gallery, the tree of what was shared, the figures of its runs, and
     another folder side by side.
@@ -50,7 +51,7 @@ def report(
     page_size
         Images on one page of the gallery: 1 to 500.
     progress
-        Called with the stage and its finished fraction.
+        Called with the stage and its finished fraction. True: shown on a terminal. By default nothing is printed.
 
     Returns
     -------
@@ -74,7 +75,7 @@ def report(
     places = Places(Path(os.path.abspath(ours.path if out is None else user_path(out))))
     places.prepare()
     try:
-        our_looks, their_looks = _looks(places, ours, theirs, progress)
+        our_looks, their_looks = _looks(places, ours, theirs, progress if callable(progress) else None)
         pages = Pages(places, ours, our_looks)
         _write_images(pages, ours, our_looks, page_size)
         if theirs is not None and order is not None:
@@ -88,7 +89,7 @@ def report(
 
 
 def _looks(
-    places: Places, ours: Source, theirs: Source | None, progress: Callable[[str, float], object] | None
+    places: Places, ours: Source, theirs: Source | None, progress: StageReport | None
 ) -> tuple[list[Look], list[Look]]:
     """Look at all images; after an interruption, what was made is kept."""
     thumbs = Thumbs(places.beside / "thumbs")
@@ -102,7 +103,7 @@ def _looks(
         thumbs.save(finished=finished)
 
 
-def _stage(progress: Callable[[str, float], object] | None, stage: str) -> Progress:
+def _stage(progress: StageReport | None, stage: str) -> Progress:
     return Progress(None if progress is None else lambda fraction: progress(stage, fraction))
 
 

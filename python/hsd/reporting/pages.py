@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,7 +14,6 @@ from .figures import cost_rows, figures_of
 from .places import BESIDE, FIRST, Places
 from .read import Source
 from .thumbs import Look
-from .tree import mismatch
 from .urls import folder_url
 
 _TITLES = {"gallery": "Gallery", "compare": "Side by side", "tree": "Tree", "run": "Run"}
@@ -63,7 +61,7 @@ class Pages:
         figures = figures_of(source)
         return {
             "titles": {name: _TITLES[name] for name in shown},
-            "name": _name(source),
+            "name": source.name,
             "count": len(source.pictures),
             "expected": source.expected,
             "running": source.running,
@@ -74,7 +72,7 @@ class Pages:
             "box": (chart.WIDTH, chart.HEIGHT),
             "tree": self.tree,
             "has_plan": source.plan is not None,
-            "other": None if other is None else {"name": _name(other), "cost": _side_by_side(source, other)},
+            "other": None if other is None else {"name": other.name, "cost": _side_by_side(source, other)},
             "compared": self._compared,
         }
 
@@ -90,9 +88,8 @@ class Pages:
 
     def _notes(self) -> list[str]:
         source, notes = self._source, list(self._source.notes)
-        wrong = mismatch(source)
-        if wrong is not None:
-            notes.append(wrong)
+        if source.mismatch is not None:
+            notes.append(source.mismatch)
         damaged = [i for i, look in enumerate(self._looks) if look.problem is not None]
         if damaged:
             first, reason = source.entries[damaged[0]].file_name, self._looks[damaged[0]].problem
@@ -108,10 +105,6 @@ class Pages:
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
-
-
-def _name(source: Source) -> str:
-    return str(Path(source.path).resolve().name or source.path)
 
 
 def _side_by_side(ours: Source, theirs: Source) -> list[tuple[str, str, str, bool]]:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,10 +64,29 @@ class Source:
     notes: tuple[str, ...]
     """What could not be used, and why; a sentence each."""
 
-    @property
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """The images as evaluation has them."""
         return tuple(picture.entry for picture in self.pictures)
+
+    @cached_property
+    def mismatch(self) -> str | None:
+        """Why the plan is not that of the images, if so: a sentence."""
+        plan = self.plan
+        if plan is None:
+            return None
+        for entry in self.entries:
+            index = entry.index
+            if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
+                return (
+                    f"The plan in this folder is not that of its images ({entry.file_name}), so the tree is left out."
+                )
+        return None
+
+    @property
+    def name(self) -> str:
+        """What the folder is called on the pages."""
+        return self.path.resolve().name or str(self.path)
 
     @property
     def expected(self) -> int:

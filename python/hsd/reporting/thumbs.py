@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
-from ..work.files import digest_of, read_own, write_atomically
+from ..work.files import digest_of, read_own, rename, write_atomically
 from ..work.progress import Progress
 from ..work.reading import read_file
 from .read import Picture
@@ -86,8 +87,7 @@ class Thumbs:
         self._by_digest: dict[str, Look] = {}
         self._by_file: dict[tuple[str, int, int], Look] = {}
         self._seen: list[dict[str, Any]] = []
-        self.made = 0
-        """Images that were decoded, because nothing was known of them."""
+        self._lock = threading.Lock()
         for line in (read_own(folder / _INDEX) or b"").split(b"\n"):
             self._learn(line)
 
@@ -127,10 +127,19 @@ class Thumbs:
     def _read(self, path: Path) -> Look:
         data = read_file(path, _MOST_IMAGE)
         digest = digest_of(data)
-        known = self._by_digest.get(digest)
-        if known is not None and self._is_there(known):
-            return known
-        self.made += 1
+        with self._lock:
+            known = self._by_digest.get(digest)
+            if known is not None and self._is_there(known):
+                return known
+        look = self._decode(data, digest)
+        with self._lock:
+            self._by_digest[digest] = look
+            if look.has_thumbnail:
+                self._files.add(_name(digest))
+        return look
+
+    def _decode(self, data: bytes, digest: str) -> Look:
+        """Look at the bytes of an image, of which nothing is known, and write its thumbnail."""
         with PIL.Image.open(BytesIO(data)) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # orientation: on its side
             width, height = image.size[::-1] if turned else image.size
@@ -147,10 +156,11 @@ class Thumbs:
 
     def _write(self, name: str, image: PIL.Image.Image) -> None:
         """Not synced, which would take longer than all the rest: one that a power cut empties is made again."""
+        # Not work.files.replacing, which syncs; but its names, so that make_folder removes what a kill leaves.
         temporary = self._folder / f".{name}.{secrets.token_hex(8)}.tmp"
         try:
             image.save(temporary, "WEBP", **_QUALITY)
-            os.replace(temporary, self._folder / name)
+            rename(temporary, self._folder / name)
         finally:
             temporary.unlink(missing_ok=True)
 

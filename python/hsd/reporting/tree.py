@@ -18,7 +18,7 @@ def tree_of(source: Source) -> dict[str, Any] | None:
     The plan has to be that of the images: where their texts differ, nothing is told.
     """
     plan = source.plan
-    if plan is None or mismatch(source) is not None:
+    if plan is None or source.mismatch is not None:
         return None
     segments = plan.segments
     fields = ("parent", "first_step", "end_step", "leaf_begin", "leaf_end")
@@ -29,18 +29,6 @@ def tree_of(source: Source) -> dict[str, Any] | None:
         "segments": table.ravel().tolist(),
         "forks": _forks(source, plan),
     }
-
-
-def mismatch(source: Source) -> str | None:
-    """Why the plan is not that of the images, if so: a sentence."""
-    plan = source.plan
-    if plan is None:
-        return None
-    for entry in source.entries:
-        index = entry.index
-        if index is None or not 0 <= index < plan.n_prompts or plan.prompts[index] != entry.text:
-            return f"The plan in this folder is not that of its images ({entry.file_name}), so the tree is left out."
-    return None
 
 
 def _forks(source: Source, plan: Plan) -> dict[str, str]:

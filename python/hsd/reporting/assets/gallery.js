@@ -5,8 +5,9 @@
   const grid = byId("grid");
   const selects = [];
   let overview = null;
-  let found = Promise.resolve([]); // numbers of the images that the filters leave
+  let found = Promise.resolve({ numbers: [], left: null }); // what the filters leave
   let asked = null; // by which filters
+  let counted = null; // by which filters the choices are counted
   let turn = 0;
 
   function filters() {
@@ -47,14 +48,16 @@
     return tree ? new Set(tree.order.slice(cluster[0], cluster[1])) : null;
   }
 
+  /** The numbers of the images that pass, and the images that would pass without asking one column. */
   async function search(wanted) {
     if (isOff(wanted)) {
-      counts(null);
-      return Array.from({ length: overview.images }, (_, i) => i);
+      return { numbers: Array.from({ length: overview.images }, (_, i) => i), left: null };
     }
     const [images, members] = await Promise.all([hsd.images.all(), membersOf(wanted.cluster)]);
-    counts((at) => images.filter((image) => passes(image, wanted, members, at)));
-    return images.filter((image) => passes(image, wanted, members, -1)).map((image) => image.i);
+    return {
+      numbers: images.filter((image) => passes(image, wanted, members, -1)).map((image) => image.i),
+      left: (at) => images.filter((image) => passes(image, wanted, members, at)),
+    };
   }
 
   /** How many images each choice of a column would leave. */
@@ -97,13 +100,17 @@
       asked = question;
       found = search(wanted);
     }
-    const numbers = await found;
+    const { numbers, left } = await found;
     const pages = Math.max(1, Math.ceil(numbers.length / overview.page));
     const page = Math.min(pages, Math.max(1, Number(hsd.state().get("page")) || 1)) - 1;
     const here = numbers.slice(page * overview.page, (page + 1) * overview.page);
     const images = await Promise.all(here.map(hsd.images.get));
     if (mine !== turn) {
-      return;
+      return; // a later one draws
+    }
+    if (question !== counted) {
+      counted = question;
+      counts(left);
     }
     const key = asked + page;
     if (grid.dataset.shown !== key) { // opening an image changes the address too
@@ -171,7 +178,7 @@
     listen();
     await render();
     performance.mark("hsd-shown");
-    await hsd.detail.start(() => found);
+    await hsd.detail.start(() => found.then((one) => one.numbers));
   }
 
   start().catch(hsd.problem);
