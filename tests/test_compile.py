@@ -100,6 +100,14 @@ def test_a_budget_where_nothing_can_be_shared_does_not_stop_a_script(prompts, wh
         hsd.compile(["a", "b"], budget=0.3, embeddings=np.eye(2), steps=2)  # less would be saved, so it has to be said
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_notice_points_at_the_call(progress):
+    """Also through the frame of the decorator that shows stages."""
+    with pytest.warns(hsd.Notice, match="has no effect") as said:
+        hsd.compile(["a"], budget=0.1, embeddings=np.ones((1, 3)), progress=progress)
+    assert [notice.filename for notice in said] == [__file__]
+
+
 def test_images_per_prompt_repeats_each_in_a_row():
     plan = hsd.compile(["a", "b"], 1.0, images_per_prompt=2, seeds=5, embeddings=np.eye(2))
     assert plan.prompts == ["a", "a", "b", "b"]

@@ -295,6 +295,14 @@ def test_the_command_refuses_before_the_run(command, tmp_path):
     assert not (tmp_path / "images").exists()
 
 
+def test_the_command_refuses_shards_of_other_images_before_the_run(command, folder, tmp_path):
+    hsd.write_shards(folder, tmp_path / "tar")
+    run = command("--tar", tmp_path / "tar")
+    assert isinstance(run.exception, hsd.OutputError)
+    assert "shards of other images: choose another folder, or remove that one" in str(run.exception)
+    assert not (tmp_path / "images").exists()
+
+
 def test_the_command_says_what_is_missing(command, tmp_path, monkeypatch):
     add = ImageFolder.add
 

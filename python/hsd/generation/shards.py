@@ -108,7 +108,9 @@ def write_shards(folder: str | os.PathLike[str], out: str | os.PathLike[str], *,
 
 
 def check_shards(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """``out`` as a path, if the shards of ``folder`` may be written there; before a run, ``folder`` need not exist.
+    """``out`` as a path, if the shards of ``folder`` may be written there.
+
+    Before a run, ``folder`` need not exist. Then ``out`` may not hold shards yet: they are of other images.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def check_shards(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
             )
         return out
     source = _source_of(folder)
-    if source is not None and document.get("source") != source:
+    if document.get("source") != source:  # also where it is None: what is there is not of images yet to be made
         raise OutputError(f"{out} holds the shards of other images: choose another folder, or remove that one")
     return out
 

@@ -72,7 +72,7 @@ def tau_for_time(
         return 0.0
     least = without if most is None else seconds(plan_at(most))
     if most is None or least > limit:
-        how = "no two images may share a step" if most is None else "with all steps shared but the last"
+        how = "no two images may share a step, and" if most is None else "with all steps shared but the last,"
         assert speed.image is not None
         rest = duration(speed.image * len(standard))
         raise ValueError(
