@@ -565,7 +565,7 @@ def test_auto_and_the_switches_on_the_command_line(tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_text("a red star\na blue star\na green ring\n")
     common = ["generate", str(tmp_path / "p.txt"), "--steps", "3", "--set", "prior_steps=2", "--out"]
     run = CliRunner().invoke(cli.app, [*common, str(tmp_path / "a"), "--batch-size", "auto"])
-    assert re.search(r"^batch size \d+, measured in ", run.stderr, re.M)
+    assert re.search(r"^hsd: batch size \d+, measured in ", run.stderr, re.M)
     assert run.exit_code == 0, run.output
     assert json.loads((tmp_path / "a" / "run.json").read_text())["runs"][-1]["batch_size"] in (1, 2, 3)
     bad = CliRunner().invoke(cli.app, [*common, str(tmp_path / "b"), "--batch-size", "many"])

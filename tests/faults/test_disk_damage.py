@@ -312,13 +312,13 @@ def test_evaluation_reads_no_image_outside_its_folder(folder, name):
         read_folder(folder)
 
 
-def test_a_real_run_makes_what_is_damaged_and_says_so(plan, model, tmp_path, capsys):
+def test_a_real_run_makes_what_is_damaged_and_says_so(plan, model, tmp_path, caplog):
     path = tmp_path / "images"
     hsd.generate(plan, model, path, batch_size=4, progress=False)
     before = images(path)
     os.truncate(path / "00003.png", 100)
     run = hsd.generate(plan, model, path, batch_size=4)
-    assert "00003.png has 100 bytes" in capsys.readouterr().err
+    assert "00003.png has 100 bytes" in caplog.text
     assert (run.images, run.existing, len(run.repaired)) == (1, plan.n_prompts - 1, 1)
     after = images(path)
     assert {k: v for k, v in after.items() if k != "00003.png"} == {k: v for k, v in before.items() if k != "00003.png"}
