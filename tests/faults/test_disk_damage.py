@@ -8,7 +8,19 @@ import os
 import pytest
 
 import hsd
-from disk import TEXTS, check_folder, check_lines, copy_of, fill, images, lines, make_plan, open_folder, write_lines
+from disk import (
+    TEXTS,
+    check_folder,
+    check_lines,
+    copy_of,
+    fill,
+    images,
+    lines,
+    make_plan,
+    open_folder,
+    picture,
+    write_lines,
+)
 from hsd.evaluation.folder import FolderError, read_folder
 
 pytestmark = pytest.mark.faults
@@ -331,3 +343,20 @@ def test_only_the_part_of_a_run_is_compared_byte_for_byte(folder, reference):
         assert part.repaired == []
     with open_folder(folder, PLAN.prune([2])) as part:
         assert (part.done() & {2}, len(part.repaired)) == (set(), 1)
+
+
+def test_a_new_file_with_the_number_of_the_one_before(tmp_path):
+    """Another run replaced the lines, and the system gave the new file the number of the one that this run knew."""
+    path = tmp_path / "images"
+    mine, others = PLAN.shard(2)
+    first, *rest = sorted(mine.kept.tolist(), reverse=True)
+    with open_folder(path, mine) as folder:
+        folder.add(first, picture(PLAN, first), {})
+        known = tmp_path / "known"
+        os.link(path / "metadata.jsonl", known)
+        fill(path, others)
+        known.write_bytes((path / "metadata.jsonl").read_bytes())
+        os.replace(known, path / "metadata.jsonl")
+        for index in rest:
+            folder.add(index, picture(PLAN, index), {})
+    check_folder(path, PLAN, path)

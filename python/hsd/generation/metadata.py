@@ -19,6 +19,9 @@ _THREADS = 8
 
 _CHUNK = 64
 
+_TAIL = 4096
+"""Bytes at the end of what is known, by which the file is known again."""
+
 
 class Metadata:
     """The lines of a folder. Use while its lock is held.
@@ -40,8 +43,10 @@ class Metadata:
         """Whether the latest :meth:`read` found lines that do not hold."""
         self._path, self._lines, self._n_prompts = folder / METADATA, lines, n_prompts
         self._checks: dict[bytes, Checked] = {}
-        self._known: tuple[int, int] | None = None
-        """Which file it was, and its size, when all of its lines were known."""
+        self._known: tuple[int, int, bytes] | None = None
+        """Which file it was, its size, and the bytes at its end, when all of its lines were known.
+
+        The number of the file is not enough: a system gives that of a replaced file to the next new one."""
 
     def check(self) -> None:
         """Check lines with their images in advance, without the lock: comparing digests may take minutes."""
@@ -147,14 +152,15 @@ class Metadata:
                     "which makes what is missing"
                 )
             return
-        if self._known == (status.st_ino, status.st_size):
-            return
-        begin = 0
+        begin, data = 0, None
         if self._known is not None and self._known[0] == status.st_ino and self._known[1] <= status.st_size:
-            begin = self._known[1]
-        else:
+            _, size, tail = self._known
+            found = files.read_own(self._path, size - len(tail)) or b""
+            if found.startswith(tail):
+                begin, data = size, found[len(tail) :]
+        if data is None:
             self.entries = {}
-        data = files.read_own(self._path, begin) or b""
+            data = files.read_own(self._path) or b""
         whole = data.rfind(b"\n") + 1
         if whole < len(data):  # a run was killed while it wrote this line
             os.truncate(self._path, begin + whole)
@@ -172,7 +178,11 @@ class Metadata:
 
     def _remember(self) -> None:
         status = files.regular(self._path)
-        self._known = None if status is None else (status.st_ino, status.st_size)
+        if status is None:
+            self._known = None
+            return
+        tail = files.read_own(self._path, max(0, status.st_size - _TAIL)) or b""
+        self._known = status.st_ino, status.st_size, tail
 
 
 def complete(folder: Path, plan: Plan, image_format: ImageFormat = "png") -> set[int]:
