@@ -422,3 +422,9 @@ def test_every_family(family, tmp_path):
         generate(plan, model, tmp_path / str(keep), keep_forks=keep)
     assert images(tmp_path / "True") == images(tmp_path / "False")
     assert keys_in(tmp_path / "True") == keys_of(plan) != []
+
+
+def test_a_finished_folder_has_no_forks_to_keep_and_says_so(plan, model, tmp_path, caplog):
+    hsd.generate(plan, model, tmp_path / "images")
+    hsd.generate(plan, model, tmp_path / "images", keep_forks=True)
+    assert "all images exist, so no pictures of forks are kept" in caplog.text

@@ -65,7 +65,7 @@ def test_pandas_writes_its_index(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"prompt": ["a", ""]}, "row 2 has no prompt"),
+        ({"prompt": ["a", ""], "id": [1, 2]}, "row 2 has no prompt"),
         ({"prompt": ["a", None], "id": [1, 2]}, "row 2 has no prompt"),
         ({"prompt": [12]}, r"row 1: the prompt is 12 \(int\), not text"),
         ({"prompt": ["a"], "seed": [-1]}, "row 1: the seed is -1"),

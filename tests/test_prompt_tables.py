@@ -216,3 +216,70 @@ def test_rows_come_back(tmp_path_factory, rows, separator, encoding, quoting):
     assert file.seeds == [seed for _, seed, _ in rows]
     notes = [note or None for _, _, note in rows]
     assert file.columns.get("note", [None] * len(rows)) == notes
+
+
+# ------------------------------------------------------------------------------- what people tried
+
+
+def test_a_row_with_the_index_of_pandas_only_is_empty(tmp_path):
+    file = read_prompts(written(tmp_path, ",prompt,seed\n0,a red star,1\n1,,\n2,a blue star,\n"))
+    assert file.prompts == ["a red star", "a blue star"]
+    assert file.columns == {}
+
+
+@pytest.mark.parametrize("name", ["width_", "Seed_"])
+def test_names_are_not_stretched_to_settings(tmp_path, name):
+    file = read_prompts(written(tmp_path, f"prompt,{name}\na,1\n"), columns={"mine": name})
+    assert (file.seeds, file.settings, file.columns) == ([None], [{}], {"mine": ["1"]})
+    with pytest.raises(hsd.PromptError, match=f"has the column '{name}', which is no setting: did you mean"):
+        read_prompts(written(tmp_path, f"prompt,{name}\na,1\n"))
+
+
+def test_a_cell_that_is_too_long_is_told_so(tmp_path):
+    text = "x" * (csv.field_size_limit() + 1)
+    with pytest.raises(hsd.PromptError, match=r"line 2: a cell has more than 131,072 characters"):
+        read_prompts(written(tmp_path, f'prompt,note\na,"{text}"\n'))
+
+
+def test_keys_of_json_are_found_as_headings_are(tmp_path):
+    line = {"Prompt": "a cat", "Seed": 3, "Guidance Scale": 4, "ID": "7"}
+    file = read_prompts(written(tmp_path, json.dumps(line) + "\n", "p.jsonl"))
+    assert (file.prompts, file.seeds, file.settings) == (["a cat"], [3], [{"guidance_scale": 4}])
+    assert file.columns == {"ID": ["7"]}
+    file = read_prompts(written(tmp_path, json.dumps(line) + "\n", "p.jsonl"), columns={"number": "id"})
+    assert file.columns == {"number": ["7"]}
+    with pytest.raises(hsd.PromptError, match="line 1 has two keys that are 'prompt', 'prompt' and 'Prompt'"):
+        read_prompts(written(tmp_path, '{"prompt": "a", "Prompt": "b"}\n', "p.jsonl"))
+
+
+def parquet(tmp_path, **columns):
+    pa, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "p.parquet"
+    files.write_table(pa.table(columns), path)
+    return path
+
+
+def test_what_python_cannot_hold_is_told(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    path = parquet(tmp_path, prompt=["a"], t=pa.array([2**62], pa.timestamp("us")))
+    with pytest.raises(hsd.PromptError, match="column 't' has a value that Python cannot hold"):
+        read_prompts(path)
+
+
+def test_nan_inside_of_a_value_is_nothing(tmp_path):
+    from hsd.prompts.write import write_prompts
+
+    file = read_prompts(parquet(tmp_path, prompt=["a", ""], s=[{"v": float("nan")}, None]))
+    assert file.columns == {"s": [{"v": None}]}
+    write_prompts(file, tmp_path / "p.jsonl")
+    assert read_prompts(tmp_path / "p.jsonl").columns == file.columns
+
+
+def test_a_wildcard_file_that_nobody_asked_for_is_not_in_the_way(tmp_path):
+    (tmp_path / "animal.txt").write_text("fox\nowl\n")
+    (tmp_path / "notes.txt").write_bytes("für später\n".encode("latin-1"))
+    (tmp_path / "config.json").write_text("3")
+    assert hsd.expand_template("a __animal__", wildcards=tmp_path).prompts == ["a fox", "a owl"]
+    for name, says in (("notes", "not UTF-8"), ("*", "not UTF-8|neither a list"), ("plant", "notes|config")):
+        with pytest.raises(hsd.PromptError, match=says):
+            hsd.expand_template(f"a __{name}__", wildcards=tmp_path)

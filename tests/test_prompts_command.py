@@ -49,7 +49,7 @@ def test_the_report(tmp_path):
         "seeds: 2 given",
         "settings: width (1)",
         "kept beside the images: id (3)",
-        "1 repeat earlier prompts, and give different images of them:",
+        "1 repeat earlier prompts, and give other images of them by their own seeds:",
         f"  'a red star': 2 times ({path}, line 2; {path}, line 4)",
         "1 longer than the model reads, which loses their end:",
         f"  {path}, line 5: 92 tokens, 32 are read; lost: {'a red star ' * 5 + 'a ...'!r}",
@@ -85,6 +85,7 @@ def test_templates():
         "settings": {},
         "columns": {"choice_1": 4, "choice_2": 4},
         "repeats": [],
+        "same_seeds": 0,
     }
     both = numbers("--template", TEMPLATE, "--template", "a {x|y|z} ring")
     assert (both["prompts"], both["columns"]["template"]) == (7, 7)
@@ -117,15 +118,17 @@ def test_a_file_of_templates(tmp_path):
 
 
 def test_many_combinations_are_asked_about(monkeypatch):
-    many = TEMPLATE * 9
-    run("prompts", "--template", many, fails="262,144 combinations are more than 100,000: give --sample N .* or --yes")
+    said = "262,144 combinations are more than 100,000: give --sample N .* or --yes"
+    run("prompts", "--template", TEMPLATE * 9, fails=said)
+    monkeypatch.setattr("hsd.cli.sources.MOST", 50)
+    many = TEMPLATE * 3
     monkeypatch.setattr("hsd.cli.sources._on_terminal", lambda: True)
     refused = RUN.invoke(cli.app, ["prompts", "--template", many], input="n\n")
     assert refused.exit_code == 1
     assert "Make them all? [y/N]" in refused.stderr
     assert "prompts" not in refused.stdout
     allowed = RUN.invoke(cli.app, ["prompts", "--template", many, "--rows", "0"], input="y\n")
-    assert "262,144 prompts\n" in allowed.stdout
+    assert "64 prompts\n" in allowed.stdout
     assert "Make" not in run("prompts", "--template", many, "--rows", "0", "--yes").stderr
 
 
@@ -202,3 +205,11 @@ def test_no_torch_without_a_model():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{len(PROMPTS.read_text().splitlines())} prompts" in done.stdout
+
+
+def test_repeats_with_one_seed_are_told(tmp_path):
+    path = tmp_path / "same.csv"
+    path.write_text("prompt,seed\na red star,1\na red star,1\na red star,2\na blue star,1\n")
+    assert numbers(str(path))["same_seeds"] == 1
+    said = "1 of them have the seed of an earlier one too: without sharing they give its image again"
+    assert said in run("prompts", str(path)).stdout

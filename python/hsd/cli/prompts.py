@@ -58,6 +58,7 @@ def numbers(file: PromptFile, adapter: Any | None) -> dict[str, Any]:
         "settings": _named(Counter(name for own in file.settings for name in own)),
         "columns": {name: sum(value is not None for value in values) for name, values in file.columns.items()},
         "repeats": _repeats(file),
+        "same_seeds": _same_seeds(file),
     }
     if adapter is not None:
         from ..models.truncation import cut_prompts  # here, because it imports torch
@@ -87,9 +88,11 @@ def report(file: PromptFile, found: dict[str, Any]) -> list[str]:
     repeats = found["repeats"]
     if repeats:
         more = sum(len(one["indices"]) - 1 for one in repeats)
-        out.append(f"{more:,} repeat earlier prompts, and give different images of them:")
+        out.append(f"{more:,} repeat earlier prompts, and give other images of them by their own seeds:")
         out += [_repeat(one, file) for one in repeats[:_NAMED]]
         out += [f"  and {len(repeats) - _NAMED:,} more"] if len(repeats) > _NAMED else []
+    if same := found["same_seeds"]:
+        out.append(f"{same:,} of them have the seed of an earlier one too: without sharing they give its image again")
     if "cut" in found:
         cuts = found["cut"]
         out.append(f"{len(cuts):,} longer than the model reads" + (", which loses their end:" if cuts else ""))
@@ -113,6 +116,13 @@ def _repeats(file: PromptFile) -> list[dict[str, Any]]:
     for i, prompt in enumerate(file.prompts):
         places.setdefault(prompt, []).append(i)
     return [{"prompt": prompt, "indices": found} for prompt, found in places.items() if len(found) > 1]
+
+
+def _same_seeds(file: PromptFile) -> int:
+    """How many prompts have the prompt, the given seed and the settings of an earlier one."""
+    rows = zip(file.prompts, file.seeds, map(str, file.settings), strict=True)
+    given = [row for row in rows if row[1] is not None]
+    return len(given) - len(set(given))
 
 
 def _named(counts: Counter[str]) -> dict[str, int]:

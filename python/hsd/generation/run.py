@@ -16,7 +16,7 @@ from ..errors import Notice
 from ..models import Adapter, load
 from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
-from ..planning.plan import Plan
+from ..planning.plan import Plan, check_is_plan
 from ..tuning import speeds
 from ..tuning.passes import cost
 from ..work.faults import device_errors
@@ -26,7 +26,7 @@ from .clustering import clustered_by_model, replaced
 from .events import CallReport, Watcher, telling
 from .failures import FailureReport, Failures, summary
 from .folder import ImageFolder
-from .forks import ForkFolder
+from .forks import FORKS, ForkFolder
 from .lines import alone_from
 from .live import watching
 from .made import Made
@@ -88,6 +88,7 @@ def generate(
         If the device has no memory left, or has failed. What is finished is written and recorded; the same call, after
         ``DeviceFailed`` in a new process, makes the images that are missing.
     """
+    check_is_plan(plan)
     options = Options(
         batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last, keep_forks
     )
@@ -146,6 +147,8 @@ def _fill(
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
     part = plan.prune(todo) if len(todo) else None
+    if session.options.keep_forks and part is None and not (folder.path / FORKS).is_dir():
+        _LOG.warning("all images exist, so no pictures of forks are kept: clusters run for that. Use a new folder")
     made = Made(folder, Failures(part or plan, telling(watcher, failed)))
     if done:  # an earlier run has made images, so that what all of these have in common is not at fault
         made.failures.passed("write")

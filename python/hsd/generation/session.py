@@ -23,7 +23,7 @@ from ..models.caches import refuse_step_caches
 from ..models.encode import encode, is_remembered, recall
 from ..names import BatchSize, Order
 from ..planning.catch_up import catch_up_weights
-from ..planning.plan import Plan
+from ..planning.plan import Plan, check_is_plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..sampler import SamplerTable
@@ -120,6 +120,7 @@ def stream(
     OutOfMemory, DeviceFailed
         If the device has no memory left, or has failed. Images that were yielded before are good.
     """
+    check_is_plan(plan)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     with watching(progress or False) as watcher:
         if not isinstance(model, Adapter):

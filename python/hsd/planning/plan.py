@@ -415,6 +415,15 @@ class Plan:
         return self.summary()
 
 
+def check_is_plan(value: Any) -> None:
+    """``TypeError`` for what is no plan, such as the prompts themselves."""
+    if not isinstance(value, Plan):
+        raise TypeError(
+            f"plan is a {type(value).__name__}: compile it first, hsd.compile(prompts, tau=1.0, model=model), or load "
+            "one with hsd.Plan.load(path)"
+        )
+
+
 def _array(rows: NDArray[np.integer] | Sequence[int] | None) -> NDArray[np.int64] | None:
     """The argument ``rows`` as the core takes it."""
     if rows is None:

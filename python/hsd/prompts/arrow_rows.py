@@ -66,17 +66,28 @@ def arrow_entries(batches: Iterable[Any], schema: Any, kept: Sequence[str], name
     if repeated:
         raise PromptError(f"{name} has the column {repeated[0]!r} twice: rename one or remove it")
     texts = [column for column in kept if _is_text(schema.field(column).type)]
-    names = columns.names(kept, name, texts)
     say_left_out(schema, name)
+    names = columns.names(kept, name, texts)
     out: list[Entry] = []
     number = 0
     for batch in batches:
-        for row in zip(*(batch.column(column).to_pylist() for column in kept), strict=True):
+        for row in zip(*(_values(batch, column, name) for column in kept), strict=True):
             number += 1
             cells = {own: cell for own, cell in zip(names, row, strict=True) if cell is not None and cell == cell}
-            if cells:
+            if any(cell != "" for cell in cells.values()):
                 out.append(_entry(cells, f"{name}, row {number}"))
     return out
+
+
+def _values(batch: Any, column: str, name: str) -> list[Any]:
+    """The values of a column as Python has them."""
+    try:
+        return list(batch.column(column).to_pylist())
+    except (OverflowError, ValueError) as error:  # a date after the year 9999, an unknown time zone
+        raise PromptError(
+            f"{name}: the column {column!r} has a value that Python cannot hold ({error}): write it as text, or leave "
+            "the column out"
+        ) from None
 
 
 def _entry(cells: dict[str, Any], where: str) -> Entry:
@@ -87,7 +98,9 @@ def _entry(cells: dict[str, Any], where: str) -> Entry:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: times and exact decimals as text."""
+    """A value as JSON can hold it: times and exact decimals as text, NaN as nothing."""
+    if isinstance(value, float) and value != value:
+        return None
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, (datetime.date, datetime.time)):

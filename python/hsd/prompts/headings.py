@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ _USUAL = ("caption", "text", "description", "sentence", "input")
 
 def plain(heading: str) -> str:
     """A heading as names are written here: ``Negative Prompt`` is ``negative_prompt``."""
-    return "_".join(heading.strip().lower().replace("-", " ").replace("_", " ").split())
+    return re.sub(r"[\s-]+", "_", heading.strip().lower())
 
 
 def is_known(heading: str) -> bool:
@@ -41,7 +42,7 @@ class Columns:
             self.given[own] = column
         if len(set(self.given.values())) < len(self.given):
             raise ValueError("columns= has one column under two names")
-        self._names = {column: name for name, column in self.given.items()}
+        self._names = {plain(column): (name, column) for name, column in self.given.items()}
         self._seen: set[str] = set()
 
     def names(self, headings: Sequence[str], where: str, texts: Collection[str] | None = None) -> list[str]:
@@ -69,12 +70,25 @@ class Columns:
             raise PromptError(f"{where} has no column 'prompt'. {_offer(headings, texts)}")
         return names
 
-    def of_object(self, item: dict[str, Any]) -> dict[str, Any]:
-        """An object of JSON with its keys by the names here."""
-        if not self.given:
-            return item
-        self._seen.update(item)
-        return {self._names.get(key) or self._not_given(key): value for key, value in item.items()}
+    def of_object(self, item: dict[str, Any], where: str) -> dict[str, Any]:
+        """An object of JSON with its keys by the names here, found as those of a table are.
+
+        Raises
+        ------
+        PromptError
+            If two keys have one name here.
+        """
+        out: dict[str, Any] = {}
+        keys: dict[str, str] = {}
+        for key, value in item.items():
+            name, column = self._names.get(plain(key), (None, key))
+            if name is None or (column != key and column in item):
+                name, column = self._not_given(plain(key) if is_known(key) else key), key
+            self._seen.add(column)
+            if name in out:
+                raise PromptError(f"{where} has two keys that are {name!r}, {keys[name]!r} and {key!r}: rename one")
+            out[name], keys[name] = value, key
+        return out
 
     def check_seen(self, name: str) -> None:
         """``PromptError`` if no object had one of the columns."""

@@ -128,10 +128,10 @@ def _not_json(where: str, error: Exception) -> PromptError:
 def _entry(item: Any, where: str, columns: Columns) -> Entry:
     """The prompt, seed and other keys of one object."""
     if isinstance(item, dict):
-        item = columns.of_object(item)
+        item = columns.of_object(item, where)
     prompt = item.get("prompt") if isinstance(item, dict) else None
     if not isinstance(prompt, str) or is_blank(prompt):
-        other = next((key for key in ("text", "caption", "Prompt") if isinstance(item, dict) and key in item), None)
+        other = next((key for key in ("text", "caption") if isinstance(item, dict) and key in item), None)
         rename = "" if other is None else f"rename {other!r} to 'prompt', or "
         raise PromptError(f"{where} has no prompt: {rename}write an object {_EXAMPLE}")
     rest = {key: value for key, value in item.items() if key not in ("prompt", "seed")}

@@ -90,6 +90,8 @@ _MEANT = {
     "images_per_prompt": _OF_THE_RUN,
     "tau": _OF_THE_RUN,
     "budget": _OF_THE_RUN,
+    "images_per_hour": _OF_THE_RUN,
+    "gpu_hours": _OF_THE_RUN,
 }
 """Names that other programs use for a setting, or that are options of a run."""
 

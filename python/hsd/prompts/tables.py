@@ -96,6 +96,8 @@ def table_entries(text: str, name: str, columns: Columns) -> list[Entry]:
     out = []
     for place, row in found:
         cells = {own: row[i] for own, (i, _) in zip(names, kept, strict=True) if row[i] != ""}
+        if not any(map(str.strip, cells.values())):  # only the index of pandas
+            continue
         prompt = cells.pop("prompt", "").replace("\r\n", "\n").strip()
         if is_blank(prompt):
             raise PromptError(f"{place} has no prompt, but {', '.join(cells)}: write one, or empty the row")
@@ -133,7 +135,10 @@ def _rows(text: str, separator: str, name: str, begin: int) -> Iterator[tuple[st
 
 
 def _told(error: str) -> str:
-    if "unexpected end of data" in error or "field larger" in error:
+    if "field larger" in error:
+        most = csv.field_size_limit()
+        return f'a cell has more than {most:,} characters: shorten it, or close a quote (") that is open before it'
+    if "unexpected end of data" in error:
         return 'a quote (") at the beginning of a cell is not closed: close it, or write it twice inside of quotes ("")'
     if "expected after" in error:
         return 'there is something after the closing quote (") of a cell: write a quote inside of quotes twice ("")'

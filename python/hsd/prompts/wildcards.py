@@ -34,6 +34,8 @@ class Wildcards:
         if self.folder is not None and not self.folder.is_dir():
             raise PromptError(f"cannot read wildcards from {self.folder}: it is no folder")
         self._values: dict[str, list[Value]] | None = None
+        self._unreadable: dict[str, PromptError] = {}
+        """Why a file cannot be read, by its name: that matters only where the name is asked for, or is not found."""
 
     def values(self, name: str, place: str) -> list[Value]:
         """The values of ``__name__``, which stands at ``place``.
@@ -50,9 +52,15 @@ class Wildcards:
         if self._values is None:
             self._values = {}
             for file in self._files():
-                self._values.update(_of_file(file, self.folder))
+                try:
+                    self._values.update(_of_file(file, self.folder))
+                except PromptError as error:
+                    self._unreadable[_name_of(file, self.folder)] = error
         pattern = re.sub(r"[\\/]+", "/", name).strip("/")
         found = self._matching(pattern) or self._matching(f"*/{pattern}")
+        asked = [own for own in self._unreadable if fnmatch.fnmatchcase(f"/{own}", f"*/{pattern}")]
+        if asked or (self._unreadable and not found):
+            raise self._unreadable[(asked or list(self._unreadable))[0]]
         if not found:
             names = sorted(name for name, values in self._values.items() if values)
             near = difflib.get_close_matches(pattern, names, 1)
@@ -72,10 +80,14 @@ class Wildcards:
             yield from (Path(base) / name for name in sorted(names) if not name.startswith("."))
 
 
+def _name_of(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
 def _of_file(path: Path, root: Path) -> Iterator[tuple[str, list[Value]]]:
     """The wildcards of one file, by their names; none for a file of another kind."""
     ending = path.suffix.lower()
-    name = path.relative_to(root).with_suffix("").as_posix()
+    name = _name_of(path, root)
     if ending == ".txt":
         found = [(line, where) for where, line in lines(read_text(path), str(path)) if not line.startswith("#")]
         yield name, [_weighted(line, where) for line, where in found]

@@ -19,7 +19,7 @@ def write_prompts(file: PromptFile, path: str | Path) -> None:
     Raises
     ------
     PromptError
-        If the name says that it is no file of JSON lines.
+        If the name says that it is no file of JSON lines, or a value is no number that JSON has.
     """
     target = user_path(path)
     if target.suffix.lower() not in (".jsonl", ".ndjson"):
@@ -28,7 +28,11 @@ def write_prompts(file: PromptFile, path: str | Path) -> None:
     for i, prompt in enumerate(file.prompts):
         own = {_free(name): values[i] for name, values in file.columns.items() if values[i] is not None}
         seed = {} if file.seeds[i] is None else {"seed": file.seeds[i]}
-        lines.append(json.dumps({"prompt": prompt, **seed, **file.settings[i], **own}, ensure_ascii=False))
+        item = {"prompt": prompt, **seed, **file.settings[i], **own}
+        try:
+            lines.append(json.dumps(item, ensure_ascii=False, allow_nan=False))
+        except ValueError as error:
+            raise PromptError(f"{file.places[i]} cannot be written as JSON: {error}") from None
     write_atomically(target, "".join(line + "\n" for line in lines).encode())
 
 
