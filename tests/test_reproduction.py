@@ -445,7 +445,7 @@ def test_the_demos_sets_are_all_in_its_language():
 def test_sets_are_files_of_prompts_by_any_of_their_names(tmp_path):
     for name in ("a.ndjson", "b.json", "c.JSONL", "d.TXT", "f.png", "g.jsonl.txt"):
         (tmp_path / name).write_text('{"prompt": "a cat"}\n')
-    (tmp_path / "e.csv").write_text("prompt,seed\na cat,3\n")
+    (tmp_path / "e.csv").write_text("prompt,note\na cat,3\n")
     assert [s.name for s in study.read_sets(tmp_path)] == ["a", "b", "c", "d", "e", "g.jsonl"]
 
 
