@@ -30,6 +30,7 @@ LAYERS = [
     {"probing"},
     {"tuning"},
     {"generation"},
+    {"distributed"},
     {"bench"},
     {"evaluation"},
     {"choice"},
