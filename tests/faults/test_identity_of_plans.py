@@ -7,7 +7,7 @@ import torch
 
 import hsd
 import tiny
-from hsd.generation.differences import plan_differences
+from hsd.planning.differences import plan_differences
 from model_changes import PROMPTS, SETTINGS
 
 pytestmark = pytest.mark.faults

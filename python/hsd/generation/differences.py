@@ -1,4 +1,4 @@
-"""What two models, or two plans, differ in: short texts for the message that refuses to mix their images."""
+"""What two models differ in: short texts for the message that refuses to mix their images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import Error, OtherVersions, PlanMismatch
 from ..models import Adapter
-from ..planning.goal import goal_of
-from ..planning.plan import Plan
+from ..planning.differences import entry_differences, shown
 from ..work.files import STUDY, write_json
 from ..work.reading import read_object
-from ..work.text import listed, shortened
+from ..work.text import listed
 
 _TOLERANCE = 1e-4
 """Relative difference of a sampler's coefficients from which it is another sampler; processors round differently."""
@@ -27,8 +24,6 @@ MODEL = "model.json"
 
 OTHER_STEPS = "scheduler: other steps"
 """The beginning of a difference that follows from another number of steps, if the plan has one."""
-
-_MISSING: Any = object()
 
 
 def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -53,8 +48,8 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         return _with_an_early_one(before, now)
     same = before.get("versions") == now.get("versions")
     found = _settings(before, now) + _catch_up(before, now)
-    found += _entries("", {"pipeline": before["pipeline"]}, {"pipeline": now["pipeline"]})
-    found += _entries("", before["options"], now["options"], missing=same)
+    found += entry_differences("", {"pipeline": before["pipeline"]}, {"pipeline": now["pipeline"]})
+    found += entry_differences("", before["options"], now["options"], missing=same)
     found += _scheduler("scheduler", before["scheduler"], now["scheduler"], same)
     found += _each(before["schedulers"], now["schedulers"], lambda name, a, b: _scheduler(name, a, b, same))
     if not any("scheduler" in text for text in found) and not _close(_tables(before), _tables(now)):
@@ -148,7 +143,7 @@ def rounding_differences(before: dict[str, Any], now: dict[str, Any]) -> list[st
 
 def _with_an_early_one(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Compare with what earlier versions recorded."""
-    found = [f"model: {_show(a)} before, {_show(b)} now"] if (a := before.get("name")) != (b := now.get("name")) else []
+    found = [f"model: {shown(a)} before, {shown(b)} now"] if (a := before.get("name")) != (b := now.get("name")) else []
     found += _settings(before, now)
     found += _catch_up(before, now)
     names = []
@@ -156,13 +151,13 @@ def _with_an_early_one(before: dict[str, Any], now: dict[str, Any]) -> list[str]
         entry = one.get("scheduler")
         names.append(entry if not isinstance(entry, dict) else entry["class"] if entry.get("given") else None)
     if names[0] != names[1]:
-        found.append(f"scheduler: {_show(names[0])} before, {_show(names[1])} now")
+        found.append(f"scheduler: {shown(names[0])} before, {shown(names[1])} now")
     return found
 
 
 def _catch_up(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """It is recorded where it is not 0."""
-    return _entries("", {"catch_up": before.get("catch_up", 0.0)}, {"catch_up": now.get("catch_up", 0.0)})
+    return entry_differences("", {"catch_up": before.get("catch_up", 0.0)}, {"catch_up": now.get("catch_up", 0.0)})
 
 
 def _settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -170,29 +165,15 @@ def _settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = before.get("settings", {}), now.get("settings", {})
     defaults = {**before.get("defaults", {}), **now.get("defaults", {})}
     absent = {name: defaults[name] for name in {*old, *new} if name in defaults}
-    return _entries("", {**absent, **old}, {**absent, **new})
-
-
-def _entries(prefix: str, before: dict[str, Any], now: dict[str, Any], *, missing: bool = True) -> list[str]:
-    """Entries that differ, by name. With ``missing`` also those that only one side has."""
-    found = []
-    for name in dict.fromkeys([*before, *now]):
-        old, new = before.get(name, _MISSING), now.get(name, _MISSING)
-        if old == new or (not missing and _MISSING in (old, new)):
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _entries(f"{prefix}{name}.", old, new, missing=missing)
-        else:
-            found.append(f"{prefix}{name}: {_show(old)} before, {_show(new)} now")
-    return found
+    return entry_differences("", {**absent, **old}, {**absent, **new})
 
 
 def _scheduler(name: str, before: dict[str, Any], now: dict[str, Any], same_versions: bool) -> list[str]:
     if before["class"] != now["class"]:
         return [f"{name}: {before['class']} before, {now['class']} now"]
-    found = _entries(f"{name} ", before["config"], now["config"], missing=same_versions)
+    found = entry_differences(f"{name} ", before["config"], now["config"], missing=same_versions)
     rest = {"class", "config", "given"}
-    return found + _entries(f"{name} ", _but(before, rest), _but(now, rest))
+    return found + entry_differences(f"{name} ", _but(before, rest), _but(now, rest))
 
 
 def _network(name: str, before: dict[str, Any], now: dict[str, Any], same_versions: bool) -> list[str]:
@@ -205,9 +186,9 @@ def _network(name: str, before: dict[str, Any], now: dict[str, Any], same_versio
     elif None not in weights and weights[0] != weights[1]:
         found.append(f"{name}: other weights")
     found += _lora(name, before.get("lora", []), now.get("lora", []))
-    found += _entries(f"{name} ", before["config"], now["config"], missing=same_versions)
+    found += entry_differences(f"{name} ", before["config"], now["config"], missing=same_versions)
     rest = {"class", "dtype", "weights", "lora", "config", "layers"}
-    found += _entries(f"{name} ", _but(before, rest), _but(now, rest))
+    found += entry_differences(f"{name} ", _but(before, rest), _but(now, rest))
     if not found and same_versions and before["layers"] != now["layers"]:
         found.append(f"{name}: other settings of its layers (they were changed in place)")
     return found
@@ -232,7 +213,7 @@ def _tokenizer(name: str, before: dict[str, Any], now: dict[str, Any], same_vers
         if tokens:
             found.append(f"{name}: tokens {', '.join(tokens[:3])}{'...' if len(tokens) > 3 else ''} were {which}")
     own = {"added", "vocabulary", "tokens", "examples"}
-    found += _entries(f"{name} ", _but(before, own), _but(now, own), missing=same_versions)
+    found += entry_differences(f"{name} ", _but(before, own), _but(now, own), missing=same_versions)
     if not found and any(before[key] != now[key] for key in ("vocabulary", "examples")):
         found.append(f"{name}: another vocabulary")
     return found
@@ -267,96 +248,3 @@ def _close(a: Any, b: Any) -> bool:
 
 def _but(entries: dict[str, Any], names: Any) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name not in names}
-
-
-def _show(value: Any) -> str:
-    if value is _MISSING or value is None:
-        return "none"
-    return shortened(repr(value))
-
-
-# ----------------------------------------------------------------------------- plans
-
-
-def plan_differences(before: Plan, now: Plan) -> list[str]:
-    """What two plans differ in, the whole ones that they are parts of; empty if they are one plan.
-
-    Returns
-    -------
-    list
-        Texts such as ``tau: 1.0 before, 0.8 now`` or ``prompt 3: 'a cat' before, 'a dog' now (2 of 40 differ)``.
-    """
-    if before.fingerprint == now.fingerprint:
-        return []
-    found = _texts(before, now) + _seeds(before, now) + _prompt_settings(before, now)
-    found += _requests(before, now)
-    if before.n_steps != now.n_steps and not any(text.startswith("steps") for text in found):
-        found.append(f"evaluations of the denoiser: {before.n_steps} before, {now.n_steps} now (another scheduler?)")
-    if not found and before.tau != now.tau:  # with a goal, tau is a result
-        found.append(f"tau: {before.tau:.6g} before, {now.tau:.6g} now")
-    return found or [
-        "the same prompts and arguments, but another tree: the embeddings differ, or the rounding of their distances"
-    ]
-
-
-def _requests(before: Plan, now: Plan) -> list[str]:
-    """Arguments of :func:`hsd.compile`. One that an earlier version did not record has the value it had then."""
-    found = []
-    for name, default in _ARGUMENTS.items():
-        old, new = before.request.get(name, default), now.request.get(name, default)
-        if name == "tau" and goal_of(before.request) is not None and goal_of(now.request) is not None:
-            continue
-        if name == "catch_up" and not before.catch_up and not now.catch_up:
-            continue
-        if old != new:
-            found.append(f"{name}: {_show(old)} before, {_show(new)} now")
-    return found
-
-
-_ARGUMENTS: dict[str, Any] = {
-    "tau": None,
-    "budget": None,
-    "images_per_hour": None,
-    "gpu_hours": None,
-    "steps": None,
-    "linkage": "ward",
-    "metric": "cosine",
-    "calibration": None,
-    "schedule": "linear",
-    "images_per_prompt": 1,
-    "noise": "independent",
-    "catch_up": 0.0,
-    "encoder": None,
-}
-"""Entries of a plan's request that decide its tree, and what they were before they were recorded."""
-
-
-def _texts(before: Plan, now: Plan) -> list[str]:
-    old, new = before.prompts, now.prompts
-    found = [f"prompts: {len(old)} before, {len(new)} now"] if len(old) != len(new) else []
-    differing = [i for i in range(min(len(old), len(new))) if old[i] != new[i]]
-    if differing:
-        i = differing[0]
-        pair = f"prompt {i}: {_show(old[i])} before, {_show(new[i])} now"
-        found.append(f"{pair} ({len(differing)} of {min(len(old), len(new))} differ)")
-    return found
-
-
-def _seeds(before: Plan, now: Plan) -> list[str]:
-    n = min(before.n_prompts, now.n_prompts)
-    differing = np.flatnonzero(before.seeds[:n] != now.seeds[:n])
-    if not len(differing):
-        return []
-    i = int(differing[0])
-    return [f"seed of prompt {i}: {before.seeds[i]} before, {now.seeds[i]} now ({len(differing)} of {n} differ)"]
-
-
-def _prompt_settings(before: Plan, now: Plan) -> list[str]:
-    old, new = ([plan.settings[i] for i in plan.setting.tolist()] for plan in (before, now))
-    n = min(len(old), len(new))
-    differing = [i for i in range(n) if old[i] != new[i]]
-    if not differing:
-        return []
-    i = differing[0]
-    what = "; ".join(_entries("", old[i], new[i])[:2])
-    return [f"settings of prompt {i}: {what} ({len(differing)} of {n} prompts differ)"]

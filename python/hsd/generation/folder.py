@@ -22,13 +22,14 @@ import PIL.Image
 
 from ..errors import Error, OutputError, PlanMismatch
 from ..names import ImageFormat, check_name
+from ..planning.differences import plan_differences
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
 from ..work.files import FAILED, IDENTITY, METADATA, RUN
 from ..work.locks import locked
 from ..work.text import listed
 from . import claims
-from .differences import OTHER_STEPS, compared, plan_differences, warn_of_rounding
+from .differences import OTHER_STEPS, compared, warn_of_rounding
 from .failures import updated
 from .image_text import Texts
 from .lines import FORMATS, Entry, Lines, ending
