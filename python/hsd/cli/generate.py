@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from ..names import ImageFormat
-from ..planning.compile import compile as compile_plan
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
+from . import many
 from . import options as opt
-from .console import quiet, say, says, tell
+from .console import quiet, say, tell
+from .job import Job
+from .recipe import NothingToDo, Recipe, Shard, check_planned
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -48,6 +50,7 @@ def generate(
     width: opt.Width = None,
     settings: opt.Settings = None,
     settings_file: opt.SettingsFile = None,
+    plan_file: opt.PlanFile = None,
     device: opt.Device = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the image files.")] = "png",
     keep_forks: Annotated[
@@ -72,6 +75,13 @@ def generate(
         bool, typer.Option("--channels-last", help="Store the denoiser's weights in channels-last layout.")
     ] = False,
     cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, replay calls as CUDA graphs where possible.")] = True,
+    workers: many.Workers = None,
+    ray: many.Ray = None,
+    shard: many.ShardOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the record of the run, as in run.json, to this file."),
+    ] = None,
 ) -> None:
     """Generate an image for every prompt, into a folder.
 
@@ -82,55 +92,53 @@ def generate(
     command tries them again; 1 after an error; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
     quiet()
-    from ..generation import cost, write_shards
     from ..generation.failures import listed
-    from ..generation.live import RunView
-    from ..generation.run import generate as run_plan
-    from ..generation.shards import check_shards
+    from ..generation.shards import check_shards, write_shards
 
     size = opt.parse_batch_size(batch_size)
-    file = opt.read(source)
-    seeds = file.seeds_from(seed, images_per_prompt)
-    if tar is not None:
-        check_shards(out, tar)
-    make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
+    part = Shard.parse(shard)
+    by_time = [name for name, value in (("--images-per-hour", images_per_hour), ("--gpu-hours", gpu_hours)) if value]
+    many.check(workers, ray, part, device=device, keep_forks=keep_forks, tar=tar, by_time=by_time)
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
+    if plan_file is not None:
+        check_planned(ctx)
+        recipe = Recipe.read(plan_file, str(out), part)
+    else:
+        file = opt.read(source)
+        planned |= {"seeds": file.seeds_from(seed, images_per_prompt), "images_per_prompt": images_per_prompt}
+        recipe = Recipe(str(out), file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
+    if tar is not None:
+        check_shards(out, tar)
+    make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
-    with RunView(prompts=len(file.prompts) * images_per_prompt) as view:
-        view.stage("load")
-        adapter = opt.load(model, device, settings, **{"guidance_interval": guidance_interval, **of_model}, **common)
-        file = opt.fit(file, adapter)
-        plan = compile_plan(
-            file,
-            model=adapter,
-            linkage=linkage,
-            seeds=seeds,
-            images_per_prompt=images_per_prompt,
-            noise=noise,
-            reuse=out,
-            progress=view.stage,
-            **planned,
-        )
-        if says() and view.started:  # else it is the plan of an earlier run, which printed its summary
-            tell(str(cost(plan, adapter, None if size == "auto" else size, order, max_slots)))
-        run = run_plan(
-            plan,
-            adapter,
-            out,
-            batch_size=size,
-            order=order,
-            max_slots=max_slots,
-            compile=compile,
-            cuda_graphs=cuda_graphs,
-            channels_last=channels_last,
-            image_format=image_format,
-            keep_forks=keep_forks,
-            progress=view,
-            failed=lambda _: None,  # they are listed below
-        )
-    if size == "auto" and run.images:
+    job = Job(
+        recipe,
+        model,
+        out,
+        loading={"guidance_interval": guidance_interval, **of_model, **common},
+        settings=settings,
+        device=device,
+        options={
+            "batch_size": size,
+            "order": order,
+            "max_slots": max_slots,
+            "compile": compile,
+            "cuda_graphs": cuda_graphs,
+            "channels_last": channels_last,
+            "image_format": image_format,
+        },
+    )
+    try:
+        if many.is_many(workers, ray):
+            run = job.on_workers(workers, ray, json_file)
+        else:
+            run = job.here(json_file, keep_forks=keep_forks)
+    except NothingToDo as nothing:
+        say(str(nothing), always=True)
+        return
+    if size == "auto" and run.images and "measure" in run.seconds:
         say(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}")
     typer.echo(run.result())
     if run.nsfw:

@@ -116,6 +116,16 @@ SettingsFile = Annotated[
         show_default=False,
     ),
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Run this plan, which hsd plan --save or Plan.save has written: the prompts, and all that decides the "
+        "plan, come from it.",
+        show_default=False,
+    ),
+]
 ScorerModel = Annotated[
     str | None, typer.Option(help="Another model of the scorer's kind.", show_default="the scorer's")
 ]
@@ -162,12 +172,16 @@ def with_file(
     if chosen_for != model:
         say(f"{path} was chosen for {chosen_for}: its threshold may not suit {model or 'embeddings of no model'}")
     of_model = settings.model_arguments()
-    every = {*values, *of_model}
-    typed = {name for name in every if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    typed = {name for name in (*values, *of_model) if is_typed(ctx, name)}
     if typed & {"tau", "budget", "images_per_hour", "gpu_hours"}:
         typed |= {"tau", "budget"}
     own = {name: value for name, value in settings.compile_arguments().items() if name not in typed}
     return {**values, **own}, {name: value for name, value in of_model.items() if name not in typed}
+
+
+def is_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    return getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"
 
 
 def parse_interval(text: str) -> tuple[float, float] | None:
@@ -184,8 +198,12 @@ def load(model: str, device: str | None, settings: list[str] | None = None, **co
     quiet()
     from ..models import load as load_model  # here, because it imports torch
 
-    given = {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
-    return load_model(model, device=device, progress=shows_progress(), **given)
+    return load_model(model, device=device, progress=shows_progress(), **given(settings, **common))
+
+
+def given(settings: list[str] | None, **common: Any) -> dict[str, Any]:
+    """Keywords for a model: the settings of ``--set``, and the ``common`` ones that are not None."""
+    return {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
 
 
 def parse(settings: list[str]) -> dict[str, Any]:

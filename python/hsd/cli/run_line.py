@@ -6,6 +6,8 @@ import shlex
 
 import typer
 
+from .options import is_typed
+
 _NOT_RUN = {"save", "plot", "as_json", "embeddings"}
 """Options of ``hsd plan`` that ``hsd generate`` does not have."""
 
@@ -23,8 +25,7 @@ def run_line(ctx: typer.Context) -> str:
     words = ["hsd", "generate"]
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
-        typed = getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"
-        if name in _NOT_RUN or not typed or value is None:
+        if name in _NOT_RUN or not is_typed(ctx, name) or value is None:
             continue
         values = [str(one) for one in value] if isinstance(value, (tuple, list)) else [str(value)]
         if parameter.param_type_name == "argument":

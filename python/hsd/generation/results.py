@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import PIL.Image
 
@@ -86,6 +86,8 @@ class Run:
     repaired: tuple[str, ...] = ()
     """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
     corrected. One text each."""
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What ``run.json`` has of this call."""
 
     @property
     def savings(self) -> float:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -173,7 +174,7 @@ def _fill(
         if session.forks is not None:
             document["forks"] = session.forks.written
         folder.record_run(document, run.failed)
-        return run
+        return replace(run, record=document)
 
     def close_forks() -> None:
         """After the record: what it says may be raised as an error, and the run is as it is."""

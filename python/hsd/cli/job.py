@@ -1,0 +1,93 @@
+"""What ``hsd generate`` runs: in this process, or on workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import options as opt
+from .console import says, tell
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..generation import Failure, Run
+    from .recorded import RecordedView
+
+
+def _listed_later(_: Failure) -> None:
+    """Failures are listed at the end of the command."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan, a model that is still to be loaded, and how to run it.
+
+    Parameters
+    ----------
+    loading
+        Settings of the model; None is not given.
+    settings
+        Those of ``--set``, as typed.
+    options
+        The keywords that a run here and a run on workers have in common.
+    """
+
+    recipe: Recipe
+    model: str
+    out: Path
+    loading: dict[str, Any]
+    settings: list[str] | None
+    device: str | None
+    options: dict[str, Any]
+
+    def here(self, json_file: Path | None, *, keep_forks: bool) -> Run:
+        """Run it in this process."""
+        from ..generation import cost
+        from ..generation.run import generate
+
+        with self._view(json_file) as view:
+            view.stage("load")
+            adapter = opt.load(self.model, self.device, self.settings, **self.loading)
+            plan = self.recipe(adapter, view.stage)
+            if says() and (view.started or self.recipe.plan is not None):  # else an earlier run has printed it
+                size, order, slots = (self.options[name] for name in ("batch_size", "order", "max_slots"))
+                tell(str(cost(plan, adapter, None if size == "auto" else size, order, slots)))
+            run = generate(
+                plan, adapter, self.out, keep_forks=keep_forks, progress=view, failed=_listed_later, **self.options
+            )
+        view.record(run)
+        return run
+
+    def on_workers(self, workers: int | None, address: str | None, json_file: Path | None) -> Run:
+        """Run it on Ray: the first worker that has loaded the model makes the plan."""
+        from ..distributed import generate
+
+        with self._view(json_file) as view:
+            run = generate(
+                self.recipe,
+                self.model,
+                self.out,
+                workers=workers,
+                address=address,
+                device=self.device,
+                progress=view,
+                failed=_listed_later,
+                **self.options,
+                **opt.given(self.settings, **self.loading),
+            )
+        view.record(run)
+        return run
+
+    @contextmanager
+    def _view(self, json_file: Path | None) -> Iterator[RecordedView]:
+        from .recorded import RecordedView
+
+        images = self.recipe.images
+        if self.recipe.shard is not None:
+            self.recipe.shard.check(images)
+        view = RecordedView(json_file, prompts=images)
+        with view:
+            yield view

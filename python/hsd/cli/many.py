@@ -1,0 +1,87 @@
+"""Options of ``hsd generate`` for more than one GPU, and what does not go together with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say
+from .recipe import Shard
+
+_PANEL = "More than one GPU (docs/many-gpus.md)"
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Run on N GPUs of this machine, a worker each; without GPUs, N processes. With --ray: N GPUs of the "
+        "cluster. Needs Ray: pip install 'hsd[distributed]'.",
+        show_default="this process alone; with --ray all GPUs of the cluster",
+        rich_help_panel=_PANEL,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Run on this Ray cluster: auto on a machine of it, HOST:PORT, or ray://HOST:10001 from elsewhere. All its "
+        "machines need HSD, the model, and OUT in a shared folder or an object store.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make part I of N, counted from 1. Run the same command once for each part, on any machines that share "
+        "OUT, at any time: all of them use one plan. For job arrays and plain shells; does not need Ray.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def is_many(workers: int | None, ray: str | None) -> bool:
+    """Whether the images are made by workers, and not by this process."""
+    return workers is not None or ray is not None
+
+
+def check(
+    workers: int | None,
+    ray: str | None,
+    shard: Shard | None,
+    *,
+    device: str | None,
+    keep_forks: bool,
+    tar: Path | None,
+    by_time: Iterable[str],
+) -> None:
+    """Raise ``ValueError`` for options that do not go together, before anything is loaded.
+
+    ``by_time``: options given that count the time of one device; it is said what they mean for many.
+    """
+    if shard is not None and tar is not None:
+        raise ValueError(
+            f"--tar with --shard {shard}: the other parts may not be made yet. When all are, run the same command "
+            "without --shard: it makes what is missing, and then the shards for training"
+        )
+    if not is_many(workers, ray):
+        return
+    option = "--ray" if workers is None else "--workers"
+    if device is not None and ":" in device:
+        kind = device.partition(":")[0]
+        raise ValueError(
+            f"--device {device} names one device, and {option} gives each worker its own: write --device {kind}, or "
+            "leave it out. CUDA_VISIBLE_DEVICES=0,1 says which GPUs of a machine are used"
+        )
+    if keep_forks:
+        raise ValueError(f"--keep-forks is for a run of one process: leave out {option}, or --keep-forks")
+    for name in by_time:
+        say(f"{name} is the time of one device: several make the same images sooner")

@@ -1,0 +1,162 @@
+"""How ``hsd generate`` comes to its plan, once a model is loaded: here, or on the first worker of many."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import Error
+from ..planning.agree import agreed
+from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
+from ..prompts.files import PromptFile
+from ..work.progress import StageReport
+from . import options as opt
+from .console import say
+
+_LOG = logging.getLogger(__name__)
+
+
+_DECIDED = (
+    "prompts",
+    "template",
+    "tau",
+    "budget",
+    "images_per_hour",
+    "gpu_hours",
+    "steps",
+    "seed",
+    "images_per_prompt",
+    "linkage",
+    "metric",
+    "schedule",
+    "noise",
+    "catch_up",
+)
+"""Options that a saved plan has decided."""
+
+
+class NothingToDo(Error, ValueError):
+    """A shard without images: there are more shards than the plan has parts."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number`` (from 1) of ``of``: what one process of several makes."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str | None) -> Shard | None:
+        """The value of ``--shard``."""
+        if text is None:
+            return None
+        found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+        if found is None:
+            raise ValueError(f"--shard {text}: write I/N, such as 1/8 for the first of 8 parts")
+        number, of = int(found[1]), int(found[2])
+        if of < 1:
+            raise ValueError(f"--shard {text}: there has to be at least one part, such as 1/1")
+        if number == 0:
+            raise ValueError(f"--shard {text}: parts are counted from 1, so the first is 1/{of}")
+        if number > of:
+            raise ValueError(
+                f"--shard {text}: part {number} of {of} does not exist. In a job array write the number of parts "
+                "itself: the number of tasks is smaller when some of them are started again"
+            )
+        return cls(number, of)
+
+    def check(self, images: int) -> None:
+        """Raise :class:`NothingToDo` if ``images`` cannot be cut into so many parts."""
+        if self.number > images:
+            raise NothingToDo(f"shard {self} has no images: there are {images:,}, in as many parts at most")
+
+    def part(self, plan: Plan) -> Plan:
+        """Its part of a whole plan: the same in every process that has the same plan."""
+        parts = plan.shard(self.of)
+        self.check(len(parts))
+        return parts[self.number - 1]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def check_planned(ctx: typer.Context) -> None:
+    """Raise ``ValueError`` if something else is given beside ``--plan`` that the plan has decided."""
+    options = {parameter.name: parameter for parameter in ctx.command.params}
+    for name in _DECIDED:
+        if opt.is_typed(ctx, name):
+            option = "PROMPTS" if name == "prompts" else options[name].opts[0]
+            raise ValueError(f"give --plan or {option}, not both: the plan says it. hsd plan --save writes another one")
+    if ctx.params.get("settings_file") is not None:
+        say("of --settings, only the settings of the model are used: the rest is in the plan")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A plan that is still to be compiled, or was read from a file. Called with the loaded model; it can be pickled.
+
+    Parameters
+    ----------
+    out
+        The folder of the images, whose plan is used again if it was compiled from the same prompts and arguments.
+    prompts, arguments
+        What to compile, and the arguments of :func:`hsd.compile`.
+    plan
+        The one that was read, instead of both.
+    shard
+        The part that is wanted; then all processes agree on one plan.
+    """
+
+    out: str
+    prompts: PromptFile | None
+    arguments: dict[str, Any]
+    plan: Plan | None = None
+    shard: Shard | None = None
+
+    @classmethod
+    def read(cls, path: Path, out: str, shard: Shard | None) -> Recipe:
+        """For a plan file."""
+        try:
+            plan = Plan.load(path)
+        except OSError as error:
+            raise Error(f"cannot read the plan {path}: {error.strerror or error}") from None
+        return cls(out, None, {}, plan, shard)
+
+    @property
+    def images(self) -> int:
+        """Their number, before there is a plan."""
+        if self.plan is not None:
+            return len(self.plan)
+        return len(self.prompts.prompts if self.prompts else ()) * int(self.arguments.get("images_per_prompt", 1))
+
+    def __call__(self, adapter: Any, report: StageReport | None = None) -> Plan:
+        """The plan, or its part."""
+        plan = self._compiled(adapter, report) if self.plan is None else self._clustered(self.plan, adapter, report)
+        if self.shard is None:
+            return plan
+        read = self.plan is not None and not self.plan.is_estimate  # else it was computed here
+        whole = agreed(self.out, plan.whole(), exactly=read)
+        return self.shard.part(whole if len(plan) == plan.n_prompts else whole.prune(plan.kept))
+
+    def _compiled(self, adapter: Any, report: StageReport | None) -> Plan:
+        assert self.prompts is not None
+        file = opt.fit(self.prompts, adapter)
+        return compile_plan(file, model=adapter, reuse=self.out, progress=report, **self.arguments)
+
+    def _clustered(self, plan: Plan, adapter: Any, report: StageReport | None) -> Plan:
+        """A plan of the stand-in is compiled again, before it is cut."""
+        if not plan.is_estimate:
+            return plan
+        from ..generation.clustering import clustered_by_model, replaced  # here, because it imports torch
+
+        found = clustered_by_model(plan, adapter, folder=self.out, report=report)
+        if found is not plan:
+            _LOG.info(replaced(plan, found))
+        return found
