@@ -20,8 +20,9 @@ def run_line(ctx: typer.Context) -> str:
     """
     if ctx.params.get("embeddings") is not None:
         saved = ctx.params.get("save")
-        path = repr(str(saved)) if saved is not None else "the file of --save"
-        return f"hsd.generate(hsd.Plan.load({path}), model) in Python"
+        path = "FILE" if saved is None else shlex.quote(str(saved))
+        line = f"hsd generate --plan {path} --model MODEL --out FOLDER"
+        return line if saved is not None else f"{line}, with the FILE of --save"
     words = ["hsd", "generate"]
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
