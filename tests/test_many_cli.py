@@ -1,0 +1,200 @@
+"""``hsd generate`` in many processes and on many workers, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import hsd
+from disk import check_lines, images
+from hsd import cli
+from hsd.demo import PROMPTS
+from hsd.planning.plan import PLAN_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = CliRunner()
+FIXED = ["--steps", "4", "--tau", "2", "--batch-size", "1"]
+"""One lane a call, so that the same images have the same bytes in any parts."""
+
+FORKS = """
+import json, os, sys
+import hsd.cli
+import hsd.generation
+hsd.load("demo")  # with all that it imports, once
+
+def begin(arguments, dies):
+    child = os.fork()
+    if child:
+        return child
+    if dies:
+        from hsd.generation.folder import ImageFolder
+        def add(self, index, *rest, add=ImageFolder.add):
+            path = add(self, index, *rest)
+            os.kill(os.getpid(), 9)
+        ImageFolder.add = add
+    sys.argv = ["hsd", *arguments]
+    hsd.cli.main()
+    os._exit(99)
+
+for together in json.loads(sys.argv[1]):
+    children = [begin(*one) for one in together]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+"""Runs commands, those of a list at the same moment, and prints their exit codes."""
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS.read_text().splitlines()[:9]) + "\n")
+    return path
+
+
+def generate(prompts, out, *options):
+    given = [] if prompts is None else [str(prompts)]
+    return RUN.invoke(cli.app, ["generate", *given, "--out", str(out), *map(str, options)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
+def test_parts_that_begin_at_once_make_what_one_run_makes(prompts, tmp_path):
+    """On an empty folder; one of them is killed, and started again."""
+    out, one = tmp_path / "images", tmp_path / "one"
+
+    def command(folder, *options):
+        return ["generate", str(prompts), "--out", str(folder), *FIXED, "-q", *options]
+
+    parts = [command(out, "--shard", f"{i}/3", "--json", str(tmp_path / f"{i}.json")) for i in (1, 2, 3)]
+    steps = [[[part, i == 1] for i, part in enumerate(parts)], [[parts[1], False]], [[command(one), False]]]
+    done = subprocess.run([sys.executable, "-c", FORKS, json.dumps(steps)], capture_output=True, text=True)
+    codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert codes == [[0, -9, 0], [0], [0]], done.stderr
+    plan = hsd.Plan.load(one / PLAN_FILE)
+    assert hsd.Plan.load(out / PLAN_FILE).fingerprint == plan.fingerprint
+    assert images(out) == images(one)
+    check_lines(out, plan)
+    records = [json.loads((tmp_path / f"{i}.json").read_bytes()) for i in (1, 2, 3)]
+    assert [record["existing"] for record in records] == [0, 1, 0]
+    assert sum(record["images"] + record["existing"] for record in records) == 9
+    again = generate(prompts, out, *FIXED)
+    assert "0 images in" in again.output
+    assert "(9 existed already)" in again.output
+
+
+def test_a_saved_plan_is_run_in_parts(prompts, tmp_path):
+    """It brings its prompts. One of the built-in encoder is compiled again by the model's own, once for all parts."""
+    saved, out = tmp_path / "p.safetensors", tmp_path / "images"
+    planned = RUN.invoke(cli.app, ["plan", str(prompts), "--steps", "4", "--tau", "2", "--save", str(saved)])
+    assert planned.exit_code == 0, planned.output
+    for part in ("1/2", "2/2"):
+        run = generate(None, out, "--plan", saved, "--shard", part, "--json", tmp_path / "run.json")
+        assert run.exit_code == 0, run.output
+        record = json.loads((out / "run.json").read_bytes())
+        assert record["runs"][-1].items() >= json.loads((tmp_path / "run.json").read_bytes()).items()
+    plan = hsd.Plan.load(out / PLAN_FILE)
+    assert (plan.request["encoder"], plan.prompts) == ("demo", prompts.read_text().splitlines())
+    check_lines(out, plan)
+
+    other = hsd.compile(plan.prompts, 0, model="demo", steps=4)
+    other.save(tmp_path / "other.safetensors")
+    refused = generate(None, out, "--plan", tmp_path / "other.safetensors", "--shard", "1/2")
+    assert isinstance(refused.exception, hsd.PlanMismatch)
+    assert "has another plan (tau: 2.0 before, 0.0 now" in str(refused.exception)
+
+
+def test_other_arguments_than_those_of_the_first_part(prompts, tmp_path):
+    generate(prompts, tmp_path / "images", *FIXED, "--shard", "1/9")
+    refused = generate(prompts, tmp_path / "images", *FIXED, "--shard", "2/9", "--seed", "5")
+    assert isinstance(refused.exception, hsd.PlanMismatch)
+    assert "seed of prompt 0: 0 before, 5 now" in str(refused.exception)
+
+
+def test_more_parts_than_images(prompts, tmp_path):
+    """Nothing is wrong: the images are in the other parts."""
+    run = generate(prompts, tmp_path / "images", "--shard", "12/12")
+    assert (run.exit_code, run.output) == (0, "hsd: shard 12/12 has no images: there are 9, in as many parts at most\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--shard", "0/8"], "--shard 0/8: parts are counted from 1, so the first is 1/8"),
+        (["--shard", "9/8"], "--shard 9/8: part 9 of 8 does not exist.*write the number of parts itself"),
+        (["--shard", "1"], "--shard 1: write I/N, such as 1/8"),
+        (["--shard", "1/0"], "--shard 1/0: there has to be at least one part"),
+        (["--shard", "1/8", "--tar", "tar"], "--tar with --shard 1/8: .*run the same command without --shard"),
+        (
+            ["--workers", "8", "--device", "cuda:1"],
+            "cuda:1 names one device, and --workers gives.*CUDA_VISIBLE_DEVICES",
+        ),
+        (["--ray", "auto", "--device", "cuda:1"], "cuda:1 names one device, and --ray gives"),
+        (["--workers", "8", "--keep-forks"], "--keep-forks is for a run of one process: leave out --workers"),
+    ],
+)
+def test_options_that_do_not_go_together(prompts, tmp_path, options, why):
+    run = generate(prompts, tmp_path / "images", *options)
+    assert isinstance(run.exception, ValueError)
+    assert re.search(why, str(run.exception))
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("option", [["--tau", "1"], ["--steps", "9"], ["--template", "a {b|c}"], ["prompts.txt"]])
+def test_a_saved_plan_has_decided_these(tmp_path, option):
+    hsd.compile(["a cat", "a dog"], 1.0).save(tmp_path / "p.safetensors")
+    run = generate(None, tmp_path / "images", "--plan", tmp_path / "p.safetensors", *option)
+    assert isinstance(run.exception, ValueError)
+    assert re.search(r"give --plan or (--\w+|PROMPTS), not both: the plan says it", str(run.exception))
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    run = generate(None, tmp_path / "images", "--plan", tmp_path / "none.safetensors")
+    assert isinstance(run.exception, hsd.Error)
+    assert "cannot read the plan" in str(run.exception)
+
+
+def test_the_record_is_written_when_the_run_is_stopped(prompts, tmp_path, monkeypatch):
+    from hsd.generation.folder import ImageFolder
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageFolder, "add", stopped)
+    run = generate(prompts, tmp_path / "images", *FIXED, "--json", tmp_path / "run.json")
+    assert run.exit_code == 130, run.output
+    assert json.loads((tmp_path / "run.json").read_bytes())["outcome"] == "interrupted"
+
+
+# ------------------------------------------------------------------------------- what the documents say
+
+
+@pytest.fixture
+def noted(tmp_path, monkeypatch):
+    """A command ``hsd`` that writes down how it was called: the GPU, and its arguments."""
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "hsd"
+    command.write_text(f'#!/bin/sh\necho "GPU=$CUDA_VISIBLE_DEVICES $*" >> {shlex.quote(str(tmp_path / "calls"))}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return lambda: sorted((tmp_path / "calls").read_text().splitlines())
+
+
+def bash(*arguments, **variables):
+    done = subprocess.run(["bash", *arguments], env={**os.environ, **variables}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script of bash")
+def test_the_script_for_slurm(noted):
+    for task in ("1", "2"):
+        bash(str(ROOT / "examples" / "slurm.sbatch"), SLURM_ARRAY_TASK_ID=task, MODEL="demo", PARTS="2")
+    assert noted() == [f"GPU= generate prompts.txt --model demo --out images --shard {i}/2" for i in (1, 2)]
+    script = (ROOT / "examples" / "slurm.sbatch").read_text()
+    assert re.search(r"#SBATCH --array=1-(\d+)", script)[1] == re.search(r"PARTS:-(\d+)", script)[1]
