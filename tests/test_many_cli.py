@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import hsd
 from disk import check_lines, images
-from hsd import cli
+from hsd import cli, distributed
 from hsd.demo import PROMPTS
 from hsd.planning.plan import PLAN_FILE
 
@@ -198,3 +199,54 @@ def test_the_script_for_slurm(noted):
     assert noted() == [f"GPU= generate prompts.txt --model demo --out images --shard {i}/2" for i in (1, 2)]
     script = (ROOT / "examples" / "slurm.sbatch").read_text()
     assert re.search(r"#SBATCH --array=1-(\d+)", script)[1] == re.search(r"PARTS:-(\d+)", script)[1]
+
+
+# ------------------------------------------------------------------------------- workers
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """How ``hsd.distributed.generate`` was called; it does the work in this process, after a journey by pickle."""
+    calls = []
+
+    def here(plan, model, out, *, workers, address, device, progress, failed, **options):
+        calls.append({"workers": workers, "address": address, "device": device, **options})
+        settings = {name: options.pop(name) for name in ("prior_steps", "guidance_scale") if name in options}
+        adapter = hsd.load(model, device=device, **settings)
+        found = pickle.loads(pickle.dumps(plan))(adapter, progress.stage)
+        return hsd.generate(found, adapter, out, progress=progress, failed=failed, **options)
+
+    monkeypatch.setitem(vars(distributed), "generate", here)
+    return calls
+
+
+def test_the_first_worker_makes_the_plan(prompts, tmp_path, workers):
+    """The driver sends the prompts and the arguments: the plan is the one that a run here would have."""
+    run = generate(
+        prompts, tmp_path / "many", *FIXED, "--workers", "2", "--format", "webp", "--set", "prior_steps=3", "-q"
+    )
+    assert run.exit_code == 0, run.output
+    assert f"9 images in {tmp_path / 'many'}" in run.output
+    (call,) = workers
+    assert {call[name] for name in ("workers", "batch_size", "prior_steps")} == {2, 1, 3}
+    assert (call["address"], call["image_format"]) == (None, "webp")
+    one = generate(prompts, tmp_path / "one", *FIXED, "--format", "webp", "--set", "prior_steps=3")
+    assert one.exit_code == 0, one.output
+    assert images(tmp_path / "many") == images(tmp_path / "one")
+    plans = [hsd.Plan.load(tmp_path / folder / PLAN_FILE) for folder in ("many", "one")]
+    assert plans[0].fingerprint == plans[1].fingerprint
+
+
+def test_a_cluster_with_a_saved_plan_in_parts(tmp_path, workers):
+    hsd.compile(["a red star", "a blue star", "a ring"], 1.0, model="demo", steps=4).save(tmp_path / "p.safetensors")
+    given = ["--plan", tmp_path / "p.safetensors", "--ray", "ray://head:10001", "--shard", "2/3"]
+    run = generate(None, tmp_path / "images", *given, "--json", tmp_path / "run.json")
+    assert run.exit_code == 0, run.output
+    assert (workers[0]["workers"], workers[0]["address"]) == (None, "ray://head:10001")
+    assert json.loads((tmp_path / "run.json").read_bytes())["images"] == 1
+
+
+def test_a_time_on_many_devices_is_explained(prompts, tmp_path, workers):
+    run = generate(prompts, tmp_path / "images", "--steps", "4", "--workers", "2", "--gpu-hours", "1")
+    assert run.exit_code == 0, run.output
+    assert "hsd: --gpu-hours is the time of one device: several make the same images sooner" in run.output

@@ -1,1 +1,29 @@
 """One plan on many workers, on Ray: its units run where there is a GPU, and their images go to one folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Nothing here imports torch or Ray before it is used.
+_LAZY = {
+    "generate": ".run",
+    "units": ".units",
+    "recomputed": ".units",
+    "UnitRows": ".data",
+    "unit_rows": ".data",
+}
+
+__all__ = list(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
