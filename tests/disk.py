@@ -97,3 +97,11 @@ def check_folder(path, plan, reference, *, extra=()):
 def copy_of(reference, path):
     shutil.copytree(reference, path, symlinks=True)
     return Path(path)
+
+
+def check_pixels(path, reference, within=2):
+    """The same images as another folder has, up to rounding: the batches in which they were made may differ."""
+    assert images(path).keys() == images(reference).keys()
+    for name in images(reference):
+        pair = [np.asarray(PIL.Image.open(folder / name)).astype(int) for folder in (Path(path), Path(reference))]
+        assert np.abs(pair[0] - pair[1]).max() <= within, name

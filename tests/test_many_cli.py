@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hsd
-from disk import check_lines, images
+from disk import check_lines, check_pixels
 from hsd import cli, distributed
 from hsd.demo import PROMPTS
 from hsd.planning.plan import PLAN_FILE
@@ -79,7 +79,7 @@ def test_parts_that_begin_at_once_make_what_one_run_makes(prompts, tmp_path):
     assert codes == [[0, -9, 0], [0], [0]], done.stderr
     plan = hsd.Plan.load(one / PLAN_FILE)
     assert hsd.Plan.load(out / PLAN_FILE).fingerprint == plan.fingerprint
-    assert images(out) == images(one)
+    check_pixels(out, one)
     check_lines(out, plan)
     records = [json.loads((tmp_path / f"{i}.json").read_bytes()) for i in (1, 2, 3)]
     assert [record["existing"] for record in records] == [0, 1, 0]
@@ -232,7 +232,7 @@ def test_the_first_worker_makes_the_plan(prompts, tmp_path, workers):
     assert (call["address"], call["image_format"]) == (None, "webp")
     one = generate(prompts, tmp_path / "one", *FIXED, "--format", "webp", "--set", "prior_steps=3")
     assert one.exit_code == 0, one.output
-    assert images(tmp_path / "many") == images(tmp_path / "one")
+    check_pixels(tmp_path / "many", tmp_path / "one")
     plans = [hsd.Plan.load(tmp_path / folder / PLAN_FILE) for folder in ("many", "one")]
     assert plans[0].fingerprint == plans[1].fingerprint
 

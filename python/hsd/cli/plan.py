@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import Error
 from ..planning.compile import compile as compile_plan
+from ..planning.plan import Plan
 from ..work.reading import read_array
 from ..work.stages import Stages
 from . import options as opt
@@ -48,6 +49,15 @@ def plan(
     guidance_interval: opt.GuidanceInterval = None,
     settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Also say what so many workers (hsd generate --workers N) would compute again, each for its own part.",
+            show_default=False,
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
     plot: Annotated[
         Path | None,
@@ -101,5 +111,26 @@ def plan(
         from ..tuning.passes import cost  # here, because it imports torch
 
         summary = cost(result, adapter, batch_size, order, max_slots)
-    run = run_line(ctx)
-    typer.echo(json.dumps({**summary.numbers(), "command": run}) if as_json else summary.text([("to run it", run)]))
+    run, more, numbers = run_line(ctx), [], {}
+    if workers is not None:
+        numbers = on_workers(result, workers)
+        more.append((f"on {workers:,} workers", _told(numbers)))
+    if as_json:
+        typer.echo(json.dumps({**summary.numbers(), **numbers, "command": run}))
+    else:
+        typer.echo(summary.text([*more, ("to run it", run)]))
+
+
+def on_workers(plan: Plan, workers: int) -> dict[str, Any]:
+    """What a plan costs when its units run on so many workers, as JSON can hold it."""
+    from ..distributed import recomputed, units
+
+    parts = units(plan, workers)
+    again = recomputed(plan, parts)
+    saved = 1.0 - plan.node_steps * (1.0 + again) / plan.standard_node_steps
+    return {"workers": workers, "units": len(parts), "recomputed": again, "savings_on_workers": saved}
+
+
+def _told(numbers: dict[str, Any]) -> str:
+    units, again, saved = (numbers[name] for name in ("units", "recomputed", "savings_on_workers"))
+    return f"{units:,} units, {again:.2%} of the node-steps computed again: {saved:.1%} saved"
