@@ -201,6 +201,15 @@ def test_the_script_for_slurm(noted):
     assert re.search(r"#SBATCH --array=1-(\d+)", script)[1] == re.search(r"PARTS:-(\d+)", script)[1]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script of bash")
+def test_the_loop_of_a_shell(noted):
+    page = (ROOT / "docs" / "many-gpus.md").read_text()
+    (loop,) = re.findall(r"^```sh\n(for .*?)^```", page, re.M | re.S)
+    bash("-c", loop)
+    common = "generate prompts.txt --model sdxl --out images --shard"
+    assert noted() == [f"GPU={i - 1} {common} {i}/2" for i in (1, 2)]
+
+
 # ------------------------------------------------------------------------------- workers
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import hsd
 import tiny
-from hsd import cli
+from hsd import cli, distributed
 from hsd.choice import grid, tuning
 from hsd.evaluation import measure
 from hsd.evaluation.by_name import make_scorer
@@ -34,7 +34,9 @@ BLOCK = re.compile(
     r"(?:^<!-- (?P<why>not run: [^\n]+?) -->\n+)?^```(?P<kind>\w*)[^\n]*\n(?P<code>.*?)^```", re.M | re.S
 )
 
-OTHERS = re.compile(r"(python3?|pip|\.venv/bin/pip|\./check|cargo|benches/gpu/run\.sh|\.ci/run|[\w.]+/bin/pip) ?")
+OTHERS = re.compile(
+    r"(python3?|pip|sbatch|ray start|\.venv/bin/pip|\./check|cargo|benches/gpu/run\.sh|\.ci/run|[\w.]+/bin/pip) ?"
+)
 """Commands that set up an environment, or that CI runs."""
 
 STAND_INS = {
@@ -118,7 +120,14 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for module in (measure, tuning):
         monkeypatch.setattr(module, "make_scorer", lambda *_, **__: make_scorer("demo"))
+    monkeypatch.setitem(vars(distributed), "generate", without_workers)
     return tmp_path
+
+
+def without_workers(plan, model, out, *, workers=None, address=None, device=None, **options):
+    """In this process, where the stand-ins are; ``tests/test_distributed.py`` has workers."""
+    adapter = hsd.load(model, device=device)
+    return hsd.generate(plan(adapter) if callable(plan) else plan, adapter, out, **options)
 
 
 def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:

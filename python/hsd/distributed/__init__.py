@@ -5,16 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-# Nothing here imports torch or Ray before it is used.
-_LAZY = {
-    "generate": ".run",
-    "units": ".units",
-    "recomputed": ".units",
-    "UnitRows": ".data",
-    "unit_rows": ".data",
-}
+from .units import recomputed, units  # now: later, the module would have the name of the function
 
-__all__ = list(_LAZY)
+__all__ = ["UnitRows", "generate", "recomputed", "unit_rows", "units"]
+
+# These import torch, and some of them Ray.
+_LAZY = {"generate": ".run", "UnitRows": ".data", "unit_rows": ".data"}
 
 
 def __getattr__(name: str) -> Any:
