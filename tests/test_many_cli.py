@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -259,3 +260,31 @@ def test_a_time_on_many_devices_is_explained(prompts, tmp_path, workers):
     run = generate(prompts, tmp_path / "images", "--steps", "4", "--workers", "2", "--gpu-hours", "1")
     assert run.exit_code == 0, run.output
     assert "hsd: --gpu-hours is the time of one device: several make the same images sooner" in run.output
+
+
+def test_a_plan_says_what_workers_compute_again(prompts):
+    run = RUN.invoke(cli.app, ["plan", str(prompts), "--workers", "2", "--json"])
+    assert run.exit_code == 0, run.output
+    numbers = json.loads(run.stdout)
+    plan = hsd.compile(prompts.read_text().splitlines(), 1.0)
+    parts = distributed.units(plan, 2)
+    again = sum(part.node_steps for part in parts) - plan.node_steps
+    assert numbers["units"] == len(parts)
+    assert numbers["recomputed"] == pytest.approx(again / plan.node_steps)
+    assert again > 0
+    saved = 1 - (plan.node_steps + again) / plan.standard_node_steps
+    assert numbers["savings_on_workers"] == pytest.approx(saved)
+    assert numbers["command"].endswith("--workers 2 --model MODEL --out FOLDER")
+    text = RUN.invoke(cli.app, ["plan", str(prompts), "--workers", "2"]).output
+    assert re.search(rf"on 2 workers +{len(parts)} units, [\d.]+% of the node-steps computed again: {saved:.1%}", text)
+
+
+def test_a_plan_by_embeddings_says_how_it_is_run(prompts, tmp_path):
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(9, 4)))
+    command = ["plan", str(prompts), "--embeddings", str(tmp_path / "e.npy")]
+    saved = RUN.invoke(cli.app, [*command, "--save", str(tmp_path / "p.safetensors")])
+    assert f"hsd generate --plan {tmp_path / 'p.safetensors'} --model MODEL --out FOLDER\n" in saved.output
+    assert (
+        "hsd generate --plan FILE --model MODEL --out FOLDER, with the FILE of --save"
+        in RUN.invoke(cli.app, command).output
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import options as opt
-from .console import says, tell
+from .console import say, says, tell
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Job:
             if says() and (view.started or self.recipe.plan is not None):  # else an earlier run has printed it
                 size, order, slots = (self.options[name] for name in ("batch_size", "order", "max_slots"))
                 tell(str(cost(plan, adapter, None if size == "auto" else size, order, slots)))
+            if self.recipe.shard is not None:
+                say(f"part {self.recipe.shard}: {len(plan):,} of {plan.n_prompts:,} images")
             run = generate(
                 plan, adapter, self.out, keep_forks=keep_forks, progress=view, failed=_listed_later, **self.options
             )
