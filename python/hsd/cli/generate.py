@@ -12,6 +12,7 @@ import typer
 from ..names import ImageFormat
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
+from ..work.urls import is_url
 from . import many
 from . import options as opt
 from .console import quiet, say, tell
@@ -26,7 +27,13 @@ SOME_FAILED = 3
 def generate(
     ctx: typer.Context,
     source: opt.Source,
-    out: Annotated[Path, typer.Option(help="Folder for the images; an interrupted run continues here.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the images, or a URL such as s3://bucket/images; an interrupted run continues here.",
+        ),
+    ],
     model: opt.ModelOption = "demo",
     tau: opt.Tau = None,
     budget: opt.Budget = None,
@@ -104,14 +111,15 @@ def generate(
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     if plan_file is not None:
         check_planned(ctx)
-        recipe = Recipe.read(plan_file, str(out), part)
+        recipe = Recipe.read(plan_file, out, part)
     else:
         file = opt.read(source)
         planned |= {"seeds": file.seeds_from(seed, images_per_prompt), "images_per_prompt": images_per_prompt}
-        recipe = Recipe(str(out), file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
+        recipe = Recipe(out, file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
     if tar is not None:
         check_shards(out, tar)
-    make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
+    if not is_url(out):
+        make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     job = Job(
         recipe,
@@ -154,5 +162,5 @@ def generate(
         tell(listed(run.failed), always=True)
         raise typer.Exit(SOME_FAILED)
     if sys.stdout.isatty() and run.images:
-        folder, scorer = shlex.quote(str(out)), "" if model == "demo" else " --scorer clipscore"
+        folder, scorer = shlex.quote(out), "" if model == "demo" else " --scorer clipscore"
         say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")

@@ -37,7 +37,7 @@ class Job:
 
     recipe: Recipe
     model: str
-    out: Path
+    out: str
     loading: dict[str, Any]
     settings: list[str] | None
     device: str | None

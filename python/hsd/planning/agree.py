@@ -12,13 +12,16 @@ import contextlib
 import errno
 import logging
 import os
+import tempfile
 import time
 from pathlib import Path
+from typing import Any, Protocol
 
-from ..errors import Error, PlanMismatch
+from ..errors import Error, OutputError, PlanMismatch
 from ..work import files
 from ..work.files import IDENTITY, RUN, make_folder, regular
 from ..work.text import listed
+from ..work.urls import filesystem_of, is_url
 from .differences import plan_differences
 from .plan import PLAN_FILE, Plan
 from .reuse import same_arguments, with_columns
@@ -44,7 +47,7 @@ def agreed(out: str | os.PathLike[str], plan: Plan, *, exactly: bool = False) ->
     Parameters
     ----------
     out
-        The folder of the images; created if it does not exist.
+        The folder of the images, or a URL; created if it does not exist.
     plan
         A whole plan.
     exactly
@@ -63,92 +66,150 @@ def agreed(out: str | os.PathLike[str], plan: Plan, *, exactly: bool = False) ->
     OutputError
         If the folder cannot be written to.
     """
-    path = make_folder(out).absolute() / PLAN_FILE
+    place = _place(out)
     try:
-        found = _first(path, plan)
+        found = _first(place, plan)
     except OSError as error:
         if isinstance(error, Error):
             raise
-        raise files.unusable(path.parent, error) from None
-    return plan if found is None else _checked(path, found, plan, exactly)
+        raise OutputError(f"cannot write to {place.folder}: {error.strerror or error}") from None
+    return plan if found is None else _checked(place, found, plan, exactly)
 
 
-def _first(path: Path, plan: Plan) -> Plan | None:
-    """The plan at ``path``, after ``plan`` was put there if nothing was; None if it cannot be read."""
+def _place(out: str | os.PathLike[str]) -> _Place:
+    if not is_url(out):
+        return _Disk(make_folder(out).absolute())
+    system, path = filesystem_of(str(out))
+    local = "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
+    return _Disk(make_folder(path)) if local else _Store(str(out), system, path)
+
+
+def _first(place: _Place, plan: Plan) -> Plan | None:
+    """The plan that is there, after ``plan`` was put there if none was; None if it cannot be read."""
     for _ in range(_TRIES):
-        if os.path.lexists(path):
+        if place.exists():
             with contextlib.suppress(FileNotFoundError):
-                return _read(path)
+                return _read(place)
         with contextlib.suppress(FileNotFoundError):  # a run that begins removes what it takes for leftovers
-            _put(path, plan)
-    raise files.unusable(path.parent, OSError(errno.EBUSY, "it changes all the time"))
+            place.put(plan)
+    raise OSError(errno.EBUSY, "it changes all the time")
 
 
-def _read(path: Path) -> Plan | None:
+def _read(place: _Place) -> Plan | None:
     try:
-        return Plan.load(path)
+        return Plan.load(place.plan)
     except Error as error:
-        if any(regular(path.parent / name) is not None for name in (RUN, IDENTITY)):
-            return None  # a run checks it by these, and writes it again
+        if place.begun():
+            return None  # a run checks it by its record, and writes it again
         raise PlanMismatch(f"{error}; or choose another folder") from None
 
 
-def _put(path: Path, plan: Plan) -> None:
-    """Write the plan, unless another process has, or does."""
-    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}.tmp"
-    try:
+class _Place(Protocol):
+    """Where the plan is."""
+
+    folder: str
+    plan: str
+
+    def exists(self) -> bool: ...
+
+    def begun(self) -> bool:
+        """Whether a run has left its record."""
+
+    def put(self, plan: Plan) -> None:
+        """Write the plan, unless another process has, or does."""
+
+
+class _Store:
+    """An object store. It decides itself who is first, where it can."""
+
+    def __init__(self, url: str, system: Any, path: str) -> None:
+        self.folder, self.plan = url, f"{url.rstrip('/')}/{PLAN_FILE}"
+        self._system, self._path = system, path.rstrip("/")
+
+    def exists(self) -> bool:
+        return self._has(PLAN_FILE)
+
+    def begun(self) -> bool:
+        return self._has(RUN) or self._has(IDENTITY)
+
+    def put(self, plan: Plan) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            plan.save(Path(folder) / PLAN_FILE)
+            data = (Path(folder) / PLAN_FILE).read_bytes()
+        with contextlib.suppress(FileExistsError):
+            self._system.pipe_file(f"{self._path}/{PLAN_FILE}", data, mode="create")
+
+    def _has(self, name: str) -> bool:
+        self._system.invalidate_cache()
+        return bool(self._system.exists(f"{self._path}/{name}"))
+
+
+class _Disk:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._plan = folder / PLAN_FILE
+        self.folder, self.plan = str(folder), str(self._plan)
+
+    def exists(self) -> bool:
+        return os.path.lexists(self._plan)
+
+    def begun(self) -> bool:
+        return any(regular(self._plan.parent / name) is not None for name in (RUN, IDENTITY))
+
+    def put(self, plan: Plan) -> None:
+        temporary = self._plan.parent / f".{PLAN_FILE}.{os.urandom(8).hex()}.tmp"
         plan.save(temporary)
-        os.link(temporary, path)
-        files.sync_folder(path.parent)
-    except FileExistsError:
-        return
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _put_without_links(path, temporary)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def _put_without_links(path: Path, temporary: Path) -> None:
-    """Rename, which replaces what is there: so one process alone may, the one that has created the ticket."""
-    ticket = path.parent / TICKET
-    try:
-        os.close(os.open(ticket, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except FileExistsError:
-        _wait(path, ticket)
-        return
-    if not os.path.lexists(path):  # else the last owner was quicker than this look at the folder
-        files.rename(temporary, path)
-        files.sync_folder(path.parent)
-
-
-def _wait(path: Path, ticket: Path) -> None:
-    """Until another process has written the plan; one that died on the way loses its ticket."""
-    end = time.monotonic() + _PATIENCE
-    while not os.path.lexists(path):
-        if time.monotonic() > end:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(ticket)
+        try:
+            os.link(temporary, self._plan)
+            files.sync_folder(self._plan.parent)
+        except FileExistsError:
             return
-        time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._put_without_links(temporary)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+    def _put_without_links(self, temporary: Path) -> None:
+        """Rename, which replaces what is there: so one process alone may, the one that has created the ticket."""
+        ticket = self._plan.parent / TICKET
+        try:
+            os.close(os.open(ticket, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            self._wait(ticket)
+            return
+        if not self.exists():  # else the last owner was quicker than this look at the folder
+            files.rename(temporary, self._plan)
+            files.sync_folder(self._plan.parent)
+
+    def _wait(self, ticket: Path) -> None:
+        """Until another process has written the plan; one that died on the way loses its ticket."""
+        end = time.monotonic() + _PATIENCE
+        while not self.exists():
+            if time.monotonic() > end:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(ticket)
+                return
+            time.sleep(0.1)
 
 
-def _checked(path: Path, found: Plan, plan: Plan, exactly: bool) -> Plan:
+def _checked(place: _Place, found: Plan, plan: Plan, exactly: bool) -> Plan:
     """``found``, if it is what ``plan`` is."""
     same = found.fingerprint == plan.fingerprint
     if not same and (exactly or not same_arguments(found, plan.request, plan.n_steps, plan.prompts, plan.seeds)):
         raise PlanMismatch(
-            f"{path.parent} has another plan ({listed(plan_differences(found, plan))}): give every process the same "
+            f"{place.folder} has another plan ({listed(plan_differences(found, plan))}): give every process the same "
             "prompts, seeds and settings, or choose another folder"
         )
     if not same:
         _LOG.info(
             "%s of %s is used, which another process computed from the same prompts and arguments: %s evaluations, "
             "here %s by other rounding",
-            path.name,
-            path.parent,
+            PLAN_FILE,
+            place.folder,
             f"{found.node_steps:,}",
             f"{plan.node_steps:,}",
         )
