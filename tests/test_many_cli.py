@@ -16,8 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 import hsd
-from disk import check_lines, check_pixels
+from disk import TEXTS, check_lines, check_pixels, make_plan
 from hsd import cli, distributed
+from hsd.cli.recipe import Recipe, Shard
 from hsd.demo import PROMPTS
 from hsd.planning.plan import PLAN_FILE
 
@@ -109,6 +110,41 @@ def test_a_saved_plan_is_run_in_parts(prompts, tmp_path):
     refused = generate(None, out, "--plan", tmp_path / "other.safetensors", "--shard", "1/2")
     assert isinstance(refused.exception, hsd.PlanMismatch)
     assert "has another plan (tau: 2.0 before, 0.0 now" in str(refused.exception)
+
+
+def test_a_part_is_that_of_the_plan_that_all_agree_on(tmp_path):
+    plan = make_plan()
+    for i, part in enumerate(plan.shard(3), start=1):
+        found = Recipe(str(tmp_path), None, {}, plan, Shard.parse(f"{i}/3"))(None)
+        assert found.kept.tolist() == part.kept.tolist()
+        assert found.fingerprint == plan.fingerprint
+    some = plan.prune([0, 1, 6])
+    parts = [Recipe(str(tmp_path), None, {}, some, Shard(i, 2))(None).kept.tolist() for i in (1, 2)]
+    assert sorted(sum(parts, [])) == [0, 1, 6]
+
+
+def test_a_plan_from_a_file_has_to_be_the_one_of_the_folder(tmp_path):
+    """Also where it has the same prompts and arguments: its embeddings may be others."""
+    Recipe(str(tmp_path), None, {}, make_plan(), Shard(1, 2))(None)
+    vectors = np.random.default_rng(1).normal(size=(len(TEXTS), 6))
+    other = hsd.compile(TEXTS, 0.9, embeddings=vectors, steps=6, seeds=100)
+    with pytest.raises(hsd.PlanMismatch, match="another tree"):
+        Recipe(str(tmp_path), None, {}, other, Shard(2, 2))(None)
+
+
+def test_a_plan_that_each_part_computes_may_be_rounded_differently(tmp_path, monkeypatch):
+    """As one from a file is, if it is of the built-in encoder: then the model compiles it again."""
+    asked = []
+
+    def agreed(out, plan, *, exactly):
+        asked.append(exactly)
+        return plan
+
+    monkeypatch.setattr("hsd.cli.recipe.agreed", agreed)
+    estimate = hsd.compile(TEXTS, 1.0, steps=3)
+    for recipe in (Recipe("", None, {}, make_plan(), Shard(1, 2)), Recipe("", None, {}, estimate, Shard(1, 2))):
+        recipe(hsd.load("demo"))
+    assert asked == [True, False]
 
 
 def test_other_arguments_than_those_of_the_first_part(prompts, tmp_path):
