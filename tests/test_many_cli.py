@@ -120,7 +120,7 @@ def test_a_part_is_that_of_the_plan_that_all_agree_on(tmp_path):
         assert found.fingerprint == plan.fingerprint
     some = plan.prune([0, 1, 6])
     parts = [Recipe(str(tmp_path), None, {}, some, Shard(i, 2))(None).kept.tolist() for i in (1, 2)]
-    assert sorted(sum(parts, [])) == [0, 1, 6]
+    assert sorted(parts[0] + parts[1]) == [0, 1, 6]
 
 
 def test_a_plan_from_a_file_has_to_be_the_one_of_the_folder(tmp_path):
