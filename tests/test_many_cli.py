@@ -256,6 +256,8 @@ def workers(monkeypatch):
     calls = []
 
     def here(plan, model, out, *, workers, address, device, progress, failed, **options):
+        assert os.path.isabs(out)
+        assert plan.out == out
         calls.append({"workers": workers, "address": address, "device": device, **options})
         settings = {name: options.pop(name) for name in ("prior_steps", "guidance_scale") if name in options}
         adapter = hsd.load(model, device=device, **settings)
@@ -266,11 +268,10 @@ def workers(monkeypatch):
     return calls
 
 
-def test_the_first_worker_makes_the_plan(prompts, tmp_path, workers):
+def test_the_first_worker_makes_the_plan(prompts, tmp_path, workers, monkeypatch):
     """The driver sends the prompts and the arguments: the plan is the one that a run here would have."""
-    run = generate(
-        prompts, tmp_path / "many", *FIXED, "--workers", "2", "--format", "webp", "--set", "prior_steps=3", "-q"
-    )
+    monkeypatch.chdir(tmp_path)
+    run = generate(prompts, "many", *FIXED, "--workers", "2", "--format", "webp", "--set", "prior_steps=3", "-q")
     assert run.exit_code == 0, run.output
     assert f"9 images in {tmp_path / 'many'}" in run.output
     (call,) = workers

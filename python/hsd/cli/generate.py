@@ -109,6 +109,8 @@ def generate(
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
+    if many.is_many(workers, ray):
+        out = many.for_workers(out)
     if plan_file is not None:
         check_planned(ctx)
         recipe = Recipe.read(plan_file, out, part)
@@ -125,7 +127,7 @@ def generate(
         recipe,
         model,
         out,
-        loading={"guidance_interval": guidance_interval, **of_model, **common},
+        loading={**common, "guidance_interval": guidance_interval, **of_model},
         settings=settings,
         device=device,
         options={

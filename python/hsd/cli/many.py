@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..work.paths import user_path
+from ..work.urls import is_url
 from .console import say
 from .recipe import Shard
 
@@ -51,6 +53,11 @@ ShardOption = Annotated[
 def is_many(workers: int | None, ray: str | None) -> bool:
     """Whether the images are made by workers, and not by this process."""
     return workers is not None or ray is not None
+
+
+def for_workers(out: str) -> str:
+    """The folder by a name that holds in their working folders too."""
+    return out if is_url(out) else str(user_path(out).absolute())
 
 
 def check(
