@@ -325,3 +325,21 @@ def test_a_plan_by_embeddings_says_how_it_is_run(prompts, tmp_path):
         "hsd generate --plan FILE --model MODEL --out FOLDER, with the FILE of --save"
         in RUN.invoke(cli.app, command).output
     )
+
+
+def test_workers_of_this_machine(prompts, tmp_path):
+    """With a real Ray: the images of one run, and nothing but the result on standard output."""
+    pytest.importorskip("hsd.distributed.run")
+    pytest.importorskip("ray")
+    code = "import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()"
+    many, record = tmp_path / "many", tmp_path / "run.json"
+    command = ["generate", prompts, "--out", many, *FIXED, "--workers", "2", "--json", record]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"9 images in .*\n[\d,]+ evaluations of the denoiser instead of 36: .*\n", done.stdout)
+    assert generate(prompts, tmp_path / "one", *FIXED).exit_code == 0
+    check_pixels(many, tmp_path / "one")
+    check_lines(many, hsd.Plan.load(many / PLAN_FILE))
+    document = json.loads(record.read_bytes())
+    assert (document["outcome"], document["images"]) == ("finished", 9)
+    assert document.items() <= json.loads((many / "run.json").read_bytes())["runs"][-1].items()

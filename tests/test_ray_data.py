@@ -121,6 +121,12 @@ def test_a_claim_of_a_process_that_has_just_died(plan, demo, tmp_path, monkeypat
         assert "is in use by another run of this process" in made(rows_of, [row])[0]["error"]
 
 
+@pytest.mark.parametrize("what", ["model", "pipeline"])
+def test_a_loaded_model_is_refused(plan, demo, tmp_path, what):
+    with pytest.raises(TypeError, match="give its name, its folder, or a function that loads it"):
+        UnitRows(plan, demo if what == "model" else demo.pipe, tmp_path)
+
+
 def test_a_folder_of_another_plan_ends_the_job(plan, demo, one):
     other = hsd.compile(TEXTS, 2.0, model=demo, steps=3, seeds=5)
     rows_of = UnitRows(other, lambda: demo, one, **HOW)

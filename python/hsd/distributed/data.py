@@ -78,7 +78,7 @@ class UnitRows:
     def __init__(
         self,
         plan: Plan,
-        model: str | Callable[[], Any],
+        model: str | os.PathLike[str] | Callable[[], Any],
         out: str | os.PathLike[str],
         *,
         device: str | None = None,
@@ -95,7 +95,15 @@ class UnitRows:
     ) -> None:
         check_is_plan(plan)
         options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-        adapter = load(model()) if callable(model) else load(model, device=device, dtype=dtype, **settings)
+        if isinstance(model, (str, os.PathLike)):
+            adapter = load(model, device=device, dtype=dtype, **settings)
+        elif callable(model) and not hasattr(model, "components"):  # which pipelines have
+            adapter = load(model())
+        else:
+            raise TypeError(
+                f"model is a {type(model).__name__}: give its name, its folder, or a function that loads it, since "
+                "each process loads it for itself"
+            )
         self._plan, self._out, self._format = plan, os.fspath(out), image_format
         self._name = Lines(Path(), plan, ending(image_format)).name
         self._runner = UnitRunner(plan, adapter, options)
