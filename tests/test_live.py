@@ -365,6 +365,22 @@ def drawn(view, width, **options):
     return console.file.getvalue().splitlines()
 
 
+def test_workers_in_a_log(small, time, capsys):
+    view = RunView("plain")
+    with view:
+        view.began(small, 0, Path("/images"), None)
+        view.workers(0, 2)
+        view.workers(2, 2)
+        for i in range(4):
+            time.now += 30.0
+            view.made("a red star")
+            view.event(event(small, (i + 1) / 4, denoise=time.now - 1000.0))
+        view.workers(1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("hsd: workers 2 of 2, images 1 of 4, ")
+    assert lines[-1] == "hsd: workers 1 of 2"  # a loss is said at once, and what starts is not
+
+
 @pytest.fixture
 def view(small, time):
     view = RunView("none")
@@ -380,6 +396,13 @@ def test_no_line_is_wider_than_the_terminal(view, width):
     lines = drawn(view, width)
     assert len(lines) == 9  # whatever the width: else what is drawn in place would move
     assert all(len(line) <= width for line in lines)
+
+
+def test_workers_stand_for_what_one_process_knows_of_itself(view):
+    view.workers(7, 8)
+    names = [line.split()[0] for line in drawn(view, 80)[1:]]
+    assert "workers  7 of 8" in drawn(view, 80)
+    assert not {"latents", "memory"} & set(names)
 
 
 def test_the_memory_of_a_gpu(view, monkeypatch):

@@ -77,6 +77,13 @@ class Watcher:
 
     def image(self, image: Image) -> None:
         """An image is decoded; it is written next."""
+        self.made(image.prompt)
+
+    def made(self, prompt: str) -> None:
+        """One more image, of this prompt; its picture may be in another process."""
+
+    def workers(self, alive: int, wanted: int) -> None:
+        """How many processes have a model and can make images, and how many there are to be."""
 
     def failed(self, failure: Failure) -> None:
         """An image cannot be made; from any thread."""

@@ -179,6 +179,9 @@ class ImageFolder:
             raise
         return path
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
     def record_run(self, record: dict[str, Any], failures: Iterable[Failure] = ()) -> None:
         """Add one run (versions, parameters, savings, timings) to ``run.json``; failures go to ``failed.jsonl``."""
         name = RUN

@@ -19,7 +19,7 @@ from ..work.stages import BarLine, Stage, clock, line_of
 from ..work.terminal import Mode, Pace, Screen, printable
 from .events import CallReport, Calls, Event, Sums, Watcher
 from .rates import Rate, Remaining
-from .results import Failure, Image, Run
+from .results import Failure, Run
 
 _PROMPTS = 3
 """Prompts that are shown."""
@@ -60,6 +60,7 @@ class RunView(Watcher):
         self._event: Event | None = None  # the latest of the denoiser
         self._sums = Sums(0, 0, 0, {})
         self._expected: float | None = None
+        self._workers: tuple[int, int] | None = None  # that live, and that are wanted
         self._process = psutil.Process()
         self._memory, self._looked = "", -_SAMPLED
 
@@ -111,12 +112,18 @@ class RunView(Watcher):
         self.stage(event.part, event.fraction)
         self._look()
 
-    def image(self, image: Image) -> None:
+    def made(self, prompt: str) -> None:
         """One more image."""
         with self._lock:
             self._images += 1
-            self._last.append(printable(image.prompt[:_LONGEST], self.screen.console))
+            self._last.append(printable(prompt[:_LONGEST], self.screen.console))
         self._rate.add()
+
+    def workers(self, alive: int, wanted: int) -> None:
+        """How many live."""
+        before, self._workers = self._workers, (alive, wanted)
+        if self.screen.mode == "plain" and before is not None and alive < before[0]:
+            self.screen.line(f"hsd: {self._alive()}")
 
     def failed(self, failure: Failure) -> None:
         """One more failure; those of writing were counted as images before."""
@@ -171,17 +178,23 @@ class RunView(Watcher):
         speed = f", {rate:.1f} a second" if rate >= 1.0 else f", {rate * 60:.1f} a minute" if rate else ""
         return f"{self._done():,} of {self._total:,}{speed}{failed}"
 
+    def _alive(self) -> str:
+        assert self._workers is not None
+        return "workers {:,} of {:,}".format(*self._workers)
+
     def text(self) -> str:
         """One line for a log."""
         event, left = self._event, self.left()
         assert event is not None
         ends = "" if left is None else f", about {duration(left)} left"
-        return f"images {self.counts()}, {event.fraction:.0%} of the evaluations{ends}, saved {self.saved()}"
+        many = "" if self._workers is None else f"{self._alive()}, "
+        return f"{many}images {self.counts()}, {event.fraction:.0%} of the evaluations{ends}, saved {self.saved()}"
 
     def _look(self) -> None:
         """The memory, now and then; from the thread that runs, since on a GPU it must not be asked during a capture."""
         now = time.monotonic()
-        if self.screen.mode != "live" or now - self._looked < _SAMPLED:
+        # The memory of workers is elsewhere.
+        if self.screen.mode != "live" or self._workers is not None or now - self._looked < _SAMPLED:
             return
         self._looked = now
         self._sample()
@@ -200,10 +213,13 @@ class RunView(Watcher):
             return []
         event = self._event
         rows = [("images", self.counts()), ("saved", self.saved())]
-        if event is not None:
-            batches = f"batches of {event.sums.batch_size}"
-            rows.append(("latents", f"{event.alive:,} alive, {event.slots:,} at most, {batches}"))
-        rows.append(("memory", self._memory))
+        if self._workers is not None:
+            rows.append(("workers", "{:,} of {:,}".format(*self._workers)))
+        else:
+            if event is not None:
+                batches = f"batches of {event.sums.batch_size}"
+                rows.append(("latents", f"{event.alive:,} alive, {event.slots:,} at most, {batches}"))
+            rows.append(("memory", self._memory))
         if self._out is not None:
             rows.append(("folder", printable(str(self._out), self.screen.console)))
         with self._lock:

@@ -86,6 +86,8 @@ class Run:
     repaired: tuple[str, ...] = ()
     """What was not as an earlier run had left it: damaged images, which were made again, and lines and files that were
     corrected. One text each."""
+    workers: int = 1
+    """Processes that made the images, at most at the same time. Of several, ``seconds`` but ``total`` are sums."""
     record: dict[str, Any] = field(default_factory=dict, repr=False)
     """What ``run.json`` has of this call."""
 

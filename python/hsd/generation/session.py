@@ -20,7 +20,7 @@ from ..conditioning.rows import Conditioning
 from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
 from ..models.caches import refuse_step_caches
-from ..models.encode import encode, is_remembered, recall
+from ..models.encode import Encodings, is_remembered, recall
 from ..names import BatchSize, Order
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan, check_is_plan
@@ -180,6 +180,7 @@ class Session:
         self._warned = False  # that a decoder overflows
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
+        self._encodings: Encodings | None = None  # if they are kept for later parts of the plan
         self._watch: Watch | None = None
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
@@ -203,7 +204,32 @@ class Session:
         """
         self._watch, self._device = watch, None if watch is None else self.adapter.device  # which takes time to find
         with device_errors(lambda: _DOING[self._part]):
-            yield from quietly(self._images(plan, failures))
+            for image in quietly(self._images(plan, failures, False)):
+                assert image is not None
+                yield image
+
+    def part(self, plan: Plan, failures: Failures) -> Iterator[Image | None]:
+        """As :meth:`images`, for a part of the session's plan; yields None after each call of the denoiser too.
+
+        What is encoded is kept, and of the next part only the prompts are encoded that are new.
+        """
+        if self._encodings is None:
+            self._encodings = self._encoder()
+        with device_errors(lambda: _DOING[self._part]):
+            yield from quietly(self._images(plan, failures, True))
+
+    def _encoder(self) -> Encodings:
+        """Encodes the prompts of the session's plan."""
+        plan = self.plan
+        return Encodings(
+            self.variants,
+            plan.setting,
+            plan.prompts,
+            plan.seeds,
+            memory=self.options.conditioning_memory,
+            cuda_graphs=self.options.cuda_graphs,
+            skip_failing=True,
+        )
 
     def _tell(self, part: Part, fraction: float, **call: int) -> None:
         """Report an event, if anyone watches."""
@@ -211,7 +237,8 @@ class Session:
             sums = Sums(self.node_steps, self.standard_node_steps, self.batch_size, self.seconds, self._device)
             self._watch(Event(part, fraction, self.plan, sums, **call))
 
-    def _images(self, plan: Plan, failures: Failures | None) -> Generator[Image, None, None]:
+    def _images(self, plan: Plan, failures: Failures | None, calls: bool) -> Generator[Image | None, None, None]:
+        """The images; with ``calls``, None after each call of the denoiser too."""
         found = Failures(plan) if failures is None else failures
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
@@ -230,7 +257,9 @@ class Session:
                 for i, (v, part) in enumerate(parts):
                     self._free_other_graphs(v)
                     share = (sum(costs[:i]) / sum(costs), costs[i] / sum(costs))
-                    yield from self._pass(part, v, conditioning, share, found)
+                    for image in self._pass(part, v, conditioning, share, found):
+                        if calls or image is not None:
+                            yield image
         except BaseException:
             with contextlib.suppress(Exception):  # what ended the run matters more: a device that failed fails here too
                 self.adapter.free()
@@ -251,8 +280,8 @@ class Session:
 
     def _pass(
         self, plan: Plan, v: int, conditioning: Conditioning, share: tuple[float, float], failures: Failures
-    ) -> Iterator[Image]:
-        """Lower the plan, replay the program and decode what it finishes.
+    ) -> Iterator[Image | None]:
+        """Lower the plan, replay the program and decode what it finishes; None after each call.
 
         ``share`` of the denoiser's work: that of the passes before, and that of this one.
         """
@@ -306,6 +335,7 @@ class Session:
                     fraction = share[0] + share[1] * done / plan.node_steps
                     images = sum(not one.is_fork for one in finished)
                     self._tell("denoise", fraction, node_steps=lanes, finished=images, **state)
+                yield None
             self._clocked("denoise", executor.wait)
             self._tell("decode", 0.0)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
@@ -389,18 +419,8 @@ class Session:
         return found
 
     def _encoded(self, plan: Plan, needed: NDArray[np.int64], gives_up: bool) -> Conditioning:
-        return encode(
-            self.variants,
-            plan.setting,
-            plan.prompts,
-            plan.seeds,
-            needed=needed,
-            memory=self.options.conditioning_memory,
-            cuda_graphs=self.options.cuda_graphs,
-            progress=self._encoding(),
-            skip_failing=True,
-            gives_up=gives_up,
-        )
+        encodings = self._encodings or self._encoder()
+        return encodings.of(needed, progress=self._encoding(), gives_up=gives_up)
 
     def _encoding(self) -> Report | None:
         """Reports how far encoding is, if anyone watches."""

@@ -83,10 +83,6 @@ def recall(plan: Plan, key: Hashable) -> Conditioning | None:
     return found[1] if found is not None and found[0] == key else None
 
 
-@quiet()
-@without_other_reports()
-@device_errors(lambda: "encoding the prompts")
-@torch.no_grad()
 def encode(
     variants: Sequence[Denoiser],
     variant: NDArray[np.int64],
@@ -100,7 +96,26 @@ def encode(
     skip_failing: bool = False,
     gives_up: bool = True,
 ) -> Conditioning:
-    """Encode prompts, each with its settings.
+    """Encode prompts, each with its settings: :class:`Encodings`, asked once. See there for the other parameters.
+
+    Parameters
+    ----------
+    needed
+        Prompts that will be needed, ascending; all by default. If a prior shares steps, all prompts are encoded:
+        its clusters may contain others.
+    progress
+        Gets the finished fraction.
+    gives_up
+        With ``skip_failing``, raise if no prompt can be encoded, and after the first few already.
+    """
+    encodings = Encodings(
+        variants, variant, prompts, seeds, memory=memory, cuda_graphs=cuda_graphs, skip_failing=skip_failing
+    )
+    return encodings.of(needed, progress=progress, gives_up=gives_up)
+
+
+class Encodings:
+    """Prompts that are encoded when they are needed, each once, each with its settings.
 
     A batch that raises is taken apart, so that the error names a prompt. Rows with NaN or infinity are an error too:
     they would make the mean of every cluster of their prompt NaN.
@@ -113,38 +128,61 @@ def encode(
         (N,) index of each prompt's variant.
     prompts, seeds
         N each.
-    needed
-        Prompts that will be needed, ascending; all by default. If a prior shares steps, all prompts are encoded:
-        its clusters may contain others.
     memory
         Bytes of rows kept in host memory; the rest goes to a temporary file. Default: :func:`default_memory`.
     cuda_graphs
         Whether priors may be replayed as CUDA graphs.
-    progress
-        Gets the finished fraction.
     skip_failing
         Record prompts that cannot be encoded in :attr:`Conditioning.failed`, and encode the others.
-
-    gives_up
-        With ``skip_failing``, raise if no prompt can be encoded, and after the first few already.
-
-    Raises
-    ------
-    PromptError
-        Names the first prompt that cannot be encoded; with ``skip_failing``, if none can.
-    OutOfMemory, DeviceFailed
-        If the device has no memory left, or has failed.
     """
-    started = time.perf_counter()
-    chosen = np.zeros(len(prompts), dtype=bool)
-    chosen[slice(None) if needed is None else needed] = True
-    options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
-    tables = Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing, gives_up)
-    _encode_into(tables, variants, variant, prompts, seeds, chosen, options, Progress(progress))
-    if tables.failed and not tables.any and gives_up:
-        n = int(chosen.sum())
-        tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
-    return replace(tables.conditioning(), seconds=(time.perf_counter() - started) / max(int(chosen.sum()), 1))
+
+    def __init__(
+        self,
+        variants: Sequence[Denoiser],
+        variant: NDArray[np.int64],
+        prompts: Sequence[str],
+        seeds: NDArray[np.int64],
+        *,
+        memory: int | None = None,
+        cuda_graphs: bool = True,
+        skip_failing: bool = False,
+    ) -> None:
+        self._variants, self._variant, self._prompts, self._seeds = variants, variant, prompts, seeds
+        self._options = {"memory": memory, "cuda_graphs": cuda_graphs}  # for encoding the texts of priors
+        self._tables = Tables(prompts, Spool(default_memory() if memory is None else memory), skip_failing)
+        self._asked = np.zeros(len(prompts), dtype=bool)
+        self._seconds = 0.0
+
+    @quiet()
+    @without_other_reports()
+    @device_errors(lambda: "encoding the prompts")
+    @torch.no_grad()
+    def of(
+        self, needed: NDArray[np.int64] | None = None, *, progress: Report | None = None, gives_up: bool = True
+    ) -> Conditioning:
+        """The conditioning of the prompts ``needed`` (ascending; None: all) and of those that were encoded before.
+
+        Raises
+        ------
+        PromptError
+            Names the first prompt that cannot be encoded; with ``skip_failing``, if none can.
+        OutOfMemory, DeviceFailed
+            If the device has no memory left, or has failed.
+        """
+        started = time.perf_counter()
+        chosen = np.zeros(len(self._prompts), dtype=bool)
+        chosen[slice(None) if needed is None else needed] = True
+        chosen &= ~self._asked
+        tables, of = self._tables, (self._variants, self._variant, self._prompts, self._seeds)
+        if chosen.any():
+            tables.gives_up = gives_up
+            _encode_into(tables, *of, chosen, self._options, Progress(progress))
+            if tables.failed and not tables.any and gives_up:
+                n = int(chosen.sum())
+                tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
+            self._asked |= chosen  # with a prior that shares steps, that is all of them
+        self._seconds += time.perf_counter() - started
+        return replace(tables.conditioning(), seconds=self._seconds / max(int(self._asked.sum()), 1))
 
 
 def _encode_into(
@@ -167,7 +205,7 @@ def _encode_into(
         members = np.flatnonzero(chosen & (variant == v))
         if not len(members):
             continue
-        tables.add_shared(with_room(part.shared), members)
+        tables.share(v, part, members)
         is_unshared = prior is not None and prior.tau == 0  # then prompts can go through it block by block
         for block in batches(len(members), _PRIOR_BLOCK if is_unshared else len(members)):
             part_of = members[block]
@@ -249,7 +287,8 @@ def _run_prior(
     sampler = prior.sampler(prior.steps)
     everything, memory = np.ones(len(prompts), dtype=bool), options["memory"]
     spool = Spool(default_memory() if memory is None else memory)
-    tables = Tables(prompts, spool, skips=True, gives_up=False)
+    tables = Tables(prompts, spool, skips=True)
+    tables.gives_up = False
     variant = np.zeros(len(prompts), dtype=np.int64)
     _encode_into(tables, [prior], variant, prompts, seeds, everything, options, progress.part(0.0, 0.3))
     embeds = torch.zeros((len(prompts), *prior.latent_shape()))

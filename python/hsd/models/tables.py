@@ -21,15 +21,19 @@ from ..work.faults import HOPELESS, NOT_FINITE, described, one_by_one
 class Tables:
     """The fields of a conditioning while prompts are encoded."""
 
-    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool, gives_up: bool = True) -> None:
+    def __init__(self, prompts: Sequence[str], spool: Spool, skips: bool) -> None:
+        self.gives_up = True
+        """With ``skips``: raise if the first few prompts all fail."""
         self.fields: dict[str, Field] = {}
         self.vectors: NDArray[np.float32] = np.zeros((len(prompts), 0), dtype=np.float32)
         self.texts: NDArray[np.float32] | None = None
         self.failed: dict[int, str] = {}
-        self._skips, self._gives_up = skips, gives_up
+        self._skips = skips
         self._prompts, self._n, self._spool = prompts, len(prompts), spool
         self._first: Exception | None = None
         self._kinds: set[str] = set()  # of failures: types of errors
+        self._shared: dict[int, dict[str, int]] = {}
+        """For each variant, the rows that all of its prompts have in common."""
 
     def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
         if name not in self.fields:
@@ -38,15 +42,20 @@ class Tables:
             self.fields[name] = Field(Rows(self._spool, ragged=ragged), index)
         return self.fields[name]
 
-    def add_shared(self, shared: dict[str, Tensor | Sequence[Tensor]], members: NDArray[np.int64]) -> None:
-        """Add rows that all ``members`` have in common: one of each field."""
-        for name, row in shared.items():
-            assert len(row) == 1, (name, len(row))
-            if not torch.isfinite(row[0]).all():
-                raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
-            field = self._field(name, row)
-            field.index[members] = len(field.rows)
-            field.rows.append(row)
+    def share(self, v: int, part: Denoiser, members: NDArray[np.int64]) -> None:
+        """Give ``members`` the rows that all prompts of variant ``v`` have in common: one of each field, encoded once."""
+        if v not in self._shared:
+            self._shared[v] = {name: self._add_shared(name, row) for name, row in with_room(part.shared).items()}
+        for name, row in self._shared[v].items():
+            self.fields[name].index[members] = row
+
+    def _add_shared(self, name: str, row: Tensor | Sequence[Tensor]) -> int:
+        assert len(row) == 1, (name, len(row))
+        if not torch.isfinite(row[0]).all():
+            raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
+        field = self._field(name, row)
+        field.rows.append(row)
+        return len(field.rows) - 1
 
     def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
         """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
@@ -98,7 +107,7 @@ class Tables:
         self._first = self._first or error
         if not self._skips:
             raise PromptError(f"{self._named(index)} cannot be encoded: {reason}") from error
-        if self._gives_up and not self.any and len(self.failed) >= HOPELESS and len(self._kinds) == 1:
+        if self.gives_up and not self.any and len(self.failed) >= HOPELESS and len(self._kinds) == 1:
             self.give_up(f"none of the first {len(self.failed)} prompts")
 
     def give_up(self, which: str) -> NoReturn:

@@ -1,4 +1,5 @@
 """stub"""
+
 from __future__ import annotations
 
 import re
