@@ -62,6 +62,13 @@ class FailedImages(Error, RuntimeError):
         return type(self), (str(self), self.failures)
 
 
+class WorkersFailed(Error, RuntimeError):
+    """A run on several workers that cannot go on: no worker comes up, or all units end badly.
+
+    What is made is in the folder; the same call makes the rest. The last error of a worker is its cause.
+    """
+
+
 class Notice(UserWarning):
     """What HSD warns of. The command line shows each as one line; in Python these are warnings like any other."""
 

@@ -33,7 +33,7 @@ from .live import watching
 from .made import Made
 from .options import Options
 from .results import Run
-from .run_record import record
+from .run_record import facts_of, record
 from .session import Session, check
 from .writers import Writers
 
@@ -170,7 +170,7 @@ def _fill(
             upcast=made.upcast,
             repaired=tuple(folder.repaired),
         )
-        document = record(run, plan, session.adapter, session.options, session.catch_up, error)
+        document = record(run, plan, session.options, facts_of(session.adapter, session.catch_up), error)
         if session.forks is not None:
             document["forks"] = session.forks.written
         folder.record_run(document, run.failed)

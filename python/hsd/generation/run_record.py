@@ -23,11 +23,38 @@ def outcome(error: BaseException | None) -> str:
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 
-def record(
-    run: Run, plan: Plan, adapter: Adapter, options: Options, catch_up: float, error: BaseException | None
-) -> dict[str, Any]:
-    """One run: how it ended, what it made, with what. ``error`` is what ended it before its end."""
+def facts_of(adapter: Adapter, catch_up: float) -> dict[str, Any]:
+    """What a record says of a loaded model; can be sent from one process to another."""
     device = adapter.device
+    return {
+        "catch_up": catch_up,
+        "cuda": device.type == "cuda",
+        "scheduler": type(adapter.scheduler()).__name__,
+        "device": describe(device),
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "versions": {**versions(), "python": platform.python_version()},
+    }
+
+
+def record(
+    run: Run,
+    plan: Plan,
+    options: Options,
+    facts: dict[str, Any],
+    error: BaseException | None,
+    workers: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One run: how it ended, what it made, with what.
+
+    Parameters
+    ----------
+    facts
+        From :func:`facts_of`.
+    error
+        What ended it before its end.
+    workers
+        Of a run on several: how many there were, and how many were lost.
+    """
     reasons = Counter(f"{failure.stage}: {failure.reason}" for failure in run.failed)
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -43,6 +70,7 @@ def record(
         "standard_node_steps": run.standard_node_steps,
         "savings": run.savings,
         "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+        **({} if workers is None else {"workers": workers}),
         "plan": {
             "node_steps": plan.node_steps,
             "savings": plan.savings,
@@ -50,14 +78,11 @@ def record(
             "tau": plan.tau,
             "encoder": str(plan.request.get("encoder")),
         },
-        "catch_up": catch_up,
+        "catch_up": facts["catch_up"],
         "batch_size": run.batch_size,
         "order": options.order,
         "compile": options.compile,
-        "cuda_graphs": options.cuda_graphs and device.type == "cuda",
+        "cuda_graphs": options.cuda_graphs and facts["cuda"],
         "channels_last": options.channels_last,
-        "scheduler": type(adapter.scheduler()).__name__,
-        "device": describe(device),
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "versions": {**versions(), "python": platform.python_version()},
+        **{name: facts[name] for name in ("scheduler", "device", "dtype", "versions")},
     }

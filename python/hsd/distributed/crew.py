@@ -1,0 +1,168 @@
+"""The actors of a run: started, asked, watched and replaced. What they answer is for the driver to judge.
+
+An actor is never restarted by Ray (``max_restarts=0``): Ray does not do so after a constructor that failed, never ends
+for a model that ends its process, and hides what happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .queue import TRIES, Unit
+from .worker import Place, Worker
+
+_ASK = 1.0
+"""Seconds that are waited for an answer, at most."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """The place of one worker; when the worker ends, another one takes it."""
+
+    actor: Any = None
+    pending: Any = None
+    """What it was asked: an ``ObjectRef``, or an ``ObjectRefGenerator`` for a unit."""
+    doing: str = ""
+    """The method that was called; empty: it waits for work."""
+    place: Place | None = None
+    unit: Unit | None = None
+    ready: bool = False
+    """Whether it can run units."""
+    since: float = field(default_factory=time.monotonic)
+    """When it gave the last sign of life."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came from a worker."""
+
+    slot: Slot
+    doing: str
+    value: Any = None
+    ended: bool = False
+    """Of a unit: nothing more comes."""
+    died: Exception | None = None
+    """The worker has ended."""
+
+
+class Crew:
+    """The workers of a run.
+
+    Parameters
+    ----------
+    ray
+        The package, connected.
+    workers
+        How many to start.
+    needs
+        Options of an actor: ``num_cpus``, ``num_gpus``.
+
+    Attributes
+    ----------
+    started, lost
+        How many workers began to load a model, and how many of all ended before the run did.
+    failed_on
+        Failures of loading the model since it last succeeded, by node.
+    """
+
+    def __init__(self, ray: Any, workers: int, needs: dict[str, float]) -> None:
+        self._ray, self._needs = ray, needs
+        self._class = ray.remote(Worker)
+        self.slots = [Slot() for _ in range(workers)]
+        self.started = self.lost = 0
+        self.failed_on: dict[str, int] = {}
+        for slot in self.slots:
+            self._start(slot)
+
+    def _start(self, slot: Slot) -> None:
+        options = {"max_restarts": 0, "max_task_retries": 0, **self._needs}
+        avoided = [node for node, failures in self.failed_on.items() if failures >= TRIES]
+        if avoided:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+        slot.actor = self._class.options(**options).remote()
+        slot.place, slot.unit, slot.ready = None, None, False
+        self.ask(slot, "where")
+
+    def ask(self, slot: Slot, method: str, *args: Any) -> None:
+        """Call a method of a worker; its answer comes from :meth:`answers`."""
+        call = getattr(slot.actor, method)
+        stream = method == "run"
+        slot.pending = (call.options(num_returns="streaming") if stream else call).remote(*args)
+        slot.doing, slot.since = method, time.monotonic()
+
+    def answers(self) -> Iterator[Answer]:
+        """What has come, after a second at most."""
+        pending = {slot.pending: slot for slot in self.slots if slot.pending is not None}
+        if not pending:
+            time.sleep(_ASK / 10)
+            return
+        some, _ = self._ray.wait(list(pending), num_returns=1, timeout=_ASK, fetch_local=False)
+        if not some:
+            return
+        every, _ = self._ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
+        for one in every:
+            yield self._answer(pending[one])
+
+    def _answer(self, slot: Slot) -> Answer:
+        from ray.exceptions import RayError
+
+        doing, slot.since = slot.doing, time.monotonic()
+        try:
+            value = self._ray.get(next(slot.pending) if doing == "run" else slot.pending)
+        except StopIteration:
+            slot.pending, slot.doing = None, ""
+            return Answer(slot, doing, ended=True)
+        except RayError as error:  # it died, or cannot be reached: then its call may still run
+            return Answer(slot, doing, died=error)
+        if doing != "run":
+            slot.pending, slot.doing = None, ""
+        if doing == "where":
+            slot.place = value
+            self.started += 1
+        return Answer(slot, doing, value)
+
+    def silent(self, seconds: float) -> list[Slot]:
+        """Workers that run a unit and have given no sign of life for so long."""
+        now = time.monotonic()
+        return [slot for slot in self.slots if slot.doing == "run" and now - slot.since > seconds]
+
+    def replace(self, slot: Slot, *, loading: bool = False) -> None:
+        """End a worker, and start another. Failures of ``loading`` are charged to its machine."""
+        self._kill(slot)
+        self.lost += 1
+        if loading and slot.place is not None:
+            self.failed_on[slot.place.node] = self.failed_on.get(slot.place.node, 0) + 1
+        self._start(slot)
+
+    def loaded(self, slot: Slot) -> None:
+        """Its model is there, so nothing is wrong with its machine."""
+        if slot.place is not None:
+            self.failed_on.pop(slot.place.node, None)
+
+    @property
+    def idle(self) -> list[Slot]:
+        """Workers that wait for a unit."""
+        return [slot for slot in self.slots if slot.ready and slot.pending is None]
+
+    @property
+    def alive(self) -> int:
+        """Workers that can run units, or do."""
+        return sum(slot.ready for slot in self.slots)
+
+    @property
+    def nodes_left(self) -> bool:
+        """Whether there is a machine on which loading has not failed too often."""
+        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        return any(self.failed_on.get(node, 0) < TRIES for node in nodes)
+
+    def close(self) -> None:
+        """End all workers."""
+        for slot in self.slots:
+            self._kill(slot)
+
+    def _kill(self, slot: Slot) -> None:
+        self._ray.kill(slot.actor, no_restart=True)
+        slot.pending = None
