@@ -124,7 +124,7 @@ class _Filtered:
 @contextlib.contextmanager
 def _without_raylet() -> Iterator[None]:
     """Ray prints on standard output, where results go."""
-    out, sys.stdout = sys.stdout, _Filtered(sys.stdout)  # type: ignore[assignment]
+    out, sys.stdout = sys.stdout, _Filtered(sys.stdout)
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ class Crew:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
-        options = {"max_restarts": 0, "max_task_retries": 0, **self._needs}
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **self._needs}
         avoided = [node for node, failures in self.failed_on.items() if failures >= TRIES]
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}

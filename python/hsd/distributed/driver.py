@@ -87,7 +87,7 @@ class Driver:
             self._check_hope()
             whole.watcher.workers(crew.alive, len(crew.slots))
         missing = whole.missing()
-        if len(missing):
+        if missing is not None and len(missing):
             raise self._failed(f"{len(missing):,} images are lost: their units ended, and they are not in the folder")
 
     def _is_over(self) -> bool:

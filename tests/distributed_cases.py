@@ -1,0 +1,110 @@
+"""Models for workers of Ray, and what goes wrong with them. Functions of this module are sent to the workers by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+import hsd
+from hsd.demo import PROMPTS as DEMO_PROMPTS
+
+PROMPTS = DEMO_PROMPTS.read_text(encoding="utf-8").splitlines()[:16]
+
+BAD = PROMPTS[5]
+
+
+def once(folder, name):
+    """Whether this is the first process that asks."""
+    try:
+        os.close(os.open(Path(folder) / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def demo(folder=None, *, load=None, prompt=None, pace=0.0):
+    """The bundled model. ``load`` happens when it is loaded, ``prompt`` when the bad prompt is encoded; each batch of
+    the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks."""
+    if load is not None:
+        load(folder)
+    model = hsd.load("demo")
+    if folder is not None:
+        (Path(folder) / f"pid-{os.getpid()}").touch()
+    if pace == "slow":
+        pace = 0.5 if once(folder, "slow") else 0.02
+    encode, evaluate = model.encode, model.denoise
+
+    def encoding(batch):
+        if prompt is not None and BAD in batch.prompts:
+            prompt()
+        return encode(batch)
+
+    def denoising(*args, **options):
+        time.sleep(pace)
+        return evaluate(*args, **options)
+
+    object.__setattr__(model, "encode", encoding)
+    if pace:
+        object.__setattr__(model, "denoise", denoising)
+    return model
+
+
+def model_of(folder, **faults):
+    """A function that loads the model, which can be sent."""
+    Path(folder).mkdir(exist_ok=True)
+    return partial(demo, str(folder), **faults)
+
+
+def fails(_):
+    raise RuntimeError("no such weights")
+
+
+def fails_once(folder):
+    if once(folder, "failed"):
+        raise RuntimeError("no such weights, for now")
+
+
+def dies(_=None):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_on(node, _):
+    import ray
+
+    if ray.get_runtime_context().get_node_id() == node:
+        raise RuntimeError("this machine has no weights")
+
+
+def raises():
+    raise hsd.Error("this prompt breaks everything")
+
+
+def hangs():
+    time.sleep(1000)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (Path(folder) / "metadata.jsonl").read_bytes().split(b"\n") if line]
+
+
+def assert_same_folder(folder, reference, without=()):
+    """The folder has what an undisturbed run has: the same pixels to rounding, one line an image, in order."""
+    entries, expected = lines_of(folder), lines_of(reference)
+    expected = [entry for entry in expected if entry["index"] not in without]
+    assert [entry["index"] for entry in entries] == [entry["index"] for entry in expected]
+    files = {path.name for path in Path(folder).glob("*.png")}
+    assert files == {entry["file_name"] for entry in entries}
+    for entry, other in zip(entries, expected, strict=True):
+        assert {k: v for k, v in entry.items() if k not in ("size", "digest")} == {
+            k: v for k, v in other.items() if k not in ("size", "digest")
+        }
+        assert (Path(folder) / entry["file_name"]).stat().st_size == entry["size"]
+        a, b = (np.asarray(PIL.Image.open(Path(f) / entry["file_name"])).astype(int) for f in (folder, reference))
+        assert np.abs(a - b).max() <= 2, entry

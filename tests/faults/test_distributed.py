@@ -1,0 +1,271 @@
+"""Workers that are killed, fail, hang or come late, machines that go: each really done, on a small cluster of Ray."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import hsd
+import hsd.distributed
+from distributed_cases import (
+    BAD,
+    PROMPTS,
+    assert_same_folder,
+    dies,
+    fails,
+    fails_on,
+    fails_once,
+    hangs,
+    lines_of,
+    model_of,
+    raises,
+)
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
+
+TESTS = Path(__file__).resolve().parents[1]
+BAD_INDEX = PROMPTS.index(BAD)
+SMALL = {"object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without cores, and two machines with one each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+        patch.setenv("HOME", str(Path(hsd.__file__).parent))  # nobody's token
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
+        try:
+            made.nodes_of_two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
+            ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+            made.wait_for_nodes()
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return hsd.compile(PROMPTS, 1.0, model=hsd.load("demo"), steps=4)
+
+
+@pytest.fixture(scope="module")
+def reference(plan, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "images"
+    hsd.generate(plan, "demo", out, batch_size=4)
+    return out
+
+
+def generate(plan, model, out, **options):
+    return hsd.distributed.generate(plan, model, out, **{"address": "auto", "workers": 2, "batch_size": 4, **options})
+
+
+def test_nothing_happens(cluster, plan, reference, tmp_path, capfd):
+    run = generate(plan, "demo", tmp_path / "images")
+    assert_same_folder(tmp_path / "images", reference)
+    assert (run.images, run.workers, run.failed) == (16, 2, ())
+    again = generate(plan, "demo", tmp_path / "images")
+    assert (again.images, again.existing, again.node_steps) == (0, 16, 0)
+    assert_same_folder(tmp_path / "images", reference)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_worker_is_killed_twenty_times(cluster, plan, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr("hsd.distributed.queue.TRIES", 99)  # or a unit that is killed by chance would be cut
+    notes, killed = tmp_path / "notes", []
+    model = model_of(notes, pace=0.05)
+
+    def kill():
+        while len(killed) < 20:
+            time.sleep(random.uniform(0.0, 0.4))
+            pids = [int(path.name[4:]) for path in notes.glob("pid-*")]
+            alive = [pid for pid in pids if pid not in killed and os.path.exists(f"/proc/{pid}")]
+            if alive:
+                os.kill(pid := random.choice(alive), signal.SIGKILL)
+                killed.append(pid)
+
+    with in_thread(kill):
+        run = generate(plan, model, tmp_path / "images", batch_size=1)
+    assert_same_folder(tmp_path / "images", reference)
+    assert (run.failed, len(run.record["versions"]) > 0) == ((), True)
+    assert run.record["workers"]["lost"] > 0
+
+
+@contextmanager
+def in_thread(task):
+    thread = threading.Thread(target=task, daemon=True)
+    thread.start()
+    yield
+    thread.join(30)
+
+
+def test_loading_fails_once(cluster, plan, reference, tmp_path):
+    run = generate(plan, model_of(tmp_path / "notes", load=fails_once), tmp_path / "images")
+    assert_same_folder(tmp_path / "images", reference)
+    assert run.record["workers"]["lost"] == 1
+
+
+@pytest.mark.parametrize("load", [fails, dies])
+def test_loading_always_fails(cluster, plan, tmp_path, load):
+    with pytest.raises(hsd.errors.WorkersFailed, match="no worker can load the model.*the same call makes") as caught:
+        generate(plan, model_of(tmp_path / "notes", load=load), tmp_path / "images", workers=1)
+    assert caught.value.__cause__ is not None
+    if load is fails:
+        assert "no such weights" in str(caught.value)
+
+
+def test_one_machine_cannot_load_the_model(cluster, plan, reference, tmp_path):
+    node = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    run = generate(plan, model_of(tmp_path / "notes", load=partial(fails_on, node)), tmp_path / "images")
+    assert_same_folder(tmp_path / "images", reference)
+    assert 1 <= run.record["workers"]["lost"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason", "options"),
+    [
+        (raises, "this prompt breaks everything", {}),
+        (dies, "its worker ended 3 times", {}),
+        (hangs, "no sign of life for 4 seconds", {"stall": 4.0}),
+    ],
+    ids=["raises", "dies", "hangs"],
+)
+def test_one_prompt_is_bad(cluster, plan, reference, tmp_path, prompt, reason, options):
+    failed = []
+    run = generate(
+        plan, model_of(tmp_path / "notes", prompt=prompt), tmp_path / "images", failed=failed.append, **options
+    )
+    assert [failure.index for failure in failed] == [failure.index for failure in run.failed] == [BAD_INDEX]
+    assert reason in run.failed[0].reason
+    assert_same_folder(tmp_path / "images", reference, without={BAD_INDEX})
+    assert (tmp_path / "images" / "failed.jsonl").read_text().count("\n") == 1
+    generate(plan, "demo", tmp_path / "images")  # it is tried again
+    assert_same_folder(tmp_path / "images", reference)
+    assert not (tmp_path / "images" / "failed.jsonl").exists()
+
+
+def test_a_slow_worker(cluster, plan, reference, tmp_path):
+    run = generate(plan, model_of(tmp_path / "notes", pace="slow"), tmp_path / "images", batch_size=2)
+    assert_same_folder(tmp_path / "images", reference)
+    assert run.record["workers"]["lost"] == 0
+
+
+def test_a_machine_goes_and_another_comes(cluster, plan, reference, tmp_path):
+    gone = cluster.nodes_of_two.pop()
+
+    def change():
+        until(lambda: list((tmp_path / "images").glob("*.png")))
+        cluster.remove_node(gone, allow_graceful=False)
+        cluster.nodes_of_two.append(cluster.add_node(num_cpus=1, **SMALL))
+
+    with in_thread(change):
+        run = generate(plan, model_of(tmp_path / "notes", pace=0.2), tmp_path / "images", batch_size=1)
+    assert_same_folder(tmp_path / "images", reference)
+    assert run.record["workers"]["lost"] >= 1
+
+
+def test_a_machine_joins_later(cluster, plan, reference, tmp_path):
+    seen = []
+
+    def join():
+        until(lambda: list((tmp_path / "images").glob("*.png")))
+        seen.append(len(list((tmp_path / "notes").glob("pid-*"))))
+        cluster.nodes_of_two.append(cluster.add_node(num_cpus=1, **SMALL))
+
+    with in_thread(join):
+        run = generate(plan, model_of(tmp_path / "notes", pace=0.7), tmp_path / "images", batch_size=1, workers=3)
+    assert_same_folder(tmp_path / "images", reference)
+    assert (seen, run.record["workers"]["started"]) == ([2], 3)
+
+
+DRIVER = """
+import sys
+import hsd, hsd.distributed, ray
+from distributed_cases import model_of
+if __name__ == "__main__":
+    address, plan, out, notes = sys.argv[1:]
+    model = model_of(notes, pace=0.1)
+    try:
+        run = hsd.distributed.generate(hsd.Plan.load(plan), model, out, address=address, workers=1, batch_size=1)
+        print(run.images, run.existing)
+    except hsd.OutputError as error:
+        sys.exit(str(error))
+"""
+
+
+@contextmanager
+def driver(cluster, plan, tmp_path):
+    plan.save(tmp_path / "plan.safetensors")
+    command = [sys.executable, "-c", DRIVER, cluster.address, tmp_path / "plan.safetensors", tmp_path / "images"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    process = subprocess.Popen(
+        [*map(str, command), str(tmp_path / "notes")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(condition, seconds=90.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def test_the_driver_is_killed_and_started_again(cluster, plan, reference, tmp_path):
+    with driver(cluster, plan, tmp_path) as first:
+        until(lambda: list((tmp_path / "images").glob("*.png")))
+        with driver(cluster, plan, tmp_path) as second:  # refused as long as the first lives
+            _, err = second.communicate(timeout=90)
+            assert second.returncode == 1
+            assert "is in use by" in err
+        assert first.poll() is None, "it has to be longer at work than the second one needs to be refused"
+        first.kill()
+        first.communicate()
+    made = len(list((tmp_path / "images").glob("*.png")))
+    with driver(cluster, plan, tmp_path) as third:
+        out, err = third.communicate(timeout=90)
+    assert third.returncode == 0, err
+    images, existing = map(int, out.split())
+    assert images + existing == 16
+    assert existing >= made - 1 > 0  # the line of the last one may be missing
+    assert_same_folder(tmp_path / "images", reference)
+
+
+def test_interrupted(cluster, plan, reference, tmp_path):
+    with driver(cluster, plan, tmp_path) as process:
+        until(lambda: list((tmp_path / "images").glob("*.png")))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert 0 < len(lines_of(tmp_path / "images")) < 16
+    assert '"outcome": "interrupted"' in (tmp_path / "images" / "run.json").read_text()
+    generate(plan, "demo", tmp_path / "images")
+    assert_same_folder(tmp_path / "images", reference)
