@@ -7,14 +7,14 @@ from typing import Any
 
 from ..work.faults import described, ends_run
 from .failures import Failures
-from .folder import ImageFolder
+from .folders import Writer
 from .results import Image
 
 
 class Made:
     """Writes the images of a run, and counts them. Its methods run in several threads."""
 
-    def __init__(self, folder: ImageFolder, failures: Failures) -> None:
+    def __init__(self, folder: Writer, failures: Failures) -> None:
         self.failures = failures
         self.indices: list[int] = []
         self.nsfw = self.upcast = 0
