@@ -13,8 +13,8 @@ import pytest
 
 import hsd
 import tiny
-from hsd.generation.folder import FORMATS, ImageFolder
-from hsd.generation.lines import ending
+from hsd.generation.folder import ImageFolder
+from hsd.generation.lines import FORMATS, ending
 from hsd.generation.writers import Writers
 from hsd.names import ImageFormat
 from hsd.work.files import digest_of

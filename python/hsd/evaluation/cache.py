@@ -82,7 +82,7 @@ class ScoreCache:
                 f"{advice(error)}"
             ) from error
 
-    def _locked(self) -> AbstractContextManager[None]:
+    def _locked(self) -> AbstractContextManager[bool]:
         busy = f"{self.path} has been locked by another process for a minute: end a process that hangs, and try again"
         return locked(self.path.parent / f".{self.path.stem}.lock", 60, lambda: OutputError(busy))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,11 +151,23 @@ def updated(data: bytes, n_prompts: int, made: Collection[int], failures: Iterab
         index = entry.get("index")
         if type(index) is int and 0 <= index < n_prompts and index not in made:
             entries[index] = entry
-    entries |= {failure.index: _entry(failure) for failure in failures}
+    entries |= {failure.index: entry_of(failure) for failure in failures}
     return b"".join(encode(entries[index]) for index in sorted(entries))
 
 
-def _entry(failure: Failure) -> Entry:
-    """As in ``metadata.jsonl``, the prompt is the ``text``."""
+def entry_of(failure: Failure) -> Entry:
+    """A line of ``failed.jsonl``. As in ``metadata.jsonl``, the prompt is the ``text``."""
     entry = asdict(failure)
     return {"index": entry.pop("index"), "text": entry.pop("prompt"), **entry}
+
+
+def failure_of(entry: Any) -> Failure | None:
+    """What :func:`entry_of` made a line of; None if it is none."""
+    try:
+        index, seed = entry["index"], entry["seed"]
+        text, stage, reason = (str(entry[name]) for name in ("text", "stage", "reason"))
+    except (KeyError, TypeError):
+        return None
+    if type(index) is not int or type(seed) is not int or stage not in get_args(Stage):
+        return None
+    return Failure(index, text, seed, cast("Stage", stage), reason)

@@ -7,7 +7,7 @@ that was damaged, changed or swapped by its size and digest.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Checked:
     """The line as it has to be; None if its image has to be made again."""
     finding: str | None = None
     """What was wrong with it, for people; None if it was right."""
+    index: int | None = None
+    """Which image it is of; None if it does not say."""
 
 
 class Lines:
@@ -91,11 +93,23 @@ class Lines:
         """The columns of an image that came with its prompt and are no settings."""
         return {name: values[index] for name, values in self._beside.items()}
 
+    def stands(self, entry: Entry) -> bool:
+        """Whether a line is of an image of the plan, which is there with as many bytes."""
+        index = entry.get("index")
+        if type(index) is not int or not 0 <= index < self._plan.n_prompts:
+            return False
+        name = self.name(index)
+        status = regular(self._folder / name) if entry.get("file_name") == name else None
+        return status is not None and status.st_size == entry.get("size")
+
     def check(self, entry: Entry) -> Checked:
         """Compare a parsed line with the plan and with its image."""
         index, n = entry.get("index"), self._plan.n_prompts
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
             return Checked(None, f"a line has the index {_short(index)}, which is not one of 0 to {n - 1}")
+        return replace(self._check(entry, index), index=index)
+
+    def _check(self, entry: Entry, index: int) -> Checked:
         name = self.name(index)
         if entry.get("file_name") != name:
             return Checked(None, f"{name}: its line names {_short(entry.get('file_name'))}")

@@ -32,6 +32,10 @@ RUN = "run.json"
 IDENTITY = "identity.json"
 """In a folder of images: the record of its runs, and what decides its images."""
 
+PARTS = "__parts__"
+"""In a folder of images: a folder with the lines of writers that have a file of their own, until they are joined.
+``datasets`` passes over such a name."""
+
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
 """What fsync answers where a file system has none: the run goes on without it."""
 

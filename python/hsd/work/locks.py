@@ -138,10 +138,11 @@ def _lock(handle: int, *, shared: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, seconds: float, otherwise: Callable[[], Exception]) -> Iterator[None]:
+def locked(path: Path, seconds: float, otherwise: Callable[[], Exception]) -> Iterator[bool]:
     """Hold the lock on ``path``; raises what ``otherwise`` returns if it is not free after ``seconds``.
 
-    Where a file system has no locks, nothing is held: one process alone works there as anywhere.
+    Gives whether it is held: where a file system has no locks, nothing is, and one process alone works there as
+    anywhere.
     """
     lock = Lock(path)
     try:
@@ -150,7 +151,7 @@ def locked(path: Path, seconds: float, otherwise: Callable[[], Exception]) -> It
     except Unsupported:
         pass
     try:
-        yield
+        yield lock.handle is not None
     finally:
         lock.release()
 

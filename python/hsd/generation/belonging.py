@@ -1,0 +1,177 @@
+"""Whose a folder is: its plan, its model and the format of its images, compared with those of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import Error, PlanMismatch
+from ..planning.differences import plan_differences
+from ..planning.plan import PLAN_FILE, Plan
+from ..work import files
+from ..work.files import IDENTITY, METADATA, RUN
+from ..work.text import listed
+from .differences import OTHER_STEPS, compared, warn_of_rounding
+from .present import holds_images
+from .record import Record
+
+
+class Belonging:
+    """What decides the images of a run, and what a folder's files say about that.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    plan
+        Of the run.
+    model
+        What its images depend on besides (``models/identity.py``).
+    image_format
+        The ending of the images' names.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, model: dict[str, Any], image_format: str) -> None:
+        self.model = json.loads(json.dumps(model, default=str))
+        self.identity: dict[str, Any] = {
+            "plan": plan.fingerprint,
+            "model": self.model,
+            "image_format": image_format,
+        }
+        self.repaired: list[str] = []
+        """What was not as an earlier run had left it, one text each."""
+        self.record = Record(folder)
+        self.folder = folder
+        self._plan = plan
+
+    def check(self) -> None:
+        """Raise ``PlanMismatch`` unless a run has taken the folder for these images."""
+        document, _ = self.record.read()
+        before = document.get("identity")
+        if before is None:
+            raise PlanMismatch(
+                f"{self.folder} is not yet a folder of this plan: it has no {RUN}. Open it once for the whole plan "
+                "before others write to it"
+            )
+        differing = self._differences({"image_format": self.identity["image_format"], **before})
+        if differing:
+            raise self._mismatch(differing)
+
+    def claim(self, metadata_format: str | None, *, taken: bool) -> None:
+        """Record the plan as the folder's, or check that it is the one recorded. While the folder's lock is held.
+
+        Parameters
+        ----------
+        metadata_format
+            The format of the images by their lines, which earlier versions did not record.
+        taken
+            Whether others have, or make, images there, so that a folder without a record is theirs.
+        """
+        document, damaged = self.record.read()
+        before = document.get("identity")
+        if before is not None and "image_format" not in before:  # of an earlier version
+            found = metadata_format or self.identity["image_format"]
+            before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
+        differing = {} if before is None else self._differences(before)
+        copy = self.record.copy()
+        if differing and copy is not None and copy != before and not self._differences(copy):
+            self.repaired.append(f"{RUN} does not say what {IDENTITY} says, which is right")
+            before, differing = copy, {}
+        if before is not None and not differing:
+            warn_of_rounding(self.folder, before["model"], self.model)
+            if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
+                # With the versions that the first images were made with.
+                self.identity = {**before, "plan": self.identity["plan"]}
+            if document.get("identity") != self.identity or damaged is not None or self.record.files() < 2:
+                self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
+            self._check_plan_file()
+            return
+        if taken or holds_images(self.folder):
+            raise self._foreign(damaged) if before is None else self._mismatch(differing)
+        # Nothing was made yet: another plan, or another model, may have the folder.
+        self._plan.whole().save(cleared(self.folder, PLAN_FILE))
+        self.write({"identity": self.identity, "request": self._plan.request, "runs": document.get("runs", [])})
+
+    def document(self) -> dict[str, Any]:
+        """What ``run.json`` says, with the identity, the arguments of the plan, and a list of runs."""
+        document, _ = self.record.read()
+        return {"identity": self.identity, "request": self._plan.request, "runs": [], **document}
+
+    def write(self, document: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        finding = self.record.write(document)
+        if finding is not None:
+            self.repaired.append(finding)
+
+    def has_begun(self) -> bool:
+        """Whether the folder has a record, of whatever plan."""
+        return self.record.read()[0].get("identity") is not None
+
+    def _known_plan(self, fingerprint: str) -> str:
+        """The fingerprint of this plan, if the folder's plan file has it: earlier versions computed another one."""
+        if fingerprint == self.identity["plan"] or self._stored_fingerprint() != self.identity["plan"]:
+            return fingerprint
+        return str(self.identity["plan"])
+
+    def _stored_fingerprint(self) -> str | None:
+        if files.regular(self.folder / PLAN_FILE) is None:
+            return None
+        try:
+            return Plan.load(self.folder / PLAN_FILE).fingerprint
+        except (Error, OSError):
+            return None
+
+    def _check_plan_file(self) -> None:
+        """The plan is known to be the folder's: a file that is damaged or missing is written again."""
+        if self._stored_fingerprint() != self.identity["plan"]:
+            self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
+            self._plan.whole().save(cleared(self.folder, PLAN_FILE))
+
+    def _differences(self, before: dict[str, Any]) -> dict[str, list[str]]:
+        """What the folder's plan, model and image format differ in from those of this run, by these words."""
+        own = self.identity
+        formats = before["image_format"], own["image_format"]
+        found = {
+            "plan": [] if before["plan"] == own["plan"] else self._plan_differences(),
+            "model": compared(before["model"], own["model"]),
+            "format": [] if formats[0] == formats[1] else [f"{formats[0]} before, {formats[1]} now"],
+        }
+        if any(text.startswith("steps:") for text in found["plan"]):  # then the scheduler has others too
+            found["model"] = [text for text in found["model"] if not text.startswith(OTHER_STEPS)]
+        return {name: differences for name, differences in found.items() if differences}
+
+    def _plan_differences(self) -> list[str]:
+        try:
+            return plan_differences(Plan.load(self.folder / PLAN_FILE), self._plan.whole())
+        except (Error, OSError):
+            return [f"its {PLAN_FILE} cannot be read"]
+
+    def _mismatch(self, differing: dict[str, list[str]]) -> PlanMismatch:
+        what = listed([text for differences in differing.values() for text in differences])
+        return PlanMismatch(
+            f"{self.folder} holds images of another {' and another '.join(differing)} ({what}): continue with the same "
+            "prompts, seeds and settings and the same model, or choose another folder"
+        )
+
+    def _foreign(self, damaged: str | None) -> PlanMismatch:
+        """Images of which nothing says who made them."""
+        if damaged is not None:
+            return PlanMismatch(
+                f"{self.folder / RUN} cannot be used ({damaged}), and nothing else says which model made the images "
+                "there: choose another folder"
+            )
+        what = METADATA if os.path.lexists(self.folder / METADATA) else "images"
+        return PlanMismatch(
+            f"{self.folder} holds another data set ({what}, but {RUN} and {IDENTITY} are missing or empty): choose "
+            "another folder"
+        )
+
+
+def cleared(folder: Path, name: str) -> Path:
+    """The path of a file of a folder, after a folder that was in its place is set aside."""
+    path = folder / name
+    if path.is_dir() and not path.is_symlink():
+        files.set_aside(path)
+    return path

@@ -1,0 +1,54 @@
+"""The files of images: encoded with their text, and written so that each is complete or absent."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..work import files
+from .image_text import Texts
+from .lines import FORMATS, Entry, Lines
+
+
+class ImageFiles:
+    """Writes the images of a plan.
+
+    Parameters
+    ----------
+    lines
+        What their lines of metadata say.
+    texts
+        What the files say of themselves.
+    image_format
+        The ending of their names.
+    """
+
+    def __init__(self, lines: Lines, texts: Texts, image_format: str) -> None:
+        self._lines, self._texts = lines, texts
+        self._format, self._options = FORMATS[image_format]
+
+    def encoded(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> tuple[bytes, Entry]:
+        """The bytes of an image's file, and its line of metadata."""
+        entry = {**self._lines.expected(index), **extra}
+        text = self._texts.of(index, self._lines.columns(index), image.size)
+        buffer = BytesIO()
+        image.save(buffer, self._format, **self._options, **text.options(self._format))
+        data = buffer.getvalue()
+        return data, {**entry, "size": len(data), "digest": files.digest_of(data)}
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write an image's file. Its name is on the disk when its folder is synced next.
+
+    Raises
+    ------
+    FileNotFoundError
+        If its folder is removed at this moment.
+    """
+    temporary = files.write_temporary(path, data)
+    if path.is_dir() and not path.is_symlink():
+        files.set_aside(path)
+    files.rename(temporary, path)
