@@ -29,9 +29,9 @@ def once(folder, name):
     return True
 
 
-def demo(folder=None, *, load=None, prompt=None, pace=0.0):
-    """The bundled model. ``load`` happens when it is loaded, ``prompt`` when the bad prompt is encoded; each batch of
-    the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks."""
+def demo(folder=None, *, load=None, image=None, pace=0.0):
+    """The bundled model. ``load`` happens when it is loaded, ``image`` when the bad prompt's image is written; each
+    batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks."""
     if load is not None:
         load(folder)
     model = hsd.load("demo")
@@ -39,19 +39,24 @@ def demo(folder=None, *, load=None, prompt=None, pace=0.0):
         (Path(folder) / f"pid-{os.getpid()}").touch()
     if pace == "slow":
         pace = 0.5 if once(folder, "slow") else 0.02
-    encode, evaluate = model.encode, model.denoise
+    if image is not None:
+        from hsd.generation.made import Made
 
-    def encoding(batch):
-        if prompt is not None and BAD in batch.prompts:
-            prompt()
-        return encode(batch)
+        write = Made.write
 
-    def denoising(*args, **options):
-        time.sleep(pace)
-        return evaluate(*args, **options)
+        def writing(self, made, extra):
+            if made.prompt == BAD:
+                image()
+            write(self, made, extra)
 
-    object.__setattr__(model, "encode", encoding)
+        Made.write = writing
     if pace:
+        evaluate = model.denoise
+
+        def denoising(*args, **options):
+            time.sleep(pace)
+            return evaluate(*args, **options)
+
         object.__setattr__(model, "denoise", denoising)
     return model
 
@@ -83,7 +88,7 @@ def fails_on(node, _):
 
 
 def raises():
-    raise hsd.Error("this prompt breaks everything")
+    raise hsd.Error("this image breaks its unit")
 
 
 def hangs():

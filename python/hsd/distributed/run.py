@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Error, Notice
+from ..generation.claims import refuse
 from ..generation.events import CallReport, Watcher
 from ..generation.failures import FailureReport, summary
 from ..generation.live import watching
@@ -105,7 +106,10 @@ def generate(
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     place = os.fspath(out)
     if not is_url(place):
-        place = str(make_folder(place).absolute())
+        folder = make_folder(place).absolute()
+        place = str(folder)
+        if isinstance(plan, Plan):  # as the driver does again, when it knows the model: that takes a while
+            refuse(folder, plan.kept)
     with watching(progress) as watcher:
         watcher.stage("load")
         with connected(address, workers) as ray:

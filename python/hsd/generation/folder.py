@@ -186,9 +186,6 @@ class ImageFolder:
         return str(path)
 
     def flush(self) -> None:
-        """Nothing waits."""
-
-    def flush(self) -> None:
         """Nothing: no line waits."""
 
     def record_run(self, record: dict[str, Any], failures: Iterable[Failure] = ()) -> None:
