@@ -185,6 +185,9 @@ class ImageFolder:
             raise
         return str(path)
 
+    def flush(self) -> None:
+        """Nothing waits: see :meth:`add`."""
+
     def record_run(self, record: dict[str, Any], failures: Iterable[Failure] = ()) -> None:
         """Add one run (versions, parameters, savings, timings) to ``run.json``; failures go to ``failed.jsonl``."""
         name = RUN

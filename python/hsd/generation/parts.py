@@ -87,10 +87,10 @@ class Part:
     def _created(self, write: Any) -> None:
         """Write into the folder of parts, which is created, and created again if others remove it at this moment."""
         for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                return write()
             if self._folder.is_symlink() or (os.path.lexists(self._folder) and not self._folder.is_dir()):
                 files.set_aside(self._folder)
+            with contextlib.suppress(FileNotFoundError):
+                return write()
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._folder)
                 files.sync_folder(self._folder.parent)
@@ -131,6 +131,9 @@ class LocalPart:
         except FileNotFoundError:
             raise gone(self.path) from None
         return str(path)
+
+    def flush(self) -> None:
+        """Nothing waits: see :meth:`add`."""
 
     def close(self) -> None:
         """Let others join the lines. May be called again."""
