@@ -3,56 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import struct
+import sys
 import threading
 
 from hsd.work import locks
 
+if sys.platform != "win32":
+    import fcntl
+
 _NOW = threading.local()
+_PROCESS = ["here"]
+"""The host of threads that are on no other."""
 _SET = 37
 """F_OFD_SETLK of Linux: a lock that belongs to an open file, as that of flock, on a range of bytes."""
 
 
-def install(monkeypatch):
-    """From here on a thread is on the host that :func:`on` says, and a lock on one is none on the others."""
+def install(monkeypatch, *, with_locks=True):
+    """From here on a thread is on the host that :func:`on` says, and a lock on one is none on the others.
+
+    Without locks it is as on a file system that has none.
+    """
     monkeypatch.setattr(socket, "gethostname", _name)
-    monkeypatch.setattr(locks, "_lock", _lock)
+    monkeypatch.setattr(locks, "_lock", _lock if with_locks else _none)
 
 
-def install_without_locks(monkeypatch):
-    """As on a file system that has no locks."""
-    monkeypatch.setattr(socket, "gethostname", _name)
-    monkeypatch.setattr(locks, "_lock", _none)
-
-
-class Child:
-    """Stands for ``monkeypatch`` in a process that ends soon."""
-
-    def setattr(self, target, name, value):
-        setattr(target, name, value)
-
-
-def become(host):
-    """The calling thread is on this host for good."""
-    _NOW.host = host
+def move_to(host, *, with_locks):
+    """This process is on another host for good."""
+    _PROCESS[0], socket.gethostname = host, _name
+    locks._lock = _lock if with_locks else _none
 
 
 @contextlib.contextmanager
 def on(host):
     """The calling thread is on this host for a while."""
-    before = _name()
-    become(host)
+    before, _NOW.host = _name(), host
     try:
         yield
     finally:
-        become(before)
+        _NOW.host = before
 
 
 def _name():
-    return getattr(_NOW, "host", "here")
+    return getattr(_NOW, "host", _PROCESS[0])
 
 
 def _lock(handle, *, shared=False):

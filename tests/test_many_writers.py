@@ -396,7 +396,7 @@ def test_who_gives_way(path, monkeypatch, mine, sure):
 
 
 def test_without_locks_every_run_has_a_part(tmp_path, monkeypatch, reference):
-    hosts.install_without_locks(monkeypatch)
+    hosts.install(monkeypatch, with_locks=False)
     path = tmp_path / "images"
     with open_folder(path, PLAN) as folder:
         add(folder, 0, 1, 2)
