@@ -37,9 +37,10 @@ class Server:
         self.process.stdin.flush()
         return self._answer()
 
-    def start(self, out, *, shard=None, slow=0.0, batch_size=4):
-        """Begin a run; its number."""
-        return self._ask(do="run", out=str(out), shard=shard, slow=slow, batch_size=batch_size)
+    def start(self, out, *, shard=None, slow=0.0, batch_size=4, host=None, locks=True):
+        """Begin a run; its number. ``host``: it is on another host, which no lock reaches."""
+        job = {"out": str(out), "shard": shard, "slow": slow, "batch_size": batch_size, "host": host, "locks": locks}
+        return self._ask(do="run", **job)
 
     def wait(self, pid):
         """How a run ended: its exit status (negative: the signal), and the message of its error."""
@@ -62,6 +63,7 @@ def _pause(seconds, node_steps, images):
 def _main(plan_file: str) -> None:
     import torch
 
+    import hosts
     import hsd
     import tiny
     from helpers import make_scheduler
@@ -86,6 +88,8 @@ def _main(plan_file: str) -> None:
         if not pid:
             code = 1
             try:
+                if job["host"] is not None or not job["locks"]:
+                    hosts.move_to(job["host"] or "here", with_locks=job["locks"])
                 part = plan if job["shard"] is None else plan.shard(job["shard"][1])[job["shard"][0]]
                 pause = partial(_pause, job["slow"])
                 hsd.generate(part, model, job["out"], batch_size=job["batch_size"], progress=pause)

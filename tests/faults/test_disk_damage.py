@@ -347,16 +347,18 @@ def test_only_the_part_of_a_run_is_compared_byte_for_byte(folder, reference):
 
 def test_a_new_file_with_the_number_of_the_one_before(tmp_path):
     """Another run replaced the lines, and the system gave the new file the number of the one that this run knew."""
-    path = tmp_path / "images"
-    mine, others = PLAN.shard(2)
-    first, *rest = sorted(mine.kept.tolist(), reverse=True)
-    with open_folder(path, mine) as folder:
+    path, other = tmp_path / "images", tmp_path / "other"
+    first, *rest = sorted(PLAN.shard(2)[0].kept.tolist(), reverse=True)
+    with open_folder(path, PLAN) as folder:
         folder.add(first, picture(PLAN, first), {})
         known = tmp_path / "known"
         os.link(path / "metadata.jsonl", known)
-        fill(path, others)
+        fill(other, PLAN.shard(2)[1])
+        for name, data in images(other).items():
+            (path / name).write_bytes(data)
+        write_lines(path, sorted([*lines(path), *lines(other)], key=lambda entry: entry["index"]))
         known.write_bytes((path / "metadata.jsonl").read_bytes())
         os.replace(known, path / "metadata.jsonl")
         for index in rest:
             folder.add(index, picture(PLAN, index), {})
-    check_folder(path, PLAN, path)
+    check_lines(path, PLAN)

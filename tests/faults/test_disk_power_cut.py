@@ -94,7 +94,7 @@ def test_the_recording_disk_finds_what_an_unsafe_order_loses(tmp_path, monkeypat
 
         def add(self, index, image, extra):
             entry = {**self._lines.expected(index), "size": 1, "digest": "0" * 32}
-            self._commit(entry)
+            self._batches.add(entry)
             image.save(self.path / entry["file_name"])
 
         monkeypatch.setattr(ImageFolder, "add", add)

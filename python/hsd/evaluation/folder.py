@@ -14,12 +14,12 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import Error
+from ..generation.union import Line, lines_of
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA, digest_of
 from ..work.paths import user_path
 from ..work.reading import parse_json, read_file
 
-_MOST_METADATA = 1 << 32
 _MOST_IMAGE = 1 << 30
 
 
@@ -39,11 +39,13 @@ class Entry:
     line: int
     digest: str
     """Digest of the file's bytes: a score belongs to these bytes, not to the file's name."""
+    file: str = METADATA
+    """The file of the line, below the folder: not that one while a run of several writers lasts."""
 
     @property
     def where(self) -> str:
         """The line of metadata, for messages."""
-        return f"{self.path.parent / METADATA}, line {self.line}"
+        return f"{self.path.parent / self.file}, line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -231,25 +233,20 @@ def _numbered(keys: Sequence[tuple[Any, ...]]) -> dict[Hashable, int]:
 
 
 def _entries(folder: Path) -> Iterator[Entry]:
-    metadata = folder / METADATA
     try:
-        data = read_file(metadata, _MOST_METADATA)
-    except FileNotFoundError:
-        raise FolderError(
-            f"{folder} has no {METADATA}: each line of that file has to name an image and its text"
-        ) from None
+        lines = lines_of(folder, follow=True)
     except OSError as error:
-        raise FolderError(f"cannot read {metadata}: {error.strerror or error}") from None
-    # Split at "\n" only: a text may contain other line separators of Unicode.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield _entry(folder, line, number)
+        raise FolderError(f"cannot read {folder / METADATA}: {error.strerror or error}") from None
+    if not lines and not os.path.lexists(folder / METADATA):
+        raise FolderError(f"{folder} has no {METADATA}: each line of that file has to name an image and its text")
+    for line in lines:
+        yield _entry(folder, line)
 
 
-def _entry(folder: Path, line: bytes, number: int) -> Entry:
-    where = f"{folder / METADATA}, line {number}"
+def _entry(folder: Path, line: Line) -> Entry:
+    where = f"{folder / line.file}, line {line.number}"
     try:
-        fields = parse_json(line)
+        fields = parse_json(line.data)
     except ValueError as error:
         raise FolderError(
             f"{where} is not JSON ({error}): if hsd generate made the folder, run the same command again"
@@ -270,7 +267,7 @@ def _entry(folder: Path, line: bytes, number: int) -> Entry:
         integers[field] = value
     path = folder / name
     digest = _digest(path, where, (fields.get("size"), fields.get("digest")))
-    return Entry(path, name, text, integers["index"], integers["seed"], number, digest)
+    return Entry(path, name, text, integers["index"], integers["seed"], line.number, digest, line.file)
 
 
 def _digest(path: Path, where: str, written: tuple[Any, Any]) -> str:

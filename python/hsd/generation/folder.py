@@ -186,7 +186,7 @@ class ImageFolder:
         return str(path)
 
     def flush(self) -> None:
-        """Nothing: no line waits."""
+        """Nothing waits: see :meth:`add`."""
 
     def record_run(self, record: dict[str, Any], failures: Iterable[Failure] = ()) -> None:
         """Add one run (versions, parameters, savings, timings) to ``run.json``; failures go to ``failed.jsonl``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,18 +21,18 @@ class Writer(Protocol):
     """Takes the images of one process. Its methods may be called from several threads."""
 
     @property
-    def path(self) -> Path | str:
-        """The folder, or the URL."""
+    def path(self) -> Any:
+        """The folder as a ``Path``, or the URL as a ``str``."""
 
     def add(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> str:
         """Write one image and its line of metadata, with the columns ``extra``; returns the path of its file.
 
         On a disk both are there when this returns. In an object store the line may come a moment later, and is there
-        when :meth:`flush` or :meth:`close` returns.
+        when :meth:`flush` returns.
         """
 
     def flush(self) -> None:
-        """Write the lines that wait."""
+        """Wait until all lines are there."""
 
     def close(self) -> None:
         """Leave nothing behind that is not written. May be called again."""

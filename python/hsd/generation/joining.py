@@ -38,9 +38,10 @@ def join_records(own: Belonging, metadata: Metadata) -> None:
     if not new:
         return
     runs = sorted(({"part": name, **one["run"]} for name, one in new.items()), key=lambda run: str(run.get("finished")))
-    failures = [failure_of(entry) for one in new.values() for entry in _list(one.get("failures"))]
+    told = [failure_of(entry) for one in new.values() for entry in _list(one.get("failures"))]
+    failures = [one for one in told if one is not None and one.index not in metadata.entries]
     # Failures first: a run that is in run.json is not looked at again.
-    record_failures(own.folder, metadata, [failure for failure in failures if failure is not None])
+    record_failures(own.folder, metadata, failures)
     own.write({**document, "runs": [*document["runs"], *runs]})
 
 

@@ -92,12 +92,12 @@ class Metadata:
             if checked.finding is not None:
                 corrected.append(checked.finding)
         for checked in in_parts:
-            if checked.entry is None:
-                lost[checked.finding or ""] = checked
-            else:
+            if checked.entry is not None:
                 self._take_part(checked.entry)
         self._checks = {}
-        lost = {finding: checked for finding, checked in lost.items() if checked.index not in self.entries}
+        # Of several lines of an image, one that holds is enough where others are in parts: two runs may have made it.
+        lost = {finding: one for finding, one in lost.items() if one.index not in self._in_parts}
+        lost |= {one.finding or "": one for one in in_parts if one.entry is None and one.index not in self.entries}
         self.lost = bool(lost)
         findings += [*lost, *corrected]
         status = files.regular(self._path)

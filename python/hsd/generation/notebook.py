@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..work.files import METADATA, read_own
 from ..work.text import shortened
-from .lines import Entry, parse
+from .lines import Entry
+from .union import entries_of
 
 THUMBNAILS = 12
 """Largest number of pictures that a run shows."""
@@ -73,10 +73,9 @@ def _picture(picture: PIL.Image.Image, size: int, text: str) -> str:
 def _entries(folder: Path, kept: Collection[int]) -> list[Entry]:
     """Lines of some images, evenly chosen."""
     entries = []
-    for line in (read_own(folder / METADATA) or b"").splitlines():
-        entry = parse(line)
-        name = None if entry is None else entry.get("file_name")
-        if entry is not None and entry.get("index") in kept and isinstance(name, str) and Path(name).name == name:
+    for entry in entries_of(folder):
+        name = str(entry["file_name"])
+        if type(entry.get("index")) is int and entry["index"] in kept and Path(name).name == name:
             entries.append(entry)
     entries.sort(key=lambda entry: int(entry["index"]))
     if len(entries) <= THUMBNAILS:

@@ -87,10 +87,10 @@ class Part:
     def _created(self, write: Any) -> None:
         """Write into the folder of parts, which is created, and created again if others remove it at this moment."""
         for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                return write()
             if self._folder.is_symlink() or (os.path.lexists(self._folder) and not self._folder.is_dir()):
                 files.set_aside(self._folder)
+            with contextlib.suppress(FileNotFoundError):
+                return write()
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._folder)
                 files.sync_folder(self._folder.parent)
@@ -133,7 +133,7 @@ class LocalPart:
         return str(path)
 
     def flush(self) -> None:
-        """Nothing: no line waits."""
+        """Nothing waits: see :meth:`add`."""
 
     def close(self) -> None:
         """Let others join the lines. May be called again."""

@@ -23,10 +23,11 @@ from ..tuning.passes import cost
 from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.quiet import quiet
+from ..work.urls import is_url
 from .clustering import clustered_by_model, replaced
 from .events import CallReport, Watcher, telling
 from .failures import FailureReport, Failures, summary
-from .folder import ImageFolder
+from .folders import Folder, open_folder
 from .forks import FORKS, ForkFolder
 from .lines import alone_from
 from .live import watching
@@ -58,7 +59,7 @@ def generate(
     failed: FailureReport | None = None,
     **settings: Any,
 ) -> Run:
-    """Generate the images of ``plan`` into the folder ``out``, each written as soon as it is decoded.
+    """Generate the images of ``plan`` into the folder or URL ``out``, each written as soon as it is decoded.
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
@@ -93,6 +94,8 @@ def generate(
     options = Options(
         batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last, keep_forks
     )
+    if keep_forks and is_url(out):
+        raise ValueError(f"keep_forks needs a folder on a disk, and out is {os.fspath(out)!r}: leave one of them out")
     with watching(progress) as watcher, quiet(downloads=watcher.shows):
         if not isinstance(model, Adapter):
             watcher.stage("load")
@@ -120,22 +123,23 @@ def _generate(
         adapter = load(model, progress=watcher.shows, **settings)
     given = plan
     if plan.is_estimate:
-        out = make_folder(out)  # an unusable one is found before prompts are encoded
+        begun = None if is_url(out) else make_folder(out)  # an unusable one is found before prompts are encoded
+        out = begun or out
         checked = partial(check, adapter, options)
         with device_errors(lambda: "encoding the prompts"):
             memory = options.conditioning_memory
-            plan = clustered_by_model(plan, adapter, folder=out, memory=memory, check=checked, report=watcher.stage)
+            plan = clustered_by_model(plan, adapter, folder=begun, memory=memory, check=checked, report=watcher.stage)
         if plan is not given:
             _LOG.info(replaced(given, plan))
     session = Session(plan, adapter, options)
     with device_errors(lambda: "reading the weights"):
         made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
-    with ImageFolder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
+    with open_folder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
         return _fill(folder, plan, session, watcher, failed, started)
 
 
 def _fill(
-    folder: ImageFolder,
+    folder: Folder,
     plan: Plan,
     session: Session,
     watcher: Watcher,

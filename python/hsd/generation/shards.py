@@ -17,12 +17,12 @@ from ..errors import Error, OutputError
 from ..names import check_count
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
-from ..work.files import METADATA
 from ..work.paths import user_path
 from ..work.reading import open_file, parse_json
 from ..work.text import listed
-from .lines import FORMATS, Entry, encode, parse
+from .lines import FORMATS, Entry, encode
 from .record import Record
+from .union import entries_of
 
 PER_SHARD = 1_000
 """Images of a shard, unless another number is given."""
@@ -248,8 +248,7 @@ def _entries(folder: Path) -> tuple[list[Entry], int]:
     """The lines of all images in the order of the index, each once; and how many images the plan has."""
     n = Plan.load(folder / PLAN_FILE).n_prompts
     found: dict[int, Entry] = {}
-    for line in (files.read_own(folder / METADATA) or b"").split(b"\n"):
-        entry = parse(line) or {}
+    for entry in entries_of(folder):
         name = _IMAGE.fullmatch(str(entry.get("file_name")))
         if name is not None and int(name[1]) == entry.get("index") and int(name[1]) < n:
             found[int(name[1])] = entry

@@ -6,6 +6,7 @@ look at the rest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..errors import Error
 from ..evaluation.folder import Entry, FolderError
+from ..generation.union import Line, PartFiles, lines_of
 from ..planning.columns import OWN
 from ..planning.plan import PLAN_FILE, Plan
 from ..prompts.known_settings import KNOWN
@@ -109,7 +111,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         raise FolderError(f"{path} is not a folder: name one with images")
     notes: list[str] = []
     plan = _plan(path, notes)
-    plain = not os.path.lexists(path / METADATA)
+    plain = not os.path.lexists(path / METADATA) and not PartFiles(path).names()
     pictures = _files(path) if plain else _lines(path, plan, notes)
     if not pictures:
         raise FolderError(_no_images(path, plain))
@@ -186,8 +188,8 @@ def _lines(path: Path, plan: Plan | None, notes: list[str]) -> list[Picture]:
     own = set(KNOWN) if plan is None else {name for settings in plan.settings for name in settings}
     pictures: dict[str, Picture] = {}
     unusable, missing = 0, []
-    for number, line in _numbered(path / METADATA):
-        picture = _picture(path, line, number, own)
+    for line in _metadata(path):
+        picture = _picture(path, line.entry, line.number, own)
         if picture is None:
             unusable += 1
         elif not os.path.lexists(picture.entry.path):
@@ -200,6 +202,12 @@ def _lines(path: Path, plan: Plan | None, notes: list[str]) -> list[Picture]:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
         notes.append(f"{METADATA} names images that are missing: {names}.")
     return list(_one_an_index(pictures.values()))
+
+
+def _metadata(path: Path) -> list[Line]:
+    with contextlib.suppress(OSError):  # then there are no images, which is said
+        return lines_of(path, follow=True)
+    return []
 
 
 def _lines_of(count: int) -> str:
