@@ -123,7 +123,9 @@ pub fn use_plan(plan: &Arc<Plan>, shards: i64, keep: usize) -> Vec<Plan> {
     assert_eq!(last.iter().flatten().count(), plan.kept().len());
     let kept = i64::from(plan.kept()[keep % plan.kept().len()]);
     assert_eq!(plan.prune(&[kept]).expect("a kept prompt").node_steps(), plan.n_steps());
-    plan.shard(shards).expect("at least one shard")
+    let units = plan.units(shards, None).expect("at least one worker");
+    assert_eq!(units.iter().map(|unit| unit.kept().len()).sum::<usize>(), plan.kept().len());
+    plan.shard(shards, 0.02).expect("at least one shard")
 }
 
 /// Lowers a plan with any parameters, if that is not too much work.

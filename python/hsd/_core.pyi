@@ -255,9 +255,20 @@ class Plan:
         Raises ``ValueError`` for an empty ``keep``, and for a prompt that is repeated, out of range or not kept
         (names it).
         """
-    def shard(self, n: int) -> list[Plan]:
-        """At most ``n`` plans that together generate the same images: contiguous shares of the leaf order,
-        balanced by node-steps. Fewer than n when there are fewer prompts. ``ValueError`` for n < 1.
+    def shard(self, n: int, slack: float = 0.02) -> list[Plan]:
+        """At most ``n`` plans that together generate the same images: contiguous shares of the leaf order, cut where
+        neighbours share least. Fewer than n when there are fewer prompts.
+
+        The largest share has at most 1 + ``slack`` times the node-steps that it must have. Of all such cuts these
+        compute the fewest node-steps again, and then have the smallest largest share.
+        Raises ``ValueError`` for n < 1, and unless ``slack`` is finite and >= 0.
+        """
+    def units(self, workers: int, per_worker: int | None = None) -> list[Plan]:
+        """Plans that together generate the same images, costliest first, for workers that take one after the other.
+
+        Their sizes halve: a worker's share is cut into about 1/2, 1/4, ... and two equal last ones, ``per_worker`` in
+        all; by default up to 8, while the smallest have 4 images' worth of node-steps. Units of one prompt are not
+        halved. ``ValueError`` for numbers below 1.
         """
     def program(
         self,

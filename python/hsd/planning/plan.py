@@ -197,9 +197,32 @@ class Plan:
             raise TypeError(f"keep has to hold prompt indices (integers), not {values.dtype}")
         return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
 
-    def shard(self, n: int) -> list[Plan]:
-        """At most ``n`` plans that together generate the same images, balanced by node-steps: one for each worker."""
-        return [self._with(part) for part in self._core.shard(n)]
+    def shard(self, n: int, slack: float = 0.02) -> list[Plan]:
+        """At most ``n`` plans that together generate the same images, balanced by node-steps: one for each worker.
+
+        Shards are cut where neighbours share least, because the steps that two shards share are computed in both.
+
+        Parameters
+        ----------
+        n
+            Number of shards. There are fewer only if the plan has fewer images.
+        slack
+            How much larger the largest shard may be than it has to be, as a fraction. Of all cuts that it allows,
+            those are taken that compute the fewest node-steps again. More slack takes less of all devices together, and
+            keeps the slowest one longer: 2,000 prompts from templates in 8 shards compute 1.07 % again with slack 0,
+            0.18 % with 0.02 and 0.04 % with 0.05, and their largest shard is 1.3, 2.8 and 6.2 % over an eighth of the
+            plan (``benches/shards.py``).
+
+        Raises
+        ------
+        ValueError
+            For n < 1, or a slack that is negative, infinite or NaN.
+        """
+        return [self._with(part) for part in self._core.shard(n, slack)]
+
+    def units(self, workers: int, per_worker: int | None = None) -> list[Plan]:
+        """The units of :func:`hsd.distributed.units`, which also says when they are too many for this plan."""
+        return [self._with(part) for part in self._core.units(workers, per_worker)]
 
     def program(
         self,

@@ -109,8 +109,10 @@ fn plans(c: &mut Criterion) {
     assert_eq!(plan.prune(&half).expect("sound prompts").kept().len(), N / 2);
     group.bench_function("prune to half", |b| b.iter(|| plan.prune(black_box(&half))));
     for n in [8, 64] {
-        assert_eq!(plan.shard(n).expect("sound shards").len(), n as usize);
-        group.bench_function(BenchmarkId::new("shard", n), |b| b.iter(|| black_box(&plan).shard(n)));
+        assert_eq!(plan.shard(n, 0.02).expect("sound shards").len(), n as usize);
+        group.bench_function(BenchmarkId::new("shard", n), |b| b.iter(|| black_box(&plan).shard(n, 0.02)));
+        assert!(plan.units(n, None).expect("sound units").len() > n as usize);
+        group.bench_function(BenchmarkId::new("units", n), |b| b.iter(|| black_box(&plan).units(n, None)));
     }
 
     for order in [Order::Depth, Order::Breadth] {

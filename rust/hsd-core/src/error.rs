@@ -200,6 +200,15 @@ pub enum Error {
         /// Its value.
         value: i64,
     },
+    /// A slack of shares that is NaN, infinite or negative.
+    #[error(
+        "slack is {slack}; it must be a finite number >= 0, such as 0.05: the largest share may then be 5 % larger \
+         than it has to be"
+    )]
+    BadSlack {
+        /// The slack.
+        slack: f64,
+    },
     /// Rows of a lane that are neither one nor two.
     #[error("rows is {value} at step {step}; a lane is 1 row of the network, or 2 where it is guided")]
     BadRows {

@@ -1,4 +1,4 @@
-//! Plans: what is compiled, pruned and sharded, and what is refused.
+//! Plans: what is compiled and pruned, and what is refused.
 
 mod common;
 
@@ -69,35 +69,6 @@ proptest! {
     }
 
     #[test]
-    fn shards_are_as_even_as_contiguous_shares_can_be(plan in plan(7), n in 1..5usize) {
-        let shards = plan.shard(n as i64).unwrap();
-        let kept: Vec<i64> = plan.tree().leaf_order().iter().map(|&leaf| i64::from(leaf))
-            .filter(|&leaf| plan.kept().contains(&(leaf as u32))).collect();
-        let shares = n.min(kept.len());
-        prop_assert_eq!(shards.len(), shares);
-        let mut together: Vec<u32> = shards.iter().flat_map(|shard| shard.kept().to_vec()).collect();
-        together.sort_unstable();
-        prop_assert_eq!(together, plan.kept());
-        for shard in &shards {
-            let keep: Vec<i64> = shard.kept().iter().map(|&prompt| prompt.into()).collect();
-            prop_assert_eq!(shard, &plan.prune(&keep).unwrap());
-        }
-        // Every way to cut the kept leaves into that many shares.
-        let best = (0..1u32 << (kept.len() - 1)).filter(|cuts| cuts.count_ones() as usize == shares - 1).map(|cuts| {
-            let mut begin = 0;
-            let mut worst = 0;
-            for end in 1..=kept.len() {
-                if end == kept.len() || cuts >> (end - 1) & 1 == 1 {
-                    worst = worst.max(plan.prune(&kept[begin..end]).unwrap().node_steps());
-                    begin = end;
-                }
-            }
-            worst
-        }).min().unwrap();
-        prop_assert_eq!(shards.iter().map(Plan::node_steps).max().unwrap(), best);
-    }
-
-    #[test]
     fn a_changed_segment_is_refused(
         plan in whole_plan(16), row in any::<prop::sample::Index>(), field in 0..6, value in -1..24i32,
     ) {
@@ -149,7 +120,7 @@ fn chains_of_a_million_prompts_compile() {
     let phi: Vec<f64> = (0..50).rev().map(|step| f64::from(step) / 49.0).collect();
     let plan = Plan::compile(Arc::clone(&tree), &phi).unwrap();
     assert_eq!(plan.counts(), counts(&tree, &phi).unwrap());
-    assert_eq!(plan.shard(3).unwrap().len(), 3);
+    assert_eq!(plan.shard(3, 0.02).unwrap().len(), 3);
 }
 
 #[test]
@@ -164,5 +135,4 @@ fn one_step_is_standard_diffusion() {
     assert_eq!(plan.prune(&[]), Err(Error::Empty { what: "prompts to keep" }));
     assert_eq!(plan.prune(&[1, 1]), Err(Error::Repeated { what: "prompt", index: 1 }));
     assert_eq!(plan.prune(&[-1]), Err(Error::OutOfRange { what: "prompt", index: -1, count: 2 }));
-    assert_eq!(plan.shard(0), Err(Error::NotPositive { what: "the number of shards", value: 0 }));
 }

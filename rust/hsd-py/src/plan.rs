@@ -115,9 +115,16 @@ impl Plan {
         Ok(py.detach(|| self.inner.prune(&keep)).map_err(raise)?.into())
     }
 
-    fn shard(&self, py: Python<'_>, n: i64) -> PyResult<Vec<Self>> {
-        let shards = py.detach(|| self.inner.shard(n)).map_err(raise)?;
+    #[pyo3(signature = (n, slack = 0.02))]
+    fn shard(&self, py: Python<'_>, n: i64, slack: f64) -> PyResult<Vec<Self>> {
+        let shards = py.detach(|| self.inner.shard(n, slack)).map_err(raise)?;
         Ok(shards.into_iter().map(Plan::from).collect())
+    }
+
+    #[pyo3(signature = (workers, per_worker = None))]
+    fn units(&self, py: Python<'_>, workers: i64, per_worker: Option<i64>) -> PyResult<Vec<Self>> {
+        let units = py.detach(|| self.inner.units(workers, per_worker)).map_err(raise)?;
+        Ok(units.into_iter().map(Plan::from).collect())
     }
 
     #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, rows = None, progress = None))]

@@ -9,11 +9,14 @@ pub mod segment;
 pub mod validate;
 
 mod container;
+mod cuts;
 mod digest;
 mod fingerprint;
 mod kept;
 mod prune;
 mod request;
+mod shard;
+mod units;
 
 use std::sync::Arc;
 
