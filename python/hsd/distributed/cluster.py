@@ -56,7 +56,12 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             os.environ.setdefault("RAY_worker_niceness", "0")
             cores = max(os.cpu_count() or 1, workers or 1)
-            options = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": folder}
+            options = {
+                "num_cpus": cores,
+                "include_dashboard": False,
+                "object_store_memory": _STORE,
+                "_temp_dir": folder,
+            }
             _init(ray, "local", {**quiet, **options})
         else:
             _init(ray, address, quiet)
@@ -71,7 +76,9 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = "start Ray" if address == "local" else f"connect to Ray at {address}"
         token = (
-            "" if address == "local" else ". If the cluster asks for a token, set RAY_AUTH_MODE=token and copy the token "
+            ""
+            if address == "local"
+            else ". If the cluster asks for a token, set RAY_AUTH_MODE=token and copy the token "
             "of its head, ~/.ray/auth_token, to this machine"
         )
         raise Error(f"cannot {what}: {' '.join(str(error).split())[:300]}{token}") from error

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..work.faults import HOPELESS
+
 TRIES = 3
 """How often a unit may end its worker before it is cut in two."""
 
 _SPARE = 12
-"""Losses in a row, beyond :data:`TRIES` for each worker, until a run without a new image ends: more than it takes to
-find the one image of a unit that ends its worker, by halves."""
+"""Losses in a row, beyond :data:`TRIES` for each worker, until a run that makes nothing ends: more than it takes to find
+the one image of a unit that ends its worker, by halves."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Queue:
         self._waiting = deque(Unit(np.sort(indices)) for indices in units)
         self._most = TRIES * workers + _SPARE
         self.given_up: dict[int, str] = {}
-        self.losses = 0
+        self.losses = self._alone = 0
+        self._searching = 0  # losses since the last image that was made or given up
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,14 +80,14 @@ class Queue:
 
     def made(self) -> None:
         """A new image was made, or has failed by itself: the run gets on."""
-        self.losses = 0
+        self.losses = self._alone = self._searching = 0
 
     def died(self, unit: Unit, done: Collection[int], reason: str) -> None:
         """A worker ended while it ran ``unit``."""
         left = unit.without(done)
         if not len(left.indices):
             return
-        self.losses += 1
+        self._lost()
         left = replace(left, deaths=unit.deaths + 1)
         if left.deaths < TRIES:
             self._waiting.appendleft(left)
@@ -95,17 +98,24 @@ class Queue:
         """The unit ended by an error of its own; its worker lives."""
         left = unit.without(done)
         if len(left.indices):
-            self.losses += 1
+            self._lost()
             self._cut(left, reason)
+
+    def _lost(self) -> None:
+        self.losses += 1
+        self._searching += 1
 
     def _cut(self, left: Unit, reason: str) -> None:
         if len(left.indices) == 1:
             self.given_up[int(left.indices[0])] = reason
-            self.made()
+            self._alone += 1
+            self._searching = 0
         else:
             self._waiting.extendleft(reversed(left.halves()))
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether so many units ended badly, one after the other, that something else is wrong."""
-        return self.losses >= self._most
+        """Whether something is wrong that is in no image: so many units ended badly, or images were given up, one after
+        the other, and none was made.
+        """
+        return self._searching >= self._most or self._alone >= HOPELESS

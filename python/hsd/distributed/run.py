@@ -113,7 +113,9 @@ def generate(
     with watching(progress) as watcher:
         watcher.stage("load")
         with connected(address, workers) as ray:
-            run = _run(ray, plan, loader, place, options, image_format, workers, address, device, stall, watcher, failed)
+            run = _run(
+                ray, plan, loader, place, options, image_format, workers, address, device, stall, watcher, failed
+            )
         if progress is True:
             watcher.finished(run)
     if run.failed and failed is None:
@@ -173,7 +175,9 @@ def _workers(
         return wanted, {"num_cpus": max(1, cores // wanted) if address is None else 1}
     if address is None and (workers or 1) > gpus:
         has = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "no GPU"
-        raise Error(f"{workers or 1} workers need as many GPUs, and this machine has {has}: ask for fewer, or device cpu")
+        raise Error(
+            f"{workers or 1} workers need as many GPUs, and this machine has {has}: ask for fewer, or device cpu"
+        )
     wanted = workers or max(gpus, 1)
     return wanted, {"num_gpus": 1, "num_cpus": max(1, min(_THREADS, cores // wanted)) if address is None else 1}
 
