@@ -1,4 +1,4 @@
-"""Models for workers of Ray, and what goes wrong with them. Functions of this module are sent to the workers by name."""
+"""Models for workers of Ray, and what goes wrong with them. Its functions are sent to the workers by name."""
 
 from __future__ import annotations
 

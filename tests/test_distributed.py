@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from hsd.distributed.worker import Fault, _fault
 def test_bad_images_are_found_and_all_others_made(bad, cuts, data):
     """A unit makes its images in some order, until one ends it or its worker."""
     edges = [0, *sorted(cuts), 40]
-    queue = Queue([np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)], workers=2)
+    queue = Queue([np.arange(a, b) for a, b in itertools.pairwise(edges)], workers=2)
     done: set[int] = set()
     made: list[int] = []
     while (unit := queue.take(done | queue.given_up.keys())) is not None:

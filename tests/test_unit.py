@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_each_prompt_is_encoded_once(order, cuts):
     runner = UnitRunner(plan, model, Options(batch_size=4))
     runner.open(Kept())
     edges = [0, *sorted(cuts), N]
-    run_all(runner, [order[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    run_all(runner, [order[a:b] for a, b in itertools.pairwise(edges)])
     assert sorted(texts) == sorted(PROMPTS)
 
 

@@ -17,9 +17,6 @@ from ..errors import Error
 _STORE = 200 << 20
 """Bytes of the object store of a Ray of our own: plans and short messages go through it."""
 
-_KEPT = ("RAY_AUTH_MODE", "RAY_worker_niceness")
-"""Variables of the environment that a start changes."""
-
 
 def ray_module() -> Any:
     """The package."""
@@ -86,15 +83,14 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _KEPT}
+    """Ray sets variables when it starts, which a later one would read: take them back."""
+    before = dict(os.environ)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in os.environ.keys() - before.keys():
+            if name.startswith("RAY_") or name == "PYTHONBREAKPOINT":
+                del os.environ[name]
 
 
 @contextlib.contextmanager

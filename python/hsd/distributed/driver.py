@@ -1,4 +1,4 @@
-"""The driver of a run: workers load the model, the first makes the plan, and then units are handed out until none is left.
+"""The driver of a run: workers load the model, the first makes the plan, and units are handed out until none is left.
 
 Nothing but the folder says what is made. Workers tell as they go, for the progress; when a unit ends or a worker dies,
 the folder is asked.

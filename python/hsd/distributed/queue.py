@@ -15,8 +15,8 @@ TRIES = 3
 """How often a unit may end its worker before it is cut in two."""
 
 _SPARE = 12
-"""Losses in a row, beyond :data:`TRIES` for each worker, until a run that makes nothing ends: more than it takes to find
-the one image of a unit that ends its worker, by halves."""
+"""Losses in a row, beyond :data:`TRIES` for each worker, until a run that makes nothing ends: more than it takes to
+find the one image of a unit that ends its worker, by halves."""
 
 
 @dataclass(frozen=True)

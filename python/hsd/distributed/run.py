@@ -213,6 +213,6 @@ def _loader(model: Any, device: str | None, dtype: Any, settings: dict[str, Any]
     if callable(model) and not isinstance(model, Adapter) and not hasattr(model, "components"):  # which pipelines have
         return _ByFunction(model, settings)
     raise TypeError(
-        f"model is a {type(model).__name__}, and each worker has to load it for itself: give its name, its folder, or a "
-        "function that loads it, such as lambda: DiffusionPipeline.from_pretrained(...)"
+        f"model is a {type(model).__name__}, and each worker has to load it for itself: give its name, its folder, or "
+        "a function that loads it, such as lambda: DiffusionPipeline.from_pretrained(...)"
     )

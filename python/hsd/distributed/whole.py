@@ -156,7 +156,7 @@ class Whole:
     # ------------------------------------------------------------------------------- the end
 
     def end(self, error: BaseException | None, workers: dict[str, Any]) -> Run | None:
-        """Record the run and close the folder; None if it was not opened. ``error`` is what ended the run, if any did."""
+        """Record the run and close the folder; None if it was not opened. ``error`` is what ended the run, if any."""
         folder, plan = self._folder, self._plan
         if folder is None or plan is None:
             return None

@@ -1,6 +1,7 @@
 """What runs in the process of a worker: loads the model, makes a plan if it is the first, and runs units.
 
-Errors are returned as values. An exception that Ray sends may not be readable by the driver, and hides where it happened.
+Errors are returned as values: an exception that Ray sends may not be readable by the driver, and hides where it
+happened.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import DeviceFailed, Error, FailedImages, Notice, OutOfMemory, OutputError, PlanMismatch
+from ..errors import DeviceFailed, Error, Notice, OutOfMemory, OutputError, PlanMismatch
 from ..generation.clustering import clustered_by_model, replaced
 from ..generation.folders import open_part
 from ..generation.options import Options

@@ -21,7 +21,6 @@ from ..planning.build import plan_of
 from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Prior
 from ..replay.executor import Executor
-from ..replay.kept import with_room
 from ..work.faults import device_errors
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report

@@ -43,7 +43,7 @@ class Tables:
         return self.fields[name]
 
     def share(self, v: int, part: Denoiser, members: NDArray[np.int64]) -> None:
-        """Give ``members`` the rows that all prompts of variant ``v`` have in common: one of each field, encoded once."""
+        """Give ``members`` the rows that all prompts of variant ``v`` have in common, one of each field."""
         if v not in self._shared:
             self._shared[v] = {name: self._add_shared(name, row) for name, row in with_room(part.shared).items()}
         for name, row in self._shared[v].items():

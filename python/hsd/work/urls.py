@@ -7,12 +7,12 @@ from typing import Any
 
 
 def is_url(text: Any) -> bool:
-    """x."""
+    """X."""
     return isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """x."""
+    """X."""
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(url)
