@@ -98,7 +98,7 @@ def test_nothing_is_said_of_what_fits_or_is_left(plan, workers):
 @pytest.mark.parametrize(
     ("plan", "workers", "said"),
     [
-        # 100 node-steps in all, 8 workers with 19 or 18 each: of 9 shared steps, 63 are computed again.
+        # 9 shared steps and 91 others: 8 workers compute the shared ones 7 times again.
         (alike(91), 8, r"91 images are too few for 8 workers, which are 4\.\d times as fast as one: 63\.0% of"),
         (apart(5), 8, r"5 images are too few for 8 workers, which are 5\.0 times as fast as one: 0\.0% of"),
     ],

@@ -82,12 +82,8 @@ def _too_many(plan: Plan, parts: Sequence[Plan], workers: int, used: float, per_
 
 
 def _sensible(plan: Plan, workers: int, per_worker: int | None) -> int:
-    """The most workers below ``workers`` that are used enough, by bisection: as if more were always used less."""
-    low, high = 1, min(workers, len(plan) + 1)
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if in_use(plan, plan.units(middle, per_worker), middle) >= ENOUGH:
-            low = middle
-        else:
-            high = middle
-    return low
+    """A number of workers below ``workers`` that are used enough: the first on the way down in steps of a tenth."""
+    fewer = min(workers - 1, len(plan))
+    while fewer > 1 and in_use(plan, plan.units(fewer, per_worker), fewer) < ENOUGH:
+        fewer -= max(1, fewer // 10)
+    return fewer
