@@ -299,6 +299,7 @@ def test_a_time_on_many_devices_is_explained(prompts, tmp_path, workers):
     assert "hsd: --gpu-hours is the time of one device: several make the same images sooner" in run.output
 
 
+@pytest.mark.filterwarnings("ignore:.* images are too few for")
 def test_a_plan_says_what_workers_compute_again(prompts):
     run = RUN.invoke(cli.app, ["plan", str(prompts), "--workers", "2", "--json"])
     assert run.exit_code == 0, run.output
@@ -329,7 +330,6 @@ def test_a_plan_by_embeddings_says_how_it_is_run(prompts, tmp_path):
 
 def test_workers_of_this_machine(prompts, tmp_path):
     """With a real Ray: the images of one run, and nothing but the result on standard output."""
-    pytest.importorskip("hsd.distributed.run")
     pytest.importorskip("ray")
     code = "import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()"
     many, record = tmp_path / "many", tmp_path / "run.json"

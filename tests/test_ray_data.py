@@ -14,6 +14,8 @@ from disk import check_lines, check_pixels, images
 from hsd.distributed import UnitRows, data, unit_rows
 from hsd.generation.folder import ImageFolder
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* images are too few for")
+
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS, SHAPES = ("red", "blue", "green"), ("star", "ring", "cross")
 TEXTS = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
