@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -185,6 +186,24 @@ def test_a_run_that_ended_without_joining_is_joined_by_the_next(path, reference)
     check_folder(path, PLAN, reference)
 
 
+def test_a_worker_does_not_fill_a_folder_that_was_removed(path):
+    folder = open_folder(path, PLAN)
+    worker = open_part(path, PLAN, MADE_BY)
+    add(worker, 0)
+    shutil.rmtree(path)
+    for _ in range(2):
+        with pytest.raises(hsd.OutputError, match=r"was removed while .* run the same call again"):
+            add(worker, 1)
+        path.mkdir(exist_ok=True)  # another one, of the same name
+    assert not list(path.iterdir())
+    folder.close()
+
+
+def test_pictures_of_forks_need_a_disk():
+    with pytest.raises(ValueError, match=r"keep_forks needs a folder on a disk, and out is 'memory://images'"):
+        hsd.generate(PLAN, "no such model", "memory://images", keep_forks=True)
+
+
 def test_nothing_is_followed_in_the_place_of_the_parts(path, tmp_path):
     (tmp_path / "else").mkdir()
     fill(path, PLAN.prune([0, 1]))
@@ -266,8 +285,8 @@ def test_lines_that_another_host_did_not_know(path):
     known = (path / "metadata.jsonl").read_bytes()
     with open_folder(path, HALVES[0]) as folder:
         add(folder, second)
-        (path / "metadata.jsonl").unlink()
-        (path / "metadata.jsonl").write_bytes(known)
+        path.with_name("known").write_bytes(known)
+        os.replace(path.with_name("known"), path / "metadata.jsonl")
         assert folder.refresh() == set()
         assert folder.done() == {first, second}
     assert [entry["index"] for entry in lines(path)] == [first, second]

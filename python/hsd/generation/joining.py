@@ -19,7 +19,7 @@ from typing import Any
 from ..work import files
 from ..work.files import FAILED
 from ..work.hosts import host_in_names
-from ..work.locks import Lock, Unsupported
+from ..work.locks import Lock
 from .belonging import Belonging, cleared
 from .claims import Held
 from .failures import failure_of, updated
@@ -95,10 +95,12 @@ def _remove(metadata: Metadata, name: str) -> None:
     try:
         if not lock.acquire() or not metadata.parts.is_read(name):
             return
+        if os.name == "nt":
+            lock.release()  # an open file cannot be removed there
         path.unlink()
     except FileNotFoundError:
         pass  # a run without images has a record alone
-    except Unsupported:
+    except OSError:  # no locks, or it is no file: it stays
         return
     finally:
         lock.release()

@@ -125,6 +125,7 @@ class LocalPart:
         """Write one image and its line. When this returns, both are on the disk. Safe to call from several threads."""
         data, entry = self._images.encoded(index, image, extra)
         path = self.path / entry["file_name"]
+        self._check_present()
         try:
             put(path, data)
             self._batches.add(entry)
@@ -145,9 +146,12 @@ class LocalPart:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _check_present(self) -> None:
         if folder_id(self.path) != self._folder_id:
             raise gone(self.path)
+
+    def _write(self, entries: list[Entry]) -> None:
+        self._check_present()
         files.sync_folder(self.path)  # the images first
         self._part.append(entries)
 
