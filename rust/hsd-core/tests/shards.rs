@@ -163,6 +163,17 @@ fn sizes_of_units_halve() {
 }
 
 #[test]
+fn what_is_cheap_to_halve_is_halved() {
+    // Ten prompts that share nine steps of ten, and two that share nothing: 19 and 20 node-steps.
+    let merges: Vec<[i64; 2]> = (1..12).map(|i| [if i == 1 { 0 } else { 12 + i - 2 }, i]).collect();
+    let scores = (1..12).map(|i| if i < 10 { 0.5 } else { 2.0 }).collect();
+    let tree = hsd_core::Tree::from_merges(&merges, scores, "ward").unwrap();
+    let phi: Vec<f64> = (0..10).map(|step| if step < 9 { 1.0 } else { 0.0 }).collect();
+    let units = Plan::compile(tree.into(), &phi).unwrap().units(1, Some(3)).unwrap();
+    assert_eq!(units.iter().map(|unit| unit.kept().len()).collect::<Vec<_>>(), [10, 1, 1]);
+}
+
+#[test]
 fn numbers_that_make_no_sense_are_refused() {
     let plan = apart(4);
     let not_positive = |what, value| Err(Error::NotPositive { what, value });
