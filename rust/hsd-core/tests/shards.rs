@@ -153,8 +153,10 @@ fn sizes_of_units_halve() {
     assert_eq!(sizes(160, 2, Some(2)), [40; 4]);
     assert_eq!(sizes(160, 2, Some(1)), [80; 2]);
     // As many as the smallest ones of four images allow, and no more than eight a worker.
-    assert_eq!(sizes(7, 1, None), [7]);
-    assert_eq!(sizes(8, 1, None), [4, 4]);
+    assert_eq!(sizes(5, 1, None), [5]);
+    assert_eq!(sizes(6, 1, None), [3, 3]);
+    assert_eq!(sizes(15, 1, None), [8, 7]);
+    assert_eq!(sizes(16, 1, None), [8, 4, 4]);
     assert_eq!(sizes(64, 2, None), [16, 16, 8, 8, 4, 4, 4, 4]);
     assert_eq!(sizes(1024, 1, None), [512, 256, 128, 64, 32, 16, 8, 8]);
     // One prompt is not halved.
