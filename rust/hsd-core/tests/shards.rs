@@ -136,11 +136,17 @@ proptest! {
     }
 }
 
-/// `n` prompts that share nothing, over ten steps.
-fn apart(n: usize) -> Plan {
+/// `n` prompts over ten steps, of which all share the first `shared`, and nothing else.
+fn alike(n: usize, shared: usize) -> Plan {
     let merges: Vec<[i64; 2]> = (1..n as i64).map(|i| [if i == 1 { 0 } else { n as i64 + i - 2 }, i]).collect();
     let tree = hsd_core::Tree::from_merges(&merges, vec![1.0; n - 1], "ward").unwrap();
-    Plan::compile(tree.into(), &[0.0; 10]).unwrap()
+    let phi: Vec<f64> = (0..10).map(|step| if step < shared { 1.0 } else { 0.0 }).collect();
+    Plan::compile(tree.into(), &phi).unwrap()
+}
+
+/// `n` prompts that share nothing, over ten steps.
+fn apart(n: usize) -> Plan {
+    alike(n, 0)
 }
 
 #[test]
@@ -157,6 +163,9 @@ fn sizes_of_units_halve() {
     assert_eq!(sizes(6, 1, None), [3, 3]);
     assert_eq!(sizes(15, 1, None), [8, 7]);
     assert_eq!(sizes(16, 1, None), [8, 4, 4]);
+    // Two where the nine shared steps are at most a tenth of all.
+    assert_eq!(alike(80, 9).units(1, None).unwrap().len(), 1);
+    assert_eq!(alike(81, 9).units(1, None).unwrap().len(), 2);
     assert_eq!(sizes(64, 2, None), [16, 16, 8, 8, 4, 4, 4, 4]);
     assert_eq!(sizes(1024, 1, None), [512, 256, 128, 64, 32, 16, 8, 8]);
     // One prompt is not halved.
