@@ -13,6 +13,13 @@ use crate::error::Result;
 /// empty, because an image has to pass one step after the other.
 const SMALLEST: u64 = 4;
 
+/// What a worker's share holds at least, in the same measure, before it is two units. Without a second one, a slow worker
+/// keeps all others waiting for half of its share, which is worse than emptier calls.
+const PAIR: u64 = 6;
+
+/// The part of a plan that those two units may compute again, as a divisor: a tenth.
+const AGAIN: u64 = 10;
+
 /// Units for each worker by default, at most: then the last ones are 1/128 of a worker's share.
 const MOST: u32 = 8;
 
@@ -28,20 +35,31 @@ impl Plan {
     /// Their sizes halve: of `per_worker` units for each worker the first is about half of its share, the next a
     /// quarter, and so on; the last two are of one size. So the units that start last are small, and nobody waits long
     /// for their end. Units of one prompt are not halved. By default a worker has as many units as the work of its
-    /// share allows, [`MOST`] at most, if none is to hold less than [`SMALLEST`] images' worth of it.
+    /// share allows, [`MOST`] at most, if none is to hold less than [`SMALLEST`] images' worth of it; but two from
+    /// [`PAIR`] images' worth on, and one where two would compute too much again.
     pub fn units(&self, workers: i64, per_worker: Option<i64>) -> Result<Vec<Plan>> {
         let workers = at_least_one("the number of workers", workers)?;
         let per_worker = per_worker.map(|count| at_least_one("per_worker", count)).transpose()?;
         let leaves = Leaves::new(self);
-        let per_worker = per_worker.unwrap_or_else(|| {
-            let smallest = SMALLEST * self.n_steps() as u64;
-            let units = leaves.cost(&leaves.all()) / smallest / workers as u64;
-            (units.max(1).ilog2() + 1).min(MOST) as usize
-        });
+        let per_worker = per_worker.unwrap_or_else(|| count(&leaves, workers, self.n_steps()));
         let mut units = halving(&leaves, workers, per_worker);
         units.sort_by_key(|unit| (Reverse(leaves.cost(unit)), unit.start));
         self.parts(&leaves, units)
     }
+}
+
+/// Units for each worker by default; see [`Plan::units`].
+fn count(leaves: &Leaves, workers: usize, n_steps: usize) -> usize {
+    let cost = leaves.cost(&leaves.all());
+    let images = cost / n_steps as u64 / workers as u64;
+    if images < PAIR {
+        return 1;
+    }
+    let pair = leaves.shares(leaves.all(), 2 * workers, EVEN);
+    if pair.iter().map(|unit| leaves.cost_of_cut(unit.start)).sum::<u64>() > cost / AGAIN {
+        return 1;
+    }
+    ((images / SMALLEST).ilog2() + 1).clamp(2, MOST) as usize
 }
 
 /// Two halves of a share for each worker; one half of each worker's is halved again, and so on.
