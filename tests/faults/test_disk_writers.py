@@ -91,7 +91,7 @@ def test_three_at_once(server, served, reference, tmp_path, monkeypatch, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_one_of_three_is_killed(server, served, reference, tmp_path, way):
     path, chance = tmp_path / "images", random.Random(way)
-    for _ in range(3):
+    for _ in range(2):
         runs = [server.start(path, shard=[i, 3], slow=0.02, batch_size=1, **how) for i, how in enumerate(WAYS[way])]
         until(lambda: images(path) if path.exists() else False)
         time.sleep(chance.uniform(0.0, 0.15))

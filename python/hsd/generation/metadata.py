@@ -104,7 +104,8 @@ class Metadata:
         # A file with a second name is a copy of someone's: lines are not appended to that.
         if self._canonical() != (data or b"") or (status is not None and status.st_nlink > 1):
             self._replace()
-        self._remember()
+        else:
+            self._remember(data or b"")
         return findings
 
     def add(self, made: Iterable[Entry]) -> None:
@@ -119,10 +120,11 @@ class Metadata:
                 self.entries[index] = better(self._path.parent, self.entries[index], entry)
             self.entries.update((index, entry) for index, entry in batch.items() if index not in again)
             self._replace()
-        else:
-            files.append(self._path, b"".join(map(encode, batch.values())))
-            self.entries.update(batch)
-        self._remember()
+            return
+        data = b"".join(map(encode, batch.values()))
+        files.append(self._path, data)
+        self.entries.update(batch)
+        self._remember(data, after=self._known)
 
     def took(self, made: Iterable[Entry]) -> None:
         """Take in lines that this run has written to its part."""
@@ -146,7 +148,6 @@ class Metadata:
         self.refresh()
         if self.entries and not self.is_joined():
             self._replace()
-        self._remember()
 
     def is_joined(self) -> bool:
         """Whether ``metadata.jsonl`` has the lines that are known, and no others."""
@@ -196,31 +197,28 @@ class Metadata:
 
     def _learn(self) -> None:
         """Take in the lines that other runs have written to ``metadata.jsonl`` since."""
-        status = files.regular(self._path)
+        status, known, data = files.regular(self._path), self._known, None
         if status is None:
-            if self._known is not None or os.path.lexists(self._path):
+            if known is not None or os.path.lexists(self._path):
                 raise OutputError(
                     f"{self._path} was removed or replaced while the run was writing to it: run the same call again, "
                     "which makes what is missing"
                 )
             return
-        begin, tail, data = 0, b"", None
-        if self._known is not None and self._known[0] == status.st_ino and self._known[1] <= status.st_size:
-            _, begin, tail = self._known
-            found = files.read_own(self._path, begin - len(tail)) or b""
-            if found.startswith(tail):
-                data = found[len(tail) :]
+        if known is not None and known[0] == status.st_ino and known[1] <= status.st_size:
+            found = files.read_own(self._path, known[1] - len(known[2])) or b""
+            if found.startswith(known[2]):
+                data = found[len(known[2]) :]
         if data is None:
-            begin, tail = 0, b""
-            self.entries = dict(self._in_parts)
+            known, self.entries = None, dict(self._in_parts)
             data = files.read_own(self._path) or b""
         whole = data[: data.rfind(b"\n") + 1]
-        self._known = status.st_ino, begin + len(whole), (tail + whole)[-_TAIL:]
         for line in split(whole):
             entry = parse(line)
             index = None if entry is None else entry.get("index")
             if entry is not None and type(index) is int and 0 <= index < self.n_prompts:
                 self.entries[index] = better(self._path.parent, self._in_parts.get(index, entry), entry)
+        self._remember(whole, after=known)
 
     def _cut(self) -> None:
         """Remove half a line at the end, which a killed run has left: the next line would begin in it."""
@@ -232,15 +230,15 @@ class Metadata:
         return b"".join(encode(self.entries[index]) for index in sorted(self.entries))
 
     def _replace(self) -> None:
-        files.write_atomically(self._path, self._canonical())
+        data = self._canonical()
+        files.write_atomically(self._path, data)
+        self._remember(data)
 
-    def _remember(self) -> None:
+    def _remember(self, data: bytes, after: tuple[int, int, bytes] | None = None) -> None:
+        """``data`` is all that the file has, or what it has after what was known; others may have written meanwhile."""
         status = files.regular(self._path)
-        if status is None:
-            self._known = None
-            return
-        tail = files.read_own(self._path, max(0, status.st_size - _TAIL)) or b""
-        self._known = status.st_ino, status.st_size, tail
+        size, tail = (0, b"") if after is None else after[1:]
+        self._known = None if status is None else (status.st_ino, size + len(data), (tail + data)[-_TAIL:])
 
 
 def complete(folder: Path, plan: Plan, image_format: ImageFormat = "png") -> set[int]:
