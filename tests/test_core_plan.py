@@ -82,15 +82,39 @@ def test_pruning_keeps_full_clusters(plan, data):
             pruned.prune(np.array([prompt]))
 
 
-@given(plans(), st.integers(1, 9))
-def test_shards_make_every_prompt_once(plan, n):
-    shards = plan.shard(n)
+def shared_steps(plan: _core.Plan, left: int, right: int) -> int:
+    """Steps at which two prompts are in one cluster."""
+    return sum(active[left] == active[right] for active in map(plan.active, range(plan.n_steps)))
+
+
+@given(plans(), st.integers(1, 9), st.sampled_from([0.0, 0.02, 0.5]))
+def test_shards_make_every_prompt_once(plan, n, slack):
+    shards = plan.shard(n, slack)
     assert len(shards) == min(n, len(plan.kept))
     assert sorted(np.concatenate([shard.kept for shard in shards]).tolist()) == plan.kept.tolist()
     place = np.argsort(plan.tree.leaf_order)
     ends = [(place[shard.kept].min(), place[shard.kept].max()) for shard in shards]
     assert all(left[1] < right[0] for left, right in itertools.pairwise(ends))
-    assert max(shard.node_steps for shard in shards) <= plan.node_steps
+    # A cut costs the steps that its two neighbours share, and nothing else.
+    order = plan.tree.leaf_order
+    cuts = [shared_steps(plan, order[left[1]], order[right[0]]) for left, right in itertools.pairwise(ends)]
+    assert sum(shard.node_steps for shard in shards) == plan.node_steps + sum(cuts)
+    # Even, then cheap.
+    even = plan.shard(n, 0.0)
+    least = max(shard.node_steps for shard in even)
+    assert max(shard.node_steps for shard in shards) <= least * (1 + slack)
+    assert sum(shard.node_steps for shard in shards) <= sum(shard.node_steps for shard in even)
+
+
+@given(plans(), st.integers(1, 5), st.none() | st.integers(1, 5))
+def test_units_make_every_prompt_once(plan, workers, per_worker):
+    units = plan.units(workers, per_worker)
+    assert sorted(np.concatenate([unit.kept for unit in units]).tolist()) == plan.kept.tolist()
+    costs = [unit.node_steps for unit in units]
+    assert costs == sorted(costs, reverse=True)
+    assert len(units) <= workers * (per_worker or 8)
+    for unit in units:
+        check_plan(unit)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +139,13 @@ def test_bad_numbers_are_refused():
             plan.active(step)
     with pytest.raises(ValueError, match="number of shards is 0"):
         plan.shard(0)
+    for slack in (-0.1, np.inf, np.nan):
+        with pytest.raises(ValueError, match="slack is .* must be a finite number >= 0"):
+            plan.shard(2, slack)
+    with pytest.raises(ValueError, match="number of workers is 0"):
+        plan.units(0)
+    with pytest.raises(ValueError, match="per_worker is -1"):
+        plan.units(2, -1)
     for batch_size in (0, -4):
         with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
             plan.lower_bound(batch_size)

@@ -153,13 +153,26 @@ fn sizes_of_units_halve() {
     assert_eq!(sizes(160, 2, Some(2)), [40; 4]);
     assert_eq!(sizes(160, 2, Some(1)), [80; 2]);
     // As many as the smallest ones of four images allow, and no more than eight a worker.
-    assert_eq!(sizes(7, 1, None), [7]);
-    assert_eq!(sizes(8, 1, None), [4, 4]);
+    assert_eq!(sizes(5, 1, None), [5]);
+    assert_eq!(sizes(6, 1, None), [3, 3]);
+    assert_eq!(sizes(15, 1, None), [8, 7]);
+    assert_eq!(sizes(16, 1, None), [8, 4, 4]);
     assert_eq!(sizes(64, 2, None), [16, 16, 8, 8, 4, 4, 4, 4]);
     assert_eq!(sizes(1024, 1, None), [512, 256, 128, 64, 32, 16, 8, 8]);
     // One prompt is not halved.
     assert_eq!(sizes(3, 1, Some(9)), [1; 3]);
     assert_eq!(sizes(5, i64::MAX, Some(i64::MAX)), [1; 5]);
+}
+
+#[test]
+fn what_is_cheap_to_halve_is_halved() {
+    // Ten prompts that share nine steps of ten, and two that share nothing: 19 and 20 node-steps.
+    let merges: Vec<[i64; 2]> = (1..12).map(|i| [if i == 1 { 0 } else { 12 + i - 2 }, i]).collect();
+    let scores = (1..12).map(|i| if i < 10 { 0.5 } else { 2.0 }).collect();
+    let tree = hsd_core::Tree::from_merges(&merges, scores, "ward").unwrap();
+    let phi: Vec<f64> = (0..10).map(|step| if step < 9 { 1.0 } else { 0.0 }).collect();
+    let units = Plan::compile(tree.into(), &phi).unwrap().units(1, Some(3)).unwrap();
+    assert_eq!(units.iter().map(|unit| unit.kept().len()).collect::<Vec<_>>(), [10, 1, 1]);
 }
 
 #[test]

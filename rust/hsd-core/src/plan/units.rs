@@ -13,6 +13,10 @@ use crate::error::Result;
 /// empty, because an image has to pass one step after the other.
 const SMALLEST: u64 = 4;
 
+/// What a worker's share holds at least, in the same measure, before it is two units: without a second one, a slow
+/// worker keeps all others waiting for half of its share, which weighs more than emptier calls.
+const PAIR: u64 = 6;
+
 /// Units for each worker by default, at most: then the last ones are 1/128 of a worker's share.
 const MOST: u32 = 8;
 
@@ -28,15 +32,16 @@ impl Plan {
     /// Their sizes halve: of `per_worker` units for each worker the first is about half of its share, the next a
     /// quarter, and so on; the last two are of one size. So the units that start last are small, and nobody waits long
     /// for their end. Units of one prompt are not halved. By default a worker has as many units as the work of its
-    /// share allows, [`MOST`] at most, if none is to hold less than [`SMALLEST`] images' worth of it.
+    /// share allows, [`MOST`] at most, if none is to hold less than [`SMALLEST`] images' worth of it; and two from
+    /// [`PAIR`] images' worth on.
     pub fn units(&self, workers: i64, per_worker: Option<i64>) -> Result<Vec<Plan>> {
         let workers = at_least_one("the number of workers", workers)?;
         let per_worker = per_worker.map(|count| at_least_one("per_worker", count)).transpose()?;
         let leaves = Leaves::new(self);
         let per_worker = per_worker.unwrap_or_else(|| {
-            let smallest = SMALLEST * self.n_steps() as u64;
-            let units = leaves.cost(&leaves.all()) / smallest / workers as u64;
-            (units.max(1).ilog2() + 1).min(MOST) as usize
+            let images = leaves.cost(&leaves.all()) / self.n_steps() as u64 / workers as u64;
+            let halving = (images / SMALLEST).max(1).ilog2() + 1;
+            halving.clamp(if images < PAIR { 1 } else { 2 }, MOST) as usize
         });
         let mut units = halving(&leaves, workers, per_worker);
         units.sort_by_key(|unit| (Reverse(leaves.cost(unit)), unit.start));
