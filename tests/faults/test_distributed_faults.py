@@ -45,14 +45,14 @@ SMALL = {"object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     """A head without cores, and two machines with one each."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        patch.setenv("HOME", str(Path(hsd.__file__).parent))  # nobody's token
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # nobody's token
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         try:
             made.nodes_of_two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
