@@ -33,6 +33,7 @@ from .errors import (
     UnknownModel,
     UnsupportedPipeline,
     UnsupportedScheduler,
+    WorkersFailed,
 )
 from .planning.chosen import Settings, load_settings
 from .planning.clustering import build_tree
@@ -76,6 +77,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedPipeline",
     "UnsupportedScheduler",
+    "WorkersFailed",
     "__version__",
     "build_tree",
     "calibrate",
@@ -113,6 +115,10 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "distributed":  # the package itself
+        from importlib import import_module
+
+        return import_module(".distributed", __name__)
     if name in _LAZY:
         from importlib import import_module
 
