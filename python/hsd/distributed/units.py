@@ -16,8 +16,8 @@ ENOUGH = 0.8
 """How well the number of workers that the notice names is used."""
 
 FILLING = 1.0
-"""What a unit takes longer than its node-steps say, in images: its first and last calls are not full. With batches of 16
-and CUDA graphs on an H200 it is 0.4 to 1.4 for units of less than 30 images' worth (``benches/shards.py``).
+"""What a unit takes longer than its node-steps say, in images: its first and last calls are not full. With batches of
+16 and CUDA graphs on an H200 it is 0.4 to 1.4 for units of less than 30 images' worth (``benches/shards.py``).
 """
 
 
