@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..work.files import read_own, regular
 from ..work.hosts import boot, host
 from ..work.locks import Unsupported, is_locked
-from ..work.reading import parse_json
+from ..work.reading import is_number, parse_json
 
 PREFIX = ".hsd.claim-"
 
@@ -146,10 +146,11 @@ def _parsed(path: Path) -> Claim | None:
     if status is None:
         return None
     begun = status.st_mtime
+    if is_number(content.get("begun")):
+        begun = min(begun, float(content["begun"]))
     try:
         ranges = tuple((int(first), int(end)) for first, end in content["prompts"])
         pid, name, since = int(content["pid"]), str(content["host"]), str(content["since"])
-        begun = float(content.get("begun", begun))
         return Claim(path.name, pid, name, since, ranges, begun, _is_near(content), bool(content["sure"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return Claim(path.name, None, "", "", None, begun)
