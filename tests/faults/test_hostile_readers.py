@@ -21,8 +21,9 @@ from hsd import cli
 from hsd.choice import trials
 from hsd.evaluation.cache import ScoreCache
 from hsd.evaluation.folder import FolderError, load_image, read_folder
-from hsd.generation import claims
+from hsd.generation import living
 from hsd.generation.differences import claim_model
+from hsd.generation.union import PartFiles, entries_of
 from hsd.planning.chosen import SettingsError
 from hsd.tuning import speeds
 from hsd.work.files import claim
@@ -339,8 +340,32 @@ def test_the_record_of_a_model_is_a_file(tmp_path):
 
 def test_claims_that_cannot_be_read_claim_everything(tmp_path):
     for i, data in enumerate([b"[" * 100_000, b'{"pid": 1e999}', b'{"prompts": 3}', b""]):
-        (tmp_path / f"{claims.PREFIX}{i}").write_bytes(data)
-        assert claims._parsed(tmp_path / f"{claims.PREFIX}{i}").ranges is None
+        (tmp_path / f"{living.PREFIX}{i}").write_bytes(data)
+        assert living._parsed(tmp_path / f"{living.PREFIX}{i}").ranges is None
+
+
+@pytest.mark.parametrize("begun", ["1e999", "NaN", '"x"', "null", "1e30"])
+def test_a_claim_did_not_begin_after_its_file_was_changed(tmp_path, begun):
+    """Newer temporary files are those of a run that lives."""
+    path = tmp_path / f"{living.PREFIX}0"
+    path.write_text(f'{{"pid": 1, "host": "x", "since": "", "prompts": [[0, 8]], "begun": {begun}}}')
+    claim = living._parsed(path)
+    assert (claim.begun, claim.ranges) == (path.stat().st_mtime, ((0, 8),))
+
+
+def test_what_is_no_part_is_passed_over(tmp_path):
+    (tmp_path / "__parts__" / "a-1.jsonl").mkdir(parents=True)
+    os.mkfifo(tmp_path / "__parts__" / "b-1.jsonl")
+    os.mkfifo(tmp_path / "__parts__" / "b-1.json")
+    (tmp_path / "__parts__" / "c-1.json").symlink_to(tmp_path / "elsewhere")
+    lines = (
+        b'[]\n{"file_name": "../x.png"}\n{"file_name": 7}\n{"file_name": "a\\u0000b.png"}\n' + b"[" * 100_000 + b"\n"
+    )
+    (tmp_path / "__parts__" / "d-1.jsonl").write_bytes(lines)
+    (tmp_path / "__parts__" / "d-1.json").write_bytes(b'{"run": 3}')
+    (tmp_path.parent / "x.png").write_bytes(b"")
+    assert entries_of(tmp_path) == []
+    assert PartFiles(tmp_path).records() == {}
 
 
 def test_large_files_are_refused_by_their_size(tmp_path):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..work.files import read_own, regular
 from ..work.hosts import boot, host
 from ..work.locks import Unsupported, is_locked
-from ..work.reading import parse_json
+from ..work.reading import is_number, parse_json
 
 PREFIX = ".hsd.claim-"
 
@@ -149,11 +149,12 @@ def _parsed(path: Path) -> Claim | None:
 
 
 def claim_of(name: str, content: dict[str, Any], begun: float) -> Claim:
-    """The claim that a file with this name has; ``begun`` if it does not say it."""
+    """The claim that a file with this name has; ``begun`` is when it was last changed."""
+    if is_number(content.get("begun")):
+        begun = min(begun, float(content["begun"]))
     try:
         ranges = tuple((int(first), int(end)) for first, end in content["prompts"])
         pid, of_host, since = int(content["pid"]), str(content["host"]), str(content["since"])
-        begun = float(content.get("begun", begun))
         return Claim(name, pid, of_host, since, ranges, begun, is_near(content), bool(content["sure"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return Claim(name, None, "", "", None, begun)
