@@ -8,7 +8,8 @@ before cuts were chosen where neighbours share least. Cuts are counted, not time
 The simulation takes the calls of every unit (16 lanes, depth first) and the measured milliseconds of a call by its
 lanes: Kandinsky 2.2 on one H200 by CUDA graphs (`results/h200/gpu-denoiser.json`). To each unit it adds a fixed cost of
 10 node-steps in full calls (measured with the demo model: 10 to 16), and noise of 10 %. The workers take the units
-costliest first. `lost` is the time over that of the whole plan on one device divided by the number of workers, once
+costliest first. `filling` is what a unit takes longer than its node-steps say, in images, because its first and last
+calls are not full. `lost` is the time over that of the whole plan on one device divided by the number of workers, once
 with workers of one speed and once with one at half speed. --quick takes artificial plans, for a test.
 """
 
@@ -121,7 +122,7 @@ def end(costs, workers, slow, noise, rng):
 
 
 def simulated(plan, table, draws):
-    """Rows of (workers, way, units, share computed again, time lost with equal workers and with a slow one)."""
+    """Rows of (workers, way, units, share computed again, filling, time lost without and with a slow worker)."""
     whole, fixed = seconds(plan, table), FIXED * table[LANES] / LANES
     for workers in WORKERS:
         ways = {f"equal {k}": plan.shard(k * workers, 0.05) for k in EQUAL}
@@ -135,8 +136,12 @@ def simulated(plan, table, draws):
                 rng = np.random.default_rng(0)
                 ends = [end(costs, workers, slow, NOISE, rng) for _ in range(draws)]
                 lost.append(np.mean(ends) * (workers - slow / 2) / whole - 1)
-            again = sum(part.node_steps for part in parts) / plan.node_steps - 1
-            yield {"workers": workers, "way": way, "units": len(parts), "again": again, "lost": lost}
+            computed = sum(part.node_steps for part in parts)
+            full = whole * computed / plan.node_steps
+            filling = (sum(costs) - len(parts) * fixed - full) / whole * plan.node_steps / plan.n_steps / len(parts)
+            again = computed / plan.node_steps - 1
+            row = {"workers": workers, "way": way, "units": len(parts), "again": again, "filling": filling}
+            yield row | {"lost": lost}
 
 
 def time_to_cut(n, shards):
@@ -169,10 +174,11 @@ def main(arguments=None):
         for row in results[name]["cuts"]:
             over = "" if row["over"] is None else f"{row['over']:24.1%}"
             print(f"  {row['n']:8}   {row['way']:12}{row['parts']:7}{row['again']:17.2%}{over}")
-        print("   workers   way           units   computed again     lost   one slow")
+        print("   workers   way           units   computed again   filling     lost   one slow")
         for row in results[name]["simulated"]:
             lost, slow = row["lost"]
-            print(f"  {row['workers']:8}   {row['way']:12}{row['units']:7}{row['again']:17.2%}{lost:9.1%}{slow:11.1%}")
+            begin = f"  {row['workers']:8}   {row['way']:12}{row['units']:7}{row['again']:17.2%}{row['filling']:10.2f}"
+            print(f"{begin}{lost:9.1%}{slow:11.1%}")
     n, shards = (1_000, 8) if args.quick else (100_000, 128)
     times = time_to_cut(n, shards)
     print(f"\n{n:,} prompts for {shards}: shard {times['shard']:.3f} s, units {times['units']:.3f} s")

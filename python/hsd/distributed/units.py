@@ -16,8 +16,8 @@ ENOUGH = 0.8
 """How well the number of workers that the notice names is used."""
 
 FILLING = 1.0
-"""What a unit takes longer than its node-steps say, in images: its first and last calls are not full. With batches of
-16 and CUDA graphs on an H200 it is 0.4 to 1.4 for units of less than 30 images' worth (``benches/shards.py``).
+"""What a unit takes longer than its node-steps say, in images: its first and last calls are not full. It is 0.5 to 1.4
+for units of less than 15 images' worth, in batches of 16 by CUDA graphs on an H200 (``benches/shards.py``).
 """
 
 
@@ -26,11 +26,12 @@ def units(plan: Plan, workers: int, *, per_worker: int | None = None) -> list[Pl
 
     Units are cut where neighbours share least. Of each worker's share the first is about a half, the next a quarter,
     and so on, and the last two are equal. So what starts last is small: a slow worker, or a unit that takes longer than
-    its node-steps say, does not keep the others waiting for long. How many there are follows from the work. The
-    smallest have about four images' worth of node-steps or more, because calls of smaller ones are mostly empty, and a
-    worker has one to eight. Simulated with measured call times (``benches/shards.py``), 8 workers lose 6 to 14 % of the
-    time on sets of 500 to 2,000 prompts, and 7 to 23 % if one has half the speed; with two equal units each they lose
-    10 to 13 % and 27 to 35 %, with one 15 to 18 % and 91 to 103 %.
+    its node-steps say, does not keep the others waiting for long. How many there are follows from the work: a
+    worker has at most eight, and the smallest have about four images' worth of node-steps or more, because calls of
+    smaller ones are mostly empty. From six images' worth a worker on there are two, unless two would compute more than
+    a tenth again. Simulated with measured call times (``benches/shards.py``), 8 workers lose 6 to 14 % of the time on
+    sets of 500 to 2,000 prompts, and 7 to 23 % if one has half the speed; with two equal units each they lose 10 to 13
+    % and 27 to 35 %, with one 14 to 18 % and 91 to 103 %.
 
     A whole plan that is too small for so many workers is said, with a number that would be sensible. A part of a plan
     is not: it may be what a run has left.

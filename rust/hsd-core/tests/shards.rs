@@ -140,7 +140,7 @@ proptest! {
 fn alike(n: usize, shared: usize) -> Plan {
     let merges: Vec<[i64; 2]> = (1..n as i64).map(|i| [if i == 1 { 0 } else { n as i64 + i - 2 }, i]).collect();
     let tree = hsd_core::Tree::from_merges(&merges, vec![1.0; n - 1], "ward").unwrap();
-    let phi: Vec<f64> = (0..10).map(|step| if step < shared { 1.0 } else { 0.0 }).collect();
+    let phi: Vec<f64> = (0..10).map(|step| if step < shared { 2.0 } else { 0.0 }).collect();
     Plan::compile(tree.into(), &phi).unwrap()
 }
 
