@@ -17,9 +17,10 @@ import hsd
 import hsd.distributed
 from distributed_cases import PROMPTS, assert_same_folder
 from hsd.distributed.cluster import _Filtered, ray_module
+from hsd.distributed.job import Job
+from hsd.distributed.messages import Fault, fault_of
 from hsd.distributed.queue import TRIES, Queue, Unit
-from hsd.distributed.run import _workers
-from hsd.distributed.worker import Fault, _fault
+from hsd.generation.options import Options
 
 # ------------------------------------------------------------------------------- units that end badly
 
@@ -103,11 +104,11 @@ class Unreadable(Exception):
     ],
 )
 def test_what_an_error_is_about(error, running, breaks, ends):
-    assert _fault(error, running=running) == Fault(error, breaks, ends)
+    assert fault_of(error, running=running) == Fault(error, breaks, ends)
 
 
 def test_an_error_that_cannot_be_sent_is_described():
-    fault = _fault(Unreadable("so", "odd"))
+    fault = fault_of(Unreadable("so", "odd"))
     assert str(fault.error) == "Unreadable: so odd"
     assert type(fault.error) is hsd.Error
 
@@ -152,35 +153,30 @@ def test_ray_is_missing(monkeypatch):
         ray_module()
 
 
-class FakeRay:
-    def __init__(self, **resources):
-        self.resources = resources
-
-    def cluster_resources(self):
-        return self.resources
+def job(workers=None, device=None):
+    return Job(plan_of_two(), int, "images", Options(), "png", workers, device, 1800.0)
 
 
 @pytest.mark.parametrize(
-    ("resources", "asked", "expected"),
+    ("resources", "own", "asked", "expected"),
     [
-        ({"CPU": 64.0, "GPU": 8.0}, (None, None, None), (8, {"num_gpus": 1, "num_cpus": 4})),
-        ({"CPU": 4.0, "GPU": 2.0}, (2, None, "cuda"), (2, {"num_gpus": 1, "num_cpus": 2})),
-        ({"CPU": 64.0, "GPU": 8.0}, (4, None, "cpu"), (4, {"num_cpus": 16})),
-        ({"CPU": 2.0}, (None, None, None), (1, {"num_cpus": 2})),
-        ({"CPU": 2.0}, (8, "auto", None), (8, {"num_cpus": 1})),
-        ({"CPU": 2.0}, (8, "auto", "cuda"), (8, {"num_gpus": 1, "num_cpus": 1})),  # a machine with GPUs may join
+        ({"CPU": 64.0, "GPU": 8.0}, True, (), (8, {"num_gpus": 1, "num_cpus": 4})),
+        ({"CPU": 4.0, "GPU": 2.0}, True, (2, "cuda"), (2, {"num_gpus": 1, "num_cpus": 2})),
+        ({"CPU": 64.0, "GPU": 8.0}, True, (4, "cpu"), (4, {"num_cpus": 16})),
+        ({"CPU": 2.0}, True, (), (1, {"num_cpus": 2})),
+        ({"CPU": 2.0}, False, (8,), (8, {"num_cpus": 1})),
+        ({"CPU": 2.0}, False, (8, "cuda"), (8, {"num_gpus": 1, "num_cpus": 1})),  # a machine with GPUs may join
     ],
 )
-def test_what_a_worker_needs(resources, asked, expected):
-    workers, address, device = asked
-    assert _workers(FakeRay(**resources), workers, address, device, 1) == expected
+def test_what_a_worker_needs(resources, own, asked, expected):
+    assert job(*asked).needs(resources, 1, own=own) == expected
 
 
 def test_more_workers_than_gpus():
     with pytest.raises(hsd.Error, match="8 workers need as many GPUs, and this machine has 2 GPUs"):
-        _workers(FakeRay(CPU=8.0, GPU=2.0), 8, None, None, 1)
+        job(8).needs({"CPU": 8.0, "GPU": 2.0}, 1, own=True)
     with pytest.raises(hsd.Error, match="this machine has no GPU: ask for fewer, or device cpu"):
-        _workers(FakeRay(CPU=8.0), 2, None, "cuda", 1)
+        job(2, "cuda").needs({"CPU": 8.0}, 1, own=True)
 
 
 def test_rays_own_lines_are_left_out(capsys):

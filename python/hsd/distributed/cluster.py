@@ -14,6 +14,9 @@ from typing import Any, TextIO
 
 from ..errors import Error
 
+AFAR = "ray://"
+"""What an address begins with if this machine is no part of the cluster."""
+
 _STORE = 200 << 20
 """Bytes of the object store of a Ray of our own: plans and short messages go through it."""
 
@@ -28,8 +31,9 @@ def ray_module() -> Any:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, workers: int | None) -> Iterator[Any]:
-    """Inside, Ray is there. What was there before stays; what was started here ends.
+def connected(address: str | None, workers: int | None) -> Iterator[tuple[Any, bool]]:
+    """Inside, Ray is there. What was there before stays; what was started here ends. Gives the package, and whether
+    this Ray is for this run alone.
 
     Parameters
     ----------
@@ -41,7 +45,7 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     ray = ray_module()
     if ray.is_initialized():
         with _without_raylet():
-            yield ray
+            yield ray, False
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment())
@@ -63,7 +67,12 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
         else:
             _init(ray, address, quiet)
         stack.callback(ray.shutdown)
-        yield ray
+        yield ray, address is None
+
+
+def is_client(ray: Any) -> bool:
+    """Whether a program is connected to a cluster elsewhere."""
+    return bool(ray.util.client.ray.is_connected())
 
 
 def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
@@ -116,7 +125,7 @@ class _Filtered:
 
     def write(self, text: str) -> int:
         """As the stream, but not for Ray's own lines."""
-        if "(raylet" in text or "(pid=" in text:
+        if "(raylet" in text:
             return len(text)
         return self._stream.write(text)
 

@@ -17,20 +17,28 @@ from .worker import Place, Worker
 _ASK = 1.0
 """Seconds that are waited for an answer, at most."""
 
+_STREAMS = ("plan", "run")
+"""Methods that answer more than once."""
+
 
 @dataclass(eq=False)
 class Slot:
     """The place of one worker; when the worker ends, another one takes it."""
 
+    number: int
     actor: Any = None
     pending: Any = None
-    """What it was asked: an ``ObjectRef``, or an ``ObjectRefGenerator`` for a unit."""
+    """What it was asked: an ``ObjectRef``, or an ``ObjectRefGenerator`` for a stream."""
     doing: str = ""
     """The method that was called; empty: it waits for work."""
     place: Place | None = None
     unit: Unit | None = None
+    told: set[int] = field(default_factory=set)
+    """Images of the unit that it has told of."""
     ready: bool = False
     """Whether it can run units."""
+    losses: int = 0
+    """Units in a row that ended the worker here, without an image between them, while others could work."""
     since: float = field(default_factory=time.monotonic)
     """When it gave the last sign of life."""
 
@@ -43,7 +51,7 @@ class Answer:
     doing: str
     value: Any = None
     ended: bool = False
-    """Of a unit: nothing more comes."""
+    """Of a stream: nothing more comes."""
     died: Exception | None = None
     """The worker has ended."""
 
@@ -65,13 +73,13 @@ class Crew:
     started, lost
         How many workers began to load a model, and how many of all ended before the run did.
     failed_on
-        Failures of loading the model since it last succeeded, by node.
+        Workers that ended before they were ready, since the last that became so, by node.
     """
 
     def __init__(self, ray: Any, workers: int, needs: dict[str, float]) -> None:
         self._ray, self._needs = ray, needs
         self._class = ray.remote(Worker)
-        self.slots = [Slot() for _ in range(workers)]
+        self.slots = [Slot(number) for number in range(workers)]
         self.started = self.lost = 0
         self.failed_on: dict[str, int] = {}
         for slot in self.slots:
@@ -83,14 +91,12 @@ class Crew:
         if avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
         slot.actor = self._class.options(**options).remote()
-        slot.place, slot.unit, slot.ready = None, None, False
         self.ask(slot, "where")
 
     def ask(self, slot: Slot, method: str, *args: Any) -> None:
         """Call a method of a worker; its answer comes from :meth:`answers`."""
         call = getattr(slot.actor, method)
-        stream = method == "run"
-        slot.pending = (call.options(num_returns="streaming") if stream else call).remote(*args)
+        slot.pending = (call.options(num_returns="streaming") if method in _STREAMS else call).remote(*args)
         slot.doing, slot.since = method, time.monotonic()
 
     def answers(self) -> Iterator[Answer]:
@@ -111,34 +117,44 @@ class Crew:
 
         doing, slot.since = slot.doing, time.monotonic()
         try:
-            value = self._ray.get(next(slot.pending) if doing == "run" else slot.pending)
+            value = self._ray.get(next(slot.pending) if doing in _STREAMS else slot.pending)
         except StopIteration:
-            slot.pending, slot.doing = None, ""
+            self.finished(slot)
             return Answer(slot, doing, ended=True)
         except RayError as error:  # it died, or cannot be reached: then its call may still run
-            return Answer(slot, doing, died=error)
-        if doing != "run":
-            slot.pending, slot.doing = None, ""
+            # Its traceback would keep references. Ray gives the same numbers again in its next session, in which the
+            # end of an old reference ends what a new one names.
+            return Answer(slot, doing, died=error.with_traceback(None))
+        if doing not in _STREAMS:
+            self.finished(slot)
         if doing == "where":
             slot.place = value
             self.started += 1
         return Answer(slot, doing, value)
 
-    def silent(self, seconds: float) -> list[Slot]:
-        """Workers that run a unit and have given no sign of life for so long."""
-        now = time.monotonic()
-        return [slot for slot in self.slots if slot.doing == "run" and now - slot.since > seconds]
+    def finished(self, slot: Slot) -> None:
+        """Listen no more to what a worker was asked: it waits for work."""
+        slot.pending, slot.doing = None, ""
 
-    def replace(self, slot: Slot, *, loading: bool = False) -> None:
-        """End a worker, and start another. Failures of ``loading`` are charged to its machine."""
+    def silent(self, seconds: float) -> list[Slot]:
+        """Workers that do something and have given no sign of life for so long. One that has no place yet may wait."""
+        now = time.monotonic()
+        return [slot for slot in self.slots if slot.doing not in ("", "where") and now - slot.since > seconds]
+
+    def replace(self, slot: Slot, *, retire: bool = False) -> None:
+        """End a worker, and start another unless its place is given up (``retire``). That it was never ready is charged
+        to its machine.
+        """
         self._kill(slot)
         self.lost += 1
-        if loading and slot.place is not None:
+        if not slot.ready and slot.place is not None:
             self.failed_on[slot.place.node] = self.failed_on.get(slot.place.node, 0) + 1
-        self._start(slot)
+        slot.place, slot.unit, slot.ready = None, None, False
+        if not retire:
+            self._start(slot)
 
-    def loaded(self, slot: Slot) -> None:
-        """Its model is there, so nothing is wrong with its machine."""
+    def worked(self, slot: Slot) -> None:
+        """It is ready, so nothing is wrong with its machine."""
         if slot.place is not None:
             self.failed_on.pop(slot.place.node, None)
 
@@ -155,14 +171,23 @@ class Crew:
     @property
     def nodes_left(self) -> bool:
         """Whether there is a machine on which loading has not failed too often."""
-        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
-        return any(self.failed_on.get(node, 0) < TRIES for node in nodes)
+        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        kind = "GPU" if "num_gpus" in self._needs else "CPU"
+        able = [node for node in alive if node["Resources"].get(kind, 0) >= self._needs[f"num_{kind.lower()}s"]]
+        return any(self.failed_on.get(node["NodeID"], 0) < TRIES for node in able)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What workers need, as far as the cluster has it."""
+        return {name: value for name, value in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, and keep no reference to anything of Ray."""
         for slot in self.slots:
             self._kill(slot)
 
     def _kill(self, slot: Slot) -> None:
-        self._ray.kill(slot.actor, no_restart=True)
-        slot.pending = None
+        if slot.actor is not None:
+            self._ray.kill(slot.actor, no_restart=True)
+        slot.actor = None
+        self.finished(slot)

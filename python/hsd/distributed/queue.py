@@ -27,6 +27,8 @@ class Unit:
     """Ascending."""
     deaths: int = 0
     """Workers that ended while they ran it."""
+    died_on: frozenset[int] = frozenset()
+    """Their places."""
 
     def without(self, done: Collection[int]) -> Unit:
         """What is left of it."""
@@ -36,7 +38,7 @@ class Unit:
         """Two units; a death of the whole may be of either."""
         middle = len(self.indices) // 2
         deaths = max(self.deaths - 1, 0)
-        return [Unit(self.indices[:middle], deaths), Unit(self.indices[middle:], deaths)]
+        return [replace(self, indices=half, deaths=deaths) for half in np.split(self.indices, [middle])]
 
 
 class Queue:
@@ -70,25 +72,35 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, done: Collection[int]) -> Unit | None:
-        """The next unit, without images that are made or have failed; None if nothing waits."""
-        while self._waiting:
-            unit = self._waiting.popleft().without(done)
-            if len(unit.indices):
-                return unit
-        return None
+    def take(self, done: Collection[int], worker: int = 0, *, others: bool = False) -> Unit | None:
+        """The next unit for a worker, without images that are made or have failed; None if nothing waits for it.
+
+        If there are ``others``, a unit that ended the worker in this place is for them: its GPU may be the cause.
+        """
+        passed = []
+        try:
+            while self._waiting:
+                unit = self._waiting.popleft().without(done)
+                if not len(unit.indices):
+                    continue
+                if not (others and worker in unit.died_on):
+                    return unit
+                passed.append(unit)
+            return None
+        finally:
+            self._waiting.extendleft(reversed(passed))
 
     def made(self) -> None:
         """A new image was made, or has failed by itself: the run gets on."""
         self.losses = self._alone = self._searching = 0
 
-    def died(self, unit: Unit, done: Collection[int], reason: str) -> None:
+    def died(self, unit: Unit, done: Collection[int], reason: str, worker: int = 0) -> None:
         """A worker ended while it ran ``unit``."""
         left = unit.without(done)
         if not len(left.indices):
             return
         self._lost()
-        left = replace(left, deaths=unit.deaths + 1)
+        left = replace(left, deaths=unit.deaths + 1, died_on=unit.died_on | {worker})
         if left.deaths < TRIES:
             self._waiting.appendleft(left)
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
 import warnings
@@ -11,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Error, Notice
-from ..generation.claims import refuse
+from ..errors import Notice
 from ..generation.events import CallReport, Watcher
 from ..generation.failures import FailureReport, summary
 from ..generation.live import watching
@@ -21,18 +18,12 @@ from ..generation.results import Run
 from ..models import Adapter, load
 from ..names import BatchSize, ImageFormat, Order, check_count, check_name
 from ..planning.plan import Plan, check_is_plan
-from ..work.files import make_folder
+from ..work.paths import user_path
 from ..work.urls import is_url
-from .cluster import connected
-from .crew import Crew
-from .driver import Driver
-from .whole import Whole
+from .afar import run_from_afar
+from .cluster import AFAR, connected, is_client
+from .job import Job
 from .worker import Recipe
-
-_LOG = logging.getLogger(__name__)
-
-_THREADS = 4
-"""Cores that a worker with a GPU asks for, where there are enough: images are encoded and written by threads."""
 
 
 def generate(
@@ -78,9 +69,11 @@ def generate(
         yet start when there is one.
     address
         None: a Ray of its own on this machine. ``"auto"`` or ``"HOST:PORT"``: a cluster of which this machine is a
-        part. A program that has called ``ray.init`` keeps its connection.
+        part. ``"ray://HOST:10001"``: a cluster elsewhere; what hands out units runs there too, and ``out`` is a name of
+        its machines. A program that has called ``ray.init`` keeps its connection.
     stall
-        Seconds without any sign of life after which a worker that runs a unit is ended and replaced.
+        Seconds without any sign of life after which a worker is ended and replaced. While a model is loaded there is
+        none, so it has to be longer than that takes, a download included.
     batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last, image_format
         As for :func:`hsd.generate`, for each worker. ``conditioning_memory`` is that of one worker.
     progress, failed
@@ -106,80 +99,23 @@ def generate(
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     place = os.fspath(out)
     if not is_url(place):
-        folder = make_folder(place).absolute()
-        place = str(folder)
-        if isinstance(plan, Plan):  # as the driver does again, when it knows the model: that takes a while
-            refuse(folder, plan.kept)
+        place = str(user_path(place).absolute())
+    job = Job(plan, loader, place, options, image_format, workers, device, stall)
+    far = address is not None and address.startswith(AFAR)
+    if not far:
+        job.check_folder()
     with watching(progress) as watcher:
         watcher.stage("load")
-        with connected(address, workers) as ray:
-            run = _run(
-                ray, plan, loader, place, options, image_format, workers, address, device, stall, watcher, failed
-            )
+        with connected(address, workers) as (ray, own):
+            if far or is_client(ray):
+                run = run_from_afar(ray, job, watcher, failed)
+            else:
+                run = job.run(ray, watcher, failed, own=own)
         if progress is True:
             watcher.finished(run)
     if run.failed and failed is None:
         warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
     return run
-
-
-def _run(
-    ray: Any,
-    plan: Plan | Recipe,
-    loader: Callable[[], Any],
-    out: str,
-    options: Options,
-    image_format: ImageFormat,
-    workers: int | None,
-    address: str | None,
-    device: str | None,
-    stall: float,
-    watcher: Watcher,
-    failed: FailureReport | None,
-) -> Run:
-    """Hand out units until there are none left, and record the run."""
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    wanted, needs = _workers(ray, workers, address, device, nodes)
-    whole = Whole(out, options, image_format, watcher, failed, alone=nodes == 1)
-    crew = Crew(ray, wanted, needs)
-
-    def end(error: BaseException | None) -> Run | None:
-        about = {"wanted": wanted, "started": crew.started, "lost": crew.lost}
-        return whole.end(error, about)
-
-    try:
-        driver = Driver(crew, ray.put, loader, plan, whole, stall, ray.cluster_resources)
-        driver.run()
-    except BaseException as error:
-        crew.close()
-        with contextlib.suppress(Exception):  # what ended the run matters more
-            run = end(error)
-            if run is not None:
-                watcher.stopped(run)
-        raise
-    crew.close()
-    run = end(None)
-    assert run is not None
-    return run
-
-
-def _workers(
-    ray: Any, workers: int | None, address: str | None, device: str | None, nodes: int
-) -> tuple[int, dict[str, float]]:
-    """How many workers, and what each needs."""
-    have = ray.cluster_resources()
-    gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
-    on_gpu = gpus > 0 if device is None else not device.startswith("cpu")
-    if not on_gpu:
-        wanted = workers or nodes
-        return wanted, {"num_cpus": max(1, cores // wanted) if address is None else 1}
-    if address is None and (workers or 1) > gpus:
-        has = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "no GPU"
-        raise Error(
-            f"{workers or 1} workers need as many GPUs, and this machine has {has}: ask for fewer, or device cpu"
-        )
-    wanted = workers or max(gpus, 1)
-    return wanted, {"num_gpus": 1, "num_cpus": max(1, min(_THREADS, cores // wanted)) if address is None else 1}
 
 
 @dataclass(frozen=True)

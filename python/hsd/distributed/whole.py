@@ -35,6 +35,8 @@ class Whole:
         Who is told.
     alone
         Whether there is one machine only, so that what fails on it fails everywhere.
+    wanted
+        Images of the plan, if that is known.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class Whole:
         watcher: Watcher,
         failed: FailureReport | None,
         alone: bool,
+        wanted: int = 0,
     ) -> None:
         self.out, self.options, self.image_format = out, options, image_format
         self.watcher, self.alone = watcher, alone
-        self.wanted = 0
+        self.wanted = wanted
         self._tell = telling(watcher, failed)
         self._started = time.perf_counter()
         self._folder: Folder | None = None
@@ -56,7 +59,8 @@ class Whole:
         self._part: Plan | None = None
         self._facts: dict[str, Any] = {}
         self._todo: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._done: set[int] = set()
+        self._done: set[int] = set()  # seen in the folder
+        self._trusted: set[int] = set()  # a worker has written them
         self._existing = 0
         self._failed: dict[int, Failure] = {}
         self._shown: set[int] = set()
@@ -92,23 +96,35 @@ class Whole:
     @property
     def any(self) -> bool:
         """Whether any image exists."""
-        return bool(self._done)
+        return bool(self._done or self._trusted)
 
     def refresh(self) -> None:
         """Ask the folder what is made."""
         assert self._folder is not None
         self._done |= self._folder.refresh()
 
+    def trust(self, indices: Iterable[int]) -> None:
+        """Images that a worker has written to the end. A shared folder may show them here a while later."""
+        self._trusted.update(indices)
+
+    def unseen(self) -> set[int]:
+        """Images of those that the folder does not show yet."""
+        return self._trusted - self._done
+
     def settled(self) -> set[int]:
         """Images that are made or have failed."""
-        return self._done | self._failed.keys()
+        return self._done | self._trusted | self._failed.keys()
 
-    def missing(self) -> NDArray[np.int64] | None:
-        """Images that are neither made nor have failed; None before there is a plan."""
-        if self._plan is None:
-            return None
+    def missing(self) -> list[int]:
+        """Images that are neither made nor have failed; none before the folder is open."""
         settled = self.settled()
-        return np.array([i for i in self._todo.tolist() if i not in settled], dtype=np.int64)
+        return [i for i in self._todo.tolist() if i not in settled]
+
+    def rest(self) -> str:
+        """What is missing, for an error."""
+        if self._plan is None:
+            return f"none of its {self.wanted:,} images was made"
+        return f"{len(self.missing()):,} of {self.wanted:,} images are missing"
 
     def told(self, told: Told) -> None:
         """Take over what a worker told, and show it."""
@@ -162,7 +178,7 @@ class Whole:
             return None
         with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
             self.refresh()
-        made = len(self._done.intersection(self._todo.tolist()))
+        made = len((self._done | self._trusted).intersection(self._todo.tolist()))
         self._failed = {index: failure for index, failure in self._failed.items() if index not in self._done}
         run = Run(
             out=Path(folder.path),

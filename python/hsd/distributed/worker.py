@@ -1,26 +1,22 @@
-"""What runs in the process of a worker: loads the model, makes a plan if it is the first, and runs units.
-
-Errors are returned as values: an exception that Ray sends may not be readable by the driver, and hides where it
-happened.
-"""
+"""What runs in the process of a worker: loads the model, makes a plan if it is the first, and runs units."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import pickle
 import socket
-import warnings
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import DeviceFailed, Error, Notice, OutOfMemory, OutputError, PlanMismatch
+from ..errors import Error
 from ..generation.clustering import clustered_by_model, replaced
 from ..generation.folders import open_part
 from ..generation.options import Options
@@ -31,11 +27,15 @@ from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..work.faults import described, device_errors
 from ..work.progress import StageReport
+from .messages import Fault, Said, fault_of, listening
 
 Recipe = Callable[[Adapter, StageReport], Plan]
 """Makes a plan, once a model is loaded."""
 
-_LOG = logging.getLogger("hsd")
+_LOG = logging.getLogger(__name__)
+
+_PAUSE = 0.25
+"""Seconds between two reports on one stage of making a plan."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An error, as a value."""
+class Stage:
+    """How far a worker is with making the plan."""
 
-    error: Exception
-    breaks: bool = False
-    """Whether its process is of no more use."""
-    ends: bool = False
-    """Whether it would be the same for every unit."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A message of a worker: a warning for the user, or a log record."""
-
-    text: str
-    level: int = logging.WARNING
-    notice: bool = False
+    name: str
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -95,36 +83,57 @@ class Worker:
     def load(self, loader: Callable[[], Any]) -> Fault | None:
         """Load the model."""
         try:
-            with self._listening(), device_errors(lambda: "loading the model"):
+            with listening(self._said.append), device_errors(lambda: "loading the model"):
                 self._adapter = load(loader())
         except Exception as error:
-            return _fault(error)
+            return fault_of(error)
         return None
 
-    def plan(self, recipe: Plan | Recipe, out: str) -> tuple[Plan | Fault, list[Said]]:
-        """The plan, compiled by the model if it is not yet. What was encoded for it stays here."""
+    def plan(self, recipe: Plan | Recipe, out: str) -> Iterator[Stage | Said | Plan | Fault]:
+        """How far it is, and at last the plan, by the model if it is not yet. What was encoded for it stays here."""
+        news: SimpleQueue[Stage | Plan | Fault] = SimpleQueue()
+        threading.Thread(target=self._make_plan, args=(recipe, out, news.put), daemon=True).start()
+        while True:
+            one = news.get()
+            yield from self._messages()
+            yield one
+            if not isinstance(one, Stage):
+                return
+
+    def _make_plan(self, recipe: Plan | Recipe, out: str, tell: Callable[[Stage | Plan | Fault], None]) -> None:
+        """In a thread, since the one who makes it calls a function to report."""
         assert self._adapter is not None
+        told: dict[str, float] = {}
+
+        def report(stage: str, fraction: float = 0.0) -> None:
+            now = time.monotonic()
+            if now - told.get(stage, -_PAUSE) >= _PAUSE:
+                told[stage] = now
+                tell(Stage(stage, fraction))
+
         try:
-            with self._listening():
+            with listening(self._said.append):
                 if isinstance(recipe, Plan):
-                    self._plan = _clustered(recipe, self._adapter, out)
+                    self._plan = _clustered(recipe, self._adapter, out, report)
                 else:
-                    self._plan = recipe(self._adapter, lambda stage, fraction: None)
+                    self._plan = recipe(self._adapter, report)
+            tell(self._plan)
         except Exception as error:
-            return _fault(error), self._take()
-        return self._plan, self._take()
+            tell(fault_of(error))
+        except BaseException as error:  # sys.exit in a thread would be heard by nobody
+            tell(Fault(Error(described(error)), breaks=True))
 
     def begin(self, plan: Plan, options: Options) -> tuple[Loaded | Fault, list[Said]]:
         """Be ready for units of ``plan``."""
         assert self._adapter is not None
         try:
-            with self._listening():
+            with listening(self._said.append):
                 if self._plan is None or self._plan.fingerprint != plan.fingerprint or len(self._plan) != len(plan):
                     self._plan = plan  # else what was encoded for the own one would be lost
                 self._runner = UnitRunner(self._plan, self._adapter, options)
                 facts = facts_of(self._adapter, self._runner.session.catch_up)
         except Exception as error:
-            return _fault(error), self._take()
+            return fault_of(error), self._take()
         return Loaded(self._runner.identity, facts), self._take()
 
     def open(self, out: str, image_format: ImageFormat) -> Fault | None:
@@ -134,78 +143,34 @@ class Worker:
         try:
             self._runner.open(open_part(out, self._plan, self._runner.identity, image_format))
         except Exception as error:
-            return _fault(error)
+            return fault_of(error)
         return None
 
     def run(self, indices: NDArray[np.int64], proven: bool) -> Iterator[Told | Said | Fault]:
         """Run a unit: what happens, until it ends. An error is the last that comes."""
         assert self._runner is not None
         try:
-            with self._listening():
+            with listening(self._said.append):
                 for told in self._runner.run(indices, proven=proven):
-                    yield from self._take()
+                    yield from self._messages()
                     yield told
         except Exception as error:
-            yield from self._take()
-            yield _fault(error, running=True)
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Inside, warnings and log records of HSD are kept for the driver."""
-        handler, level = _Kept(self._said), _LOG.level
-        with warnings.catch_warnings():
-            elsewhere = warnings.showwarning
-
-            def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
-                if issubclass(category, Notice):
-                    self._said.append(Said(str(message), notice=True))
-                else:
-                    elsewhere(message, category, *args, **options)
-
-            warnings.filterwarnings("always", category=Notice)
-            warnings.showwarning = show
-            _LOG.addHandler(handler)
-            _LOG.setLevel(logging.INFO)
-            try:
-                yield
-            finally:
-                _LOG.removeHandler(handler)
-                _LOG.setLevel(level)
+            yield from self._messages()
+            yield fault_of(error, running=True)
 
     def _take(self) -> list[Said]:
         said, self._said[:] = list(self._said), []
         return said
 
-
-class _Kept(logging.Handler):
-    """Keeps log records."""
-
-    def __init__(self, said: list[Said]) -> None:
-        super().__init__()
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(Said(record.getMessage(), record.levelno))
+    def _messages(self) -> Iterator[Said]:
+        """The same as a generator: Ray calls methods of what it iterates over, which a list's iterator lacks."""
+        for said in self._take():
+            yield said  # noqa: UP028
 
 
-def _clustered(plan: Plan, adapter: Adapter, out: str) -> Plan:
+def _clustered(plan: Plan, adapter: Adapter, out: str, report: StageReport) -> Plan:
     """The plan by the model's own embeddings, if it was clustered by the built-in encoder."""
-    found = clustered_by_model(plan, adapter, folder=out)
+    found = clustered_by_model(plan, adapter, folder=out, report=report)
     if found is not plan:
         _LOG.info(replaced(plan, found))
     return found
-
-
-def _fault(error: Exception, *, running: bool = False) -> Fault:
-    """The error, if the driver can read it; else one that says the same."""
-    breaks = isinstance(error, (DeviceFailed, OutOfMemory, MemoryError))
-    # While a unit runs, an argument that is wrong may be wrong in one of its prompts alone.
-    same = (OutputError, PlanMismatch) if running else (Error, TypeError, ValueError)
-    ends = isinstance(error, same) and not breaks
-    try:
-        if type(error).__module__.partition(".")[0] in ("builtins", "hsd"):
-            pickle.loads(pickle.dumps(error))
-            return Fault(error, breaks, ends)
-    except Exception:
-        pass
-    return Fault(Error(described(error)), breaks, ends)
