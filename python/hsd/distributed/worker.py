@@ -164,8 +164,8 @@ class Worker:
 
     def _messages(self) -> Iterator[Said]:
         """The same as a generator: Ray calls methods of what it iterates over, which a list's iterator lacks."""
-        for said in self._take():
-            yield said  # noqa: UP028
+        while self._said:
+            yield self._said.pop(0)
 
 
 def _clustered(plan: Plan, adapter: Adapter, out: str, report: StageReport) -> Plan:
