@@ -145,8 +145,9 @@ class Driver:
         self._last = error
         where = "" if slot.place is None else f" on {slot.place.host} (process {slot.place.pid})"
         _LOG.info("a worker%s was lost: %s", where, described(error, 200))
-        slot.losses += unit is not None and self._has_others(slot)
-        broken = slot.losses >= TRIES and self._has_others(slot)
+        others = bool(self._others(slot))
+        slot.losses += unit is not None and others
+        broken = slot.losses >= TRIES and others
         if broken:
             self._say(
                 [
@@ -171,9 +172,9 @@ class Driver:
         assert slot.unit is not None
         return self._queue, slot.unit
 
-    def _has_others(self, slot: Slot) -> bool:
-        """Whether other workers are ready."""
-        return any(other.ready for other in self._crew.slots if other is not slot)
+    def _others(self, slot: Slot) -> set[int]:
+        """The places of other workers that are ready."""
+        return {other.number for other in self._crew.slots if other.ready and other is not slot}
 
     def _gave_up(self, change: Callable[[], None]) -> None:
         """Change the queue, and take over the images that it gives up."""
@@ -197,7 +198,7 @@ class Driver:
         if queue is None:
             return
         for slot in self._crew.idle:
-            unit = queue.take(whole.settled(), slot.number, others=self._has_others(slot))
+            unit = queue.take(whole.settled(), slot.number, self._others(slot))
             if unit is None:
                 continue
             slot.unit, slot.told = unit, set()

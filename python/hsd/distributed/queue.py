@@ -72,10 +72,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, done: Collection[int], worker: int = 0, *, others: bool = False) -> Unit | None:
+    def take(self, done: Collection[int], worker: int = 0, others: Collection[int] = ()) -> Unit | None:
         """The next unit for a worker, without images that are made or have failed; None if nothing waits for it.
 
-        If there are ``others``, a unit that ended the worker in this place is for them: its GPU may be the cause.
+        A unit that ended the worker in this place is for ``others``, the places of which are ready, if there is one
+        that it has not ended: the GPU here may be the cause.
         """
         passed = []
         try:
@@ -83,7 +84,7 @@ class Queue:
                 unit = self._waiting.popleft().without(done)
                 if not len(unit.indices):
                     continue
-                if not (others and worker in unit.died_on):
+                if worker not in unit.died_on or unit.died_on.issuperset(others):
                     return unit
                 passed.append(unit)
             return None
