@@ -12,13 +12,8 @@ from ..planning.plan import Plan, check_is_plan
 LEAST = 0.7
 """Workers that are used less than this, as a fraction of their time, are too many: a notice says so."""
 
-ENOUGH = 0.8
+ENOUGH = 0.9
 """How well the number of workers that the notice names is used."""
-
-FILLING = 1.0
-"""What a unit takes longer than its node-steps say, in images: its first and last calls are not full. It is 0.5 to 1.4
-for units of less than 15 images' worth, in batches of 16 by CUDA graphs on an H200 (``benches/shards.py``).
-"""
 
 
 def units(plan: Plan, workers: int, *, per_worker: int | None = None) -> list[Plan]:
@@ -69,12 +64,11 @@ def recomputed(plan: Plan, parts: Sequence[Plan]) -> float:
 
 def in_use(plan: Plan, parts: Sequence[Plan], workers: int) -> float:
     """The share of the workers' time that goes into what the whole plan needs, 1 at best. The rest is what is computed
-    again, calls that are not full, and waiting for the last one. Workers are equally fast here, and take the parts in
-    their order.
+    again, and waiting for the last one. Workers are equally fast here, and take the parts in their order.
     """
-    ends = [0.0] * workers
+    ends = [0] * workers
     for part in parts:
-        heapq.heapreplace(ends, ends[0] + part.node_steps + FILLING * part.n_steps)
+        heapq.heapreplace(ends, ends[0] + part.node_steps)
     return plan.node_steps / (workers * max(ends))
 
 
@@ -82,9 +76,8 @@ def _too_many(plan: Plan, parts: Sequence[Plan], workers: int, used: float, per_
     """The text of the notice."""
     fewer = _sensible(plan, workers, per_worker)
     return (
-        f"{len(plan):,} images are too few for {workers:,} workers, which are about {used * workers:.1f} times as fast "
-        f"as one: {recomputed(plan, parts):.1%} of the node-steps are computed again, calls are not full, and some "
-        "workers wait. "
+        f"{len(plan):,} images are too few for {workers:,} workers, which are {used * workers:.1f} times as fast as "
+        f"one: {recomputed(plan, parts):.1%} of the node-steps are computed again, and some workers wait. "
         f"{fewer:,} {'worker' if fewer == 1 else 'workers'} would be used to {ENOUGH:.0%} or more"
     )
 
