@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,8 +15,10 @@ from .._core import MOST_HEADER
 from .._core import Plan as CorePlan
 from ..errors import Error
 from ..work.files import write_atomically
+from ..work.objects import write_url
 from ..work.paths import user_path
 from ..work.reading import open_file
+from ..work.urls import is_url, open_url
 from .columns import check_columns
 
 
@@ -26,7 +30,16 @@ def write(
     request: dict[str, Any],
 ) -> None:
     """See :meth:`hsd.Plan.save`."""
-    write_atomically(user_path(path), core.to_bytes(prompts, seeds, json.dumps(request, sort_keys=True)))
+    data = encoded(core, prompts, seeds, request)
+    if is_url(path):
+        write_url(str(path), data)
+    else:
+        write_atomically(user_path(path), data)
+
+
+def encoded(core: CorePlan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> bytes:
+    """The bytes of a plan's file."""
+    return core.to_bytes(prompts, seeds, json.dumps(request, sort_keys=True))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[CorePlan, list[str], NDArray[np.int64], dict[str, Any]]:
@@ -39,9 +52,9 @@ def read(path: str | os.PathLike[str]) -> tuple[CorePlan, list[str], NDArray[np.
     OSError
         If it cannot be read, or is a folder, a device or a pipe.
     """
-    with open_file(path) as file:
+    with _opened(path) as (file, size):
         try:
-            core, prompts, seeds, metadata = CorePlan.from_bytes(_whole(file))
+            core, prompts, seeds, metadata = CorePlan.from_bytes(_whole(file, size))
             request = json.loads(metadata)
             check_columns(request.get("columns"), core.n_prompts)
             return core, prompts, seeds, request
@@ -54,7 +67,18 @@ def read(path: str | os.PathLike[str]) -> tuple[CorePlan, list[str], NDArray[np.
     )
 
 
-def _whole(file: BinaryIO) -> bytes:
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, for reading, and its size in bytes."""
+    if is_url(path):
+        with open_url(str(path)) as opened:
+            yield opened
+    else:
+        with open_file(path) as file:
+            yield file, os.fstat(file.fileno()).st_size
+
+
+def _whole(file: BinaryIO, size: int) -> bytes:
     """The bytes of a plan's file. Its header comes first, so that a large file that is no plan is not read.
 
     Raises
@@ -62,7 +86,6 @@ def _whole(file: BinaryIO) -> bytes:
     ValueError
         If the header is not that of a plan, or tells of another size.
     """
-    size = os.fstat(file.fileno()).st_size
     begin = file.read(8)
     expected = CorePlan.file_size(begin + file.read(min(int.from_bytes(begin, "little"), size, MOST_HEADER)))
     if expected != size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import Error
 from ..work.files import IDENTITY, RUN
+from ..work.objects import Objects
 from ..work.paths import user_path
+from ..work.urls import below, is_url
 from .goal import goal_of
 from .plan import PLAN_FILE, Plan
 
@@ -36,7 +39,10 @@ def earlier_plan(
     Error
         If ``given`` is a file that is not a valid plan, or cannot be read. In the folder of a run it is passed over.
     """
-    plan = given if isinstance(given, Plan) else _load(given)
+    if isinstance(given, Plan):
+        plan: Plan | None = given
+    else:
+        plan = _load_url(str(given)) if is_url(given) else _load(given)
     if plan is None or not same_arguments(plan, request, n_steps, prompts, seeds):
         return None
     if exact is not None and plan.tree.exact != exact:
@@ -78,10 +84,25 @@ def _load(path: str | os.PathLike[str]) -> Plan | None:
     of_run = any((path / name).is_file() for name in (RUN, IDENTITY))
     if path.is_dir():
         path = path / PLAN_FILE
-    if not path.is_file():
+    return _plan_in(path, of_run=of_run) if path.is_file() else None
+
+
+def _load_url(url: str) -> Plan | None:
+    """As :func:`_load`. A URL that does not end as the files of plans do is that of a folder."""
+    if url.endswith(os.path.splitext(PLAN_FILE)[1]):
+        return _plan_in(url, of_run=False)
+    folder = Objects(url)
+    if not folder.has(PLAN_FILE):
         return None
+    return _plan_in(below(url, PLAN_FILE), of_run=folder.has(IDENTITY) or folder.has(RUN))
+
+
+def _plan_in(path: str | Path, *, of_run: bool) -> Plan | None:
+    """The plan of a file; None for one that cannot be read, in the folder of a run."""
     try:
         return Plan.load(path)
+    except FileNotFoundError:
+        return None
     except (Error, OSError) as error:
         if of_run:
             return None
