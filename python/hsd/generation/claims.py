@@ -86,7 +86,7 @@ class Held:
                     file.write(SURE)
                 return others
             if time.monotonic() > end or any(one.sure or one.name < self._path.name for one in rivals):
-                _refuse(self._path.parent, prompts, rivals)
+                refuse_others(self._path.parent, prompts, rivals)
             time.sleep(0.01)
 
     def release(self) -> None:
@@ -118,7 +118,7 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     OutputError
         If a run that still lives claims some of them. Names it.
     """
-    _refuse(folder, prompts, living(folder))
+    refuse_others(folder, prompts, living(folder))
     remove_stale(folder)
     held = _written(folder, prompts)
     try:
@@ -138,7 +138,7 @@ def _written(folder: Path, prompts: NDArray[np.int64]) -> Held:
             if not lock.acquire(_ASKED):
                 raise OutputError(f"{hidden} is new, and locked by another process: run the same call again")
         with open(hidden, "r+b" if lock.handle is not None else "wb") as file:
-            file.write(json.dumps(_content(prompts, os.fstat(file.fileno()).st_mtime)).encode())
+            file.write(json.dumps(content_of(prompts, os.fstat(file.fileno()).st_mtime)).encode())
         if hidden != path:
             os.rename(hidden, path)
     except BaseException:
@@ -149,7 +149,8 @@ def _written(folder: Path, prompts: NDArray[np.int64]) -> Held:
     return Held(lock, path)
 
 
-def _content(prompts: NDArray[np.int64], begun: float) -> dict[str, Any]:
+def content_of(prompts: NDArray[np.int64], begun: float) -> dict[str, Any]:
+    """What a claim of this process says; ``begun`` is the time by the clock of the place where it is."""
     return {
         "pid": os.getpid(),
         "host": host(),
@@ -164,10 +165,11 @@ def _content(prompts: NDArray[np.int64], begun: float) -> dict[str, Any]:
 def refuse(folder: Path, prompts: NDArray[np.int64]) -> None:
     """As :func:`take`, but only raise: without the folder's lock, which a stopped run may hold."""
     if os.name != "nt":  # where asking for a lock takes it
-        _refuse(folder, prompts, [claim for claim in living(folder) if claim.ranges is not None])
+        refuse_others(folder, prompts, [claim for claim in living(folder) if claim.ranges is not None])
 
 
-def _refuse(folder: Path, prompts: NDArray[np.int64], others: list[Claim]) -> None:
+def refuse_others(folder: Path | str, prompts: NDArray[np.int64], others: list[Claim]) -> None:
+    """Raise ``OutputError`` if one of ``others`` claims some of ``prompts`` of a folder, or of a URL."""
     for other in others:
         common = other.overlap(prompts)
         if common:

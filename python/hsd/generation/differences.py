@@ -68,7 +68,7 @@ def compared(before: Any, now: dict[str, Any]) -> list[str]:
         return [f"the record of the model is damaged: {type(error).__name__}: {error}"]
 
 
-def warn_of_rounding(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def warn_of_rounding(folder: Path | str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Warn with :class:`OtherVersions` if new images in ``folder`` may be rounded differently than those there."""
     found = rounding_differences(before, now)
     if found:

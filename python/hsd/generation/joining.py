@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,33 @@ def join_records(own: Belonging, metadata: Metadata) -> None:
     if not found:
         return
     document = own.document()
-    known = _joined(document)
-    new = {name: one for name, one in found.items() if name not in known}
-    if not new:
+    runs, failures = new_runs(document, found, metadata.entries)
+    if not runs:
         return
-    runs = sorted(({"part": name, **one["run"]} for name, one in new.items()), key=lambda run: str(run.get("finished")))
-    told = [failure_of(entry) for one in new.values() for entry in _list(one.get("failures"))]
-    failures = [one for one in told if one is not None and one.index not in metadata.entries]
     # Failures first: a run that is in run.json is not looked at again.
     record_failures(own.folder, metadata, failures)
     own.write({**document, "runs": [*document["runs"], *runs]})
+
+
+def new_runs(
+    document: dict[str, Any], found: dict[str, dict[str, Any]], made: Collection[int]
+) -> tuple[list[dict[str, Any]], list[Failure]]:
+    """The runs of parts that ``run.json`` does not have yet, by their end, and their failures that still are.
+
+    Parameters
+    ----------
+    document
+        What ``run.json`` says.
+    found
+        What writers have said at their end, by the name of the part.
+    made
+        Indices of images that exist.
+    """
+    known = joined_parts(document)
+    new = {name: one for name, one in found.items() if name not in known}
+    runs = sorted(({"part": name, **one["run"]} for name, one in new.items()), key=lambda run: str(run.get("finished")))
+    told = [failure_of(entry) for one in new.values() for entry in _list(one.get("failures"))]
+    return runs, [one for one in told if one is not None and one.index not in made]
 
 
 def record_failures(folder: Path, metadata: Metadata, failures: Iterable[Failure]) -> None:
@@ -63,7 +80,7 @@ def remove_joined(own: Belonging, metadata: Metadata, held: Held) -> None:
         return
     if not metadata.is_joined():  # after the look at the claims: a run that has ended since may have replaced it
         return
-    unrecorded = parts.records().keys() - _joined(own.document())
+    unrecorded = parts.records().keys() - joined_parts(own.document())
     for name in names:
         if name not in unrecorded:
             _remove(metadata, name)
@@ -90,7 +107,7 @@ def _remove(metadata: Metadata, name: str) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _joined(document: dict[str, Any]) -> set[str]:
+def joined_parts(document: dict[str, Any]) -> set[str]:
     """The parts whose runs are in ``run.json``."""
     return {str(run["part"]) for run in document["runs"] if isinstance(run, dict) and "part" in run}
 

@@ -124,9 +124,9 @@ class Lines:
             data = read_own(self._folder / name)
             if data is None or digest_of(data) != entry.get("digest"):
                 return Checked(None, f"{name} has other bytes than those that were written")
-        return self._corrected(entry, index)
+        return self.corrected(entry, index)
 
-    def _corrected(self, entry: Entry, index: int) -> Checked:
+    def corrected(self, entry: Entry, index: int) -> Checked:
         """The line with the columns that follow from the plan; columns that others added stay."""
         expected = self.expected(index)
         alone = entry.get("alone_from")
@@ -153,7 +153,7 @@ class Lines:
             return Checked(None, f"{name} is not a complete image")
         if not known or any(value not in (None, str(expected[key])) for key, value in told.items()):
             return Checked(None, f"{name} is another image")
-        return self._corrected({**entry, "size": len(data), "digest": digest_of(data)}, index)
+        return self.corrected({**entry, "size": len(data), "digest": digest_of(data)}, index)
 
 
 def encode(entry: Entry) -> bytes:

@@ -120,12 +120,12 @@ def _is_held(path: Path, now: Callable[[], float]) -> bool:
     except FileNotFoundError:  # released meanwhile
         return False
     content, status = _read(path), regular(path)
-    if _is_near(content):
-        return not locks and _lives(content)
+    if is_near(content):
+        return not locks and lives(content)
     return isinstance(content.get("host"), str) and status is not None and now() - status.st_mtime < LEASE
 
 
-def _is_near(content: dict[str, Any]) -> bool:
+def is_near(content: dict[str, Any]) -> bool:
     """Whether a claim is of this machine since its start: there, numbers of processes and locks can be believed."""
     return content.get("host") == host() and content.get("boot", boot()) == boot()
 
@@ -145,15 +145,20 @@ def _parsed(path: Path) -> Claim | None:
     content, status = _read(path), regular(path)
     if status is None:
         return None
-    begun = status.st_mtime
+    return claim_of(path.name, content, status.st_mtime)
+
+
+def claim_of(name: str, content: dict[str, Any], changed: float) -> Claim:
+    """The claim that a file with this name has, which was last written at ``changed``."""
+    begun = changed
     if is_number(content.get("begun")):
         begun = min(begun, float(content["begun"]))
     try:
         ranges = tuple((int(first), int(end)) for first, end in content["prompts"])
-        pid, name, since = int(content["pid"]), str(content["host"]), str(content["since"])
-        return Claim(path.name, pid, name, since, ranges, begun, _is_near(content), bool(content["sure"]))
+        pid, of_host, since = int(content["pid"]), str(content["host"]), str(content["since"])
+        return Claim(name, pid, of_host, since, ranges, begun, is_near(content), bool(content["sure"]))
     except (KeyError, TypeError, ValueError, OverflowError):
-        return Claim(path.name, None, "", "", None, begun)
+        return Claim(name, None, "", "", None, begun)
 
 
 def started(pid: int) -> float | None:
@@ -164,7 +169,7 @@ def started(pid: int) -> float | None:
         return None
 
 
-def _lives(content: dict[str, Any]) -> bool:
+def lives(content: dict[str, Any]) -> bool:
     """Whether the process of a claim of this machine lives, where the file system has no locks."""
     pid, then = content.get("pid"), content.get("started")
     if not isinstance(pid, int):

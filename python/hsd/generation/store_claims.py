@@ -1,8 +1,8 @@
 """Claims in object stores: while a run writes to a URL, no other run makes the same images.
 
-A claim is a file in ``__claims__`` that its holder writes again four times in a lease. It lives while it is younger than
-that, by the clock of the store. The claim of a process of this machine ends with the process. As on a disk, a claim saves
-double work, and no image depends on it: see :mod:`.claims`.
+A claim is a file in ``__claims__`` that its holder writes again four times in a lease. It lives while it is younger
+than that, by the clock of the store. The claim of a process of this machine ends with the process. As on a disk, a
+claim saves double work, and no image depends on it: see :mod:`.claims`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ..errors import OutputError
 from ..work.hosts import host_in_names
 from ..work.objects import Objects
 from ..work.reading import parse_json
-from .claims import LEASE, Claim, claim_of, content_of, is_near, lives, refuse_others
+from .claims import content_of, refuse_others
+from .living import LEASE, Claim, claim_of, is_near, lives
 
 CLAIMS = "__claims__"
 """The folder of the claims. ``datasets`` passes over such a name."""
@@ -59,7 +60,7 @@ class StoreClaim:
 
     def others(self) -> list[Claim]:
         """Claims of other runs that live. What others have left is removed."""
-        names = [name for name in self._objects.sizes(CLAIMS) if name != self.name]
+        names = [name for name in self._objects.sizes_below(CLAIMS) if name != self.name]
         now = self._objects.changed(self.name) if names else 0.0
         if now is None:  # someone took this process for dead
             self._write()

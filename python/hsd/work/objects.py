@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class Objects:
         name = f".hsd-write-test.{secrets.token_hex(8)}.tmp"
         self.put(name, b"")
         self.remove([name])
-        if self._root in self.sizes_by_path():
+        with reaching(self.url):
+            is_file = self._system.isfile(self._root)
+        if is_file:  # a store may have both
             raise OutputError(f"{self.url} is a file, not a folder: choose another name")
 
     def put(self, name: str, data: bytes) -> None:
@@ -99,20 +101,22 @@ class Objects:
         found = dict(zip(wanted, self._each(self.get, wanted), strict=True))
         return {name: data for name, data in found.items() if data is not None}
 
-    def sizes(self, under: str = "") -> dict[str, int]:
-        """Names and sizes, in bytes, of all files, or of those in the folder ``under``: one listing."""
-        found = self.sizes_by_path(under)
-        begin = len(self._root) + 1
-        return {path[begin:]: size for path, size in found.items() if path.startswith(f"{self._root}/")}
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes, in bytes, of the files in the folder itself: one listing."""
+        return self._listed(lambda: self._system.ls(self._root, detail=True))
 
-    def sizes_by_path(self, under: str = "") -> dict[str, int]:
-        """As :meth:`sizes`, by the paths of the file system; a file in the place of the folder is among them."""
+    def sizes_below(self, folder: str) -> dict[str, int]:
+        """Names and sizes, in bytes, of all files in ``folder`` and the folders in it: one listing."""
+        return self._listed(lambda: self._system.find(self._path(folder), detail=True).values())
+
+    def _listed(self, listing: Callable[[], Iterable[dict[str, Any]]]) -> dict[str, int]:
         with reaching(self.url):
             try:
-                found = self._system.find(self._path(under) if under else self._root, detail=True)
+                found = [one for one in listing() if one["type"] == "file"]
             except FileNotFoundError:
                 return {}
-        return {path: int(one.get("size") or 0) for path, one in found.items()}
+        begin = len(self._root) + 1
+        return {one["name"][begin:]: int(one["size"] or 0) for one in found if len(one["name"]) > begin}
 
     def changed(self, name: str) -> float | None:
         """When a file was written last, in seconds by the clock of the store; None if it is not there."""
