@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -14,30 +16,44 @@ from hsd.work.objects import Objects
 
 TESTS = Path(__file__).parent
 
-WRITER = """
-import os, sys
+FORKS = """
+import json, os, sys, time
 from disk import MADE_BY, make_plan, picture
 from hsd.generation import store_lines
 from hsd.generation.store import StoreFolder
+from hsd.work.objects import Objects
 
-store_lines._SHORTEST = 600.0  # lines are written when that is asked for
-url, shard, killed = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "killed"
-plan = make_plan().shard(2)[shard]
-folder = StoreFolder(url, plan, MADE_BY)
-print("open", flush=True)
-sys.stdin.readline()
-first, *rest = plan.kept.tolist()
-folder.add(first, picture(plan, first), {})
-folder.flush()
-if killed:
-    folder.add(rest[0], picture(plan, rest[0]), {})
-    os.kill(os.getpid(), 9)
-for index in rest:
-    folder.add(index, picture(plan, index), {})
-folder.record_run({"images": len(plan)})
-folder.close()
+def fill(url, shard, killed, together):
+    store_lines._SHORTEST = 600.0  # lines are written when that is asked for
+    plan = make_plan().shard(2)[shard]
+    folder = StoreFolder(url, plan, MADE_BY)
+    first, *rest = plan.kept.tolist()
+    folder.add(first, picture(plan, first), {})
+    folder.flush()
+    while len(Objects(url).sizes_below("__parts__")) < together:
+        time.sleep(0.01)
+    if killed:
+        folder.add(rest[0], picture(plan, rest[0]), {})
+        os.kill(os.getpid(), 9)
+    for index in rest:
+        folder.add(index, picture(plan, index), {})
+    folder.record_run({"images": len(plan)})
+    folder.close()
+
+def begin(*arguments):
+    child = os.fork()
+    if not child:
+        fill(*arguments)
+        os._exit(0)
+    return child
+
+for line in sys.stdin:
+    runs = json.loads(line)
+    children = [begin(*run, len(runs)) for run in runs]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
-"""Opens a URL for a half of the plan, says so, waits for a line, and fills it; or is killed after two images."""
+"""Runs processes, those of a line at once. Each opens a URL for a half of the plan, and fills it or is killed after two
+images."""
 
 
 def start_s3(monkeypatch):
@@ -82,21 +98,21 @@ def download(url, path):
     return path
 
 
-def begin(url, shard, how="to the end"):
-    """A process with the program ``WRITER``."""
-    arguments = [sys.executable, "-c", WRITER, url, str(shard), how]
+@contextlib.contextmanager
+def forks():
+    """A function that runs processes at once, each given by a URL, a half, and whether it is killed: ``FORKS``.
+
+    It returns their exit codes.
+    """
     paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=TESTS, env=environment
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], cwd=TESTS, env=environment, **pipes) as process:
 
+        def run(*runs):
+            process.stdin.write(json.dumps(runs) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
-def let_run(*processes):
-    """When all have opened the folder, let them fill it; returns their exit codes."""
-    for process in processes:
-        assert process.stdout.readline() == "open\n"
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return [process.wait(60) for process in processes]
+        yield run
+        process.stdin.close()

@@ -22,6 +22,7 @@ from ..tuning import speeds
 from ..tuning.passes import cost
 from ..work.faults import device_errors
 from ..work.files import make_folder
+from ..work.objects import Objects
 from ..work.quiet import quiet
 from ..work.urls import is_url
 from .clustering import clustered_by_model, replaced
@@ -96,6 +97,8 @@ def generate(
     )
     if keep_forks and is_url(out):
         raise ValueError(f"keep_forks needs a folder on a disk, and out is {os.fspath(out)!r}: leave one of them out")
+    if is_url(out):
+        Objects(os.fspath(out)).check()  # before the model is loaded
     with watching(progress) as watcher, quiet(downloads=watcher.shows):
         if not isinstance(model, Adapter):
             watcher.stage("load")

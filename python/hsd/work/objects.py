@@ -188,6 +188,7 @@ def write_url(url: str, data: bytes) -> None:
     system, path = filesystem_of(url)
     with _taken(url):
         if is_local(system):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(Path(path), data)
         else:
             system.pipe_file(path, data)
