@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from ..planning.differences import plan_differences
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
 from ..work.files import IDENTITY, METADATA, RUN
-from ..work.text import listed
-from .differences import OTHER_STEPS, compared, warn_of_rounding
+from .differences import warn_of_rounding
+from .identity_check import Identity, foreign, identity_differences, identity_of, mismatch, not_begun
 from .present import holds_images
 from .record import Record
 
@@ -34,12 +33,8 @@ class Belonging:
     """
 
     def __init__(self, folder: Path, plan: Plan, model: dict[str, Any], image_format: str) -> None:
-        self.model = json.loads(json.dumps(model, default=str))
-        self.identity: dict[str, Any] = {
-            "plan": plan.fingerprint,
-            "model": self.model,
-            "image_format": image_format,
-        }
+        self.identity = identity_of(plan, model, image_format)
+        self.model: dict[str, Any] = self.identity["model"]
         self.repaired: list[str] = []
         """What was not as an earlier run had left it, one text each."""
         self.record = Record(folder)
@@ -51,13 +46,10 @@ class Belonging:
         document, _ = self.record.read()
         before = document.get("identity")
         if before is None:
-            raise PlanMismatch(
-                f"{self.folder} is not yet a folder of this plan: it has no {RUN}. Open it once for the whole plan "
-                "before others write to it"
-            )
+            raise not_begun(self.folder)
         differing = self._differences({"image_format": self.identity["image_format"], **before})
         if differing:
-            raise self._mismatch(differing)
+            raise mismatch(self.folder, differing)
 
     def claim(self, metadata_format: str | None, *, taken: bool) -> None:
         """Record the plan as the folder's, or check that it is the one recorded. While the folder's lock is held.
@@ -89,7 +81,7 @@ class Belonging:
             self._check_plan_file()
             return
         if taken or holds_images(self.folder):
-            raise self._foreign(damaged) if before is None else self._mismatch(differing)
+            raise self._foreign(damaged) if before is None else mismatch(self.folder, differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self._plan.whole().save(cleared(self.folder, PLAN_FILE))
         self.write({"identity": self.identity, "request": self._plan.request, "runs": document.get("runs", [])})
@@ -129,31 +121,14 @@ class Belonging:
             self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
             self._plan.whole().save(cleared(self.folder, PLAN_FILE))
 
-    def _differences(self, before: dict[str, Any]) -> dict[str, list[str]]:
-        """What the folder's plan, model and image format differ in from those of this run, by these words."""
-        own = self.identity
-        formats = before["image_format"], own["image_format"]
-        found = {
-            "plan": [] if before["plan"] == own["plan"] else self._plan_differences(),
-            "model": compared(before["model"], own["model"]),
-            "format": [] if formats[0] == formats[1] else [f"{formats[0]} before, {formats[1]} now"],
-        }
-        if any(text.startswith("steps:") for text in found["plan"]):  # then the scheduler has others too
-            found["model"] = [text for text in found["model"] if not text.startswith(OTHER_STEPS)]
-        return {name: differences for name, differences in found.items() if differences}
+    def _differences(self, before: Identity) -> dict[str, list[str]]:
+        return identity_differences(before, self.identity, self._plan_differences)
 
     def _plan_differences(self) -> list[str]:
         try:
             return plan_differences(Plan.load(self.folder / PLAN_FILE), self._plan.whole())
         except (Error, OSError):
             return [f"its {PLAN_FILE} cannot be read"]
-
-    def _mismatch(self, differing: dict[str, list[str]]) -> PlanMismatch:
-        what = listed([text for differences in differing.values() for text in differences])
-        return PlanMismatch(
-            f"{self.folder} holds images of another {' and another '.join(differing)} ({what}): continue with the same "
-            "prompts, seeds and settings and the same model, or choose another folder"
-        )
 
     def _foreign(self, damaged: str | None) -> PlanMismatch:
         """Images of which nothing says who made them."""
@@ -162,11 +137,7 @@ class Belonging:
                 f"{self.folder / RUN} cannot be used ({damaged}), and nothing else says which model made the images "
                 "there: choose another folder"
             )
-        what = METADATA if os.path.lexists(self.folder / METADATA) else "images"
-        return PlanMismatch(
-            f"{self.folder} holds another data set ({what}, but {RUN} and {IDENTITY} are missing or empty): choose "
-            "another folder"
-        )
+        return foreign(self.folder, METADATA if os.path.lexists(self.folder / METADATA) else "images")
 
 
 def cleared(folder: Path, name: str) -> Path:
