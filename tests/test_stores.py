@@ -18,9 +18,11 @@ from disk import MADE_BY, TEXTS, check_folder, check_pixels, fill, lines, make_p
 from hsd import cli
 from hsd.errors import Error, OutputError, PlanMismatch
 from hsd.generation import store_claims, store_lines
+from hsd.generation.claims import content_of
 from hsd.generation.failures import entry_of
 from hsd.generation.forks import read_forks
 from hsd.generation.lines import encode
+from hsd.generation.living import claim_of
 from hsd.generation.results import Failure
 from hsd.generation.shards import write_shards
 from hsd.generation.store import StoreFolder, StorePart
@@ -200,6 +202,18 @@ def test_lines_that_cannot_be_written_are_an_error_and_are_tried_again(memory, m
     assert in_metadata(memory) == [0]
 
 
+def test_closing_says_what_it_leaves_behind(memory, monkeypatch, waiting):
+    with StoreFolder(memory, PLAN, MADE_BY) as folder:
+        worker = StorePart(memory, PLAN, MADE_BY)
+        add(worker, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker._objects._system, "pipe_file", fails(ConnectionError("the network is gone")))
+            with pytest.raises(OutputError, match="the network is gone"):
+                worker.close()
+        worker.close()
+        assert folder.refresh() == {0}
+
+
 def test_an_error_in_the_thread_ends_the_run(memory, monkeypatch):
     monkeypatch.setattr(store_lines, "_SHORTEST", 0.001)
     folder = StoreFolder(memory, PLAN, MADE_BY)
@@ -235,12 +249,16 @@ def test_images_and_lines_that_do_not_fit(url):
     assert stores.fill(url, PLAN)[0] == [1, 2]
 
 
-def test_of_two_lines_the_one_of_the_image_counts(memory):
+@pytest.mark.parametrize("first", ["right", "wrong"])
+def test_of_two_lines_the_one_of_the_image_counts(memory, first):
     """Two runs have made one image, though it was claimed, and the bytes of one are there."""
     stores.fill(memory, PLAN)
     objects = Objects(memory)
     line = json.loads(objects.get("metadata.jsonl").split(b"\n")[0])
-    objects.put("__parts__/other-1/000000.jsonl", encode({**line, "digest": "0" * 32, "by": "other"}))
+    files = "__parts__/other-1/000000.jsonl", "metadata.jsonl"
+    right, wrong = files if first == "right" else reversed(files)
+    objects.put(right, encode(line))
+    objects.put(wrong, encode({**line, "digest": "0" * 32}))
     with StoreFolder(memory, PLAN, MADE_BY):
         pass
     assert json.loads(objects.get("metadata.jsonl").split(b"\n")[0]) == line
@@ -309,6 +327,19 @@ def test_of_runs_that_begin_together_one_goes_on(memory):
         for folder in opened:
             folder.close()
         assert len(opened) == 1
+
+
+@pytest.mark.parametrize(("name", "goes_on"), [("~", True), ("A", False)])
+def test_of_two_claims_at_the_same_moment_the_lower_name_has_it(memory, monkeypatch, name, goes_on):
+    """The other one gives way meanwhile."""
+    rival = claim_of(name, {**content_of(PLAN.kept, 0.0), "sure": False}, 0.0)
+    looks = iter([[rival], []])
+    monkeypatch.setattr(store_claims.StoreClaim, "others", lambda claim: next(looks, []))
+    if goes_on:
+        StoreFolder(memory, PLAN, MADE_BY).close()
+    else:
+        with pytest.raises(OutputError, match="in use by"):
+            StoreFolder(memory, PLAN, MADE_BY)
 
 
 def test_the_claim_of_another_host_lives_for_a_lease(url, monkeypatch):
