@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from typer.testing import CliRunner
 
@@ -103,6 +104,7 @@ def test_an_interrupted_run_is_continued_to_what_one_run_leaves(url, tmp_path, r
     assert stores.fill(url, PLAN) == ([], [])
     check_folder(download(url, tmp_path / "copy"), PLAN, reference)
     assert [run["images"] for run in record(url)["runs"]] == [2, 6, 0]
+    assert not list(tmp_path.glob("x/__*")), "no folders are left where a URL is one of this machine"
 
 
 def test_two_writers_side_by_side(url, tmp_path, reference):
@@ -488,6 +490,16 @@ def test_files_of_a_store(url):
         True,
         False,
     )
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_what_other_processes_write_is_seen(url):
+    """Packages for stores remember listings."""
+    objects = Objects(url)
+    objects.put("a", b"1")
+    assert objects.sizes() == {"a": 1}
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file(f"{url}/b", b"2")
+    assert objects.sizes() == {"a": 1, "b": 1}
 
 
 def test_one_creates_where_the_package_cannot(memory, monkeypatch):

@@ -148,8 +148,9 @@ def _parsed(path: Path) -> Claim | None:
     return claim_of(path.name, content, status.st_mtime)
 
 
-def claim_of(name: str, content: dict[str, Any], begun: float) -> Claim:
-    """The claim that a file with this name has; ``begun`` is when it was last changed."""
+def claim_of(name: str, content: dict[str, Any], changed: float) -> Claim:
+    """The claim that a file with this name has, which was last written at ``changed``."""
+    begun = changed
     if is_number(content.get("begun")):
         begun = min(begun, float(content["begun"]))
     try:

@@ -54,8 +54,9 @@ class StoreClaim:
         _HELD.add(self.name)
         stop = threading.Event()
         self._stopped = weakref.finalize(self, _forget, self.name, stop)
+        self._writing = threading.Lock()
         self._write()
-        arguments = objects, self.name, self._content, stop
+        arguments = objects, self.name, self._content, stop, self._writing
         threading.Thread(target=_touch, args=arguments, name="hsd-claim", daemon=True).start()
 
     def others(self) -> list[Claim]:
@@ -99,7 +100,7 @@ class StoreClaim:
     def release(self) -> None:
         """Give the prompts up. May be called again; does nothing then."""
         if self._stopped() is not None:
-            with contextlib.suppress(OutputError):  # then it ends with its lease
+            with contextlib.suppress(OutputError), self._writing:  # else it ends with its lease
                 self._objects.remove([self.name])
 
     def _write(self) -> None:
@@ -122,11 +123,14 @@ def take(objects: Objects, prompts: NDArray[np.int64]) -> tuple[StoreClaim, list
         raise
 
 
-def _touch(objects: Objects, name: str, content: dict[str, Any], stop: threading.Event) -> None:
+def _touch(
+    objects: Objects, name: str, content: dict[str, Any], stop: threading.Event, writing: threading.Lock
+) -> None:
     """Keep a claim alive."""
     while not stop.wait(LEASE / 4):
-        with contextlib.suppress(OutputError):  # a store that is away for a moment
-            objects.put(name, json.dumps(content).encode())
+        with contextlib.suppress(OutputError), writing:  # a store that is away for a moment
+            if not stop.is_set():  # else it may be removed already
+                objects.put(name, json.dumps(content).encode())
 
 
 def _forget(name: str, stop: threading.Event) -> bool:
