@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -91,7 +92,8 @@ def test_nothing_happens(cluster, plan, reference, tmp_path, capfd):
 
 
 def test_a_worker_is_killed_twenty_times(cluster, plan, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr("hsd.distributed.queue.TRIES", 99)  # or a unit that is killed by chance would be cut
+    for module in ("queue", "startup", "crew"):  # or a unit or machine that is killed by chance would be given up
+        monkeypatch.setattr(f"hsd.distributed.{module}.TRIES", 99)
     notes, killed = tmp_path / "notes", []
     model = model_of(notes, pace=0.05)
 
@@ -194,21 +196,27 @@ DRIVER = """
 import sys
 import hsd, hsd.distributed, ray
 from distributed_cases import model_of
+from hsd.generation.events import Watcher
+class Count(Watcher):
+    images = 0
+    def made(self, prompt):
+        self.images += 1
 if __name__ == "__main__":
     address, plan, out, notes, pace = sys.argv[1:]
     model = model_of(notes, pace=float(pace))
     try:
-        run = hsd.distributed.generate(hsd.Plan.load(plan), model, out, address=address, workers=1, batch_size=1)
-        print(run.images, run.existing)
+        plan, count = hsd.Plan.load(plan), Count()
+        run = hsd.distributed.generate(plan, model, out, address=address, workers=1, batch_size=1, progress=count)
+        print(run.images, run.existing, count.images)
     except hsd.OutputError as error:
         sys.exit(str(error))
 """
 
 
 @contextmanager
-def driver(cluster, plan, tmp_path, pace=0.0):
+def driver(address, plan, tmp_path, pace=0.0):
     plan.save(tmp_path / "plan.safetensors")
-    command = [sys.executable, "-c", DRIVER, cluster.address, tmp_path / "plan.safetensors", tmp_path / "images"]
+    command = [sys.executable, "-c", DRIVER, address, tmp_path / "plan.safetensors", tmp_path / "images"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     process = subprocess.Popen(
         [*map(str, command), str(tmp_path / "notes"), str(pace)],
@@ -224,6 +232,40 @@ def driver(cluster, plan, tmp_path, pace=0.0):
         process.communicate()
 
 
+@contextmanager
+def client_server(cluster):
+    """What answers at ray://; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["-m", "ray.util.client.server", "--mode", "legacy", "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, *command, "--address", cluster.address], **quiet)
+    try:
+        yield f"ray://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_from_a_machine_that_is_not_in_the_cluster(cluster, plan, reference, tmp_path):
+    """Interrupted once: its workers end, and the run is recorded there. A run that continues tells what it made."""
+    with client_server(cluster) as address:
+        with driver(address, plan, tmp_path, pace=0.3) as process:
+            until(lambda: list((tmp_path / "images").glob("*.png")))
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert '"outcome": "interrupted"' in (tmp_path / "images" / "run.json").read_text()
+        made = len(lines_of(tmp_path / "images"))
+        assert 0 < made < 16
+        with driver(address, plan, tmp_path) as process:
+            out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert list(map(int, out.split())) == [16 - made, made, 16 - made], "images, existing, told"
+    assert_same_folder(tmp_path / "images", reference)
+
+
 def until(condition, seconds=90.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -233,9 +275,9 @@ def until(condition, seconds=90.0):
 
 
 def test_the_driver_is_killed_and_started_again(cluster, plan, reference, tmp_path):
-    with driver(cluster, plan, tmp_path, pace=0.6) as first:
+    with driver(cluster.address, plan, tmp_path, pace=0.6) as first:
         until(lambda: list((tmp_path / "images").glob("*.png")))
-        with driver(cluster, plan, tmp_path) as second:  # refused as long as the first lives
+        with driver(cluster.address, plan, tmp_path) as second:  # refused as long as the first lives
             _, err = second.communicate(timeout=90)
             assert second.returncode == 1
             assert "is in use by" in err
@@ -243,17 +285,17 @@ def test_the_driver_is_killed_and_started_again(cluster, plan, reference, tmp_pa
         first.kill()
         first.communicate()
     made = len(list((tmp_path / "images").glob("*.png")))
-    with driver(cluster, plan, tmp_path) as third:
+    with driver(cluster.address, plan, tmp_path) as third:
         out, err = third.communicate(timeout=90)
     assert third.returncode == 0, err
-    images, existing = map(int, out.split())
+    images, existing, _ = map(int, out.split())
     assert images + existing == 16
     assert existing >= made - 1 > 0  # the line of the last one may be missing
     assert_same_folder(tmp_path / "images", reference)
 
 
 def test_interrupted(cluster, plan, reference, tmp_path):
-    with driver(cluster, plan, tmp_path, pace=0.3) as process:
+    with driver(cluster.address, plan, tmp_path, pace=0.3) as process:
         until(lambda: list((tmp_path / "images").glob("*.png")))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

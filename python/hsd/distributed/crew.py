@@ -38,7 +38,9 @@ class Slot:
     ready: bool = False
     """Whether it can run units."""
     losses: int = 0
-    """Units in a row that ended the worker here, without an image between them, while others could work."""
+    """Units that ended the worker here before their first image, and that others could make; since an image was made
+    here.
+    """
     since: float = field(default_factory=time.monotonic)
     """When it gave the last sign of life."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class Driver:
         elif isinstance(told, Told):
             if told.made or told.failed:
                 queue.made()
-                slot.losses = 0
+            if told.made:
+                self._clear(slot, unit)
             slot.told.update(told.made)
             whole.told(told)
         elif isinstance(told, Said):
@@ -145,9 +147,7 @@ class Driver:
         self._last = error
         where = "" if slot.place is None else f" on {slot.place.host} (process {slot.place.pid})"
         _LOG.info("a worker%s was lost: %s", where, described(error, 200))
-        others = bool(self._others(slot))
-        slot.losses += unit is not None and others
-        broken = slot.losses >= TRIES and others
+        broken = slot.losses >= TRIES and bool(self._others(slot))
         if broken:
             self._say(
                 [
@@ -163,7 +163,7 @@ class Driver:
             queue = self._queue
             whole.refresh()
             reason = f"its worker ended {TRIES} times: {described(error, 200)}"
-            self._gave_up(lambda: queue.died(unit, whole.settled(), reason, slot.number))
+            self._gave_up(lambda: queue.died(unit, whole.settled(), reason, None if slot.told else slot.number))
         self._startup.lost(slot, ready=ready)
 
     def _running(self, slot: Slot) -> tuple[Queue, Unit]:
@@ -171,6 +171,13 @@ class Driver:
         assert self._queue is not None
         assert slot.unit is not None
         return self._queue, slot.unit
+
+    def _clear(self, slot: Slot, unit: Unit) -> None:
+        """A unit has made an image: where it ended a worker before, the place may be broken, not the unit."""
+        slot.losses = 0
+        for number in unit.died_on - {slot.number}:
+            self._crew.slots[number].losses += 1
+        slot.unit = replace(unit, died_on=frozenset())
 
     def _others(self, slot: Slot) -> set[int]:
         """The places of other workers that are ready."""

@@ -28,7 +28,7 @@ class Unit:
     deaths: int = 0
     """Workers that ended while they ran it."""
     died_on: frozenset[int] = frozenset()
-    """Their places."""
+    """The places of those that made none of its images."""
 
     def without(self, done: Collection[int]) -> Unit:
         """What is left of it."""
@@ -38,7 +38,7 @@ class Unit:
         """Two units; a death of the whole may be of either."""
         middle = len(self.indices) // 2
         deaths = max(self.deaths - 1, 0)
-        return [replace(self, indices=half, deaths=deaths) for half in np.split(self.indices, [middle])]
+        return [Unit(half, deaths) for half in np.split(self.indices, [middle])]
 
 
 class Queue:
@@ -95,13 +95,13 @@ class Queue:
         """A new image was made, or has failed by itself: the run gets on."""
         self.losses = self._alone = self._searching = 0
 
-    def died(self, unit: Unit, done: Collection[int], reason: str, worker: int = 0) -> None:
-        """A worker ended while it ran ``unit``."""
+    def died(self, unit: Unit, done: Collection[int], reason: str, worker: int | None = None) -> None:
+        """A worker ended while it ran ``unit``; its place, if it made no image of it."""
         left = unit.without(done)
         if not len(left.indices):
             return
         self._lost()
-        left = replace(left, deaths=unit.deaths + 1, died_on=unit.died_on | {worker})
+        left = replace(left, deaths=unit.deaths + 1, died_on=unit.died_on.union(() if worker is None else (worker,)))
         if left.deaths < TRIES:
             self._waiting.appendleft(left)
         else:
