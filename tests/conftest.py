@@ -26,6 +26,7 @@ pytest.register_assert_rewrite(
     "helpers",
     "report_cases",
     "sampler_cases",
+    "stores",
 )
 
 import hsd  # noqa: E402

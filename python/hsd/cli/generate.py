@@ -12,6 +12,7 @@ import typer
 from ..names import ImageFormat
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
+from ..work.objects import Objects
 from ..work.urls import is_url
 from . import many
 from . import options as opt
@@ -120,8 +121,10 @@ def generate(
         recipe = Recipe(out, file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
     if tar is not None:
         check_shards(out, tar)
-    if not is_url(out):
-        make_folder(out)  # an unusable folder is reported before the model is loaded and prompts are encoded
+    if is_url(out):  # an unusable folder is reported before the model is loaded and prompts are encoded
+        Objects(out).check()
+    else:
+        make_folder(out)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     job = Job(
         recipe,

@@ -108,7 +108,7 @@ class _Told(Watcher):
     def stage(self, name: str, fraction: float = 0.0) -> None:
         self._relay.tell.remote("stage", name, fraction)
 
-    def began(self, plan: Plan, existing: int, out: Path | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
         self._relay.tell.remote("began", plan, existing, out, expected)
 
     def event(self, event: Event) -> None:

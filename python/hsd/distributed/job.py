@@ -16,6 +16,7 @@ from ..generation.results import Run
 from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..work.files import make_folder
+from ..work.objects import Objects
 from ..work.urls import is_url
 from .crew import Crew
 from .driver import Driver
@@ -43,10 +44,12 @@ class Job:
 
     def check_folder(self) -> None:
         """Raise what the driver would raise for the folder once it knows the model: that takes a while."""
-        if not is_url(self.out):
-            folder = make_folder(self.out)
-            if isinstance(self.plan, Plan):
-                refuse(folder, self.plan.kept)
+        if is_url(self.out):
+            Objects(self.out).check()
+            return
+        folder = make_folder(self.out)
+        if isinstance(self.plan, Plan):
+            refuse(folder, self.plan.kept)
 
     def run(self, ray: Any, watcher: Watcher, failed: FailureReport | None, *, own: bool) -> Run:
         """Hand out units until there are none left, and record the run.

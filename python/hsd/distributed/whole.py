@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ class Whole:
         cut = units(self._part, workers)
         self._expected = sum(unit.node_steps for unit in cut)
         self._began = time.perf_counter()
-        self.watcher.began(self._part, self._existing, Path(self.out), None)
+        self.watcher.began(self._part, self._existing, self.out, None)
         return [unit.kept for unit in cut]
 
     @property
@@ -181,7 +180,7 @@ class Whole:
         made = len((self._done | self._trusted).intersection(self._todo.tolist()))
         self._failed = {index: failure for index, failure in self._failed.items() if index not in self._done}
         run = Run(
-            out=Path(folder.path),
+            out=folder.path,
             images=made,
             existing=self._existing,
             node_steps=self._sums["node_steps"],

@@ -21,6 +21,7 @@ from ..planning.plan import PLAN_FILE, Plan
 from ..planning.reuse import same_arguments, with_columns
 from ..planning.schedule import schedule_shape
 from ..work.progress import StageReport
+from ..work.urls import below, is_url
 
 
 def clustered_by_model(
@@ -51,7 +52,7 @@ def clustered_by_model(
     """
     if not plan.is_estimate:
         return plan
-    begun = None if folder is None else _plan_in(Path(folder))
+    begun = None if folder is None else _plan_in(folder)
     if begun is not None and begun.fingerprint == plan.fingerprint:
         return plan
     if begun is not None and _by_earlier_encoder(begun, plan):
@@ -113,10 +114,10 @@ def _by_earlier_encoder(begun: Plan, plan: Plan) -> bool:
     )
 
 
-def _plan_in(folder: Path) -> Plan | None:
+def _plan_in(folder: str | os.PathLike[str]) -> Plan | None:
     """The plan of an earlier run; None if there is none that can be read."""
     try:
-        return Plan.load(folder / PLAN_FILE)
+        return Plan.load(below(str(folder), PLAN_FILE) if is_url(folder) else Path(folder) / PLAN_FILE)
     except (OSError, Error):
         return None
 

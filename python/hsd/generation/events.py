@@ -69,7 +69,7 @@ class Watcher:
     def stage(self, name: str, fraction: float = 0.0) -> None:
         """A stage before the run, with its finished fraction."""
 
-    def began(self, plan: Plan, existing: int, out: Path | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
         """What will run: the missing part of the plan; ``expected`` are the denoiser's seconds, if a guess is known."""
 
     def event(self, event: Event) -> None:

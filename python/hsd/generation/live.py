@@ -51,7 +51,7 @@ class RunView(Watcher):
         self._stage = Stage()
         self._lock = threading.Lock()
         self._images = self._failures = self._lost = self._total = 0
-        self._out: Path | None = None
+        self._out: Path | str | None = None
         self._plan: Plan | None = None
         self._planned = 0.0  # savings
         self._last: deque[str] = deque(maxlen=_PROMPTS)
@@ -85,7 +85,7 @@ class RunView(Watcher):
         if self.screen.mode == "plain" and self._event is None and self._stage_pace.due(fraction):
             self.screen.line(self._stage.text())
 
-    def began(self, plan: Plan, existing: int, out: Path | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
         """The run begins: a line in a log says what it will do."""
         self._plan, self._planned, self._total, self._out = plan, plan.savings, len(plan), out
         self._prompts, self._expected, self._remaining = len(plan.covered()), expected, Remaining(expected)

@@ -60,7 +60,8 @@ class Failure:
 class Run:
     """The results of :func:`generate`."""
 
-    out: Path
+    out: Path | str
+    """The folder, or the URL of an object store."""
     images: int
     """Images written by this call."""
     existing: int
@@ -132,4 +133,5 @@ class Run:
             *(("", str(failure)) for failure in self.failed[:3]),
             ("made black", f"{self.nsfw:,}" if self.nsfw else ""),
         ]
-        return table(rows) + thumbnails(self.out, set(self.plan.kept.tolist()))
+        pictures = thumbnails(self.out, set(self.plan.kept.tolist())) if isinstance(self.out, Path) else ""
+        return table(rows) + pictures

@@ -126,12 +126,12 @@ def _generate(
         adapter = load(model, progress=watcher.shows, **settings)
     given = plan
     if plan.is_estimate:
-        begun = None if is_url(out) else make_folder(out)  # an unusable one is found before prompts are encoded
-        out = begun or out
+        if not is_url(out):
+            out = make_folder(out)  # an unusable one is found before prompts are encoded
         checked = partial(check, adapter, options)
         with device_errors(lambda: "encoding the prompts"):
             memory = options.conditioning_memory
-            plan = clustered_by_model(plan, adapter, folder=begun, memory=memory, check=checked, report=watcher.stage)
+            plan = clustered_by_model(plan, adapter, folder=out, memory=memory, check=checked, report=watcher.stage)
         if plan is not given:
             _LOG.info(replaced(given, plan))
     session = Session(plan, adapter, options)

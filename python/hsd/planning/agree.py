@@ -12,18 +12,19 @@ import contextlib
 import errno
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import Error, OutputError, PlanMismatch
 from ..work import files
 from ..work.files import IDENTITY, RUN, make_folder, regular
+from ..work.objects import Objects
 from ..work.text import listed
-from ..work.urls import filesystem_of, is_url
+from ..work.urls import below, filesystem_of, is_local, is_url
 from .differences import plan_differences
 from .plan import PLAN_FILE, Plan
+from .plan_file import encoded
 from .reuse import same_arguments, with_columns
 
 _LOG = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ def _place(out: str | os.PathLike[str]) -> _Place:
     if not is_url(out):
         return _Disk(make_folder(out).absolute())
     system, path = filesystem_of(str(out))
-    local = "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
-    return _Disk(make_folder(path)) if local else _Store(str(out), system, path)
+    return _Disk(make_folder(path)) if is_local(system) else _Store(str(out))
 
 
 def _first(place: _Place, plan: Plan) -> Plan | None:
@@ -122,26 +122,18 @@ class _Place(Protocol):
 class _Store:
     """An object store. It decides itself who is first, where it can."""
 
-    def __init__(self, url: str, system: Any, path: str) -> None:
-        self.folder, self.plan = url, f"{url.rstrip('/')}/{PLAN_FILE}"
-        self._system, self._path = system, path.rstrip("/")
+    def __init__(self, url: str) -> None:
+        self.folder, self.plan = url, below(url, PLAN_FILE)
+        self._objects = Objects(url)
 
     def exists(self) -> bool:
-        return self._has(PLAN_FILE)
+        return self._objects.has(PLAN_FILE)
 
     def begun(self) -> bool:
-        return self._has(RUN) or self._has(IDENTITY)
+        return self._objects.has(RUN) or self._objects.has(IDENTITY)
 
     def put(self, plan: Plan) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            plan.save(Path(folder) / PLAN_FILE)
-            data = (Path(folder) / PLAN_FILE).read_bytes()
-        with contextlib.suppress(FileExistsError):
-            self._system.pipe_file(f"{self._path}/{PLAN_FILE}", data, mode="create")
-
-    def _has(self, name: str) -> bool:
-        self._system.invalidate_cache()
-        return bool(self._system.exists(f"{self._path}/{name}"))
+        self._objects.create(PLAN_FILE, encoded(plan._core, plan.prompts, plan.seeds, plan.request))
 
 
 class _Disk:
