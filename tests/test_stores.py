@@ -463,6 +463,10 @@ def test_stores_that_do_not_answer(s3, monkeypatch):
     with pytest.raises(OutputError, match="cannot use s3://none/x.*bucket does not exist"):
         StoreFolder("s3://none/x", PLAN, MADE_BY)
     objects = Objects("memory://unreachable")
+    with monkeypatch.context() as patch:  # as gcsfs raises it
+        patch.setattr(objects._system, "pipe_file", fails(FileNotFoundError("https://storage/b/none/o")))
+        with pytest.raises(OutputError, match="cannot use memory://unreachable/a: not found: https://storage/b/none/o"):
+            objects.put("a", b"")
     # What packages raise besides OSError: that of botocore without credentials is none.
     monkeypatch.setattr(objects._system, "ls", fails(RuntimeError("Unable to locate credentials")))
     with pytest.raises(OutputError, match="cannot use memory://unreachable: Unable to locate credentials; see to"):
@@ -500,6 +504,17 @@ def test_what_other_processes_write_is_seen(url):
     assert objects.sizes() == {"a": 1}
     fsspec.filesystem("s3", skip_instance_cache=True).pipe_file(f"{url}/b", b"2")
     assert objects.sizes() == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_markers_of_folders_are_no_files(url):
+    """Consoles and programs that copy files write an empty file with the name of a folder and a slash."""
+    system, path = filesystem_of(url)
+    bucket, key = path.split("/", 1)
+    for name in ("", "__parts__/", "__claims__/"):
+        system.call_s3("put_object", Bucket=bucket, Key=f"{key}/{name}", Body=b"")
+    assert stores.fill(url, PLAN)[0] == list(range(PLAN.n_prompts))
+    assert stores.fill(url, PLAN)[0] == []
 
 
 def test_one_creates_where_the_package_cannot(memory, monkeypatch):

@@ -116,7 +116,8 @@ class Objects:
             except FileNotFoundError:
                 return {}
         begin = len(self._root) + 1
-        return {one["name"][begin:]: int(one["size"] or 0) for one in found if len(one["name"]) > begin}
+        sizes = {one["name"][begin:]: int(one["size"] or 0) for one in found}
+        return {name: size for name, size in sizes.items() if name and not name.endswith("/")}  # those mark folders
 
     def changed(self, name: str) -> float | None:
         """When a file was written last, in seconds by the clock of the store; None if it is not there."""

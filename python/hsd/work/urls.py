@@ -89,6 +89,8 @@ def reaching(url: str) -> Iterator[None]:
 def unreachable(url: str, error: Exception) -> OutputError:
     """The error of a store that does not do what it was asked."""
     what = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # it says the name of something alone
+        what = f"not found: {what}"
     return OutputError(
         f"cannot use {url}: {what}; see to the address, the credentials and the network, and run the same call again"
     )
