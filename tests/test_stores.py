@@ -570,6 +570,12 @@ def test_a_folder_may_have_a_name_like_a_url(tmp_path, monkeypatch):
     assert len(lines(path)) == PLAN.n_prompts
 
 
+@pytest.mark.parametrize("begin", [hsd.distributed.generate, hsd.distributed.UnitRows])
+def test_workers_need_a_store_that_all_reach(begin):
+    with pytest.raises(Error, match="memory://x is in the memory of one process"):
+        begin(PLAN, "demo", "memory://x")
+
+
 def test_forks_need_a_disk():
     with pytest.raises(ValueError, match="keep_forks needs a folder on a disk"):
         hsd.generate(PLAN, "demo", "memory://x", keep_forks=True)

@@ -23,6 +23,7 @@ from ..generation.unit import UnitRunner
 from ..models import load
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan, check_is_plan
+from ..work.urls import check_shared, is_url
 from .units import units
 
 PATIENCE = 90.0
@@ -94,6 +95,8 @@ class UnitRows:
         **settings: Any,
     ) -> None:
         check_is_plan(plan)
+        if is_url(out):
+            check_shared(str(out))
         options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
         if isinstance(model, (str, os.PathLike)):
             adapter = load(model, device=device, dtype=dtype, **settings)

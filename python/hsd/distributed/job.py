@@ -17,7 +17,7 @@ from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..work.files import make_folder
 from ..work.objects import Objects
-from ..work.urls import is_url
+from ..work.urls import check_shared, is_url
 from .crew import Crew
 from .driver import Driver
 from .whole import Whole
@@ -45,6 +45,7 @@ class Job:
     def check_folder(self) -> None:
         """Raise what the driver would raise for the folder once it knows the model: that takes a while."""
         if is_url(self.out):
+            check_shared(self.out)
             Objects(self.out).check()
             return
         folder = make_folder(self.out)

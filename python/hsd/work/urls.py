@@ -36,8 +36,17 @@ def below(url: str, name: str) -> str:
 
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether a file system is that of this machine, which ``file://`` names."""
-    names = [system.protocol] if isinstance(system.protocol, str) else system.protocol
-    return "file" in names
+    return "file" in _protocols(system)
+
+
+def _protocols(system: AbstractFileSystem) -> tuple[str, ...]:
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
+
+def check_shared(url: str) -> None:
+    """Raise ``Error`` if other processes do not find in ``url`` what this one writes."""
+    if "memory" in _protocols(filesystem_of(url)[0]):
+        raise Error(f"{url} is in the memory of one process, and each worker is another: name a folder, or a store")
 
 
 def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
