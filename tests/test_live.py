@@ -405,6 +405,16 @@ def test_workers_stand_for_what_one_process_knows_of_itself(view):
     assert not {"latents", "memory"} & set(names)
 
 
+def test_an_image_that_a_worker_cannot_write_is_not_counted(small):
+    view = RunView("none")
+    view.began(small, 0, None, None)
+    view.workers(1, 1)
+    view.made("a red star")
+    view.failed(hsd.Failure(1, "a blue star", 0, "write", "OSError: no such colour"))
+    assert view.counts().startswith("1 of 4,")
+    assert view.counts().endswith(", 1 failed")
+
+
 def test_the_memory_of_a_gpu(view, monkeypatch):
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 2**29)

@@ -126,10 +126,10 @@ class RunView(Watcher):
             self.screen.line(f"hsd: {self._alive()}")
 
     def failed(self, failure: Failure) -> None:
-        """One more failure; those of writing were counted as images before."""
+        """One more failure; those of writing were counted as images before, unless workers write."""
         with self._lock:
             self._failures += 1
-            self._lost += failure.stage == "write"
+            self._lost += failure.stage == "write" and self._workers is None
 
     def writing(self) -> None:
         """The last images are written."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..conditioning.rows import Conditioning
 from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
+from ..models.base import batches
 from ..models.caches import refuse_step_caches
 from ..models.encode import Encodings, is_remembered, recall
 from ..names import BatchSize, Order
@@ -27,7 +28,8 @@ from ..planning.plan import Plan, check_is_plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..sampler import SamplerTable
-from ..tuning.batching import automatic
+from ..tuning.batching import automatic, curve_of
+from ..tuning.curve import Curve
 from ..tuning.passes import cost, passes_of, plans_of, rows_of
 from ..tuning.speeds import Speed
 from ..work.faults import device_errors
@@ -52,6 +54,9 @@ _DOING = {
     "decode": "decoding images",
 }
 """What each part of a run is called in an error, by its name in :attr:`Session.seconds`."""
+
+_AHEAD = 128
+"""Prompts that a part of a plan encodes between two signs of life."""
 
 
 def stream(
@@ -181,6 +186,8 @@ class Session:
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
         self._encodings: Encodings | None = None  # if they are kept for later parts of the plan
+        self._recalled: list[Conditioning | None] = []  # one entry, once it was looked for
+        self._curves: dict[int, Curve] = {}  # of each variant that was measured
         self._watch: Watch | None = None
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
@@ -209,9 +216,10 @@ class Session:
                 yield image
 
     def part(self, plan: Plan, failures: Failures) -> Iterator[Image | None]:
-        """As :meth:`images`, for a part of the session's plan; yields None after each call of the denoiser too.
+        """As :meth:`images`, for a part of the session's plan; yields None while prompts are encoded, and after calls.
 
-        What is encoded is kept, and of the next part only the prompts are encoded that are new.
+        What is encoded is kept, and of the next part only the prompts are encoded that are new. What was measured for
+        ``batch_size="auto"`` is kept too.
         """
         if self._encodings is None:
             self._encodings = self._encoder()
@@ -238,9 +246,12 @@ class Session:
             self._watch(Event(part, fraction, self.plan, sums, **call))
 
     def _images(self, plan: Plan, failures: Failures | None, calls: bool) -> Generator[Image | None, None, None]:
-        """The images; with ``calls``, None after each call of the denoiser too."""
+        """The images; with ``calls``, None after some prompts and after each call of the denoiser too."""
         found = Failures(plan) if failures is None else failures
-        conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=not found.has_passed("encode")))
+        gives_up = not found.has_passed("encode")
+        if calls:
+            yield from self._ahead(plan, gives_up)
+        conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=gives_up))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
         self.encoding = conditioning.seconds
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
@@ -268,6 +279,24 @@ class Session:
         if failures is None and found:
             raise FailedImages(summary(found.all, len(plan.kept)), found.all)
 
+    def _ahead(self, plan: Plan, gives_up: bool) -> Iterator[None]:
+        """Encode what is new in a part of the plan; None after some prompts each."""
+        encodings = self._encodings
+        if encodings is None or self._clocked("encode", partial(self._recall, plan)) is not None:
+            return
+        encodings.tell_cuts(self.plan.covered())
+        new = encodings.new(plan.covered())
+        for piece in batches(len(new), _AHEAD):
+            self._clocked("encode", partial(encodings.of, new[piece], gives_up=gives_up))
+            yield None
+
+    def _recall(self, plan: Plan) -> Conditioning | None:
+        """What the session's plan was compiled with, if this model made it. Its weights are read once to know that."""
+        if not self._recalled:
+            key = self.adapter.encoding_key() if is_remembered(plan) else None
+            self._recalled.append(None if key is None else recall(plan, key))
+        return self._recalled[0]
+
     def _free_other_graphs(self, v: int) -> None:
         """Free what the model and the passes before keep for a later run: it has other sizes than the pass of ``v``."""
         for other in (self.adapter, *self.variants):
@@ -291,7 +320,7 @@ class Session:
                 module.to(memory_format=torch.channels_last)
         if options.batch_size == "auto":
             self._tell("measure", 0.0)
-            self.batch_size = self._clocked("measure", lambda: self._measured(plan, variant, conditioning, sampler))
+            self.batch_size = self._clocked("measure", lambda: self._measured(plan, v, conditioning, sampler))
         program = plan.program(
             self.batch_size,
             options.order,
@@ -364,9 +393,12 @@ class Session:
         guided = cost(self.plan, self.adapter, None).guided_node_steps
         return Speed(self.seconds["denoise"] / guided, max(0.0, others) / images + self.encoding)
 
-    def _measured(self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable) -> int:
+    def _measured(self, plan: Plan, v: int, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""
-        options = self.options
+        options, variant = self.options, self.variants[v]
+        if v not in self._curves:
+            graphs = options.cuda_graphs
+            self._curves[v] = curve_of(plan, variant, conditioning, sampler, cuda_graphs=graphs)
         choice = automatic(
             plan,
             variant,
@@ -377,6 +409,7 @@ class Session:
             cuda_graphs=options.cuda_graphs,
             compile=options.compile,
             catch_up=self.catch_up,
+            curve=self._curves[v],
         )
         return choice.batch_size
 
@@ -410,7 +443,7 @@ class Session:
         another size it may be rounded differently. With ``gives_up``, it is an error if no prompt can be encoded.
         """
         needed = plan.covered()
-        found = recall(plan, self.adapter.encoding_key()) if is_remembered(plan) else None
+        found = self._recall(plan)
         if found is None:
             return self._encoded(plan, needed, gives_up)
         lost = np.intersect1d(needed, list(found.failed))

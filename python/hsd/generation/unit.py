@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -91,7 +92,9 @@ class UnitRunner:
         self._writer = writer
 
     def run(self, indices: NDArray[np.int64], *, proven: bool) -> Iterator[Told]:
-        """Make the images ``indices``; tells what happens after a call of the denoiser, four times a second at most.
+        """Make the images ``indices``; tells what happens four times a second at most, and at the end.
+
+        It tells while prompts are encoded and after calls of the denoiser.
 
         Parameters
         ----------
@@ -103,7 +106,7 @@ class UnitRunner:
         Raises
         ------
         FailedImages, OutOfMemory, DeviceFailed, OutputError
-            As :func:`hsd.generate` does. What was told before stands.
+            As :func:`hsd.generate` does, after what was made until then was told.
         """
         if self._writer is None:
             raise ValueError("the unit has nowhere to go: call open() first")
@@ -116,20 +119,27 @@ class UnitRunner:
         before, told = session.node_steps, time.monotonic()
         alone: NDArray[np.int64] | None = None
 
-        def fraction() -> float:
-            return min(1.0, (session.node_steps - before) / part.node_steps)
+        def take() -> Told:
+            done = session.node_steps - before
+            return news.take("denoise" if done else "encode", min(1.0, done / part.node_steps), made)
 
-        with Writers() as writers:
-            for image in session.part(part, failures):
-                if image is not None:
-                    if alone is None:
-                        alone = alone_from(session.plan)
-                    writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
-                elif time.monotonic() - told >= _PAUSE:
-                    told = time.monotonic()
-                    yield news.take("denoise", fraction(), made)
-        self._writer.flush()
-        yield news.take("write", fraction(), made)
+        try:
+            with Writers() as writers:
+                for image in session.part(part, failures):
+                    if image is not None:
+                        if alone is None:
+                            alone = alone_from(session.plan)
+                        writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+                    elif time.monotonic() - told >= _PAUSE:
+                        told = time.monotonic()
+                        yield take()
+            self._writer.flush()
+        except Exception:  # what is made stays, and counts
+            with contextlib.suppress(Exception):  # a full disk, where that is what ended the unit
+                self._writer.flush()
+            yield take()
+            raise
+        yield news.take("write", 1.0, made)
 
 
 class _News:

@@ -152,6 +152,19 @@ class Encodings:
         self._asked = np.zeros(len(prompts), dtype=bool)
         self._seconds = 0.0
 
+    def new(self, needed: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The prompts of ``needed`` that :meth:`of` has not been asked for."""
+        return needed[~self._asked[needed]]
+
+    @quiet()
+    @without_other_reports()
+    def tell_cuts(self, needed: NDArray[np.int64]) -> None:
+        """Report now which of the prompts that will be ``needed`` are too long, and at no call of :meth:`of`."""
+        if self._tables.tells_cuts:
+            self._tables.tells_cuts = False
+            chosen = np.isin(np.arange(len(self._prompts)), needed)
+            report_cuts(self._variants, self._variant, self._prompts, chosen)
+
     @quiet()
     @without_other_reports()
     @device_errors(lambda: "encoding the prompts")
@@ -174,12 +187,14 @@ class Encodings:
         chosen &= ~self._asked
         tables, of = self._tables, (self._variants, self._variant, self._prompts, self._seeds)
         if chosen.any():
-            tables.gives_up = gives_up
+            tables.begin(self._asked, gives_up)
             _encode_into(tables, *of, chosen, self._options, Progress(progress))
             if tables.failed and not tables.any and gives_up:
                 n = int(chosen.sum())
                 tables.give_up(f"none of the {n} prompts" if n > 1 else "not one prompt")
             self._asked |= chosen  # with a prior that shares steps, that is all of them
+            for i in np.flatnonzero(chosen).tolist():
+                tables.known.setdefault(int(self._variant[i]), {}).setdefault(self._prompts[i], i)
         self._seconds += time.perf_counter() - started
         return replace(tables.conditioning(), seconds=self._seconds / max(int(self._asked.sum()), 1))
 
@@ -198,21 +213,23 @@ def _encode_into(
     priors = [part.prior() for part in variants]
     if any(prior is not None and prior.tau > 0 for prior in priors):
         chosen[:] = True
-    report_cuts(variants, variant, prompts, chosen)
+    if tables.tells_cuts:
+        report_cuts(variants, variant, prompts, chosen)
     total, done = int(chosen.sum()), 0
     for v, (part, prior) in enumerate(zip(variants, priors, strict=True)):
         members = np.flatnonzero(chosen & (variant == v))
         if not len(members):
             continue
         tables.share(v, part, members)
+        known = tables.known.get(v, {})
         is_unshared = prior is not None and prior.tau == 0  # then prompts can go through it block by block
         for block in batches(len(members), _PRIOR_BLOCK if is_unshared else len(members)):
             part_of = members[block]
             end = done + len(part_of)
             step = whole.part(done / total, end / total)
-            _encode_block(part, prior, part_of, prompts, seeds, tables, options, step)
+            _encode_block(part, prior, part_of, prompts, seeds, tables, known, options, step)
             done = end
-        tables.fill_failed(members)
+        tables.fill_failed(members, known.values())
     tables.fill_rest()
 
 
@@ -223,10 +240,14 @@ def _encode_block(
     prompts: Sequence[str],
     seeds: NDArray[np.int64],
     tables: Tables,
+    known: dict[str, int],
     options: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Encode ``members``, which have the same settings. Their prior runs first, if there is one."""
+    """Encode ``members``, which have the same settings. Their prior runs first, if there is one.
+
+    Members whose text is ``known`` have the rows of that prompt.
+    """
     texts = [prompts[int(i)] for i in members]
     embeds: Tensor | None = None
     no_text: dict[int, str] = {}
@@ -238,28 +259,32 @@ def _encode_block(
             no_text = {int(members[i]): reason for i, reason in failed.items()}
             left = np.setdiff1d(np.arange(len(members)), list(failed))
             members, texts, embeds = members[left], [texts[i] for i in left], embeds[torch.from_numpy(left)]
-    firsts, row = _distinct(part, texts, embeds is not None)
+    if part.encodes_seeds or embeds is not None:
+        firsts, sources = np.arange(len(members)), members
+    else:
+        firsts, sources = _distinct(members, texts, known)
+    before = tables.nbytes
     for piece in batches(len(firsts), part.encode_batch):
         at = firsts[piece]  # into members
         batch = Batch([texts[int(i)] for i in at], seeds[members[at]], None if embeds is None else embeds[at])
         tables.encode(part, batch, members[at])
         if piece.start == 0:
-            tables.check_space(len(firsts) - len(at), len(at))
+            tables.check_space(tables.nbytes - before, len(firsts) - len(at), len(at))
         progress(piece.stop / len(firsts))
-    tables.repeat(members, members[firsts][row])
+    tables.repeat(members, sources)
     for i, reason in no_text.items():  # last, when it is known whether the others can be encoded
         tables.fail(i, reason)
 
 
-def _distinct(part: Denoiser, texts: list[str], has_prior: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the ``texts`` to encode, and for each text the index of its own among them."""
-    if part.encodes_seeds or has_prior:
-        everything = np.arange(len(texts))
-        return everything, everything
+def _distinct(
+    members: NDArray[np.int64], texts: list[str], known: dict[str, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the ``texts`` to encode, and (n,) the prompt that has the rows of each of them."""
     first: dict[str, int] = {}
-    row = np.array([first.setdefault(text, len(first)) for text in texts], dtype=np.int64)
-    _, places = np.unique(row, return_index=True)
-    return places, row
+    pairs = zip(texts, members.tolist(), strict=True)
+    sources = [known[text] if text in known else first.setdefault(text, i) for text, i in pairs]
+    places = np.flatnonzero(np.isin(members, list(first.values())))
+    return places, np.array(sources, dtype=np.int64)
 
 
 def prior_savings(prior: Prior, prompts: Sequence[str], seeds: NDArray[np.int64]) -> float:

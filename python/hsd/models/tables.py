@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -32,8 +33,17 @@ class Tables:
         self._prompts, self._n, self._spool = prompts, len(prompts), spool
         self._first: Exception | None = None
         self._kinds: set[str] = set()  # of failures: types of errors
+        self.known: dict[int, dict[str, int]] = {}
+        """For each variant, prompts that were encoded by an earlier call, by their text."""
+        self.tells_cuts = True
+        """Whether prompts that are too long are reported."""
         self._shared: dict[int, dict[str, int]] = {}
         """For each variant, the rows that all of its prompts have in common."""
+
+    def begin(self, asked: NDArray[np.bool_], gives_up: bool) -> None:
+        """Encode more prompts. Failures of a call that an error ended do not count: only those ``asked`` (N,) do."""
+        self.failed = {i: reason for i, reason in self.failed.items() if asked[i]}
+        self._first, self._kinds, self.gives_up = None, set(), gives_up
 
     def _field(self, name: str, rows: Tensor | Sequence[Tensor]) -> Field:
         if name not in self.fields:
@@ -119,31 +129,41 @@ class Tables:
         return f"prompt {index} ({self._prompts[index]!r:.80})"
 
     def repeat(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
-        """Give ``members`` the rows of their ``sources``, which are among them. Where one failed, all of them do."""
+        """Give ``members`` the rows of their ``sources``, which were encoded. Where one failed, all of them do."""
         if self.failed:
             pairs = zip(members.tolist(), sources.tolist(), strict=True)
             self.failed |= {i: self.failed[source] for i, source in pairs if source in self.failed}
         self._copy(members, sources)
 
-    def fill_failed(self, members: NDArray[np.int64]) -> None:
-        """Give the failed ones of ``members``, which have the same settings, the rows of one that was encoded."""
+    def fill_failed(self, members: NDArray[np.int64], others: Iterable[int]) -> None:
+        """Give the failed ones of ``members`` the rows of one that was encoded, of them or of ``others``.
+
+        All have the same settings.
+        """
         lost = np.isin(members, list(self.failed))
-        if lost.any() and not lost.all():
-            self._copy(members[lost], members[~lost][0])
+        if lost.any():
+            good = (i for i in itertools.chain(members[~lost].tolist(), others) if i not in self.failed)
+            if (source := next(good, None)) is not None:
+                self._copy(members[lost], source)
 
     def fill_rest(self) -> None:
         """Where no prompt with the same settings was encoded, nothing reads rows. Vectors have to have a direction."""
         lost = np.array(sorted(self.failed), dtype=np.int64)
         self.vectors[lost[~self.vectors[lost].any(axis=1)]] = 1.0
 
-    def _copy(self, members: NDArray[np.int64], sources: NDArray[np.int64]) -> None:
+    def _copy(self, members: NDArray[np.int64], sources: NDArray[np.int64] | int) -> None:
         self.vectors[members] = self.vectors[sources]
         for field in self.fields.values():
             field.index[members] = field.index[sources]
 
-    def check_space(self, left: int, done: int) -> None:
-        """After the first batch: raise unless all batches fit, if they are as large as the first."""
-        self._spool.check_space(sum(field.rows.nbytes for field in self.fields.values()) // done * left)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(field.rows.nbytes for field in self.fields.values())
+
+    def check_space(self, nbytes: int, left: int, done: int) -> None:
+        """After a batch of ``done`` prompts with ``nbytes``: raise unless ``left`` more fit, if they are as large."""
+        self._spool.check_space(nbytes // done * left)
 
 
 def _of_batch(batch: Batch, at: list[int]) -> Batch:

@@ -104,6 +104,21 @@ def slot_bytes(
     return sampler.n_state * math.prod(denoiser.latent_shape()) * 4 + rows
 
 
+def curve_of(
+    plan: Plan, denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, *, cuda_graphs: bool = True
+) -> Curve:
+    """:func:`measure` for a plan.
+
+    Apart from a few calls of one lane, it takes at most a tenth of the time that the plan would take with one lane per
+    call. With ``torch.compile`` the uncompiled networks are measured: each size would have to be compiled.
+    """
+    leaves, cuda_graphs = plan.covered(), cuda_graphs and can_capture(denoiser)
+    most = min(MOST, len(plan))
+    single = measure(denoiser, conditioning, sampler, leaves, sizes=[1], seconds=_FIRST, cuda_graphs=cuda_graphs)
+    seconds = min(time_to_take(denoiser.device), _TIME_SHARE * plan.node_steps * single.seconds(1))
+    return measure(denoiser, conditioning, sampler, leaves, most=most, seconds=seconds, cuda_graphs=cuda_graphs)
+
+
 def automatic(
     plan: Plan,
     denoiser: Denoiser,
@@ -115,18 +130,15 @@ def automatic(
     cuda_graphs: bool = True,
     compile: bool = False,
     catch_up: float = 0.0,
+    curve: Curve | None = None,
 ) -> Choice:
-    """What ``batch_size="auto"`` means: :func:`measure`, then :func:`choose`, for the executor with these arguments.
+    """What ``batch_size="auto"`` means: :func:`curve_of`, then :func:`choose`, for the executor with these arguments.
 
-    Apart from a few calls of one lane, it takes at most a tenth of the time that the plan would take with one lane per
-    call. With ``compile`` the uncompiled networks are measured: each size would have to be compiled.
+    With a ``curve`` of an earlier part of the plan nothing is measured.
     """
-    leaves, device = plan.covered(), denoiser.device
-    cuda_graphs = cuda_graphs and can_capture(denoiser)
-    most = min(MOST, len(plan))
-    single = measure(denoiser, conditioning, sampler, leaves, sizes=[1], seconds=_FIRST, cuda_graphs=cuda_graphs)
-    seconds = min(time_to_take(device), _TIME_SHARE * plan.node_steps * single.seconds(1))
-    curve = measure(denoiser, conditioning, sampler, leaves, most=most, seconds=seconds, cuda_graphs=cuda_graphs)
+    if curve is None:
+        curve = curve_of(plan, denoiser, conditioning, sampler, cuda_graphs=cuda_graphs)
+    cuda_graphs, device = cuda_graphs and can_capture(denoiser), denoiser.device
     return choose(
         plan,
         curve,
