@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from ..work.text import listed
 from .differences import OTHER_STEPS, compared, warn_of_rounding
 from .present import holds_images
 from .record import Record
+
+_BEGINNING = 5.0
+"""Seconds for which a run that lives may take to say whose the folder is, after it has claimed images there."""
 
 
 class Belonging:
@@ -59,40 +64,64 @@ class Belonging:
         if differing:
             raise self._mismatch(differing)
 
-    def claim(self, metadata_format: str | None, *, taken: bool) -> None:
-        """Record the plan as the folder's, or check that it is the one recorded. While the folder's lock is held.
+    def claim(self, metadata_format: str | None, *, taken: bool, others: Callable[[], bool]) -> None:
+        """Record the plan as the folder's, or check that it is the one recorded.
+
+        While a claim of this run is there, and the folder's lock is held, which may not reach others.
 
         Parameters
         ----------
         metadata_format
             The format of the images by their lines, which earlier versions did not record.
         taken
-            Whether others have, or make, images there, so that a folder without a record is theirs.
+            Whether there are images, so that a folder without a record is someone else's.
+        others
+            Whether other runs live. They may have begun at this moment, and not have said yet whose the folder is.
         """
+        end = None
+        while not self._claimed(metadata_format, taken, others, last=end is not None and time.monotonic() >= end):
+            if end is None:
+                end = time.monotonic() + (_BEGINNING if others() else 0.0)
+            time.sleep(0.01)
+
+    def _claimed(self, metadata_format: str | None, taken: bool, others: Callable[[], bool], *, last: bool) -> bool:
+        """:meth:`claim`; False if others may be changing what it depends on, unless this is the ``last`` look."""
         document, damaged = self.record.read()
         before = document.get("identity")
         if before is not None and "image_format" not in before:  # of an earlier version
             found = metadata_format or self.identity["image_format"]
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
+        if differing and not last:
+            return False
         copy = self.record.copy()
         if differing and copy is not None and copy != before and not self._differences(copy):
             self.repaired.append(f"{RUN} does not say what {IDENTITY} says, which is right")
             before, differing = copy, {}
         if before is not None and not differing:
-            warn_of_rounding(self.folder, before["model"], self.model)
-            if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
-                # With the versions that the first images were made with.
-                self.identity = {**before, "plan": self.identity["plan"]}
-            if document.get("identity") != self.identity or damaged is not None or self.record.files() < 2:
-                self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
-            self._check_plan_file()
-            return
-        if taken or holds_images(self.folder):
+            self._continue(document, before, damaged)
+            return True
+        made = taken or holds_images(self.folder)
+        first = before is None and not made and self.record.begin(self.identity)
+        if not first and (not last or (before is None and self.has_begun())):
+            return False  # whoever has begun, or made something, has said before whose the folder is
+        if made or (differing and others()):
             raise self._foreign(damaged) if before is None else self._mismatch(differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self._plan.whole().save(cleared(self.folder, PLAN_FILE))
         self.write({"identity": self.identity, "request": self._plan.request, "runs": document.get("runs", [])})
+        return True
+
+    def _continue(self, document: dict[str, Any], before: dict[str, Any], damaged: str | None) -> None:
+        """Go on in a folder whose identity is ``before``, which is that of this run."""
+        warn_of_rounding(self.folder, before["model"], self.model)
+        if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
+            # With the versions that the first images were made with.
+            self.identity = {**before, "plan": self.identity["plan"]}
+        begun = self.record.files() == 2
+        if document.get("identity") != self.identity or damaged is not None or not begun:
+            self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
+        self._check_plan_file(begun)
 
     def document(self) -> dict[str, Any]:
         """What ``run.json`` says, with the identity, the arguments of the plan, and a list of runs."""
@@ -123,10 +152,11 @@ class Belonging:
         except (Error, OSError):
             return None
 
-    def _check_plan_file(self) -> None:
+    def _check_plan_file(self, begun: bool) -> None:
         """The plan is known to be the folder's: a file that is damaged or missing is written again."""
         if self._stored_fingerprint() != self.identity["plan"]:
-            self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
+            if begun or os.path.lexists(self.folder / PLAN_FILE):  # else the first run has come no further
+                self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
             self._plan.whole().save(cleared(self.folder, PLAN_FILE))
 
     def _differences(self, before: dict[str, Any]) -> dict[str, list[str]]:
