@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ class Belonging:
         self.record = Record(folder)
         self.folder = folder
         self._plan = plan
+        self._seen: Any = None
 
     def check(self) -> None:
         """Raise ``PlanMismatch`` unless a run has taken the folder for these images."""
@@ -64,10 +64,15 @@ class Belonging:
         if differing:
             raise self._mismatch(differing)
 
-    def claim(self, metadata_format: str | None, *, taken: bool, others: Callable[[], bool]) -> None:
+    def look(self) -> None:
+        """See whose the folder is, before this run claims images there: what changes later, runs beside it do."""
+        self._seen = self.record.read()[0].get("identity")
+
+    def claim(self, metadata_format: str | None, *, taken: bool, others: bool) -> None:
         """Record the plan as the folder's, or check that it is the one recorded.
 
-        While a claim of this run is there, and the folder's lock is held, which may not reach others.
+        While a claim of this run is there, and the folder's lock is held, which may not reach others. Of runs that
+        begin at one moment, those that see another give way: they wait until that has said whose the folder is.
 
         Parameters
         ----------
@@ -76,23 +81,22 @@ class Belonging:
         taken
             Whether there are images, so that a folder without a record is someone else's.
         others
-            Whether other runs live. They may have begun at this moment, and not have said yet whose the folder is.
+            Whether other runs live.
         """
-        end = None
-        while not self._claimed(metadata_format, taken, others, last=end is not None and time.monotonic() >= end):
-            if end is None:
-                end = time.monotonic() + (_BEGINNING if others() else 0.0)
+        end = time.monotonic() + (_BEGINNING if others else 0.0)
+        while not self._claimed(metadata_format, taken, others, last=time.monotonic() >= end):
             time.sleep(0.01)
 
-    def _claimed(self, metadata_format: str | None, taken: bool, others: Callable[[], bool], *, last: bool) -> bool:
-        """:meth:`claim`; False if others may be changing what it depends on, unless this is the ``last`` look."""
+    def _claimed(self, metadata_format: str | None, taken: bool, others: bool, *, last: bool) -> bool:
+        """:meth:`claim`; False if it has to be tried again, which is not waited for at the ``last`` time."""
         document, damaged = self.record.read()
         before = document.get("identity")
+        others = others or before != self._seen
         if before is not None and "image_format" not in before:  # of an earlier version
             found = metadata_format or self.identity["image_format"]
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
-        if differing and not last:
+        if not last and (before is None or differing):
             return False
         copy = self.record.copy()
         if differing and copy is not None and copy != before and not self._differences(copy):
@@ -102,10 +106,9 @@ class Belonging:
             self._continue(document, before, damaged)
             return True
         made = taken or holds_images(self.folder)
-        first = before is None and not made and self.record.begin(self.identity)
-        if not first and (not last or (before is None and self.has_begun())):
-            return False  # whoever has begun, or made something, has said before whose the folder is
-        if made or (differing and others()):
+        if before is None and (made or not self.record.begin(self.identity)) and self.has_begun():
+            return False  # another run was quicker
+        if made or (differing and others):
             raise self._foreign(damaged) if before is None else self._mismatch(differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self._plan.whole().save(cleared(self.folder, PLAN_FILE))

@@ -1,4 +1,4 @@
-"""Files that are written if there is none: of several processes, on any hosts, one writes its own. No lock is needed."""
+"""Files that are written unless they exist: of several processes, on any hosts, one is first. No lock is needed."""
 
 from __future__ import annotations
 
