@@ -563,6 +563,14 @@ def test_a_plan_that_another_host_replaces_at_this_moment_is_waited_for(path, mo
     check_folder(path, PLAN, reference, extra={"__parts__"})
 
 
+def test_images_of_someone_else_get_no_record(path):
+    path.mkdir()
+    (path / "00000.png").write_text("x")
+    with pytest.raises(hsd.PlanMismatch, match="another data set"):
+        open_folder(path, PLAN)
+    assert set(os.listdir(path)) == {"00000.png", ".hsd.lock"}
+
+
 def test_what_a_run_that_has_begun_since_writes_is_no_leftover(path, monkeypatch):
     path.mkdir()
     old, new = (path / f".run.json.{digit * 16}.tmp" for digit in "01")
