@@ -17,16 +17,18 @@ import hsd
 from disk import MADE_BY, check_folder, check_lines, fill, images, lines, make_plan, open_folder, picture, write_lines
 from hosts import on
 from hsd.evaluation.folder import read_folder
-from hsd.generation import claims, living
+from hsd.generation import belonging, claims, living
 from hsd.generation.failures import entry_of
 from hsd.generation.folders import open_part
 from hsd.generation.lines import encode
 from hsd.generation.metadata import complete
 from hsd.generation.notebook import _entries as shown
+from hsd.generation.record import Record
 from hsd.generation.results import Failure
 from hsd.generation.shards import _entries as packed
 from hsd.generation.union import entries_of
 from hsd.reporting.read import read_source
+from hsd.work.exclusive import create
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are imitated by locks that Linux alone has")
 
@@ -465,6 +467,151 @@ def test_who_gives_way(path, monkeypatch, mine, sure):
             held.settle(PLAN.kept)
     held.release()
     other.release()
+
+
+# ------------------------------------------------------------------------------- runs that begin at one moment
+
+OTHER = [make_plan(tau=0.1).prune(half.kept.tolist()) for half in HALVES]
+
+
+def between(monkeypatch, owner, name, then):
+    """Once, when a function has returned: ``then``."""
+    function = getattr(owner, name)
+
+    def called(*args, **options):
+        answer = function(*args, **options)
+        monkeypatch.setattr(owner, name, function)
+        then()
+        return answer
+
+    monkeypatch.setattr(owner, name, called)
+
+
+@pytest.mark.parametrize("moment", [(claims, "take"), (Record, "read"), (Record, "begin")])
+def test_two_hosts_begin_one_folder_at_one_moment(path, monkeypatch, reference, moment):
+    """The second opens it, and makes an image, after the first has claimed, or looked, or decided whose it is."""
+    monkeypatch.setattr(belonging, "_BEGINNING", 0.05)  # the first is slower than the second waits
+    opened = []
+
+    def second():
+        with on("far"):
+            opened.append(open_folder(path, HALVES[1]))
+            add(opened[0], HALVES[1].kept.tolist()[0])
+
+    between(monkeypatch, *moment, second)
+    opened.append(open_folder(path, HALVES[0]))
+    assert [folder.repaired for folder in opened] == [[], []]
+    assert [folder.notes for folder in opened] == [[], []]
+    for folder in opened:
+        folder.close()
+    fill(path, PLAN)
+    check_folder(path, PLAN, reference, extra={"__parts__"})
+
+
+@pytest.mark.parametrize("moment", [(claims, "take"), (Record, "read"), (Record, "begin")])
+def test_two_plans_begin_in_one_folder_at_one_moment(path, monkeypatch, moment):
+    opened, refused = [], []
+
+    def begin(part):
+        try:
+            opened.append((open_folder(path, part), part))
+        except hsd.PlanMismatch as error:
+            refused.append(str(error))
+
+    def second():
+        with on("far"):
+            begin(OTHER[1])
+
+    monkeypatch.setattr(belonging, "_BEGINNING", 0.05)
+    between(monkeypatch, *moment, second)
+    begin(HALVES[0])
+    ((folder, part),) = opened
+    assert len(refused) == 1
+    assert "another plan" in refused[0]
+    folder.close()
+    for _ in range(2):
+        with open_folder(path, part) as folder:
+            add(folder, *(set(part.kept.tolist()) - folder.done()))
+    check_lines(path, part, complete=False)
+
+
+def test_a_plan_that_another_host_replaces_at_this_moment_is_waited_for(path, monkeypatch, reference):
+    """Nothing was made with the old one. The second of two new runs sees it before the first has written its own."""
+    open_folder(path, OTHER[0]).close()
+    opened = []
+
+    def second():
+        with on("far"):
+            opened.append(open_folder(path, HALVES[1]))
+
+    waiter = threading.Thread(target=second)
+    waited = threading.Event()
+    pause = time.sleep
+    monkeypatch.setattr(belonging.time, "sleep", lambda seconds: (waited.set(), pause(seconds)))
+
+    def begin():
+        waiter.start()
+        assert waited.wait(10)
+
+    between(monkeypatch, claims, "take", begin)
+    opened.append(open_folder(path, HALVES[0]))
+    waiter.join(10)
+    assert [folder.repaired for folder in opened] == [[], []]
+    for folder in opened:
+        folder.close()
+    fill(path, PLAN)
+    check_folder(path, PLAN, reference, extra={"__parts__"})
+
+
+def test_images_of_someone_else_get_no_record(path):
+    path.mkdir()
+    (path / "00000.png").write_text("x")
+    with pytest.raises(hsd.PlanMismatch, match="another data set"):
+        open_folder(path, PLAN)
+    assert set(os.listdir(path)) == {"00000.png", ".hsd.lock"}
+
+
+def test_what_a_run_that_has_begun_since_writes_is_no_leftover(path, monkeypatch):
+    path.mkdir()
+    old, new = (path / f".run.json.{digit * 16}.tmp" for digit in "01")
+
+    def begin():
+        for file, seconds in ((old, -1), (new, 1)):
+            file.write_text("")
+            (claim,) = path.glob(".hsd.claim-*")
+            os.utime(file, (claim.stat().st_mtime + seconds,) * 2)
+
+    between(monkeypatch, claims, "take", begin)
+    open_folder(path, PLAN).close()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_claim_that_is_taken_for_a_leftover_before_it_has_its_name_is_written_again(path, monkeypatch):
+    def leftover(hidden, claim):
+        monkeypatch.undo()
+        os.unlink(hidden)
+        os.rename(hidden, claim)
+
+    monkeypatch.setattr(claims.os, "rename", leftover)
+    with open_folder(path, PLAN):
+        assert len(list(path.glob(".hsd.claim-*"))) == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_created_once(tmp_path, monkeypatch, links):
+    def no_links(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with ThreadPoolExecutor(4) as pool:
+        for attempt in range(5):
+            file = tmp_path / str(attempt)
+            texts = [bytes([65 + i]) * 9 for i in range(4)]
+            created = list(pool.map(lambda text, file=file: create(file, text), texts))
+            assert created.count(True) == 1
+            assert file.read_bytes() == texts[created.index(True)]
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 # ------------------------------------------------------------------------------- without locks

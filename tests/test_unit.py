@@ -349,3 +349,13 @@ def test_long_prompts_are_reported_once_for_all_units():
         run_all(runner, [range(3), range(3, N)])
     (message,) = [str(one.message) for one in said if "longer than the model reads" in str(one.message)]
     assert message.startswith("8 of 8 prompts")
+
+
+def test_workers_of_one_machine_share_its_memory(monkeypatch):
+    """Where the user says nothing, and each would take what is free."""
+    monkeypatch.setattr("hsd.generation.session.default_memory", lambda: 1200)
+    asked = []
+    monkeypatch.setattr("hsd.generation.session.Encodings", lambda *_, memory, **__: asked.append(memory))
+    for options in (Options(neighbours=4), Options(), Options(neighbours=4, conditioning_memory=50)):
+        UnitRunner(plan_of_two(), tiny_model(), options).session._encoder()
+    assert asked == [300, None, 50]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import Error
@@ -63,7 +64,8 @@ class Job:
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         wanted, needs = self.needs(ray.cluster_resources(), nodes, own=own)
         images = len(self.plan) if isinstance(self.plan, Plan) else 0
-        whole = Whole(self.out, self.options, self.image_format, watcher, failed, alone=nodes == 1, wanted=images)
+        options = replace(self.options, neighbours=math.ceil(wanted / max(nodes, 1)))
+        whole = Whole(self.out, options, self.image_format, watcher, failed, alone=nodes == 1, wanted=images)
         crew = Crew(ray, wanted, needs)
 
         def end(error: BaseException | None) -> Run | None:

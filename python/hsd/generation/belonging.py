@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from .differences import warn_of_rounding
 from .identity_check import Identity, foreign, identity_differences, identity_of, mismatch, not_begun
 from .present import holds_images
 from .record import Record
+
+_BEGINNING = 5.0
+"""Seconds for which a run that lives may take to say whose the folder is, after it has claimed images there."""
 
 
 class Belonging:
@@ -40,6 +44,7 @@ class Belonging:
         self.record = Record(folder)
         self.folder = folder
         self._plan = plan
+        self._seen: Any = None
 
     def check(self) -> None:
         """Raise ``PlanMismatch`` unless a run has taken the folder for these images."""
@@ -51,40 +56,67 @@ class Belonging:
         if differing:
             raise mismatch(self.folder, differing)
 
-    def claim(self, metadata_format: str | None, *, taken: bool) -> None:
-        """Record the plan as the folder's, or check that it is the one recorded. While the folder's lock is held.
+    def look(self) -> None:
+        """See whose the folder is, before this run claims images there: what changes later, runs beside it do."""
+        self._seen = self.record.read()[0].get("identity")
+
+    def claim(self, metadata_format: str | None, *, taken: bool, others: bool) -> None:
+        """Record the plan as the folder's, or check that it is the one recorded.
+
+        While a claim of this run is there, and the folder's lock is held, which may not reach others. Of runs that
+        begin at one moment, those that see another give way: they wait until that has said whose the folder is.
 
         Parameters
         ----------
         metadata_format
             The format of the images by their lines, which earlier versions did not record.
         taken
-            Whether others have, or make, images there, so that a folder without a record is theirs.
+            Whether there are images, so that a folder without a record is someone else's.
+        others
+            Whether other runs live.
         """
+        end = time.monotonic() + (_BEGINNING if others else 0.0)
+        while not self._claimed(metadata_format, taken, others, last=time.monotonic() >= end):
+            time.sleep(0.01)
+
+    def _claimed(self, metadata_format: str | None, taken: bool, others: bool, *, last: bool) -> bool:
+        """:meth:`claim`; False if it has to be tried again, which is not waited for at the ``last`` time."""
         document, damaged = self.record.read()
         before = document.get("identity")
+        others = others or before != self._seen
         if before is not None and "image_format" not in before:  # of an earlier version
             found = metadata_format or self.identity["image_format"]
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
+        if not last and (before is None or differing):
+            return False
         copy = self.record.copy()
         if differing and copy is not None and copy != before and not self._differences(copy):
             self.repaired.append(f"{RUN} does not say what {IDENTITY} says, which is right")
             before, differing = copy, {}
         if before is not None and not differing:
-            warn_of_rounding(self.folder, before["model"], self.model)
-            if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
-                # With the versions that the first images were made with.
-                self.identity = {**before, "plan": self.identity["plan"]}
-            if document.get("identity") != self.identity or damaged is not None or self.record.files() < 2:
-                self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
-            self._check_plan_file()
-            return
-        if taken or holds_images(self.folder):
+            self._continue(document, before, damaged)
+            return True
+        made = taken or holds_images(self.folder)
+        if before is None and (made or not self.record.begin(self.identity)) and self.has_begun():
+            return False  # another run was quicker
+        if made or (differing and others):
             raise self._foreign(damaged) if before is None else mismatch(self.folder, differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
         self._plan.whole().save(cleared(self.folder, PLAN_FILE))
         self.write({"identity": self.identity, "request": self._plan.request, "runs": document.get("runs", [])})
+        return True
+
+    def _continue(self, document: dict[str, Any], before: dict[str, Any], damaged: str | None) -> None:
+        """Go on in a folder whose identity is ``before``, which is that of this run."""
+        warn_of_rounding(self.folder, before["model"], self.model)
+        if "networks" in before["model"]:  # else it is of an earlier version, which did not record them
+            # With the versions that the first images were made with.
+            self.identity = {**before, "plan": self.identity["plan"]}
+        begun = self.record.files() == 2
+        if document.get("identity") != self.identity or damaged is not None or not begun:
+            self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
+        self._check_plan_file(begun)
 
     def document(self) -> dict[str, Any]:
         """What ``run.json`` says, with the identity, the arguments of the plan, and a list of runs."""
@@ -115,10 +147,11 @@ class Belonging:
         except (Error, OSError):
             return None
 
-    def _check_plan_file(self) -> None:
+    def _check_plan_file(self, begun: bool) -> None:
         """The plan is known to be the folder's: a file that is damaged or missing is written again."""
         if self._stored_fingerprint() != self.identity["plan"]:
-            self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
+            if begun or os.path.lexists(self.folder / PLAN_FILE):  # else the first run has come no further
+                self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
             self._plan.whole().save(cleared(self.folder, PLAN_FILE))
 
     def _differences(self, before: Identity) -> dict[str, list[str]]:

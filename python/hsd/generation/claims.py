@@ -36,6 +36,9 @@ __all__ = ["LEASE", "PREFIX", "Claim", "Held", "living", "refuse", "take"]
 _ASKED = 5.0
 """Seconds in which everyone has finished asking whether a new claim is held."""
 
+_TRIES = 20
+"""Attempts to write a claim."""
+
 _SETTLED = 5.0
 """Seconds in which of two runs that claim the same images at the same moment, one has given way."""
 
@@ -54,6 +57,8 @@ class Held:
     def __init__(self, lock: Lock, path: Path) -> None:
         self._lock: Lock | None = lock
         self._path = path
+        self.begun = os.stat(path).st_mtime
+        """When it began, by the clock of the file system."""
         self._touched = [time.time()]
         stop = threading.Event()
         self._stopped = weakref.finalize(self, stop.set)
@@ -120,12 +125,20 @@ def take(folder: Path, prompts: NDArray[np.int64]) -> tuple[Held, list[Claim]]:
     """
     refuse_others(folder, prompts, living(folder))
     remove_stale(folder)
-    held = _written(folder, prompts)
+    held = _renewed(folder, prompts)
     try:
         return held, held.settle(prompts)
     except BaseException:
         held.release()
         raise
+
+
+def _renewed(folder: Path, prompts: NDArray[np.int64]) -> Held:
+    """A new claim, written again if a run on another host takes it for a leftover before it has its name."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return _written(folder, prompts)
+    return _written(folder, prompts)
 
 
 def _written(folder: Path, prompts: NDArray[np.int64]) -> Held:

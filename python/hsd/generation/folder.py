@@ -109,17 +109,20 @@ class ImageFolder:
             raise files.unusable(self.path, error) from None
 
     def _open(self) -> None:
-        # One lock for both: a run that begins at the same moment has to find the plan where it finds the claim.
+        # One lock for both: a run that begins at the same moment finds the plan where it finds the claim. If the
+        # lock does not reach it, it waits for the plan.
         with self._locked() as held:
             if not held or len(self.plan) < self.plan.n_prompts:
                 self._part = Part(self.path)
+            self._own.look()
             self._held, others = claims.take(self.path, self.plan.kept)
             try:
-                oldest = min((other.begun for other in others), default=None)
-                files.remove_leftovers(self.path, oldest)  # a run that lives may still write newer ones
+                # A run that lives may still write newer ones, also one that has begun since.
+                oldest = min([self._held.begun, *(other.begun for other in others)])
+                files.remove_leftovers(self.path, oldest)
                 self._metadata.parts.remove_leftovers(oldest)
-                taken = bool(others) or self._metadata.says(anything=not self._own.has_begun())
-                self._own.claim(self._metadata.format(), taken=taken)
+                taken = self._metadata.says(anything=not self._own.has_begun())
+                self._own.claim(self._metadata.format(), taken=taken, others=bool(others))
             except BaseException:
                 self._held.release()
                 raise

@@ -19,3 +19,5 @@ class Options:
     cuda_graphs: bool = True
     channels_last: bool = False
     keep_forks: bool = False
+    neighbours: int = 1
+    """Processes on this machine that do the same, this one included: the memory is for all of them."""

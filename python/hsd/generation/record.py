@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..work.files import IDENTITY, RUN, read_own, regular, set_aside, write_json
+from ..work.exclusive import create
+from ..work.files import IDENTITY, RUN, as_json, read_own, regular, set_aside, write_json
 from ..work.reading import parse_json
 
 Document = dict[str, Any]
@@ -45,6 +46,13 @@ class Record:
         """The identity in its own file, if that says one in full."""
         found, _ = self._object(IDENTITY)
         return found if is_identity(found) and found is not None and "image_format" in found else None
+
+    def begin(self, identity: Document) -> bool:
+        """Say what decides the images of a folder that has no record; False if others were quicker.
+
+        Needs no lock: the first of several has it.
+        """
+        return create(self._folder / IDENTITY, as_json(identity))
 
     def write(self, document: Document) -> str | None:
         """Write both; returns what became of a damaged ``run.json``: it is set aside, not overwritten."""

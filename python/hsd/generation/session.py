@@ -21,7 +21,7 @@ from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
 from ..models.base import batches
 from ..models.caches import refuse_step_caches
-from ..models.encode import Encodings, is_remembered, recall
+from ..models.encode import Encodings, default_memory, is_remembered, recall
 from ..names import BatchSize, Order
 from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan, check_is_plan
@@ -228,13 +228,15 @@ class Session:
 
     def _encoder(self) -> Encodings:
         """Encodes the prompts of the session's plan."""
-        plan = self.plan
+        plan, memory = self.plan, self.options.conditioning_memory
+        if memory is None and self.options.neighbours > 1:
+            memory = default_memory() // self.options.neighbours
         return Encodings(
             self.variants,
             plan.setting,
             plan.prompts,
             plan.seeds,
-            memory=self.options.conditioning_memory,
+            memory=memory,
             cuda_graphs=self.options.cuda_graphs,
             skip_failing=True,
         )

@@ -69,9 +69,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """:func:`write_atomically`, as JSON for people and programs."""
+    write_atomically(path, as_json(document))
+
+
+def as_json(document: Any) -> bytes:
+    """The bytes that :func:`write_json` writes."""
     # Half a surrogate pair has no form in UTF-8, and its escape is refused when the file is read.
-    text = json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace")
-    write_atomically(path, text + b"\n")
+    return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def write_temporary(path: Path, data: bytes) -> Path:
