@@ -17,7 +17,7 @@ import PIL.Image
 
 from ..names import ImageFormat, check_name
 from ..planning.plan import Plan
-from ..work.files import PARTS
+from ..work.files import PARTS, as_json
 from ..work.objects import Objects
 from ..work.text import listed
 from .failures import entry_of
@@ -25,7 +25,7 @@ from .image_files import ImageFiles
 from .image_text import Texts
 from .lines import Lines, ending
 from .results import Failure
-from .store_belonging import StoreBelonging, as_json
+from .store_belonging import StoreBelonging
 from .store_claims import take
 from .store_joining import join, join_records
 from .store_lines import LineWriter

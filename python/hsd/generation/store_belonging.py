@@ -5,14 +5,13 @@ There is no lock: of several runs that begin at one moment, the one whose ``iden
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..errors import Error, PlanMismatch
 from ..planning.differences import plan_differences
 from ..planning.plan import PLAN_FILE, Plan
 from ..planning.plan_file import encoded
-from ..work.files import IDENTITY, RUN
+from ..work.files import IDENTITY, RUN, as_json
 from ..work.objects import Objects
 from ..work.reading import parse_json
 from ..work.urls import below
@@ -137,8 +136,3 @@ class StoreBelonging:
         if stored is None:
             return [f"its {PLAN_FILE} cannot be read"]
         return plan_differences(stored, self._plan.whole())
-
-
-def as_json(document: Any) -> bytes:
-    """A file that :func:`hsd.work.files.write_json` would write."""
-    return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
