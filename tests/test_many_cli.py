@@ -173,6 +173,8 @@ def test_more_parts_than_images(prompts, tmp_path):
             "cuda:1 names one device, and --workers gives.*CUDA_VISIBLE_DEVICES",
         ),
         (["--ray", "auto", "--device", "cuda:1"], "cuda:1 names one device, and --ray gives"),
+        (["--ray", "ray://head:10001", "--out", "images"], "--out images with --ray .*give its whole name"),
+        (["--ray", "ray://head:10001", "--tar", "tar"], "the images are not on this machine"),
         (["--workers", "8", "--keep-forks"], "--keep-forks is for a run of one process: leave out --workers"),
     ],
 )

@@ -111,7 +111,7 @@ def generate(
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     if many.is_many(workers, ray):
-        out = many.for_workers(out)
+        out = many.for_workers(out, ray)
     if plan_file is not None:
         check_planned(ctx)
         recipe = Recipe.read(plan_file, out, part)
@@ -123,7 +123,7 @@ def generate(
         check_shards(out, tar)
     if is_url(out):  # an unusable folder is reported before the model is loaded and prompts are encoded
         Objects(out).check()
-    else:
+    elif not many.is_afar(ray):
         make_folder(out)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     job = Job(

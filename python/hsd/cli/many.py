@@ -55,9 +55,22 @@ def is_many(workers: int | None, ray: str | None) -> bool:
     return workers is not None or ray is not None
 
 
-def for_workers(out: str) -> str:
+def is_afar(ray: str | None) -> bool:
+    """Whether the folder of images is on machines of which this one is none."""
+    return ray is not None and ray.startswith("ray://")
+
+
+def for_workers(out: str, ray: str | None) -> str:
     """The folder by a name that holds in their working folders too."""
-    return out if is_url(out) else str(user_path(out).absolute())
+    if is_url(out):
+        return out
+    path = user_path(out)
+    if is_afar(ray) and not path.is_absolute():
+        raise ValueError(
+            f"--out {out} with --ray {ray}: the folder is one of the cluster's machines, so give its whole name, such "
+            f"as /shared/{path.name}, or a URL"
+        )
+    return str(path.absolute())
 
 
 def check(
@@ -88,6 +101,8 @@ def check(
             f"--device {device} names one device, and {option} gives each worker its own: write --device {kind}, or "
             "leave it out. CUDA_VISIBLE_DEVICES=0,1 says which GPUs of a machine are used"
         )
+    if tar is not None and is_afar(ray):
+        raise ValueError(f"--tar with --ray {ray}: the images are not on this machine. Write the shards where they are")
     if keep_forks:
         raise ValueError(f"--keep-forks is for a run of one process: leave out {option}, or --keep-forks")
     for name in by_time:
