@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -143,7 +144,8 @@ def test_the_example(tmp_path):
     table = datasets.Dataset.from_dict({"prompt": TEXTS, "id": [f"c-{i}" for i in range(len(TEXTS))]})
     table.to_parquet(str(tmp_path / "prompts.parquet"))
     command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), "prompts.parquet", "images", "--steps", "3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    alone = {**os.environ, "RAY_ADDRESS": "local"}  # not the cluster of another test, which it would join
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "9 of 9 images in images" in done.stdout
     found = datasets.load_dataset(

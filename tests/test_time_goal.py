@@ -243,7 +243,7 @@ def test_the_command_names_no_model_that_was_not_asked_for(prompts, tmp_path):
     assert "the built-in encoder stands in for the model's own embeddings" in shown
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(N, 4)))
     shown = invoke("plan", prompts, "--embeddings", tmp_path / "e.npy").output
-    assert re.search(r"to run it +hsd.generate\(hsd.Plan.load\(the file of --save\), model\)", shown)
+    assert re.search(r"to run it +hsd generate --plan FILE --model MODEL --out FOLDER, with the FILE of --save", shown)
     assert "stands in" not in shown
 
 

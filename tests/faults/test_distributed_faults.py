@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,8 @@ def cluster(tmp_path_factory):
     """A head without cores, and two machines with one each."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="hsd-", dir="/tmp") as folder:
+        patch.setenv("RAY_TMPDIR", folder)  # else other programs of this machine would join it
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # nobody's token
