@@ -29,9 +29,10 @@ def once(folder, name):
     return True
 
 
-def demo(folder=None, *, load=None, image=None, pace=0.0):
+def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
     """The bundled model. ``load`` happens when it is loaded, ``image`` when the bad prompt's image is written; each
-    batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks."""
+    batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks. With a ``gate`` a process stops after ten batches, until there is
+    a file ``go``."""
     if load is not None:
         load(folder)
     model = hsd.load("demo")
@@ -50,11 +51,14 @@ def demo(folder=None, *, load=None, image=None, pace=0.0):
             write(self, made, extra)
 
         Made.write = writing
-    if pace:
-        evaluate = model.denoise
+    if pace or gate:
+        evaluate, calls = model.denoise, []
 
         def denoising(*args, **options):
             time.sleep(pace)
+            calls.append(1)
+            while gate and len(calls) > 10 and not (Path(folder) / "go").exists():
+                time.sleep(0.05)
             return evaluate(*args, **options)
 
         object.__setattr__(model, "denoise", denoising)

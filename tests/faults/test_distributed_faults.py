@@ -179,14 +179,16 @@ def test_a_slow_worker(cluster, plan, reference, tmp_path):
 def test_machines_come_and_go(cluster, plan, reference, tmp_path):
     """Three workers are wanted where two find a place; a machine joins, and another is lost."""
     out, notes = tmp_path / "images", tmp_path / "notes"
-    model = model_of(notes, pace=0.5)
+    model = model_of(notes, gate=True)
     with ThreadPoolExecutor(1) as pool:  # nodes are started in the main thread only
         run = pool.submit(generate, plan, model, out, batch_size=1, workers=3)
         until(lambda: list(out.glob("*.png")))
         assert len(list(notes.glob("pid-*"))) == 2
         cluster.nodes_of_two.append(cluster.add_node(num_cpus=1, **SMALL))
-        until(lambda: len(list(notes.glob("pid-*"))) == 3)
+        pids = until(lambda: found if len(found := [path.name[4:] for path in notes.glob("pid-*")]) == 3 else None)
         cluster.remove_node(cluster.nodes_of_two.pop(0), allow_graceful=False)
+        until(lambda: not all(os.path.exists(f"/proc/{pid}") for pid in pids))  # its worker goes some time later
+        (notes / "go").touch()
         record = run.result(120).record["workers"]
     assert_same_folder(out, reference)
     assert record["lost"] >= 1
