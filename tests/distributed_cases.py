@@ -30,9 +30,11 @@ def once(folder, name):
 
 
 def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
-    """The bundled model. ``load`` happens when it is loaded, ``image`` when the bad prompt's image is written; each
-    batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks. With a ``gate`` a process stops after ten batches, until there is
-    a file ``go``."""
+    """The bundled model. ``load`` happens when it is loaded, ``image`` when the bad prompt's image is written.
+
+    Each batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks. With a
+    ``gate`` a process stops after ten batches, until there is a file ``go``.
+    """
     if load is not None:
         load(folder)
     model = hsd.load("demo")
