@@ -55,7 +55,7 @@ class Flux2Klein(GuidedAdapter, Flux2):
         number = self.pipe.transformer.config.joint_attention_dim // config.hidden_size
         if len(layers) != number:
             raise ValueError(
-                f"text_encoder_out_layers is {layers}: the transformer reads the outputs of {number} layers side by side"
+                f"text_encoder_out_layers is {layers}: the transformer reads the outputs of {number} layers"
             )
 
     @property
