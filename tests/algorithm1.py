@@ -28,7 +28,7 @@ def clusters(merges: np.ndarray, heights: np.ndarray, n: int, threshold: float) 
 def caught_up(mean, given, gamma):
     """m + gamma (m - h) with h the plain mean of all that was ``given``, one entry per step (DESIGN section 2).
 
-    ``mean`` and the entries are tensors, or tensors by name. Token sequences (1, L, D) may differ in length: h is the
+    ``mean`` and the entries are tensors, or tensors by name. Token sequences (1, L, ...) may differ in length: h is the
     mean over the entries that have a position, and a position that none of them has is that of ``mean``.
     """
     if not given or not gamma:
@@ -37,7 +37,7 @@ def caught_up(mean, given, gamma):
         return {name: caught_up(row, [entry[name] for entry in given], gamma) for name, row in mean.items()}
     if all(entry.shape == mean.shape for entry in given):
         return mean + gamma * (mean - torch.stack([entry.float() for entry in given]).mean(0))
-    assert mean.ndim == 3, mean.shape
+    assert mean.ndim >= 3, mean.shape
     out = []
     for position in range(mean.shape[1]):
         before = [entry[0, position] for entry in given if entry.shape[1] > position]

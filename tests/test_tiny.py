@@ -82,6 +82,18 @@ def flux2_run(prompt: str) -> Tensor:
     return tiny.flux2()(prompt=prompt, generator=seed(), **SMALL).images
 
 
+def flux2_klein_run(prompt: str) -> Tensor:
+    return tiny.flux2_klein()(prompt=prompt, generator=seed(), **SMALL).images
+
+
+def krea2_run(prompt: str) -> Tensor:
+    return tiny.krea2()(prompt, generator=seed(), **SMALL).images
+
+
+def ernie_image_run(prompt: str) -> Tensor:
+    return tiny.ernie_image()(prompt, generator=seed(), **SMALL).images
+
+
 def z_image_run(prompt: str) -> Tensor:
     return tiny.z_image()(prompt, generator=seed(), **SMALL).images
 
@@ -102,8 +114,11 @@ def z_image_run(prompt: str) -> Tensor:
         karlo_run,
         stable_unclip_run,
         flux2_run,
+        flux2_klein_run,
         sana_run,
         qwen_run,
+        krea2_run,
+        ernie_image_run,
         z_image_run,
     ],
 )
@@ -121,6 +136,7 @@ def test_whole_images_differ_too() -> None:
     arguments = SMALL | {"output_type": "np"}
     pixart = partial(tiny.pixart_sigma(), use_resolution_binning=False)
     builders = (tiny.k22_combined, tiny.stable_diffusion, tiny.sdxl, tiny.sd3, tiny.flux, tiny.flux2, tiny.z_image)
+    builders = (*builders, tiny.flux2_klein, tiny.krea2, tiny.ernie_image)
     for pipeline in (*(build() for build in builders), pixart):
         cat, birds = (
             pipeline(prompt=prompt, generator=seed(), **arguments).images[0] for prompt in (PROMPTS[0], PROMPTS[2])
@@ -140,5 +156,8 @@ def test_building_leaves_the_global_generator_alone() -> None:
     tiny.karlo()
     tiny.stable_unclip()
     tiny.flux2()
+    tiny.flux2_klein()
+    tiny.krea2()
+    tiny.ernie_image()
     tiny.z_image()
     assert torch.equal(before, torch.get_rng_state())

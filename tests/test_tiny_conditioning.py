@@ -34,6 +34,9 @@ ENCODED = {
     ],
     tiny.flux2: ["prompt_embeds"],
     tiny.qwen_image: ["prompt_embeds"],  # and no mask for one prompt
+    tiny.flux2_klein: ["prompt_embeds"],
+    tiny.krea2: ["prompt_embeds", "prompt_embeds_mask"],
+    tiny.ernie_image: ["prompt_embeds"],
     tiny.z_image: ["prompt_embeds", "negative_prompt_embeds"],
 }
 OTHER_PROMPTS = {
@@ -46,6 +49,8 @@ Build = Callable[[], Any]
 
 
 def encoded(build: Build, pipeline: Any, prompt: str) -> dict[str, Any]:
+    if build is tiny.ernie_image:
+        return {"prompt_embeds": pipeline.encode_prompt(prompt, "cpu")}
     tensors = pipeline.encode_prompt(prompt, **OTHER_PROMPTS.get(build, {}))
     return dict(zip(ENCODED[build], tensors, strict=False))  # FLUX also returns the positions of the tokens
 
@@ -87,6 +92,8 @@ def difference(left: Tensor, right: Tensor) -> float:
         (tiny.pixart_sigma, "prompt_embeds", ...),
         (tiny.qwen_image, "prompt_embeds", (..., slice(5), slice(None))),
         *((tiny.flux2, "prompt_embeds", (..., slice(16 * i, 16 * i + 16))) for i in range(3)),
+        *((tiny.flux2_klein, "prompt_embeds", (..., slice(16 * i, 16 * i + 16))) for i in range(3)),
+        *((tiny.krea2, "prompt_embeds", (..., i, slice(None))) for i in range(3)),
         (tiny.pixart_sigma, "prompt_attention_mask", ...),
     ],
     ids=[
@@ -105,6 +112,8 @@ def difference(left: Tensor, right: Tensor) -> float:
         "pixart-t5",
         "qwen-image-tokens",
         *("flux2-layer-10", "flux2-layer-20", "flux2-layer-30"),
+        *("flux2-klein-layer-9", "flux2-klein-layer-18", "flux2-klein-layer-27"),
+        *("krea2-layer-1", "krea2-layer-2", "krea2-layer-3"),
         "pixart-mask",
     ],
 )
@@ -127,6 +136,9 @@ def test_each_part_of_the_encoding_matters(build: Build, name: str, where: Any) 
         pytest.param(tiny.pixart_sigma, range(6), id="pixart"),
         pytest.param(tiny.qwen_image, range(5), id="qwen-image"),
         pytest.param(tiny.flux2, range(512 - 6, 512), id="flux2"),  # padded on the left
+        pytest.param(tiny.flux2_klein, range(6, 11), id="flux2-klein"),
+        pytest.param(tiny.krea2, range(5), id="krea2"),
+        pytest.param(tiny.ernie_image, range(1, 6), id="ernie-image"),
         pytest.param(tiny.z_image, range(6, 13), id="z-image"),  # the chat template's before are the same
     ],
 )
@@ -143,7 +155,12 @@ def test_each_token_matters(build: Build, tokens: range) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", ENCODED, ids=["sdxl", "sd3", "dev", "schnell", "pixart", "flux2", "qwen-image", "z-image"]
+    "build",
+    ENCODED,
+    ids=[
+        *("sdxl", "sd3", "dev", "schnell", "pixart", "flux2", "qwen-image"),
+        *("flux2-klein", "krea2", "ernie-image", "z-image"),
+    ],
 )
 def test_the_time_matters(build: Build) -> None:
     pipeline = build()

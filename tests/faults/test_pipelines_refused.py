@@ -49,6 +49,7 @@ def test_every_family_names_the_parts_that_it_cannot_be_without(family: Family):
     # What it does not name, the pipeline itself can be without, or it is the checker of finished images.
     may_lack = {"safety_checker", "feature_extractor", "image_encoder", "image_processor", "text_encoder_3"}
     may_lack |= {"tokenizer_3", "text_encoder", "tokenizer"}  # the last two: of SDXL, see below
+    may_lack |= {"pe", "pe_tokenizer"}  # which enhance prompts
     rest = {name for pipe in pipes for name in pipe.components} - set(adapter.needs.parts)
     assert rest <= may_lack
 

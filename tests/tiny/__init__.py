@@ -8,10 +8,13 @@ proves little.  `listen` enlarges the weights through which conditioning enters;
 visible difference in every pipeline, and test_tiny_conditioning.py that each of their inputs does.
 """
 
+from .ernie_image import ernie_image, ernie_image_flow, ernie_tokenizer
 from .flux import flux, flux_dev_flow, flux_schnell_flow
 from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
+from .flux2_klein import flux2_klein, flux2_klein_flow
 from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
 from .karlo import karlo
+from .krea2 import KREA2_LAYERS, krea2, krea2_flow
 from .parts import BIG_WIDTH, SD_BETAS, T5_WIDTH, WIDTH, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from .pixart import pixart_dpm, pixart_sigma
 from .qwen import qwen_image
@@ -26,13 +29,19 @@ __all__ = [
     "BIG_WIDTH",
     "FLUX2_LAYERS",
     "K22_BETAS",
+    "KREA2_LAYERS",
     "SD_BETAS",
     "T5_WIDTH",
     "WIDTH",
     "clip_tokenizer",
+    "ernie_image",
+    "ernie_image_flow",
+    "ernie_tokenizer",
     "flux",
     "flux2",
     "flux2_flow",
+    "flux2_klein",
+    "flux2_klein_flow",
     "flux_dev_flow",
     "flux_schnell_flow",
     "gemma_tokenizer",
@@ -43,6 +52,8 @@ __all__ = [
     "k22_prior",
     "k22_unclip",
     "karlo",
+    "krea2",
+    "krea2_flow",
     "mistral_tokenizer",
     "pixart_dpm",
     "pixart_sigma",

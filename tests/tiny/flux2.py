@@ -71,8 +71,7 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@cache
-def _mistral3() -> Mistral3ForConditionalGeneration:
+def mistral3_config(**changes: Any) -> Mistral3Config:
     text = {
         "model_type": "mistral",
         "vocab_size": len(mistral_tokenizer()),
@@ -85,6 +84,7 @@ def _mistral3() -> Mistral3ForConditionalGeneration:
         "max_position_embeddings": 2048,
         "sliding_window": None,
         "initializer_range": 0.3,
+        **changes,
     }
     vision = {
         "model_type": "pixtral",
@@ -97,12 +97,16 @@ def _mistral3() -> Mistral3ForConditionalGeneration:
         "patch_size": 14,
     }
     image_token = CONTROL_TOKENS.index("[IMG]")
-    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=image_token)
-    return seeded(lambda: Mistral3ForConditionalGeneration(config))
+    return Mistral3Config(text_config=text, vision_config=vision, image_token_index=image_token)
 
 
 @cache
-def _flux2_transformer() -> Flux2Transformer2DModel:
+def _mistral3() -> Mistral3ForConditionalGeneration:
+    return seeded(lambda: Mistral3ForConditionalGeneration(mistral3_config()))
+
+
+@cache
+def flux2_transformer(guidance_embeds: bool = True) -> Flux2Transformer2DModel:
     model = seeded(
         lambda: Flux2Transformer2DModel(
             in_channels=4 * LATENT_CHANNELS,
@@ -113,6 +117,7 @@ def _flux2_transformer() -> Flux2Transformer2DModel:
             joint_attention_dim=len(FLUX2_LAYERS) * MISTRAL_WIDTH,
             timestep_guidance_channels=32,
             axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=guidance_embeds,
         )
     )
     # Attention is sharp: five of the 512 tokens are "a cat", and would vanish in an even mean of all.  Keys are
@@ -121,12 +126,13 @@ def _flux2_transformer() -> Flux2Transformer2DModel:
     listen(model, ("attn.norm_k.weight", "add_v_proj.weight", "attn.to_out"), 4.0)
     # The gates follow the time and the guidance, which are one sum: each is scaled until neither dominates.
     listen(model, ("timestep_embedder.linear_2.weight",), 8.0)
-    listen(model, ("guidance_embedder.linear_2.weight",), 2.0)
+    if guidance_embeds:
+        listen(model, ("guidance_embedder.linear_2.weight",), 2.0)
     return model
 
 
 @cache
-def _flux2_vae() -> AutoencoderKLFlux2:
+def flux2_vae() -> AutoencoderKLFlux2:
     def make() -> AutoencoderKLFlux2:
         model = AutoencoderKLFlux2(
             latent_channels=LATENT_CHANNELS, block_out_channels=(32, 32, 32, 32), norm_num_groups=8, sample_size=64
@@ -147,9 +153,9 @@ def flux2(scheduler: Any = None) -> Flux2Pipeline:
     scheduler = flux2_flow() if scheduler is None else scheduler
     return quiet(
         Flux2Pipeline(
-            transformer=copy.deepcopy(_flux2_transformer()),
+            transformer=copy.deepcopy(flux2_transformer()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_flux2_vae()),
+            vae=copy.deepcopy(flux2_vae()),
             text_encoder=copy.deepcopy(_mistral3()),
             tokenizer=mistral_tokenizer(),
         )

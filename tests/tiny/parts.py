@@ -49,6 +49,13 @@ def listen(module: nn.Module, names: tuple[str, ...], factor: float) -> None:
             parameter.mul_(factor)
 
 
+def fill(module: nn.Module, std: float) -> None:
+    """Small random numbers for the parameters that are zero before training: a network may say nothing without them."""
+    for parameter in module.parameters():
+        if parameter.numel() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=std)
+
+
 def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -89,7 +89,7 @@ def _qwen_image_transformer() -> QwenImageTransformer2DModel:
 
 
 @cache
-def _qwen_image_vae() -> AutoencoderKLQwenImage:
+def qwen_image_vae() -> AutoencoderKLQwenImage:
     generator = torch.Generator().manual_seed(0)
     return seeded(
         lambda: AutoencoderKLQwenImage(
@@ -115,7 +115,7 @@ def qwen_image(scheduler: Any = None) -> QwenImagePipeline:
         QwenImagePipeline(
             transformer=copy.deepcopy(_qwen_image_transformer()),
             scheduler=scheduler,
-            vae=copy.deepcopy(_qwen_image_vae()),
+            vae=copy.deepcopy(qwen_image_vae()),
             text_encoder=copy.deepcopy(_qwen2_5_vl()),
             tokenizer=qwen_image_tokenizer(),
         )

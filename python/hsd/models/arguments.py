@@ -77,6 +77,7 @@ REFUSED: dict[str, str] = {
     "negative_ip_adapter_image_embeds": _IMAGE,
     "image": _IMAGE,
     "caption_upsample_temperature": "prompts are used as they are: call pipe.upsample_prompt, and pass its output",
+    "use_pe": "prompts are used as they are: enhance them first, if you like, and pass the texts that this gives",
     "denoising_end": "HSD gives finished images only, so that a refiner cannot continue: run the base model to its end",
     "skip_guidance_layers": _THIRD,
     "skip_layer_guidance_scale": _THIRD,

@@ -164,12 +164,15 @@ def _fake_mode(device: torch.device) -> FakeTensorMode:
 def _claim(
     networks: Sequence[nn.Module], mode: FakeTensorMode, device: torch.device, dtype: torch.dtype | None
 ) -> None:
-    """Replace weights by tensors that claim to be on ``device``; weights that modules share stay shared."""
+    """Replace weights by tensors that claim to be on ``device``; weights that modules share stay shared.
+
+    In another ``dtype``, those that diffusers keeps in float32 when it loads a model keep theirs.
+    """
     fakes: dict[int, Tensor] = {}
 
-    def fake(tensor: Tensor) -> Tensor:
+    def fake(tensor: Tensor, changes: bool) -> Tensor:
         if id(tensor) not in fakes:
-            claimed = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            claimed = dtype if dtype is not None and changes and tensor.is_floating_point() else tensor.dtype
             with mode:
                 made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=claimed, device=device)
             if isinstance(tensor, nn.Parameter):
@@ -178,10 +181,12 @@ def _claim(
         return fakes[id(tensor)]
 
     for network in networks:
-        for module in network.modules():
+        kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+        for path, module in network.named_modules():
+            changes = kept.isdisjoint(path.split("."))
             for tensors in (module._parameters, module._buffers):
                 # The dictionaries themselves: assigning an attribute would register the tensor, and may be overridden.
-                tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+                tensors.update({name: fake(each, changes) for name, each in tensors.items() if each is not None})  # type: ignore[misc]
 
 
 def _made_anew(adapter: Adapter) -> Adapter:

@@ -15,7 +15,7 @@ from ..replay.denoiser import Batch, Encoded
 from .base import LATER, Adapter
 from .guidance import scale_row
 from .lora_scale import denoiser_scale
-from .parts import image_size, packed_grid, pictures, vae_decode
+from .parts import decode_patches, image_size, packed_grid, pictures
 from .refusals import Needs
 from .timesteps import even_sigmas, set_timesteps
 
@@ -69,14 +69,19 @@ class Flux2(Adapter):
         # Prompts of one plan may differ in the length; rows of one name may not.
         return f"prompt_embeds_{self.max_sequence_length}"
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Tokens (B, L, 3 D), with the padding, which the transformer reads: it takes no mask."""
-        tokens = self.pipe.encode_prompt(
-            list(batch.prompts),
+    def _encode(self, prompts: list[str]) -> Tensor:
+        """Tokens (B, L, n D) of n layers, with the padding, which the transformer reads: it takes no mask."""
+        tokens: Tensor = self.pipe.encode_prompt(
+            list(prompts),
             self.device,
             max_sequence_length=self.max_sequence_length,
             text_encoder_out_layers=tuple(self.text_encoder_out_layers),
         )[0]
+        return tokens
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens, and the mean of the prompt's own ones."""
+        tokens = self._encode(batch.prompts)
         own = self._own_tokens(batch.prompts).to(tokens.device)
         means = [row[at].float().mean(0) for row, at in zip(tokens, own, strict=True)]
         return Encoded({self._tokens: tokens}, torch.stack(means))
@@ -146,26 +151,27 @@ class Flux2(Adapter):
         """(L, 4), each token's position."""
         return self.pipe._prepare_text_ids(torch.empty(1, self.max_sequence_length, 1))[0].to(self.device)
 
-    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The transformer, each lane with its own time and scale."""
-        output = self.pipe.transformer(
+    def _velocity(self, latents: Tensor, timestep: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+        """(R, S, C) float32, the transformer's output for R rows."""
+        output: Tensor = self.pipe.transformer(
             hidden_states=latents.to(self.dtype),
             timestep=timestep.to(self.noise_dtype) / 1000,  # rounded before it is divided, as the pipeline does
-            guidance=rows["guidance_scale"],
-            encoder_hidden_states=rows[self._tokens].to(self.dtype),
+            guidance=scale,
+            encoder_hidden_states=tokens.to(self.dtype),
             txt_ids=self._text_ids.to(latents.device),
             img_ids=self._image_ids.to(latents.device),
             return_dict=False,
             **denoiser_scale(self.attention_kwargs, "joint_attention_kwargs"),
         )[0]
-        return output.float(), None
+        return output.float()
+
+    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The transformer, each lane with its own time and scale."""
+        return self._velocity(latents, timestep, rows[self._tokens], rows["guidance_scale"]), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
-        """Unpack, scale by the statistics of the VAE's batch norm, unpatch, decode."""
-        vae = self.pipe.vae
+        """Unpack, then as patches of the VAE's latent."""
         x = latents.unflatten(1, self._grid).permute(0, 3, 1, 2)  # [B, C, h, w]
-        std = torch.sqrt(vae.bn.running_var.float() + vae.config.batch_norm_eps)
-        x = x * std.view(1, -1, 1, 1).to(x.device) + vae.bn.running_mean.float().view(1, -1, 1, 1).to(x.device)
-        image = vae_decode(vae, self.pipe._unpatchify_latents(x), generators)
+        image = decode_patches(self.pipe, x, self.pipe.vae.config.batch_norm_eps, generators)
         return pictures(self.pipe.image_processor, image)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,10 +15,17 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
+from ..errors import Notice
 from ..work.device import to_host
 
 Bins = dict[str, list[float]]
 """(height, width) by aspect ratio."""
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Warn of something about a model when it is loaded, once: an adapter is made again for each change of settings."""
+    warnings.warn(text, Notice, stacklevel=7)  # the caller of hsd.load
 
 
 def check_size(name: str, value: int, multiple: int) -> None:
@@ -52,6 +61,25 @@ def check_max_sequence_length(value: int, most: int) -> None:
     """``ValueError`` unless a text's longest length in tokens is within 1 and ``most``."""
     if not 1 <= value <= most:
         raise ValueError(f"max_sequence_length is {value}: it has to be within 1 and {most} tokens")
+
+
+def own_tokens(ids: Sequence[int], empty: Sequence[int], limit: int) -> slice:
+    """Which of a text's tokens are its own, and not of the template around it: at least one, if there are any.
+
+    The template's are those at the beginning and at the end that an empty text has too.
+
+    Parameters
+    ----------
+    ids, empty
+        All tokens of the text, and of an empty one, both with the template and without padding.
+    limit
+        Number of tokens that are read: the others are cut off at the end.
+    """
+    shorter = min(len(ids), len(empty))
+    before = next((i for i in range(shorter) if ids[i] != empty[i]), shorter)
+    after = next((i for i in range(shorter - before) if ids[-1 - i] != empty[-1 - i]), shorter - before)
+    stop = max(1, min(len(ids) - after, limit))
+    return slice(min(before, stop - 1), stop)
 
 
 def texts(setting: str | None, n: int) -> list[str] | None:
@@ -135,22 +163,46 @@ def vae_decode(vae: Any, latents: Tensor, generators: list[torch.Generator], **o
     return image
 
 
+def decode_patches(pipe: Any, latents: Tensor, eps: float, generators: list[torch.Generator]) -> Tensor:
+    """(B, 3, H, W): images of patches (B, 4 C, h, w) of 2 x 2 pixels, as FLUX.2's VAE has them.
+
+    They are scaled by the statistics of the VAE's batch norm, whose variances are made larger by ``eps``.
+    """
+    statistics = pipe.vae.bn
+    mean, variance = (
+        each.float().view(1, -1, 1, 1).to(latents.device) for each in (statistics.running_mean, statistics.running_var)
+    )
+    return vae_decode(pipe.vae, pipe._unpatchify_latents(latents * torch.sqrt(variance + eps) + mean), generators)
+
+
+def decode_frame(vae: Any, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """(B, 3, H, W): images of latents (B, C, 1, h, w), videos of one frame as Qwen-Image's VAE has them.
+
+    They are scaled channel by channel.
+    """
+    mean, std = (
+        torch.tensor(each, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
+        for each in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return vae_decode(vae, latents * std + mean, generators)[:, :, 0]
+
+
 def eta_for(scheduler: Any, eta: float) -> dict[str, float]:
     """``eta`` for the schedulers that take it, as the pipelines decide it."""
     return {"eta": eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
 
 
-def shift_for(scheduler: Any, tokens: int, most: float = 1.15) -> float:
+def shift_for(scheduler: Any, tokens: int, most: float = 1.15, longest: int = 4096) -> float:
     """``mu``, by which schedulers with ``use_dynamic_shifting`` shift the noise levels of an image.
 
-    ``tokens`` is how many tokens the image has, ``most`` the pipeline's own default for the shift of the longest
-    sequence.
+    ``tokens`` is how many tokens the image has; ``longest`` and ``most`` are the pipeline's own defaults for the
+    longest sequence and its shift.
     """
     config = scheduler.config
     return calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
+        config.get("max_image_seq_len", longest),
         config.get("base_shift", 0.5),
         config.get("max_shift", most),
     )

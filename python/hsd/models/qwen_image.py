@@ -16,7 +16,7 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
-from .parts import check_max_sequence_length, image_size, packed_grid, pictures, shift_for, vae_decode
+from .parts import check_max_sequence_length, decode_frame, image_size, packed_grid, pictures, shift_for
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -141,11 +141,5 @@ class QwenImage(GuidedAdapter):
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """Unpack, scale channel by channel, then decode as a video of one frame."""
-        vae = self.pipe.vae
         x = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)  # [B, C, 1, h, w]
-        mean, std = (
-            torch.tensor(each, device=x.device, dtype=x.dtype).view(1, -1, 1, 1, 1)
-            for each in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        image = vae_decode(vae, x * std + mean, generators)[:, :, 0]  # [B, 3, H, W]
-        return pictures(self.pipe.image_processor, image)
+        return pictures(self.pipe.image_processor, decode_frame(self.pipe.vae, x, generators))

@@ -18,9 +18,12 @@ GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
 
 BUILT_IN = {
+    "ErnieImagePipeline": "ernie_image:ErnieImage",
     "FluxPipeline": "flux:Flux",
     "Flux2Pipeline": "flux2:Flux2",
+    "Flux2KleinPipeline": "flux2_klein:Flux2Klein",
     "KandinskyV22CombinedPipeline": "kandinsky22:Kandinsky22",
+    "Krea2Pipeline": "krea2:Krea2",
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
     "QwenImagePipeline": "qwen_image:QwenImage",
     "SanaPipeline": "sana:Sana",
@@ -37,11 +40,17 @@ Each is imported when it is needed, so that a version of diffusers that lacks on
 """
 
 MODELS = {
+    "ernie-image": "baidu/ERNIE-Image",
+    "ernie-image-turbo": "baidu/ERNIE-Image-Turbo",
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "flux-2": "black-forest-labs/FLUX.2-dev",
+    "flux-2-klein": "black-forest-labs/FLUX.2-klein-4B",
+    "flux-2-klein-base": "black-forest-labs/FLUX.2-klein-base-4B",
     "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
     "karlo": "kakaobrain/karlo-v1-alpha",
+    "krea-2": "krea/Krea-2-Raw",
+    "krea-2-turbo": "krea/Krea-2-Turbo",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",
     "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",

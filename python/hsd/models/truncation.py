@@ -243,6 +243,23 @@ def _flux2(adapter: Any) -> list[Reader]:
     return [Reader(ids, _decoder(pipe.tokenizer), adapter.max_sequence_length, keeps_end=False)]
 
 
+def _flux2_klein(adapter: Any) -> list[Reader]:
+    return [Reader(adapter._chats, _decoder(adapter.pipe.tokenizer), adapter.max_sequence_length, keeps_end=False)]
+
+
+def _krea2(adapter: Any) -> list[Reader]:
+    pipe = adapter.pipe  # which adds the end of the chat after it has cut a prompt
+    start, end = pipe.prompt_template_encode_start_idx, pipe.prompt_template_encode_num_suffix_tokens
+    begin = pipe.prompt_template_encode_prefix
+    limit = adapter.max_sequence_length + start - end
+    return [_templated(pipe.tokenizer, limit, lambda texts: [begin + text for text in texts])]
+
+
+def _ernie_image(adapter: Any) -> list[Reader]:
+    tokenizer = adapter.pipe.tokenizer
+    return [_templated(tokenizer, tokenizer.model_max_length, list)]
+
+
 def _cleaned(adapter: Any) -> Callable[[list[str]], list[str]]:
     return lambda texts: list(adapter.pipe._text_preprocessing(texts, clean_caption=adapter.clean_caption))
 
@@ -281,9 +298,12 @@ def _z_image(adapter: Any) -> list[Reader]:
 
 
 _OF_PIPELINE: dict[str, Callable[[Any], list[Reader]]] = {
+    "ErnieImagePipeline": _ernie_image,
     "FluxPipeline": _flux,
     "Flux2Pipeline": _flux2,
+    "Flux2KleinPipeline": _flux2_klein,
     "KandinskyV22CombinedPipeline": _clips("tokenizer"),
+    "Krea2Pipeline": _krea2,
     "PixArtSigmaPipeline": _pixart,
     "QwenImagePipeline": _qwen,
     "SanaPipeline": _sana,
