@@ -8,13 +8,16 @@ proves little.  `listen` enlarges the weights through which conditioning enters;
 visible difference in every pipeline, and test_tiny_conditioning.py that each of their inputs does.
 """
 
+from .cogview4 import cogview4
 from .flux import flux, flux_dev_flow, flux_schnell_flow
 from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
+from .kandinsky5 import kandinsky5
 from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
 from .karlo import karlo
 from .parts import BIG_WIDTH, SD_BETAS, T5_WIDTH, WIDTH, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from .pixart import pixart_dpm, pixart_sigma
 from .qwen import qwen_image
+from .qwen_image_21 import qwen_image_21
 from .sana import gemma_tokenizer, sana, sana_dpm
 from .sd3 import sd3, sd3_flow
 from .sdxl import sdxl, sdxl_euler
@@ -30,6 +33,7 @@ __all__ = [
     "T5_WIDTH",
     "WIDTH",
     "clip_tokenizer",
+    "cogview4",
     "flux",
     "flux2",
     "flux2_flow",
@@ -42,11 +46,13 @@ __all__ = [
     "k22_decoder",
     "k22_prior",
     "k22_unclip",
+    "kandinsky5",
     "karlo",
     "mistral_tokenizer",
     "pixart_dpm",
     "pixart_sigma",
     "qwen_image",
+    "qwen_image_21",
     "qwen_tokenizer",
     "sana",
     "sana_dpm",

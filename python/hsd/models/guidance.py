@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +99,16 @@ class Guidance:
         An unguided lane has its conditional output, exactly: u + s (c - u) with u = c.
         """
         return _guide(*self.halves(output), self.rows[self.scale]) if self.on else output
+
+    def in_two_calls(self, evaluate: Callable[[str], Tensor]) -> Tensor:
+        """(B, ...) the guided output of a network that cannot take both halves at once: their texts differ in length.
+
+        ``evaluate`` calls the network on B rows, and returns its output. It is given the beginning of the names of its
+        rows: ``""`` for the conditional half, then ``"negative_"`` for the other one, if there is guidance. A call has
+        to be guided as a whole, so a family that uses this has no ``guidance_interval``.
+        """
+        conditional = evaluate("")
+        return _guide(evaluate("negative_"), conditional, self.rows[self.scale]) if self.on else conditional
 
     def where_guided(self, value: Tensor, otherwise: Tensor) -> Tensor:
         """(B, ...) ``value`` in guided lanes, ``otherwise`` in the others."""

