@@ -13,15 +13,16 @@ from torch import Tensor
 
 from ..errors import UnsupportedScheduler
 from ..replay.denoiser import Batch, Encoded
-from .base import LATER, Adapter
+from .base import LATER
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
 from .parts import Pair, image_size, pair, pictures, vae_decode
 from .refusals import Needs
 
 
 @dataclass(eq=False)
-class CogView4(Adapter):
+class CogView4(GuidedAdapter):
     """``CogView4Pipeline``. Conditions on GLM's tokens, clusters by the mean of the prompt's own.
 
     A prompt is padded on the left to a multiple of 16 tokens, and neither GLM nor the transformer takes a mask: a
@@ -152,13 +153,12 @@ class CogView4(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer, once for the prompts and once for the negative prompt, each with its own text length."""
-        x, sizes = latents.to(self.dtype), rows["size_ids"]
 
-        def evaluate(half: str) -> Tensor:
+        def network(x: Tensor, t: Tensor, sizes: Tensor, tokens: Tensor) -> Tensor:
             output = self.pipe.transformer(
                 hidden_states=x,
-                encoder_hidden_states=rows[f"{half}prompt_embeds"],
-                timestep=timestep,
+                encoder_hidden_states=tokens,
+                timestep=t,
                 original_size=sizes[:, :2],
                 target_size=sizes[:, 2:4],
                 crop_coords=sizes[:, 4:],
@@ -167,7 +167,8 @@ class CogView4(Adapter):
             )[0]
             return output.float()
 
-        return Guidance(rows, self.guided).in_two_calls(evaluate), None
+        inputs = (latents.to(self.dtype), timestep, rows["size_ids"])
+        return Guidance(rows, self.guided).in_two_calls(network, inputs, ("prompt_embeds",)), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import Adapter
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .own_tokens import own_mean, template_ends
 from .parts import check_max_sequence_length, pictures, vae_decode
 from .refusals import Needs
 
 
 @dataclass(eq=False)
-class Kandinsky5(Adapter):
+class Kandinsky5(GuidedAdapter):
     """``Kandinsky5T2IPipeline``. Conditions on Qwen2.5-VL's tokens and CLIP's pooled text.
 
     Prompts are clustered by the mean of Qwen's tokens of the prompt itself, without the template around it.
@@ -106,27 +106,27 @@ class Kandinsky5(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer, once for the prompts and once for the negative prompt, each with its own text length."""
-        dtype = self.dtype
-        x, t = latents.to(dtype), timestep.to(dtype)
+        dtype, device = self.dtype, latents.device
         _, frames, height, width, _ = latents.shape
-        patches = [torch.arange(n, device=x.device) for n in (frames, height // 2, width // 2)]
+        patches = [torch.arange(n, device=device) for n in (frames, height // 2, width // 2)]
 
-        def evaluate(half: str) -> Tensor:
-            tokens = rows[f"{half}prompt_embeds"].to(dtype)  # [B, L, D]
+        def network(x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
             output = self.pipe.transformer(
                 hidden_states=x,
-                encoder_hidden_states=tokens,
-                pooled_projections=rows[f"{half}pooled_embeds"].to(dtype),
+                encoder_hidden_states=tokens.to(dtype),
+                pooled_projections=pooled.to(dtype),
                 timestep=t,
                 visual_rope_pos=patches,
-                text_rope_pos=torch.arange(tokens.shape[1], device=x.device),
+                text_rope_pos=torch.arange(tokens.shape[1], device=device),
                 scale_factor=[1.0, 1.0, 1.0],
                 sparse_params=None,
                 return_dict=True,
             ).sample
             return output.float()
 
-        return Guidance(rows, self.guided).in_two_calls(evaluate), None
+        inputs = (latents.to(dtype), timestep.to(dtype))
+        names = ("prompt_embeds", "pooled_embeds")
+        return Guidance(rows, self.guided).in_two_calls(network, inputs, names), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded
-from .base import LATER, Adapter
+from .base import LATER
 from .guidance import Guidance, scale_row
+from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
 from .own_tokens import own_mean, template_ends
 from .parts import image_size, pictures, shift_for, vae_decode
@@ -22,7 +23,7 @@ from .timesteps import set_timesteps
 
 
 @dataclass(eq=False)
-class QwenImage21(Adapter):
+class QwenImage21(GuidedAdapter):
     """``QwenImage21Pipeline``. Conditions on Qwen3-VL's tokens, clusters by the mean of those of the prompt itself.
 
     The number of text tokens, padding included, is where the image begins for the transformer. So a prompt that
@@ -136,17 +137,16 @@ class QwenImage21(Adapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The transformer, once for the prompts and once for the negative prompt, each with its own text length."""
-        x, (n, image) = latents.to(self.dtype), latents.shape[:2]
-        t = timestep.to(self.noise_dtype) / 1000  # rounded before the division, as the pipeline does
+        image = latents.shape[1]
 
-        def evaluate(half: str) -> Tensor:
-            tokens = rows[f"{half}prompt_embeds"].to(self.dtype)  # [B, L, D]
-            slots = tokens.new_zeros((n, tokens.shape[1] + image // 4), dtype=torch.bool)
-            slots[:, tokens.shape[1] :] = True  # one for each 2 x 2 image tokens, all behind the text
+        def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            n, text, _ = tokens.shape
+            slots = tokens.new_zeros((n, text + image // 4), dtype=torch.bool)
+            slots[:, text:] = True  # one for each 2 x 2 image tokens, all behind the text
             output = self.pipe.transformer(
                 hidden_states=x,
                 timestep=t,
-                encoder_hidden_states=tokens,
+                encoder_hidden_states=tokens.to(self.dtype),
                 encoder_hidden_states_mask=None,
                 img_shapes=[[(1, *self._grid)]] * n,
                 img_mask=slots,
@@ -155,7 +155,9 @@ class QwenImage21(Adapter):
             )[0]  # [B, L + S, C]
             return output[:, -image:].float()
 
-        return Guidance(rows, self.guided, scale="true_cfg_scale").in_two_calls(evaluate), None
+        t = timestep.to(self.noise_dtype) / 1000  # rounded before the division, as the pipeline does
+        guidance = Guidance(rows, self.guided, scale="true_cfg_scale")
+        return guidance.in_two_calls(network, (latents.to(self.dtype), t), ("prompt_embeds",)), None
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
