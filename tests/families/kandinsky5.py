@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import torch
@@ -35,6 +36,8 @@ class Kandinsky5(Family):
         pipe.to(dtype)
         for part in kept:
             part.float()
+        # What torch says of the norms of queries, float32 with bfloat16 weights, in the pipeline as well.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         return pipe
 
     def call(self, pipe, prompts, generators, *args, **options):

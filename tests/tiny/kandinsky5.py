@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2IPipeline, Ka
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from .parts import WIDTH, autoencoder, clip_encoder, clip_tokenizer, listen, quiet, qwen_tokenizer, seeded
+from .processor import VISION_TOKENS, TextProcessor
 
 # The pipeline drops the first 40 tokens, which are its instruction in Qwen's vocabulary, and keeps what follows.
 INSTRUCTION = (
@@ -22,18 +23,10 @@ RESOLUTIONS = [(64, 64), (32, 64), (96, 64)]
 """(width, height), in place of the released sizes of about a million pixels."""
 
 
-class Kandinsky5Tokenizer(Qwen2Tokenizer):
-    """A tokenizer in place of Qwen2.5-VL's processor, which cannot be imported without torchvision."""
-
-    def __call__(self, text: Any, images: None = None, videos: None = None, **options: Any) -> Any:
-        return super().__call__(text, **options)
-
-
-def kandinsky5_tokenizer() -> Kandinsky5Tokenizer:
+def _tokenizer() -> Qwen2Tokenizer:
     """Return a Qwen tokenizer of one token per byte, and one per word of Kandinsky's instruction."""
-    plain = qwen_tokenizer()
-    tokenizer = Kandinsky5Tokenizer(vocab=plain.get_vocab(), merges=[], model_max_length=2048)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *VISION_TOKENS]})
     words = ["system", "user", *INSTRUCTION.split()]
     tokenizer.add_tokens([*words, *(f" {word}" for word in words)])
     return tokenizer
@@ -42,7 +35,7 @@ def kandinsky5_tokenizer() -> Kandinsky5Tokenizer:
 @cache
 def _qwen2_5_vl() -> Qwen2_5_VLForConditionalGeneration:
     text = {
-        "vocab_size": len(kandinsky5_tokenizer()),
+        "vocab_size": len(_tokenizer()),
         "hidden_size": WIDTH,
         "intermediate_size": 37,
         "num_hidden_layers": 2,
@@ -92,7 +85,7 @@ def kandinsky5(scheduler: Any = None) -> Kandinsky5T2IPipeline:
         transformer=copy.deepcopy(_transformer()),
         vae=copy.deepcopy(autoencoder(scaling_factor=0.3611)),
         text_encoder=copy.deepcopy(_qwen2_5_vl()),
-        tokenizer=kandinsky5_tokenizer(),
+        tokenizer=TextProcessor(_tokenizer()),
         text_encoder_2=copy.deepcopy(clip_encoder()),
         tokenizer_2=clip_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if scheduler is None else scheduler,

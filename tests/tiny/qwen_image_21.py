@@ -13,13 +13,13 @@ from diffusers import (
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
 )
-from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from .parts import WIDTH, listen, quiet, qwen_tokenizer, seeded
+from .processor import VISION_TOKENS, TextProcessor
 from .qwen import qwen_image_flow
 
 LATENT_CHANNELS = 8
-VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -31,20 +31,6 @@ def _tokenizer() -> Qwen2Tokenizer:
     tokenizer = qwen_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *VISION_TOKENS]})
     return tokenizer
-
-
-def qwen3_vl_processor() -> Qwen3VLProcessor:
-    """Return a processor for texts alone.
-
-    Its own constructor asks for processors of images and videos, which cannot be imported without torchvision.
-    """
-    processor = object.__new__(Qwen3VLProcessor)
-    tokenizer = _tokenizer()
-    processor.tokenizer, processor.image_processor, processor.video_processor = tokenizer, None, None
-    processor.chat_template = CHAT_TEMPLATE
-    processor.image_token, processor.video_token = "<|image_pad|>", "<|video_pad|>"
-    processor.image_token_id, processor.video_token_id = tokenizer.convert_tokens_to_ids(VISION_TOKENS[2:])
-    return processor
 
 
 @cache
@@ -135,7 +121,7 @@ def qwen_image_21(scheduler: Any = None, sample_sigmas: list[float] | None = Non
             scheduler=scheduler,
             vae=copy.deepcopy(_vae()),
             text_encoder=copy.deepcopy(_qwen3_vl()),
-            processor=qwen3_vl_processor(),
+            processor=TextProcessor(_tokenizer(), chat_template=CHAT_TEMPLATE),
             sample_sigmas=sample_sigmas,
         )
     )

@@ -281,14 +281,14 @@ def _z_image(adapter: Any) -> list[Reader]:
 
 
 def _kandinsky5(adapter: Any) -> list[Reader]:
+    from diffusers.pipelines.kandinsky5.pipeline_kandinsky_t2i import prompt_clean
+
     pipe = adapter.pipe
     limit = pipe.prompt_template_encode_start_idx + adapter.max_sequence_length
 
     def ids(texts: list[str]) -> list[list[int]]:
         cleaned = [pipe.prompt_template.format(prompt_clean(text)) for text in texts]
-        return _ids(pipe.tokenizer.tokenizer, cleaned)
-
-    from diffusers.pipelines.kandinsky5.pipeline_kandinsky_t2i import prompt_clean
+        return _ids(pipe.tokenizer.tokenizer, cleaned)  # of a processor
 
     return [Reader(ids, _decoder(pipe.tokenizer), limit, keeps_end=False)]
 
