@@ -151,21 +151,19 @@ def test_clustered_by_the_mean_of_the_prompts_own_tokens(family: Family):
     """One token a letter in these models, and none of the chat around it."""
     model = load(family)
     vectors = encoded(model, ["a cat", LONG, ""], [1, 2, 3]).vectors
-    before = {"qwen-image-2.1": len("[user]\n".replace("[user]", "Suser")), "kandinsky-5": 0, "cogview-4": 2}[
-        family.name
-    ]
+    before = {"qwen-image-2.1": len("Suser\n"), "kandinsky-5": 0, "cogview-4": 0}[family.name]
     for i, prompt in enumerate(["a cat", LONG]):
         tokens = model.pipe.encode_prompt(prompt)[0][0]
-        start = -len(prompt) if family.name == "cogview-4" else before
-        words = tokens[start:] if start < 0 else tokens[start : len(tokens) - behind(family)]
+        start = len(tokens) - len(prompt) if family.name == "cogview-4" else before
+        words = tokens[start : len(tokens) - behind(family)]
         assert family.name == "kandinsky-5" or len(words) == len(prompt)
         torch.testing.assert_close(torch.from_numpy(vectors[i]), words.mean(0), atol=1e-4, rtol=1e-4)
     assert np.isfinite(vectors[2]).all()
 
 
 def behind(family: Family) -> int:
-    """Tokens behind a prompt: ``<|im_end|>``, then for Qwen-Image 2.1 the beginning of an answer."""
-    return 1 if family.name == "kandinsky-5" else len("E\nSassistant\n")
+    """Tokens behind a prompt: ``<|im_end|>``, for Qwen-Image 2.1 the beginning of an answer too."""
+    return {"qwen-image-2.1": len("E\nSassistant\n"), "kandinsky-5": 1, "cogview-4": 0}[family.name]
 
 
 # -- Qwen-Image 2.1
