@@ -168,7 +168,8 @@ def test_a_pipeline_without_adapter_names_the_nearest_and_the_five_methods(pipe)
         assert method in text
 
 
-SAVED = [family for family in FAMILIES if family.name != "kandinsky-2.2"]  # the bundled model is one of these, saved
+# The bundled model is a Kandinsky 2.2, saved; and a folder does not hold the sizes of a tiny Kandinsky 5.
+SAVED = [family for family in FAMILIES if family.name not in ("kandinsky-2.2", "kandinsky-5")]
 
 
 @pytest.mark.parametrize("family", SAVED, ids=lambda family: family.name)

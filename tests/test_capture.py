@@ -88,6 +88,8 @@ def parts_of(family):
     return (False,) if model_of(family).prior() is None else (False, True)
 
 
+# What torch says of Kandinsky 5's norms, float32 with weights in half precision, in the pipeline as well.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
 def test_a_call_of_a_family_can_be_captured_if_it_says_so(family, dtype):
@@ -110,8 +112,11 @@ def test_the_families_have_what_the_test_is_about():
     assert sum(map(has_interval, EVERY)) >= 5
     assert sum(model_of(family).prior() is not None for family in EVERY) >= 3
     assert {family.name for family in EVERY if not model_of(family).capturable} == {
+        "cogview-4",
+        "kandinsky-5",
         "one-timestep",
         "qwen-image",
+        "qwen-image-2.1",
         "z-image",
     }
 

@@ -87,6 +87,14 @@ def test_tensors_of_two_places_do_not_mix():
         assert (x + y.to("cuda:0")).tolist() == [2.0, 2.0]
 
 
+def test_what_is_written_by_a_boolean_index_stays():
+    """The operation reads back where to write; its result is the tensor itself, whose memory lives on."""
+    with emulated(**LATE):
+        x, where = torch.arange(4.0, device="cuda"), torch.tensor([True, False, True, False], device="cuda")
+        x[where] = torch.tensor([8.0, 9.0], device="cuda")
+        assert x.tolist() == [8.0, 1.0, 9.0, 3.0]
+
+
 def test_random_numbers_of_the_host_are_not_for_the_device():
     with emulated():
         torch.manual_seed(1)

@@ -98,9 +98,24 @@ def z_image_run(prompt: str) -> Tensor:
     return tiny.z_image()(prompt, generator=seed(), **SMALL).images
 
 
+def qwen_21_run(prompt: str) -> Tensor:
+    return tiny.qwen_image_21()(prompt, generator=seed(), **SMALL).images
+
+
+def kandinsky5_run(prompt: str) -> Tensor:
+    return tiny.kandinsky5()(prompt, generator=seed(), **SMALL).image
+
+
+def cogview4_run(prompt: str) -> Tensor:
+    return tiny.cogview4()(prompt, generator=seed(), **SMALL).images
+
+
 @pytest.mark.parametrize(
     "run",
     [
+        cogview4_run,
+        kandinsky5_run,
+        qwen_21_run,
         prior_run,
         decoder_run,
         stock_decoder_run,

@@ -195,7 +195,8 @@ class _Call:
         if self._reads_back(args):
             self.machine.forbid(name)
             self.machine.wait(self.stream.mark())
-            return self._wrapped(func(*raw_args, **raw_kwargs), {})
+            result = func(*raw_args, **raw_kwargs)
+            return args[0] if func._schema.is_mutable else self._wrapped(result, {})
         if name == "_fused_sdp_choice":
             return _MATH
         if name in _CHANGES_VIEW:

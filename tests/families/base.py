@@ -66,6 +66,8 @@ class Family(ABC):
     """Largest difference of an evaluation in calls of several and of one lane, in float32; guidance multiplies it."""
     parity_seeds: ClassVar[list[int]] = [11, 5, 42]
     """Seeds of the prompts that are compared with the pipeline."""
+    cuts: ClassVar[bool] = True
+    """Whether the end of a very long prompt is left out."""
     rounding: ClassVar[float] = 0.05
     """Largest relative error of latents in bfloat16, as root mean square: the pipeline rounds after every step."""
 
@@ -155,6 +157,29 @@ def masked_mean(rows: list[Tensor]) -> Tensor:
     for position in range(max(row.shape[1] for row in rows)):
         out.append(torch.stack([row[0, position] for row in rows if row.shape[1] > position]).float().mean(0))
     return torch.stack(out)[None]
+
+
+def one_by_one(
+    call: Callable[..., Any],
+    pipe: Any,
+    prompts: list[str],
+    generators: list[torch.Generator],
+    *args: Any,
+    scheduler: Any = None,
+    num_images_per_prompt: int = 1,
+    **options: Any,
+) -> Any:
+    """What ``call``, :meth:`Family.call`, gives for each prompt by itself; the ``scheduler`` is handed its generators.
+
+    For pipelines in which an image depends on the length of the longest prompt of its batch.
+    """
+    found: list[Any] = []
+    for i, prompt in enumerate(prompts):
+        own = generators[i * num_images_per_prompt : (i + 1) * num_images_per_prompt]
+        more = {} if num_images_per_prompt == 1 else {"num_images_per_prompt": num_images_per_prompt}
+        with handing_generators(scheduler, own):
+            found += call(pipe, [prompt], own, *args, **more, **options)
+    return torch.stack(found) if isinstance(found[0], Tensor) else found
 
 
 @contextlib.contextmanager

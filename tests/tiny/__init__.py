@@ -8,16 +8,19 @@ proves little.  `listen` enlarges the weights through which conditioning enters;
 visible difference in every pipeline, and test_tiny_conditioning.py that each of their inputs does.
 """
 
+from .cogview4 import cogview4
 from .ernie_image import ernie_image, ernie_image_flow, ernie_tokenizer
 from .flux import flux, flux_dev_flow, flux_schnell_flow
 from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
 from .flux2_klein import flux2_klein, flux2_klein_flow
+from .kandinsky5 import kandinsky5
 from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
 from .karlo import karlo
 from .krea2 import KREA2_LAYERS, krea2, krea2_flow
 from .parts import BIG_WIDTH, SD_BETAS, T5_WIDTH, WIDTH, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from .pixart import pixart_dpm, pixart_sigma
 from .qwen import qwen_image
+from .qwen_image_21 import qwen_image_21
 from .sana import gemma_tokenizer, sana, sana_dpm
 from .sd3 import sd3, sd3_flow
 from .sdxl import sdxl, sdxl_euler
@@ -34,6 +37,7 @@ __all__ = [
     "T5_WIDTH",
     "WIDTH",
     "clip_tokenizer",
+    "cogview4",
     "ernie_image",
     "ernie_image_flow",
     "ernie_tokenizer",
@@ -51,6 +55,7 @@ __all__ = [
     "k22_decoder",
     "k22_prior",
     "k22_unclip",
+    "kandinsky5",
     "karlo",
     "krea2",
     "krea2_flow",
@@ -58,6 +63,7 @@ __all__ = [
     "pixart_dpm",
     "pixart_sigma",
     "qwen_image",
+    "qwen_image_21",
     "qwen_tokenizer",
     "sana",
     "sana_dpm",

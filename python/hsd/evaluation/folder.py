@@ -14,6 +14,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import Error
+from ..generation.image_files import on_white
 from ..generation.union import Line, lines_of
 from ..planning.plan import PLAN_FILE, Plan
 from ..work.files import METADATA, digest_of
@@ -124,10 +125,7 @@ def load_image(entry: Entry) -> PIL.Image.Image:
     """The image in RGB, on white where it is transparent."""
     try:
         with PIL.Image.open(entry.path) as image:
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            return on_white(image).convert("RGB")
     except Exception as error:  # as in _digest
         raise FolderError(f"{entry.path} cannot be decoded ({error}): {entry.where}") from None
 

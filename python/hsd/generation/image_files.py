@@ -35,9 +35,19 @@ class ImageFiles:
         entry = {**self._lines.expected(index), **extra}
         text = self._texts.of(index, self._lines.columns(index), image.size)
         buffer = BytesIO()
+        if self._format == "JPEG":  # which has no transparency
+            image = on_white(image)
         image.save(buffer, self._format, **self._options, **text.options(self._format))
         data = buffer.getvalue()
         return data, {**entry, "size": len(data), "digest": files.digest_of(data)}
+
+
+def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image itself; if a part of it is transparent, in RGB on white."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    image = image.convert("RGBA")
+    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def put(path: Path, data: bytes) -> None:

@@ -47,6 +47,7 @@ GIVEN: dict[str, str] = {
     "decoder_guidance_scale": "the setting guidance_scale",
     "image_embeds": "the output of the prior, which HSD runs",
     "negative_image_embeds": "the setting negative_prompt",
+    "output_resolution": "the settings height and width",
 }
 """Arguments that HSD gives in another way, and how."""
 
@@ -63,6 +64,12 @@ REFUSED: dict[str, str] = {
     "negative_prompt_attention_mask": _ENCODED,
     "prompt_embeds_mask": _ENCODED,
     "negative_prompt_embeds_mask": _ENCODED,
+    "prompt_embeds_qwen": _ENCODED,
+    "prompt_embeds_clip": _ENCODED,
+    "prompt_cu_seqlens": _ENCODED,
+    "negative_prompt_embeds_qwen": _ENCODED,
+    "negative_prompt_embeds_clip": _ENCODED,
+    "negative_prompt_cu_seqlens": _ENCODED,
     "text_model_output": _ENCODED,
     "text_attention_mask": _ENCODED,
     "callback": _CALLBACK,
@@ -78,6 +85,10 @@ REFUSED: dict[str, str] = {
     "image": _IMAGE,
     "caption_upsample_temperature": "prompts are used as they are: call pipe.upsample_prompt, and pass its output",
     "use_pe": "prompts are used as they are: enhance them first, if you like, and pass the texts that this gives",
+    "use_kv_cache": (
+        "lanes of one call are at different steps of different prompts, so the text's keys and values are computed in "
+        "each call: leave it out"
+    ),
     "denoising_end": "HSD gives finished images only, so that a refiner cannot continue: run the base model to its end",
     "skip_guidance_layers": _THIRD,
     "skip_layer_guidance_scale": _THIRD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +99,31 @@ class Guidance:
         An unguided lane has its conditional output, exactly: u + s (c - u) with u = c.
         """
         return _guide(*self.halves(output), self.rows[self.scale]) if self.on else output
+
+    def in_two_calls(self, network: Callable[..., Tensor], inputs: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+        """(B, ...) the guided output of a network that cannot take both halves at once: their texts differ in length.
+
+        Parameters
+        ----------
+        network
+            Called with ``inputs`` and conditioning of n rows, it returns its output (n, ...). It is called with all
+            lanes, then, if there is guidance, with the unconditional half of those that are guided.
+        inputs
+            (B, ...) what is the same in both halves.
+        names
+            The rows that it gets besides.
+        """
+        conditional = network(*inputs, *(self.rows[name] for name in names))
+        if not self.on:
+            return conditional
+        negative = [*inputs, *(self.rows[f"negative_{name}"] for name in names)]
+        if self.picked is None:
+            return _guide(network(*negative), conditional, self.rows[self.scale])
+        guided = self.picked[: len(self.picked) - len(conditional)]  # the lanes of the unconditional rows
+        if not len(guided):
+            return conditional
+        unconditional = network(*(each.index_select(0, guided) for each in negative))
+        return self.apply(torch.cat([unconditional, conditional]))
 
     def where_guided(self, value: Tensor, otherwise: Tensor) -> Tensor:
         """(B, ...) ``value`` in guided lanes, ``otherwise`` in the others."""

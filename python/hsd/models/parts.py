@@ -21,6 +21,8 @@ from ..work.device import to_host
 Bins = dict[str, list[float]]
 """(height, width) by aspect ratio."""
 
+Pair = tuple[int, int]
+
 
 @functools.cache
 def say_once(text: str) -> None:
@@ -40,6 +42,13 @@ def image_size(adapter: Any, native: int, multiple: int) -> tuple[int, int]:
     check_size("height", height, multiple)
     check_size("width", width, multiple)
     return height, width
+
+
+def pair(name: str, value: Any) -> Pair:
+    """Two integers; a list of two, as in JSON, is accepted too."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(side, int) for side in value):
+        raise ValueError(f"{name} is {value!r}: it has to be a pair of integers, like (1024, 1024)")
+    return (value[0], value[1])
 
 
 def bins_for(pipe: Any, bins: dict[int, Bins]) -> Bins:

