@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import diffusers
+from diffusers import ModularPipeline
 
 from ..errors import Error, UnsupportedPipeline
 from .base import Adapter
@@ -116,7 +117,16 @@ def adapter_class(pipe: Any) -> type[Adapter]:
                 f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
         return adapter
+    if isinstance(pipe, ModularPipeline):
+        return _modular()
     raise _unsupported(own.__name__)
+
+
+def _modular() -> type[Adapter]:
+    """The adapter that reads a modular pipeline's blocks, for those whose class has no adapter of its own."""
+    from .modular import Modular
+
+    return Modular
 
 
 def adapter_named(pipeline: str) -> type[Adapter] | None:
