@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -148,7 +149,8 @@ def _built(blocks: Any, **components: Any) -> Any:
     if isinstance(blocks, str):
         blocks = getattr(diffusers, blocks)()
     pipe = blocks.init_pipeline()
-    pipe.update_components(**{name: part for name, part in components.items() if name in pipe.component_names})
+    parts = {name: part for name, part in components.items() if name in pipe.component_names}
+    pipe.update_components(**copy.deepcopy(parts))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -246,12 +246,8 @@ class Modular(Adapter):
         layout = self._layout
         each = [layout.rows(self._text(prompt, guided=False), negative=False) for prompt in batch.prompts]
         vectors = torch.stack([layout.vector(rows) for rows in each])
-        ragged = {name for name in layout.names(negative=False) if layout.kinds[name] in ("ragged", "list")}
-        ragged |= {f"{mask}.seen" for mask, tokens in layout.covers.items() if tokens in ragged}
-        rows: dict[str, Any] = {}
-        for name in each[0]:
-            values = [one[name] for one in each]
-            rows[name] = values if name in ragged else torch.stack(values)
+        columns = {name: [rows[name] for rows in each] for name in each[0]}
+        rows = {name: rows if name in layout.lengthy else torch.stack(rows) for name, rows in columns.items()}
         return Encoded(rows, vectors=vectors)
 
     def shared(self) -> dict[str, Any]:
@@ -351,11 +347,8 @@ class Modular(Adapter):
         differ, at the first step by the next one.
         """
         for steps in [*self._schedules, *range(1, _MOST_STEPS + 1)]:
-            schedule = self._schedule(steps)
-            after = [*schedule[step : step + 2], 0.0][:2]
-            if len(after) == 2 and all(
-                abs(a - b) <= 1e-3 for a, b in zip(after, (timestep, following), strict=True)
-            ) and (step + 1 < len(schedule) or following == 0):
+            here = [*self._schedule(steps), 0.0][step : step + 2]
+            if len(here) == 2 and abs(here[0] - timestep) <= 1e-3 and abs(here[1] - following) <= 1e-3:
                 return steps
         raise Error(f"no schedule of {type(self.pipe).__name__} has timestep {timestep:g} at step {step}, {following:g} next")
 

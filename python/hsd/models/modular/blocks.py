@@ -22,6 +22,10 @@ from torch import Tensor
 from ...errors import UnsupportedPipeline
 
 
+_GIVEN = ("prompt", "height", "width", "generator", "num_inference_steps", "output_type")
+"""Inputs that HSD gives every pipeline."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What runs for a text alone."""
@@ -97,6 +101,7 @@ def blocks_of(pipe: Any) -> Blocks:
     )
     for name, block in named:
         _check_block(pipe, name, block)
+    _check_inputs(kind, named)
     if not any(each.name == "images" for block in found.after for each in block.intermediate_outputs):
         raise UnsupportedPipeline(f"{kind} has no block that gives images: HSD makes images only")
     _check_loop(kind, loop=found.loop)
@@ -118,11 +123,18 @@ def _check_block(pipe: Any, name: str, block: Any) -> None:
             raise UnsupportedPipeline(
                 f"{type(pipe).__name__} has no {spec.name}, which its block {name!r} needs: call pipe.load_components()"
             )
-    missing = [each.name for each in block.inputs if each.required and "image" in (each.name or "")]
-    made = ("image_pad_mask", "num_image_tokens", "img_shapes")
-    missing = [each for each in missing if each not in made]
-    if missing:
-        raise UnsupportedPipeline(f"{type(pipe).__name__} needs {missing[0]}: HSD makes images from text alone")
+
+
+def _check_inputs(kind: str, named: list[tuple[str, Any]]) -> None:
+    """Refuse blocks that need an input which neither HSD nor an earlier block gives."""
+    made = set(_GIVEN)
+    for name, block in named:
+        for each in block.inputs:
+            if each.required and each.name is not None and each.default is None and each.name not in made:
+                raise UnsupportedPipeline(
+                    f"{kind}: its block {name!r} needs {each.name}, and HSD makes images from text alone"
+                )
+        made |= {each.name for each in block.intermediate_outputs}
 
 
 def _check_loop(kind: str, loop: Any) -> None:

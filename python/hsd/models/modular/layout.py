@@ -42,11 +42,14 @@ class Layout:
         Of the masks.
     covers
         The tokens that a mask or a length belongs to, by its name.
+    lengthy
+        Names of the prompts' rows that are as long as the text.
     """
 
     kinds: dict[str, Kind]
     dtypes: dict[str, torch.dtype]
     covers: dict[str, str]
+    lengthy: frozenset[str]
 
     @property
     def one_length(self) -> bool:
@@ -137,7 +140,9 @@ def layout_of(pipeline: str, short: dict[str, Any], long: dict[str, Any]) -> Lay
     for name, value in short.items():
         if name.startswith(NEGATIVE) and not _same(value, long[name]):
             raise UnsupportedPipeline(f"{pipeline}: {name}, which its text block gives, depends on the prompt")
-    return Layout(kinds, dtypes, covers)
+    lengthy = {name for name, kind in kinds.items() if kind in ("ragged", "list")}
+    masks = {name for name, kind in kinds.items() if kind == "mask" and short[name].shape != long[name].shape}
+    return Layout(kinds, dtypes, covers, frozenset(lengthy | {name + SEEN for name in masks}))
 
 
 def _kind(short: Any, long: Any) -> Kind | None:
