@@ -10,7 +10,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import diffusers
-from diffusers import ModularPipeline
 
 from ..errors import Error, UnsupportedPipeline
 from .base import Adapter
@@ -54,6 +53,9 @@ MODELS = {
     "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
+
+MODULAR = ("ModularPipeline", "modular:Modular")
+"""The base class of modular pipelines, and the adapter that reads their blocks: for all that have none of their own."""
 
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
@@ -117,16 +119,7 @@ def adapter_class(pipe: Any) -> type[Adapter]:
                 f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
         return adapter
-    if isinstance(pipe, ModularPipeline):
-        return _modular()
     raise _unsupported(own.__name__)
-
-
-def _modular() -> type[Adapter]:
-    """The adapter that reads a modular pipeline's blocks, for those whose class has no adapter of its own."""
-    from .modular import Modular
-
-    return Modular
 
 
 def adapter_named(pipeline: str) -> type[Adapter] | None:
@@ -135,7 +128,9 @@ def adapter_named(pipeline: str) -> type[Adapter] | None:
         if pipeline in adapter.pipelines:
             return adapter
     if pipeline in BUILT_IN:
-        return _built_in(pipeline)
+        return _built_in(pipeline, BUILT_IN[pipeline])
+    if pipeline == MODULAR[0]:
+        return _built_in(*MODULAR)
     return _load(pipeline) if pipeline in _announced() else None
 
 
@@ -145,8 +140,8 @@ def supported() -> list[str]:
     return list(dict.fromkeys([*registered, *BUILT_IN, *_announced()]))
 
 
-def _built_in(pipeline: str) -> type[Adapter]:
-    module, name = BUILT_IN[pipeline].split(":")
+def _built_in(pipeline: str, place: str) -> type[Adapter]:
+    module, name = place.split(":")
     try:
         adapter: type[Adapter] = getattr(import_module(f".{module}", __package__), name)
     except ImportError as error:

@@ -18,7 +18,7 @@ from ...errors import Error, UnsupportedPipeline
 from ...replay.denoiser import NEXT_TIMESTEP, STEP, Batch, Encoded
 from ..base import Adapter
 from .blocks import Blocks, blocks_of, evaluate
-from .guiders import check_guider, guider_state, is_guided, new_guider, reads_step
+from .guiders import check_guider, is_guided, new_guider, reads_step
 from .layout import Layout, layout_of
 
 _LONG = (100, 30, 8)
@@ -135,13 +135,6 @@ class Modular(Adapter):
         """The networks that the loop calls."""
         parts = [getattr(self.pipe, name, None) for name in self.blocks.loop.component_names]
         return tuple(part for part in parts if isinstance(part, nn.Module))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings, with the pipeline's guider: images depend on it, and it is no network."""
-        guider = getattr(self.pipe, "guider", None)
-        found = super().settings
-        return found if guider is None else {**found, "guider": guider_state(guider)}
 
     def graph_key(self) -> None:
         """None: calls are not captured."""

@@ -91,8 +91,3 @@ def is_guided(guider: Any) -> bool:
     """Whether the guider takes the denoiser's outputs for two texts, at some step at least."""
     return guider is not None and guider._enabled and new_guider(guider).num_conditions > 1
 
-
-def guider_state(guider: Any) -> dict[str, Any]:
-    """Class and settings of a guider, which images depend on."""
-    config = {name: value for name, value in dict(guider.config).items() if not name.startswith("_")}
-    return {"class": type(guider).__name__, "config": config, "enabled": bool(guider._enabled)}
