@@ -34,7 +34,7 @@ from transformers import (
 from .flux import flux
 from .flux2 import flux2
 from .parts import WIDTH, listen, qwen_tokenizer, seeded
-from .qwen import qwen_image, qwen_image_flow
+from .qwen import INSTRUCTION, qwen_image, qwen_image_flow
 from .sd3 import sd3
 from .sdxl import sdxl
 from .z_image import z_image
@@ -65,10 +65,7 @@ def _tokenizer() -> Qwen2Tokenizer:
         {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *VISION_TOKENS]},
     )
     # One token for each word of the instructions, whose number of tokens pipelines have written in.
-    words = (
-        "system user assistant Describe the image by detailing color , shape size texture quantity text spatial "
-        "relationships of objects and background : You are a"
-    ).split()
+    words = [*INSTRUCTION.split(), "You", "are", "a"]
     tokenizer.add_tokens([*words, *(f" {word}" for word in words)])
     tokenizer.chat_template, tokenizer.model_max_length = CHAT, 4096
     return tokenizer

@@ -93,7 +93,9 @@ def _small_parts(parts: dict[str, Any], stepped: Any) -> dict[str, Any]:
     """The tokenizers, and all schedulers but the one of the denoiser."""
     schedulers = {name: part for name, part in parts.items() if _is_scheduler(part) and part is not stepped}
     return {
-        "tokenizers": {name: tokenizer_of(_tokenizer(part)) for name, part in parts.items() if _tokenizer(part) is not None},
+        "tokenizers": {
+            name: tokenizer_of(_tokenizer(part)) for name, part in parts.items() if _tokenizer(part) is not None
+        },
         "schedulers": {name: scheduler_of(part) for name, part in schedulers.items()},
     }
 

@@ -105,8 +105,8 @@ class Modular(Adapter):
             )
         if not guider._enabled:
             raise ValueError(
-                f"guidance_scale is {self.guidance_scale:g}, but the pipeline's guider is disabled: enable it, or leave "
-                "guidance_scale out"
+                f"guidance_scale is {self.guidance_scale:g}, but the pipeline's guider is disabled: enable it, or "
+                "leave guidance_scale out"
             )
 
     # -- what the pipeline consists of
@@ -181,8 +181,8 @@ class Modular(Adapter):
             _, state = block(pipe, state)
         if state.get("prompt") not in (prompt, [prompt]):
             raise UnsupportedPipeline(
-                f"{type(self.pipe).__name__} rewrites prompts before it encodes them: pass the rewritten ones, and leave "
-                "the block out"
+                f"{type(self.pipe).__name__} rewrites prompts before it encodes them: pass the rewritten ones, "
+                "and leave the block out"
             )
         return {
             name: value
@@ -190,7 +190,6 @@ class Modular(Adapter):
             if value is not None and value is not before.get(name) and name != "prompt"
         }
 
-    @cached_property
     def _texts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the text blocks give for a short and for a long text, the negative text included."""
         short = self._text("a", guided=self.guided)
@@ -201,9 +200,24 @@ class Modular(Adapter):
                 failed = error
         raise failed
 
-    @cached_property
+    @property
     def _layout(self) -> Layout:
-        return layout_of(type(self.pipe).__name__, *self._texts)
+        return self._sample[0]
+
+    @property
+    def _sample(self) -> tuple[Layout, dict[str, Tensor]]:
+        """What the text blocks give, and rows (...) of some text and of the negative one.
+
+        The rows are for what does not depend on the text. They are kept as long as the networks have their dtypes.
+        """
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        dtypes = [weight.dtype for part in parts for weight in [next(part.parameters(), None)] if weight is not None]
+        if self.__dict__.get("_sampled", (None, None))[0] != dtypes:
+            short, long = self._texts()
+            layout = layout_of(type(self.pipe).__name__, short, long)
+            rows = layout.rows(short, negative=False) | layout.rows(short, negative=True)
+            self.__dict__["_sampled"] = (dtypes, (layout, rows))
+        return self.__dict__["_sampled"][1]
 
     def _prepared(
         self, pipe: Any, values: dict[str, Any], lanes: int, *, steps: int | None = None, generator: Any = None
@@ -218,19 +232,13 @@ class Modular(Adapter):
             _, state = block(pipe, state)
         return state
 
-    @cached_property
-    def _one(self) -> dict[str, Tensor]:
-        """Rows (1, ...) of some text and of the negative one: for what does not depend on the text."""
-        short, _ = self._texts
-        rows = self._layout.rows(short, negative=False) | self._layout.rows(short, negative=True)
-        return {name: row[None].to(self.device) for name, row in rows.items()}
-
     @torch.no_grad()
     def _any(self, lanes: int, *, pipe: Any = None, steps: int | None = None, generator: Any = None) -> PipelineState:
         """A prepared state of images of some text."""
-        rows = {name: row.expand(lanes, *row.shape[1:]) for name, row in self._one.items()}
+        layout, one = self._sample
+        rows = {name: row.to(self.device).expand(lanes, *row.shape) for name, row in one.items()}
         pipe = self._driven() if pipe is None else pipe
-        return self._prepared(pipe, self._layout.values(rows), lanes, steps=steps, generator=generator)
+        return self._prepared(pipe, layout.values(rows), lanes, steps=steps, generator=generator)
 
     # -- the adapter's methods
 
@@ -245,7 +253,10 @@ class Modular(Adapter):
 
     def shared(self) -> dict[str, Any]:
         """What the text blocks give for the negative text; nothing without guidance."""
-        return {name: row[None] for name, row in self._layout.rows(self._texts[0], negative=True).items()}
+        if not self._layout.names(negative=True):
+            return {}
+        rows = self._layout.rows(self._text("a", guided=True), negative=True)
+        return {name: row[None] for name, row in rows.items()}
 
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
@@ -259,6 +270,8 @@ class Modular(Adapter):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """By the pipeline's own blocks, then on the CPU."""
         self._any(1, pipe=self._driven(scheduler=scheduler), steps=steps)
+        self._schedules.clear()  # the scheduler may be another one than before
+        self._schedules[steps] = scheduler.timesteps.tolist()
         for name, value in vars(scheduler).items():
             if isinstance(value, Tensor):
                 setattr(scheduler, name, value.cpu())
@@ -266,21 +279,20 @@ class Modular(Adapter):
             scheduler._begin_index = None  # blocks set it to 0, where the scheduler would find it by the timestep
 
     @cached_property
-    def _latents(self) -> Tensor:
-        """(1, *latent) some first latent, for its shape and dtype."""
-        return self._any(1).get("latents")
+    def _latent_shape(self) -> tuple[int, ...]:
+        return tuple(self._any(1).get("latents").shape[1:])
 
     def latent_shape(self) -> tuple[int, ...]:
         """As the loop gets it, packed or not."""
-        return tuple(self._latents.shape[1:])
+        return self._latent_shape
 
     @property
     def noise_dtype(self) -> torch.dtype:
         """The dtype of the first latents."""
-        return self._latents.dtype
+        return self._any(1).get("latents").dtype
 
     def first_noise(self, generator: torch.Generator) -> Tensor:
-        """As the pipeline's block draws and packs it."""
+        """As the pipeline's blocks draw and pack it."""
         pipe = self._driven()
         pipe.scheduler = _unscaled(pipe.scheduler)
         return self._any(1, pipe=pipe, generator=generator).get("latents").cpu()
@@ -321,7 +333,7 @@ class Modular(Adapter):
 
     @cached_property
     def _schedules(self) -> dict[int, list[float]]:
-        """Timesteps by number of inference steps, for those that have been looked up."""
+        """Timesteps by number of inference steps, of the latest scheduler."""
         return {}
 
     def _schedule(self, steps: int) -> list[float]:
@@ -339,11 +351,13 @@ class Modular(Adapter):
         A call says which step it is at, not of how many. The timesteps tell: those of different numbers of steps
         differ, at the first step by the next one.
         """
-        for steps in [*self._schedules, *range(1, _MOST_STEPS + 1)]:
+        for steps in (*self._schedules, *range(1, _MOST_STEPS + 1)):
             here = [*self._schedule(steps), 0.0][step : step + 2]
             if len(here) == 2 and abs(here[0] - timestep) <= 1e-3 and abs(here[1] - following) <= 1e-3:
                 return steps
-        raise Error(f"no schedule of {type(self.pipe).__name__} has timestep {timestep:g} at step {step}, {following:g} next")
+        raise Error(
+            f"no schedule of {type(self.pipe).__name__} has timestep {timestep:g} at step {step} and {following:g} next"
+        )
 
 
 def _unscaled(scheduler: Any) -> Any:

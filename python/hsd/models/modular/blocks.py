@@ -1,9 +1,9 @@
 """The blocks of a modular pipeline that make an image from a text, in the order in which they run.
 
-A modular pipeline is a tree of blocks. Which of them run depends on the inputs; for a text alone they are a list: blocks
-that encode the text, blocks that prepare the denoising loop, the loop itself, and blocks that decode. HSD runs each
-part by itself, on a state of its own, and the loop for one step at a time, without its last block, which would step the
-scheduler.
+A modular pipeline is a tree of blocks. Which of them run depends on the inputs; for a text alone they are a list:
+blocks that encode the text, blocks that prepare the denoising loop, the loop itself, and blocks that decode. HSD runs
+each part by itself, on a state of its own, and the loop for one step at a time, without its last block, which would
+step the scheduler.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
 from torch import Tensor
 
 from ...errors import UnsupportedPipeline
-
 
 _GIVEN = ("prompt", "height", "width", "generator", "num_inference_steps", "output_type")
 """Inputs that HSD gives every pipeline."""
@@ -42,32 +42,37 @@ class Blocks:
 
     def state(self, values: dict[str, Any]) -> PipelineState:
         """A new state with ``values`` by name, and the defaults of the other inputs."""
-        tags = {each.name: each.kwargs_type for each in self.inputs if each.name is not None}
-        for block in self.text:
-            tags |= {each.name: each.kwargs_type for each in block.intermediate_outputs}
-        defaults = {each.name: each.default for each in self.inputs if each.name is not None}
         state = PipelineState()
-        for name, value in {**defaults, **values}.items():
-            state.set(name, value, tags.get(name))
+        for name, value in {**self._defaults, **values}.items():
+            state.set(name, value, self._tags.get(name))
         return state
+
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        return {each.name: each.default for each in self.inputs if each.name is not None}
+
+    @cached_property
+    def _tags(self) -> dict[str, str | None]:
+        """Of inputs and of what the text blocks give: the group in which blocks ask for it, if they do."""
+        given = (each for block in self.text for each in block.intermediate_outputs)
+        return {each.name: each.kwargs_type for each in (*self.inputs, *given) if each.name is not None}
 
     def default(self, name: str) -> Any:
         """The default of an input; of the first block that has one, as the pipeline may leave it to its blocks."""
-        found = (each.default for block in (*self.text, *self.before, *self.after) for each in block.inputs)
-        names = (each.name for block in (*self.text, *self.before, *self.after) for each in block.inputs)
-        return next((value for each, value in zip(names, found, strict=True) if each == name and value is not None), None)
+        inputs = (each for block in (*self.text, *self.before, *self.after) for each in block.inputs)
+        return next((each.default for each in inputs if each.name == name and each.default is not None), None)
 
     def takes(self, name: str) -> bool:
         """Whether some block that runs has this input."""
         parts = (*self.text, *self.before, self.loop, *self.after)
         return any(each.name == name for block in parts for each in block.inputs)
 
-    @property
+    @cached_property
     def scales_guidance(self) -> bool:
         """Whether the scale of guidance is an input of the pipeline, as of models that were distilled with it."""
         return any(each.name == "guidance_scale" for each in self.inputs)
 
-    @property
+    @cached_property
     def reads_step(self) -> bool:
         """Whether a block inside the loop depends on which step it is, so that lanes of a call have to be at one."""
         return any(map(_reads_step, list(self.loop.sub_blocks.values())[:-1]))
@@ -86,7 +91,9 @@ def blocks_of(pipe: Any) -> Blocks:
     try:
         named = list(root.get_execution_blocks(prompt="a").sub_blocks.items())
     except (NotImplementedError, AttributeError):
-        raise UnsupportedPipeline(f"{kind} has blocks that are not a sequence: HSD cannot tell what each does") from None
+        raise UnsupportedPipeline(
+            f"{kind} has blocks that are not a sequence: HSD cannot tell what each does"
+        ) from None
     loops = [i for i, (_, block) in enumerate(named) if isinstance(block, LoopSequentialPipelineBlocks)]
     texts = [i for i, (name, _) in enumerate(named) if name.split(".")[0] == "text_encoder"]
     if len(loops) != 1 or not texts or texts[-1] > loops[0]:

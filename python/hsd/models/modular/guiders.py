@@ -90,4 +90,3 @@ def new_guider(guider: Any, scale: float | None = None, *, enabled: bool = True)
 def is_guided(guider: Any) -> bool:
     """Whether the guider takes the denoiser's outputs for two texts, at some step at least."""
     return guider is not None and guider._enabled and new_guider(guider).num_conditions > 1
-
