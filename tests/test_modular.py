@@ -31,14 +31,15 @@ SEEDS = [3, 8, 5]
 SIZE = {"height": 64, "width": 64}
 STEPS = 4
 LAYERS = {"inputs": {"text_encoder_out_layers": tiny.LAYERS}}
+SHORT = {"max_sequence_length": 64}
 
 CASES = {
     "flux3": (tiny.modular_flux3, LAYERS),
     "flux3-distilled": (lambda: tiny.modular_flux3(distilled=True), LAYERS),
-    "flux2-klein-base": (tiny.modular_klein, LAYERS),
-    "flux2-klein": (lambda: tiny.modular_klein(distilled=True), LAYERS),
-    "krea2": (tiny.modular_krea2, {}),
-    "krea2-turbo": (lambda: tiny.modular_krea2(turbo=True), {}),
+    "flux2-klein-base": (tiny.modular_klein, LAYERS | SHORT),
+    "flux2-klein": (lambda: tiny.modular_klein(distilled=True), LAYERS | SHORT),
+    "krea2": (tiny.modular_krea2, SHORT),
+    "krea2-turbo": (lambda: tiny.modular_krea2(turbo=True), SHORT),
     "ernie": (tiny.modular_ernie, {}),
     "qwen-image-2.1": (tiny.modular_qwen_image_21, {"guidance_scale": 4.0, "negative_prompt": "dull"}),
     "ideogram4": (
@@ -49,7 +50,7 @@ CASES = {
     "qwen-image": (tiny.modular_qwen_image, {"negative_prompt": "dull and long"}),
     "flux": (tiny.modular_flux, {"guidance_scale": 5.0, "max_sequence_length": 64}),
     "flux2": (tiny.modular_flux2, {"inputs": {"text_encoder_out_layers": (10, 20, 30)}, "max_sequence_length": 64}),
-    "sd3": (tiny.modular_sd3, {"max_sequence_length": 64}),
+    "sd3": (tiny.modular_sd3, SHORT),
     "sdxl": (tiny.modular_sdxl, {"guidance_scale": 3.0, "negative_prompt": "dull"}),
 }
 """Builders and settings, by name."""
@@ -74,6 +75,8 @@ def stock(pipe, settings, prompts=PROMPTS, seeds=SEEDS, steps=STEPS):
     try:
         with decoded_by(pipe) as seen:
             for prompt, seed in zip(prompts, seeds, strict=True):
+                if own is not None:  # it would ask for no negative text where its last step of the last run had none
+                    pipe.guider._step = pipe.guider._num_inference_steps = None
                 generator = torch.Generator().manual_seed(seed)
                 pipe(prompt=prompt, generator=generator, num_inference_steps=steps, **options)
         return [latent[0] for latent in seen]
@@ -134,3 +137,177 @@ def test_images_are_those_of_the_pipelines_own_call(name):
     assert model.mixed_timesteps == (name not in ("ideogram4", "sdxl"))
     for part, state in before.items():  # the user's objects are as they were
         assert str(vars(getattr(pipe, part))) == str(state)
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        guiders.ClassifierFreeGuidance(guidance_scale=4.0, stop=0.5),
+        guiders.ClassifierFreeGuidance(guidance_scale=4.0, start=0.3),
+        guiders.ClassifierFreeGuidance(guidance_scale=4.0, guidance_rescale=0.7),
+        guiders.ClassifierFreeGuidance(guidance_scale=4.0, use_original_formulation=True),
+        guiders.ClassifierFreeGuidance(guidance_scale=4.0, enabled=False),
+        guiders.ClassifierFreeZeroStarGuidance(guidance_scale=4.0, zero_init_steps=2),
+        guiders.AdaptiveProjectedGuidance(guidance_scale=4.0, adaptive_projected_guidance_rescale=1.0, eta=0.5),
+        guiders.AdaptiveProjectedMixGuidance(
+            guidance_scale=4.0,
+            adaptive_projected_guidance_momentum=None,
+            adaptive_projected_guidance_rescale=1.0,
+            adaptive_projected_guidance_start_step=2,
+        ),
+        guiders.TangentialClassifierFreeGuidance(guidance_scale=4.0),
+    ],
+    ids=lambda guider: type(guider).__name__,
+)
+def test_guiders_do_what_they_do_in_the_pipeline(guider):
+    pipe = tiny.modular_ernie()
+    plain = stock(pipe, {"guidance_scale": 4.0})
+    pipe.update_components(guider=guider)
+    expected = stock(pipe, {})
+    assert apart(expected[0], plain[0]) > 0.002  # the guider matters
+    pipe.guider.set_state(3, STEPS, None)  # what an earlier run left there
+    found, model = ours(pipe, {})
+    assert error(found, expected) < 5e-5
+    always = (guiders.ClassifierFreeZeroStarGuidance, guiders.AdaptiveProjectedMixGuidance)
+    assert model.mixed_timesteps == (not isinstance(guider, always) and (guider._start, guider._stop) == (0.0, 1.0))
+    assert model.guided == guider._enabled
+
+
+@pytest.mark.parametrize(
+    ("guider", "text"),
+    [
+        (guiders.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5), "momentum of -0.5"),
+        (guiders.AdaptiveProjectedMixGuidance(), "momentum of -0.5"),
+        (guiders.SkipLayerGuidance(skip_layer_guidance_layers=[0]), "SkipLayerGuidance changes the denoiser by hooks"),
+        (guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0]), "changes the denoiser by hooks"),
+        (guiders.SmoothedEnergyGuidance(seg_guidance_layers=[0]), "changes the denoiser by hooks"),
+        (type("Own", (guiders.ClassifierFreeGuidance,), {})(), "the guider Own is none of those"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_guiders_that_cannot_be_applied_are_refused(guider, text):
+    pipe = tiny.modular_ernie()
+    pipe.update_components(guider=guider)
+    with pytest.raises(hsd.UnsupportedPipeline, match=text):
+        hsd.load(pipe, **SIZE)
+
+
+# ------------------------------------------------------------------------------- lanes
+
+
+@pytest.mark.parametrize("name", ["flux3", "flux3-distilled", "ernie", "ideogram4"])
+def test_lanes_are_independent(name):
+    build, settings = CASES[name]
+    verdict = hsd.models.check(build(), **SIZE, **settings)
+    assert not verdict.captures
+
+
+def flux3_denoiser(pipe, scale):
+    """FLUX.3's denoiser without HSD and without diffusers' blocks: (latent, timestep, next one, tokens) to output."""
+    side = torch.arange(4) * 0.5  # positions of the image's tokens are halved
+    image = torch.stack([torch.zeros(16), side.repeat_interleave(4), side.repeat(4), torch.zeros(16)], dim=1)
+
+    def run(x, t, following, tokens):
+        ids = torch.zeros(tokens.shape[1], 4)
+        ids[:, 3] = torch.arange(tokens.shape[1])
+        target = {} if scale is not None else {"target_timestep": following.reshape(1) / 1000}
+        return pipe.transformer(
+            hidden_states=x,
+            encoder_hidden_states=tokens,
+            timestep=t.reshape(1) / 1000,
+            img_ids=image,
+            txt_ids=ids,
+            return_dict=False,
+            **target,
+        )[0]
+
+    return run
+
+
+def flux3_tokens(pipe, prompt):
+    """(1, 80 k, 3 D), all of them attended to."""
+    text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    ids = pipe.tokenizer.tokenizer(text).input_ids
+    length = -(-len(ids) // 80) * 80
+    padding = length - len(ids)
+    real = torch.arange(length) < len(ids)
+    hidden = pipe.text_encoder(
+        input_ids=torch.tensor([ids + [pipe.tokenizer.tokenizer.pad_token_id] * padding]),
+        attention_mask=real[None].long(),
+        position_ids=torch.where(real, torch.arange(length), 1)[None],
+        output_hidden_states=True,
+    ).hidden_states
+    return torch.cat([hidden[layer] for layer in tiny.LAYERS], dim=2)
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["guided", "distilled"])
+@torch.no_grad()
+def test_shared_steps_are_plain_algorithm_1(distilled):
+    pipe = tiny.modular_flux3(distilled)
+    words = "a very long text about a red house by the sea, in which it is night and a cat sleeps on a mat" * 2
+    prompts = [*PROMPTS, words, f"{words}."]  # of two lengths
+    model = hsd.load(pipe, **SIZE, **LAYERS)
+    plan = hsd.compile(prompts, 1.5, model=model, steps=STEPS, seeds=range(5))
+    assert 0.1 < plan.savings < 0.7
+    assert len({flux3_tokens(pipe, prompt).shape for prompt in prompts}) == 2
+    found = latents_of(plan, model)
+
+    run = flux3_denoiser(pipe, None if distilled else 3.5)
+    tokens = [flux3_tokens(pipe, prompt) for prompt in prompts]
+    negative = flux3_tokens(pipe, "")
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))
+    following = dict(zip(scheduler.timesteps.tolist(), [*scheduler.timesteps[1:], torch.tensor(0.0)], strict=True))
+
+    def mean(leaves):
+        """Each position over the prompts that have it."""
+        longest = max((tokens[i] for i in leaves), key=lambda each: each.shape[1])
+        at = [torch.stack([tokens[i][0, p] for i in leaves if tokens[i].shape[1] > p]) for p in range(longest.shape[1])]
+        return torch.stack([each.mean(0) for each in at])[None]
+
+    def evaluate(x, t, rows):
+        conditional = run(x, t, following[float(t)], rows)
+        if distilled:
+            return conditional
+        unconditional = run(x, t, None, negative)
+        return unconditional + 3.5 * (conditional - unconditional)
+
+    def first_noise(generator):
+        return torch.randn((1, tiny.PATCHES, 4, 4), generator=generator).flatten(2).transpose(1, 2)
+
+    expected, rows = algorithm1(
+        plan.tree,
+        plan.phi,
+        lambda own: own.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS)),
+        pipe.scheduler,
+        plan.seeds,
+        mean,
+        evaluate,
+        first_noise,
+        lambda seed: torch.Generator().manual_seed(seed),
+        scale_input=False,
+    )
+    assert rows == plan.node_steps
+    assert max(apart(found[i], expected[i]) for i in expected) < 1e-5
+    assert apart(found[0], expected[3]) > 0.05
+
+
+@pytest.mark.parametrize("name", ["flux3", "ernie"])
+def test_runs_on_the_emulated_device(name):
+    build, settings = CASES[name]
+    family = SimpleNamespace(
+        name=name,
+        guided={},
+        size=(64, 64),
+        steps=STEPS,
+        build=build,
+        loadable=lambda pipe: pipe,
+        settings=lambda _, __: {**SIZE, **settings},
+    )
+    expected = case(family)
+    with emulated(0, 0.3) as device, on_the_device():
+        device.adopt(expected.pipe)
+        model = expected.load()
+        assert model.device.type == "cuda"
+        assert same(device_latents_of(expected.plan, model, False), expected.latents[False])
+        assert same(images_of(expected.plan, model, False), expected.images[False])

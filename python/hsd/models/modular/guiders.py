@@ -17,7 +17,6 @@ _BY_ROW = frozenset(
         "AdaptiveProjectedMixGuidance",
         "ClassifierFreeGuidance",
         "ClassifierFreeZeroStarGuidance",
-        "MagnitudeAwareGuidance",
         "TangentialClassifierFreeGuidance",
     }
 )
@@ -27,7 +26,6 @@ _EVERY_STEP = frozenset(
     {
         "AdaptiveProjectedGuidance",
         "ClassifierFreeGuidance",
-        "MagnitudeAwareGuidance",
         "TangentialClassifierFreeGuidance",
     }
 )
