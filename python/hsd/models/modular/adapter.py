@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -155,9 +155,13 @@ class Modular(Adapter):
         scale = None if self.blocks.scales_guidance else self.guidance_scale
         return new_guider(getattr(self.pipe, "guider", None), scale, enabled=enabled)
 
-    def _driven(self, *, guided: bool = True, scheduler: Any = None) -> Any:
-        """What the blocks run on: the pipeline's components, with a guider and a scheduler of their own."""
+    def _driven(self, *, guided: bool = True, scheduler: Any = None, device: torch.device | None = None) -> Any:
+        """What the blocks run on: the pipeline's components, with a guider and a scheduler of their own.
+
+        The blocks ask it for its device several times in each step. The pipeline would search all modules for hooks.
+        """
         pipe = copy.copy(self.pipe)
+        pipe.__class__ = _on(type(self.pipe), self.device if device is None else device)
         pipe.scheduler = copy.copy(self.scheduler()) if scheduler is None else scheduler
         if getattr(pipe, "guider", None) is not None:
             pipe.guider = self._guider(enabled=guided)
@@ -223,7 +227,8 @@ class Modular(Adapter):
         self, pipe: Any, values: dict[str, Any], lanes: int, *, steps: int | None = None, generator: Any = None
     ) -> PipelineState:
         """The state of ``lanes`` images at the loop, with a first latent from ``generator``, which is None for any."""
-        values = {**values, "prompt": ["a"] * lanes, "generator": generator or torch.Generator(self.device)}
+        generator = generator or self._any_generator(pipe._execution_device)
+        values = {**values, "prompt": ["a"] * lanes, "generator": generator}
         by_step = next((len((self.inputs or {})[name]) for name in _BY_STEP if name in (self.inputs or {})), None)
         if (steps or by_step) is not None:
             values["num_inference_steps"] = steps or by_step
@@ -232,12 +237,16 @@ class Modular(Adapter):
             _, state = block(pipe, state)
         return state
 
+    def _any_generator(self, device: torch.device) -> torch.Generator:
+        """One for latents that are thrown away: on the device, where drawing costs nothing, and not the global one."""
+        return torch.Generator(device)
+
     @torch.no_grad()
     def _any(self, lanes: int, *, pipe: Any = None, steps: int | None = None, generator: Any = None) -> PipelineState:
         """A prepared state of images of some text."""
         layout, one = self._sample
-        rows = {name: row.to(self.device).expand(lanes, *row.shape) for name, row in one.items()}
         pipe = self._driven() if pipe is None else pipe
+        rows = {name: row.to(pipe._execution_device).expand(lanes, *row.shape) for name, row in one.items()}
         return self._prepared(pipe, layout.values(rows), lanes, steps=steps, generator=generator)
 
     # -- the adapter's methods
@@ -301,7 +310,7 @@ class Modular(Adapter):
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """One step of the pipeline's own loop, with its own guider."""
         values, lanes = self._layout.values(rows), len(latents)
-        pipe = self._driven()
+        pipe = self._driven(device=latents.device)
         if self.mixed_timesteps:
             state = self._prepared(pipe, values, lanes)
             timesteps, step = torch.stack([timestep, rows[NEXT_TIMESTEP].to(timestep)]), 0  # [2, B]
@@ -318,7 +327,7 @@ class Modular(Adapter):
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:
         """By the blocks after the loop."""
-        pipe = self._driven()
+        pipe = self._driven(device=latents.device)
         state = self._any(len(latents), pipe=pipe)
         dtype = state.get("latents").dtype
         for network in self.decoding_networks():
@@ -358,6 +367,12 @@ class Modular(Adapter):
         raise Error(
             f"no schedule of {type(self.pipe).__name__} has timestep {timestep:g} at step {step} and {following:g} next"
         )
+
+
+@cache
+def _on(pipeline: type[Any], device: torch.device) -> type[Any]:
+    """A pipeline class whose objects know their device."""
+    return type(pipeline.__name__, (pipeline,), {"_execution_device": device})
 
 
 def _unscaled(scheduler: Any) -> Any:

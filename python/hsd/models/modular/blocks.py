@@ -9,14 +9,17 @@ step the scheduler.
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import inspect
+import logging
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from diffusers.modular_pipelines import modular_pipeline
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
 from torch import Tensor
 
@@ -181,9 +184,26 @@ def evaluate(loop: Any, pipe: Any, state: PipelineState, timesteps: Tensor, step
     taken = _Taken(loop.sub_blocks[last])
     loop.sub_blocks = {**{name: _AtStep(loop.sub_blocks[name], step) for name in names}, last: taken}
     loop.set_progress_bar_config(disable=True)
-    loop(pipe, state)
+    with _silent():
+        loop(pipe, state)
     assert taken.output is not None
     return taken.output
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what diffusers logs of an exception inside a loop, which it then raises."""
+    log, keep_none = logging.getLogger(modular_pipeline.__name__), _Nothing()
+    log.addFilter(keep_none)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep_none)
+
+
+class _Nothing(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
 
 
 class _Steps:
