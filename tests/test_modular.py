@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import guiders
 from diffusers.modular_pipelines.ideogram4 import encoders as ideogram4_encoders
 from diffusers.modular_pipelines.krea2 import encoders as krea2_encoders
+from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
 
 import hsd
 from algorithm1 import algorithm1
@@ -19,7 +22,8 @@ from device import emulated
 from device.runs import case, images_of, on_the_device, same
 from device.runs import latents_of as device_latents_of
 from helpers import latents_of
-from hsd.models.modular import Modular
+from hsd.models.identity import image_identity
+from hsd.models.modular import Modular, blocks
 from tiny import modular as tiny
 
 PROMPTS = ["a cat", "a red house by the sea at night", "a cat on a mat"]
@@ -316,7 +320,7 @@ def test_runs_on_the_emulated_device(monkeypatch):
 
 def test_a_folder_with_a_modular_index_is_loaded(tmp_path):
     pipe = tiny.modular_z_image()
-    pipe.save_pretrained(tmp_path / "model")
+    pipe.save_pretrained(str(tmp_path / "model"))
     assert not (tmp_path / "model" / "model_index.json").exists()
     model = hsd.load(tmp_path / "model", **SIZE, max_sequence_length=64)
     assert isinstance(model, Modular)

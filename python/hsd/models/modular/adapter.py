@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, ClassVar
@@ -68,9 +68,10 @@ class Modular(Adapter):
         super().__post_init__()
         guider = getattr(self.pipe, "guider", None)
         check_guider(guider)
+        blocks = self.blocks
         self._check_inputs()
         for side in ("height", "width"):
-            value = getattr(self, side) or self.blocks.default(side) or getattr(self.pipe, f"default_{side}", None)
+            value = getattr(self, side) or blocks.default(side) or getattr(self.pipe, f"default_{side}", None)
             if value is None:
                 raise ValueError(f"{type(self.pipe).__name__} has no default {side}: give one")
             if value < 1:
@@ -78,7 +79,7 @@ class Modular(Adapter):
             setattr(self, side, int(value))
         self._check_guidance(guider)
         for name in ("negative_prompt", "max_sequence_length"):
-            if getattr(self, name) is not None and not self.blocks.takes(name):
+            if getattr(self, name) is not None and not blocks.takes(name):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: {type(self.pipe).__name__} takes none")
         if self.negative_prompt is not None and not self.guided:
             raise ValueError(
@@ -161,7 +162,7 @@ class Modular(Adapter):
         The blocks ask it for its device several times in each step. The pipeline would search all modules for hooks.
         """
         pipe = copy.copy(self.pipe)
-        pipe.__class__ = _on(type(self.pipe), self.device if device is None else device)
+        pipe.__class__ = _on(type(self.pipe), self.device if device is None else device)  # type: ignore[arg-type]
         pipe.scheduler = copy.copy(self.scheduler()) if scheduler is None else scheduler
         if getattr(pipe, "guider", None) is not None:
             pipe.guider = self._guider(enabled=guided)
@@ -256,8 +257,10 @@ class Modular(Adapter):
         layout = self._layout
         each = [layout.rows(self._text(prompt, guided=False), negative=False) for prompt in batch.prompts]
         vectors = torch.stack([layout.vector(rows) for rows in each])
-        columns = {name: [rows[name] for rows in each] for name in each[0]}
-        rows = {name: rows if name in layout.lengthy else torch.stack(rows) for name, rows in columns.items()}
+        rows: dict[str, Tensor | Sequence[Tensor]] = {}
+        for name in each[0]:
+            column = [one[name] for one in each]
+            rows[name] = column if name in layout.lengthy else torch.stack(column)
         return Encoded(rows, vectors=vectors)
 
     def shared(self) -> dict[str, Any]:
