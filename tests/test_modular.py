@@ -24,6 +24,7 @@ from device.runs import latents_of as device_latents_of
 from helpers import latents_of
 from hsd.models.identity import image_identity
 from hsd.models.modular import Modular, blocks
+from hsd.models.modular.layout import layout_of
 from tiny import modular as tiny
 
 PROMPTS = ["a cat", "a red house by the sea at night", "a cat on a mat"]
@@ -446,3 +447,53 @@ class Uses(ModularPipelineBlocks):
 def test_blocks_that_depend_on_the_step_are_found(use, reads):
     block = type(use, (Uses,), {"__call__": getattr(Uses, use)})()
     assert blocks._reads_step(block) == reads
+
+
+# ------------------------------------------------------------------------------- conditioning
+
+
+def tokens_of(generator, length, before, behind, width=3):
+    """(1, length, width) and its mask (1, length): tokens at both ends, pads between them."""
+    tokens = torch.randn(1, length, width, generator=generator)
+    mask = torch.zeros(1, length, dtype=torch.bool)
+    mask[0, :before], mask[0, length - behind :] = True, True
+    return {"prompt_embeds": tokens, "prompt_embeds_mask": mask}
+
+
+def test_masked_tokens_are_averaged_over_the_prompts_that_have_them():
+    generator = torch.Generator().manual_seed(0)
+    first, second = tokens_of(generator, 8, 2, 2), tokens_of(generator, 8, 4, 2)
+    layout = layout_of("P", first, second)
+    assert layout.kinds == {"prompt_embeds": "tokens", "prompt_embeds_mask": "mask"}
+    alone = layout.values({name: row[None] for name, row in layout.rows(first, negative=False).items()})
+    kept = first["prompt_embeds_mask"]
+    assert torch.equal(alone["prompt_embeds_mask"], kept)
+    assert torch.equal(alone["prompt_embeds"][kept], first["prompt_embeds"][kept])  # exactly, where it is read
+    rows = [layout.rows(each, negative=False) for each in (first, second)]
+    mean = layout.values({name: (rows[0][name] + rows[1][name])[None] / 2 for name in rows[0]})
+    assert mean["prompt_embeds_mask"][0].tolist() == [True] * 4 + [False] * 2 + [True] * 2
+    a, b = first["prompt_embeds"][0], second["prompt_embeds"][0]
+    assert torch.allclose(mean["prompt_embeds"][0, :2], (a[:2] + b[:2]) / 2)
+    assert torch.allclose(mean["prompt_embeds"][0, 2:4], b[2:4])
+    assert torch.allclose(mean["prompt_embeds"][0, 6:], (a[6:] + b[6:]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text"),
+    [
+        ({"ids": torch.arange(6)[None]}, r"gives ids, a tensor \(1, 6\) int64"),
+        ({"tokens": torch.ones(2, 3, 4)}, r"gives tokens, a tensor \(2, 3, 4\) float32"),
+        ({"size": "large"}, "gives size, a str"),
+        ({"tokens": torch.ones(1, 3, 4), "lengths": [2]}, "cannot tell what it counts"),
+        ({"tokens": torch.ones(1, 3, 4), "mask": torch.ones(1, 3).bool()}, "cannot tell what it masks"),
+    ],
+)
+def test_what_has_no_mean_is_refused(outputs, text):
+    with pytest.raises(hsd.UnsupportedPipeline, match=text):
+        layout_of("P", outputs, outputs)
+
+
+def test_a_negative_text_that_depends_on_the_prompt_is_refused():
+    outputs = [{"negative_prompt_embeds": torch.full((1, 3, 4), float(i))} for i in range(2)]
+    with pytest.raises(hsd.UnsupportedPipeline, match="depends on the prompt"):
+        layout_of("P", *outputs)
