@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from .. import demo
 from ..calibration import Calibration
@@ -41,7 +43,8 @@ def load(
     ----------
     model
         ``"demo"`` (bundled), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
-        a hub id (``"org/name"``), a local folder with a ``model_index.json``, a diffusers pipeline object, the pair
+        a hub id (``"org/name"``), a local folder with a ``model_index.json`` or, of a modular pipeline, a
+        ``modular_model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
     device, dtype
         Device and dtype of a model that is loaded by name. By default CUDA, if there is a device, in the half precision
@@ -94,7 +97,7 @@ def _load(
             if calibration is None and demo.CALIBRATION.is_file():
                 calibration = Calibration.load(demo.CALIBRATION)
             return dataclasses.replace(adapter, default_tau=demo.TAU, calibration=calibration)
-        if (folder / "model_index.json").is_file():
+        if any((folder / index).is_file() for index in ("model_index.json", ModularPipeline.config_name)):
             source = folder
             if str(folder) not in ("demo", *MODELS):
                 name = str(folder)  # without "~" and without a slash at the end: one folder has one name
@@ -123,13 +126,13 @@ def _looks_like_hub_id(name: str) -> bool:
 
 
 def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None) -> Any:
-    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+    from diffusers import AutoPipelineForText2Image
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         # A pipeline class that has an adapter is loaded as that class. Others are loaded as diffusers' text-to-image
         # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior.
-        adapter = adapter_named(str(DiffusionPipeline.load_config(str(source)).get("_class_name")))
+        adapter = adapter_named(_class_of(str(source)))
         half = Adapter.half_dtype if adapter is None else adapter.half_dtype
         dtype = dtype or (half if device.type == "cuda" else torch.float32)
         if adapter is None:
@@ -139,6 +142,17 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
     except (OSError, ValueError) as error:
         raise UnknownModel(f"cannot load {source}: {error}") from error
     return pipe.to(device)
+
+
+def _class_of(source: str) -> str:
+    """The pipeline class that a folder or a hub id names; modular pipelines have an index of another name."""
+    try:
+        return str(DiffusionPipeline.load_config(source).get("_class_name"))
+    except OSError:
+        with contextlib.suppress(OSError):
+            ModularPipeline.load_config(source)
+            return ModularPipeline.__name__
+        raise
 
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:

@@ -69,6 +69,9 @@ MODELS = {
 }
 """Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
 
+MODULAR = ("ModularPipeline", "modular:Modular")
+"""The base class of modular pipelines, and the adapter that reads their blocks: for all that have none of their own."""
+
 METHODS = ("encode", "scheduler", "latent_shape", "denoise", "decode")
 
 PAIRS = {("KandinskyV22PriorPipeline", "KandinskyV22Pipeline"): "KandinskyV22CombinedPipeline"}
@@ -140,7 +143,9 @@ def adapter_named(pipeline: str) -> type[Adapter] | None:
         if pipeline in adapter.pipelines:
             return adapter
     if pipeline in BUILT_IN:
-        return _built_in(pipeline)
+        return _built_in(pipeline, BUILT_IN[pipeline])
+    if pipeline == MODULAR[0]:
+        return _built_in(*MODULAR)
     return _load(pipeline) if pipeline in _announced() else None
 
 
@@ -150,8 +155,8 @@ def supported() -> list[str]:
     return list(dict.fromkeys([*registered, *BUILT_IN, *_announced()]))
 
 
-def _built_in(pipeline: str) -> type[Adapter]:
-    module, name = BUILT_IN[pipeline].split(":")
+def _built_in(pipeline: str, place: str) -> type[Adapter]:
+    module, name = place.split(":")
     try:
         adapter: type[Adapter] = getattr(import_module(f".{module}", __package__), name)
     except ImportError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from torch import nn
 
 from .configuration import as_json, config_of, scheduler_of, tokenizer_of
@@ -92,9 +93,17 @@ def _small_parts(parts: dict[str, Any], stepped: Any) -> dict[str, Any]:
     """The tokenizers, and all schedulers but the one of the denoiser."""
     schedulers = {name: part for name, part in parts.items() if _is_scheduler(part) and part is not stepped}
     return {
-        "tokenizers": {name: tokenizer_of(part) for name, part in parts.items() if hasattr(part, "get_vocab")},
+        "tokenizers": {
+            name: tokenizer_of(_tokenizer(part)) for name, part in parts.items() if _tokenizer(part) is not None
+        },
         "schedulers": {name: scheduler_of(part) for name, part in schedulers.items()},
     }
+
+
+def _tokenizer(part: Any) -> Any:
+    """A tokenizer, or that of a processor, which has one beside what it has for images; None for other parts."""
+    found = part if hasattr(part, "get_vocab") else getattr(part, "tokenizer", None)
+    return found if hasattr(found, "get_vocab") else None
 
 
 def _is_scheduler(part: Any) -> bool:
@@ -102,14 +111,31 @@ def _is_scheduler(part: Any) -> bool:
 
 
 def _options(pipes: tuple[Any, ...]) -> dict[str, Any]:
-    """The scalars of the pipelines' configurations, such as ``force_zeros_for_empty_prompt``."""
+    """The scalars of the pipelines' configurations, such as ``force_zeros_for_empty_prompt``.
+
+    Also guiders, which are components, and the blocks of modular pipelines.
+    """
     found: dict[str, Any] = {}
     for pipe in pipes:
         for name, value in dict(getattr(pipe, "config", {})).items():
             scalar = isinstance(value, (bool, int, float, str))
             if scalar and not name.startswith("_") and name not in _NO_OPTIONS:
                 found[name] = as_json(value)
+        for name, part in pipe.components.items():
+            if hasattr(part, "prepare_inputs_from_block_state"):  # a guider of diffusers
+                found[name] = {"class": type(part).__name__, **config_of(part), "enabled": bool(part._enabled)}
+        if isinstance(pipe, ModularPipeline):
+            found["blocks"] = [type(block).__name__ for block in _leaves(pipe.blocks)]
     return found
+
+
+def _leaves(block: Any) -> Iterator[Any]:
+    """The blocks of a modular pipeline that have none inside them."""
+    inside = list(getattr(block, "sub_blocks", {}).values())
+    if not inside:
+        yield block
+    for each in inside:
+        yield from _leaves(each)
 
 
 def sampler_state(table: Any) -> dict[str, Any]:
