@@ -46,6 +46,22 @@ class Recipe:
     """Whether several prompts are encoded in a call as each by itself."""
     main: str
     """The rows whose mean prompts are clustered by."""
+    main_mask: str | None
+    """The rows that are their mask, if there are any."""
+    dtype: torch.dtype
+    """That of the first latents."""
+    latents_name: str | None
+    form: tuple[Any, int] | None
+    """As in :class:`~hsd.models.generic.rehearsal.Theatre`."""
+    mixed: bool = False
+    """Whether the lanes of a call may be at different steps."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether tokens are stored without the padding under their mask."""
+        return any(source.mask_of for _, _, _, source in _sources(self.calls))
 
     def structure(self) -> str:
         """Text that is equal for recipes that differ in numbers only."""
@@ -179,11 +195,17 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
         one_length=_needs_one_length(calls),
         batches=False,
         main="",
+        main_mask=None,
+        dtype=first.sample.dtype,
+        latents_name=theatre.latents_name,
+        form=theatre.form,
     )
     for record in (*records, pair):
         for k, step in enumerate(record.steps):
             recipe._check_formula(step, k)
-    recipe = replace(recipe, batches=_batches(recipe, records, pair), main=_main(recipe, records[0]))
+    main = _main(recipe, records[0])
+    mask = _mask_of(recipe, records[0], main)
+    recipe = replace(recipe, batches=_batches(recipe, records, pair), main=main, main_mask=mask)
     return replace(recipe, noise_record=Record(latents_call=records[0].latents_call))
 
 
@@ -439,3 +461,13 @@ def _main(recipe: Recipe, record: Record) -> str:
     if not sizes:
         raise Unfit("gives the network no numbers that depend on the prompt")
     return max(sizes, key=sizes.__getitem__)
+
+
+def _mask_of(recipe: Recipe, record: Record, main: str) -> str | None:
+    """The rows that are the mask of the tokens ``main`` (B, L, D): those of truth values, as many as tokens."""
+    rows = recipe.rows(record, 1, own=True)
+    tokens = rows[main][0]
+    for name, row in rows.items():
+        if tokens.ndim > 1 and row[0].dtype == torch.bool and row[0].shape == tokens.shape[:1]:
+            return name
+    return None

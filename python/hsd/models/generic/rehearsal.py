@@ -65,6 +65,8 @@ class Record:
     """Arguments of ``prepare_latents``."""
     scheduler: Any = None
     """The copy of the scheduler that was stepped."""
+    finished: Tensor | None = None
+    """(B, ...) the latents after the latest step."""
     result: Any = None
     """What the pipeline returned; None if the rehearsal was ended."""
 
@@ -121,10 +123,10 @@ class Theatre:
         self.pipe, self.part, self.settings = pipe, part, settings
         self.network: nn.Module = getattr(pipe, part)
         self.takes = inspect.signature(type(pipe).__call__).parameters
-        self._form: Any = None  # an output of the network, as tensors of its shape
-        self._form_rows = 1
         self.latents_name: str | None = None
-        """Name of the network's argument that holds the latents."""
+        """Name of the network's argument that holds the latents; None before the first call."""
+        self.form: tuple[Any, int] | None = None
+        """An output of the network, as tensors of its shape, and how many rows it has; None before the first call."""
 
     # -- a call of the pipeline
 
@@ -267,7 +269,7 @@ class Theatre:
             if end_at is not None and len(record.steps) >= end_at:
                 raise Enough
             result = step(*args, **kwargs)
-            state.latents = result[0] if isinstance(result, tuple) else result.prev_sample
+            record.finished = state.latents = result[0] if isinstance(result, tuple) else result.prev_sample
             return result
 
         scheduler.set_timesteps, scheduler.step = recorded_set, recorded_step
@@ -289,16 +291,11 @@ class Theatre:
         if self.latents_name is None:
             self.latents_name = _latents_name(arguments, fed)
         rows = len(arguments[self.latents_name])
-        if self._form is None:
-            output = self.network(**arguments)
-            self._form, self._form_rows = nested(output, torch.empty_like), rows
-        output = _drawn(self._form, rows, self._form_rows, generator)
+        if self.form is None:
+            self.form = nested(self.network(**arguments), torch.empty_like), rows
+        output = _drawn(self.form[0], rows, self.form[1], generator)
         pending.append(Call(arguments, stacked(output)))
         return output
-
-    def unwrapped(self, output: Any) -> Tensor:
-        """(rows, ...) the tensor of an output of the network."""
-        return stacked(output)
 
 
 def _latents_name(arguments: dict[str, Any], made: Any) -> str:
