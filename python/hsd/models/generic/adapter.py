@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ...errors import Error, UnsupportedPipeline
@@ -27,7 +28,7 @@ from .proof import prove
 from .rehearsal import Theatre
 from .sources import Lanes
 from .unfit import Unfit
-from .values import stacked
+from .values import stacked, unflattened
 
 _CHUNK = 8
 """Prompts that one call of the pipeline encodes, where it encodes each as by itself."""
@@ -40,12 +41,14 @@ _learnt: WeakKeyDictionary[Any, dict[Any, Recipe]] = WeakKeyDictionary()
 
 
 def why_not(pipe: Any) -> str | None:
-    """What keeps a pipeline from being tried at all; None if nothing does."""
+    """What keeps an object from being tried at all, in words that follow its name; None if nothing does."""
+    if not isinstance(pipe, DiffusionPipeline):
+        return "is no diffusers pipeline"
     takes = inspect.signature(type(pipe).__call__).parameters
     images = [name for name in _IMAGES if name in takes]
     if images:
         return f"starts from an image ({', '.join(images)})"
-    for name in ("prompt", "num_inference_steps", "generator", "output_type", "latents"):
+    for name in ("prompt", "num_inference_steps", "generator", "output_type"):
         if name not in takes:
             return f"has a call without {name}"
     needed = [each.name for each in list(takes.values())[1:] if each.default is each.empty and each.name != "prompt"]
@@ -100,6 +103,9 @@ class Generic(Adapter):
                 setattr(self, setting, default if isinstance(default, (int, float, str)) else None)
         self._timesteps: dict[Any, Any] = {}
         try:
+            reason = why_not(self.pipe)
+            if reason is not None:
+                raise Unfit(reason)
             self._recipe = self._learnt()
         except Unfit as reason:
             raise UnsupportedPipeline(self._refusal(str(reason))) from reason
@@ -108,8 +114,9 @@ class Generic(Adapter):
 
     def _refusal(self, reason: str) -> str:
         return (
-            f"{type(self.pipe).__name__} has no adapter, and the generic one does not fit: it {reason}. An adapter of "
-            "your own takes five methods (docs/adapters.md)"
+            f"{type(self.pipe).__name__} has no adapter, and the generic one does not fit, because the pipeline "
+            f"{reason.rstrip('.')}. An adapter of your own has the five methods of hsd.models.Adapter: encode, scheduler, "
+            "latent_shape, denoise, decode; hsd.models.register makes it known (docs/adapters.md)"
         )
 
     def _theatre(self) -> Theatre:
@@ -145,7 +152,7 @@ class Generic(Adapter):
             except (Error, torch.cuda.OutOfMemoryError):
                 raise
             except Exception as error:
-                raise Unfit(f"cannot be called with one prompt: {type(error).__name__}: {error}") from error
+                raise Unfit(f"cannot be called with one prompt ({type(error).__name__}: {error})") from error
             self._recipe = recipe
             try:
                 self._recipe = prove(self, recipe)
@@ -269,7 +276,7 @@ class Generic(Adapter):
         outputs: list[Tensor] = []
         for arguments in recipe.calls:
             given = {name: argument.of(lanes) for name, argument in arguments.items()}
-            output = stacked(network(**given)).float()
+            output = stacked(network(**unflattened(given))).float()
             times = len(output) // len(latents)
             outputs += [in_shape(part, latents.shape) for part in output.chunk(times)]
         return recipe.formula.of(outputs), None

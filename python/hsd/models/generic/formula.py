@@ -62,8 +62,8 @@ class Formula:
         return f"{'-' if self.sign < 0 else ''}({text}){'' if self.rescale == 'none' else f', {self.rescale}'}"
 
 
-def formula_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, known: Sequence[float]) -> Formula:
-    """The formula by which ``given`` (B, ...) follows from the ``outputs`` (B, ...), which have to be random.
+def formulas_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, known: Sequence[float]) -> list[Formula]:
+    """The formulas by which ``given`` (B, ...) may follow from the ``outputs`` (B, ...), which have to be random.
 
     ``known`` are numbers that a weight may be, such as the guidance scale: in half precision weights are measured
     with an error.
@@ -75,18 +75,21 @@ def formula_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, known
     """
     tolerance = tolerance_of(given.dtype)
     o, m = torch.stack([each.double() for each in outputs]), given.double()
+    found = []
     for sign in (1.0, -1.0):
         for weights in _candidates(o, sign * m, tolerance, conditional, known):
             for rescale in RESCALES:
                 formula = Formula(weights, sign, rescale, conditional)
                 if error_of(formula.of(list(o)), m) <= tolerance:
-                    return formula
+                    found.append(formula)
                 if len(weights) == 1:
                     break
-    raise Unfit(
-        f"gives scheduler.step something that no formula known here makes of the {len(outputs)} outputs of the step "
-        "(guidance with a memory of earlier steps, or a formula of its own)"
-    )
+    if not found:
+        raise Unfit(
+            f"gives scheduler.step something that no formula known here makes of the {len(outputs)} outputs of a step "
+            "(guidance with a memory of earlier steps, or a formula of its own)"
+        )
+    return found
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...conditioning.rows import MASK
-from .formula import Formula, formula_of, tolerance_of
+from .formula import Formula, formulas_of, tolerance_of
 from .rehearsal import Record, Step, Theatre, repeats
 from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, part_of, rows_of
 from .times import time_of
@@ -99,16 +99,7 @@ class Recipe:
             for name, argument in arguments.items():
                 if isinstance(argument, Constant) and not same(argument.value, call.arguments[name]):
                     raise Unfit(f"gives the network another {name} than before")
-        self._check_formula(step, 0)
-
-    def _check_formula(self, step: Step, k: int) -> None:
-        made = self.formula.of([each.double() for each in outputs_of(step)])
-        error = error_of(made, step.output.double())
-        if not error <= tolerance_of(step.output.dtype):
-            raise Unfit(
-                f"gives scheduler.step at step {k} something else than at the first step, where it is {self.formula} of "
-                f"the network's outputs: off by {error:.1e} of its size (guidance in a part of the run, or with a memory)"
-            )
+        _check_formula(self.formula, step, 0)
 
     def refreshed(self, record: Record) -> Recipe:
         """The same with the constants of a new rehearsal of one prompt."""
@@ -172,8 +163,7 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
         _check_loop(record)
     first = records[0].steps[0]
     other_seed = theatre.call(PROMPTS[:1], STEPS, [_generator(99)], end_at=1)
-    if not _same_conditioning(first, other_seed.steps[0], theatre.latents_name):
-        raise Unfit("conditions the network on something that depends on the seed")
+    _check_seeds(first, other_seed.steps[0], theatre.latents_name)
     calls = []
     for c in range(len(first.calls)):
         calls.append(_arguments_of(c, records, pair, theatre))
@@ -181,7 +171,7 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
         calls = [_without_padding(c, arguments, records) for c, arguments in enumerate(calls)]
     conditional = _conditional(calls)
     known = [float(v) for v in _numbers(theatre)]
-    formula = formula_of(outputs_of(first), first.output, conditional, known)
+    formula = _formula(formulas_of(outputs_of(first), first.output, conditional, known), (*records, pair))
     index = _noise_index(theatre, records[0])
     recipe = Recipe(
         calls=tuple(calls),
@@ -200,13 +190,35 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
         latents_name=theatre.latents_name,
         form=theatre.form,
     )
-    for record in (*records, pair):
-        for k, step in enumerate(record.steps):
-            recipe._check_formula(step, k)
     main = _main(recipe, records[0])
     mask = _mask_of(recipe, records[0], main)
     recipe = replace(recipe, batches=_batches(recipe, records, pair), main=main, main_mask=mask)
     return replace(recipe, noise_record=Record(latents_call=records[0].latents_call))
+
+
+def _formula(candidates: Sequence[Formula], records: Sequence[Record]) -> Formula:
+    """The first of the formulas of the first step that holds at all of them."""
+    failed: Unfit | None = None
+    for formula in candidates:
+        try:
+            for record in records:
+                for k, step in enumerate(record.steps):
+                    _check_formula(formula, step, k)
+        except Unfit as error:
+            failed = failed or error
+        else:
+            return formula
+    assert failed is not None
+    raise failed
+
+
+def _check_formula(formula: Formula, step: Step, k: int) -> None:
+    error = error_of(formula.of([each.double() for each in outputs_of(step)]), step.output.double())
+    if not error <= tolerance_of(step.output.dtype):
+        raise Unfit(
+            f"gives scheduler.step at step {k} something else than {formula} of the network's outputs, which it gives at "
+            f"the first step: off by {error:.1e} of its size (guidance in a part of the run, or with a memory)"
+        )
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -234,13 +246,13 @@ def _check_loop(record: Record) -> None:
             raise Unfit("gives scheduler.step a learned variance, or an output in another shape than the latents")
 
 
-def _same_conditioning(a: Step, b: Step, latents: str | None) -> bool:
-    return all(
-        same(value, other.arguments.get(name))
-        for one, other in zip(a.calls, b.calls, strict=True)
-        for name, value in one.arguments.items()
-        if name != latents
-    )
+def _check_seeds(a: Step, b: Step, latents: str | None) -> None:
+    """``Unfit`` if an argument of the network besides the latents differs between two seeds."""
+    for one, other in zip(a.calls, b.calls, strict=True):
+        for name, value in one.arguments.items():
+            if name != latents and not same(value, other.arguments.get(name)):
+                what = "that depends on the seed" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+                raise Unfit(f"gives the network a {name} {what}")
 
 
 def _arguments_of(c: int, records: Sequence[Record], pair: Record, theatre: Theatre) -> dict[str, Argument]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .unfit import Unfit
-from .values import nested, same, stacked
+from .values import flattened, nested, same, stacked, unflattened
 
 AS_WRITTEN = {"enable_prompt_rewrite": False, "use_pe": False}
 """Arguments that would replace a prompt by one that a language model writes. HSD uses prompts as they are."""
@@ -91,7 +91,7 @@ class StandIn:
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 arguments |= arguments.pop(parameter.name, {})
-        return self._answer(arguments)
+        return self._answer(flattened(arguments))
 
 
 class _Unscaled:
@@ -152,7 +152,7 @@ class Theatre:
         scheduler
             The scheduler that is copied and stepped; the pipeline's own by default.
         network
-            What stands for the network. By default a stand-in that gives normal random numbers.
+            What stands for the network. By default a stand-in that gives random numbers.
         end_at
             Number of steps after which the call is ended.
         end_before_steps
@@ -169,10 +169,9 @@ class Theatre:
         generator = torch.Generator().manual_seed(len(prompts))
         answer = functools.partial(self._answer, record, pending, state, generator)
         vars(twin)[self.part] = StandIn(self.network, answer) if network is None else network
-        vars(twin)["prepare_latents"] = self._recorded_latents(twin, record, state)
+        keeps = generators if last is not None else None  # decoding may draw from them
+        vars(twin)["prepare_latents"] = self._recorded_latents(twin, record, state, keeps)
         given = self._arguments(prompts, steps, list(generators), output_type)
-        if last is not None:
-            given["latents"] = last
         try:
             with torch.no_grad(), _own_random_state():
                 record.result = twin(**given)
@@ -206,7 +205,8 @@ class Theatre:
 
     # -- what the stand-ins do
 
-    def _recorded_latents(self, twin: Any, record: Record, state: Any) -> Callable[..., Any]:
+    def _recorded_latents(self, twin: Any, record: Record, state: Any, keeps: Any) -> Callable[..., Any]:
+        """``prepare_latents``, which draws nothing from the generators ``keeps``, if there are any."""
         own = getattr(type(twin), "prepare_latents", None)
         if own is None:
             raise Unfit("has no prepare_latents, which draws the first noise")
@@ -216,6 +216,8 @@ class Theatre:
             if record.latents_call is not None:
                 raise Unfit("calls prepare_latents more than once")
             record.latents_call = (args, kwargs)
+            if keeps is not None:
+                args, kwargs = with_generators(args, kwargs, [torch.Generator() for _ in keeps])
             made = own(twin, *args, **kwargs)
             state.latents = made
             return made
@@ -227,12 +229,9 @@ class Theatre:
         twin = self._twin()
         vars(twin)["scheduler"] = _Unscaled(self.pipe.scheduler)
         assert record.latents_call is not None
-        args, kwargs = record.latents_call
-        own = [generator]
-        given = [own if _is_generators(each) else each for each in args]
-        named = {name: own if _is_generators(each) else each for name, each in kwargs.items()}
+        args, kwargs = with_generators(*record.latents_call, [generator])
         with torch.no_grad():
-            made = type(twin).prepare_latents(twin, *given, **named)
+            made = type(twin).prepare_latents(twin, *args, **kwargs)
         found: Tensor = made if index is None else made[index]
         return found
 
@@ -286,14 +285,14 @@ class Theatre:
     def _answer(
         self, record: Record, pending: list[Call], state: Any, generator: torch.Generator, arguments: dict[str, Any]
     ) -> Any:
-        """What the stand-in gives for a call: normal random numbers, in the form of the network's own output."""
+        """What the stand-in gives for a call: random numbers, in the form of the network's own output."""
         fed = state.latents if state.scaled is None else state.scaled
         if self.latents_name is None:
             self.latents_name = _latents_name(arguments, fed)
         rows = len(arguments[self.latents_name])
         if self.form is None:
-            self.form = nested(self.network(**arguments), torch.empty_like), rows
-        output = _drawn(self.form[0], rows, self.form[1], generator)
+            self.form = nested(self.network(**unflattened(arguments)), torch.empty_like), rows
+        output = _drawn(self.form[0], rows, self.form[1], _outputs_alike(len(record.steps), generator))
         pending.append(Call(arguments, stacked(output)))
         return output
 
@@ -322,24 +321,41 @@ def repeats(value: Tensor, latents: Tensor) -> int:
     return times if all(same(part, latents.reshape(-1).to(part.dtype)) for part in parts) else 0
 
 
-def _drawn(form: Any, rows: int, of: int, generator: torch.Generator) -> Any:
-    """Random numbers in the form of an output for ``of`` rows, but for ``rows`` rows."""
+def _drawn(form: Any, rows: int, of: int, draw: Callable[[Tensor, Sequence[int]], Tensor]) -> Any:
+    """Numbers in the form of an output for ``of`` rows, but for ``rows`` rows."""
     if isinstance(form, list):  # one tensor a row
-        return [_drawn_tensor(form[0], form[0].shape, generator) for _ in range(rows)]
+        return list(draw(form[0], (rows, *form[0].shape)))
     if isinstance(form, Tensor):
-        if form.shape[0] != of:
-            return _drawn_tensor(form, form.shape, generator)
-        return _drawn_tensor(form, (rows, *form.shape[1:]), generator)
+        return draw(form, (rows, *form.shape[1:]) if form.shape[0] == of else form.shape)
     if isinstance(form, tuple):
-        return tuple(_drawn(each, rows, of, generator) for each in form)
+        return tuple(_drawn(each, rows, of, draw) for each in form)
     if isinstance(form, dict):
-        made = {name: _drawn(each, rows, of, generator) for name, each in form.items()}
+        made = {name: _drawn(each, rows, of, draw) for name, each in form.items()}
         return type(form)(**made) if type(form) is not dict else made
     return form
 
 
-def _drawn_tensor(like: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator).to(like.device, like.dtype)
+def _outputs_alike(step: int, generator: torch.Generator) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """Draws outputs for one step: each row and evaluation is another multiple of the step's pattern, with noise.
+
+    Independent outputs would not do: guidance makes those longer, and a limit of their length would never show.
+    """
+
+    def draw(like: Tensor, shape: Sequence[int]) -> Tensor:
+        pattern = torch.randn(tuple(shape[1:]), generator=torch.Generator().manual_seed(step))
+        factor, level = torch.rand((2, *shape[:-1], 1), generator=generator)
+        noise = torch.randn(tuple(shape), generator=generator)
+        return ((0.5 + factor) * pattern + (0.05 + 0.5 * level) * noise).to(like.device, like.dtype)
+
+    return draw
+
+
+def with_generators(args: Any, kwargs: Any, generators: list[torch.Generator]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call with other generators."""
+    return (
+        [generators if _is_generators(each) else each for each in args],
+        {name: generators if _is_generators(each) else each for name, each in kwargs.items()},
+    )
 
 
 def _is_generators(value: Any) -> bool:

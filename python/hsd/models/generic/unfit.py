@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class Unfit(Exception):
-    """Something that a pipeline does and the generic adapter cannot express; the text continues "it ..."."""
+    """Something that a pipeline does and the generic adapter cannot express; the text continues "the pipeline ..."."""

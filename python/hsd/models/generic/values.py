@@ -24,6 +24,32 @@ def nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+_DOT = " of "
+
+
+def flattened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments, those of dictionaries among them by names of their own."""
+    out: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, dict) and value:
+            out |= {f"{key}{_DOT}{name}": each for key, each in value.items()}
+        else:
+            out[name] = value
+    return out
+
+
+def unflattened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`flattened` was given."""
+    out: dict[str, Any] = {}
+    for name, value in arguments.items():
+        key, dot, owner = name.partition(_DOT)
+        if dot:
+            out.setdefault(owner, {})[key] = value
+        else:
+            out[name] = value
+    return out
+
+
 def stacked(value: Any) -> Tensor:
     """(rows, ...) the tensor that ``value`` is, or the first that it holds; a list of tensors counts as rows."""
     if isinstance(value, Tensor):
