@@ -98,7 +98,7 @@ class Generic(Adapter):
             if setting not in takes:
                 if getattr(self, setting) is not None:
                     raise TypeError(f"{kind.__name__} has no setting {setting!r}: its call does not take it")
-            elif getattr(self, setting) is None and setting not in ("height", "width"):
+            elif getattr(self, setting) is None:
                 default = takes[setting].default
                 setattr(self, setting, default if isinstance(default, (int, float, str)) else None)
         self._timesteps: dict[Any, Any] = {}
@@ -106,9 +106,11 @@ class Generic(Adapter):
             reason = why_not(self.pipe)
             if reason is not None:
                 raise Unfit(reason)
+            # What is learnt holds for the dtype that the network has: `check` does not try another one.
+            vars(self)["half_dtype"] = self.modules()[0].dtype
             self._recipe = self._learnt()
-        except Unfit as reason:
-            raise UnsupportedPipeline(self._refusal(str(reason))) from reason
+        except Unfit as unfit:
+            raise UnsupportedPipeline(self._refusal(str(unfit))) from unfit
 
     # -- learning
 

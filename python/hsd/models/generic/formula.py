@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .unfit import Unfit
-from .values import error_of
+from .values import error_of, tolerance_of
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -90,11 +90,6 @@ def formulas_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, know
             "(guidance with a memory of earlier steps, or a formula of its own)"
         )
     return found
-
-
-def tolerance_of(dtype: torch.dtype) -> float:
-    """Largest difference that counts as rounding, as a share of the root mean square."""
-    return 1e-4 if dtype in (torch.float32, torch.float64) else 0.15
 
 
 def _candidates(

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...conditioning.rows import MASK
-from .formula import Formula, formulas_of, tolerance_of
+from .formula import Formula, formulas_of
 from .rehearsal import Record, Step, Theatre, repeats
-from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, part_of, rows_of
+from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, fits, part_of, rows_of
 from .times import time_of
 from .unfit import Unfit
-from .values import close, described, error_of, same, stacked
+from .values import close, described, error_of, same, stacked, tolerance_of
 
 PROMPTS = ("a cat", "a red house by the sea, in oil", 'a sign that says "open"')
 """What is rehearsed: two lengths, and a quoted text, which some pipelines treat in another way."""
@@ -97,21 +96,28 @@ class Recipe:
                 changed = sorted(call.arguments.keys() ^ arguments.keys())
                 raise Unfit(f"gives the network other arguments than before: {', '.join(changed)}")
             for name, argument in arguments.items():
-                if isinstance(argument, Constant) and not same(argument.value, call.arguments[name]):
-                    raise Unfit(f"gives the network another {name} than before")
+                if not fits(argument, call.arguments[name], n):
+                    raise Unfit(f"gives the network another {name} than for other prompts")
         _check_formula(self.formula, step, 0)
 
     def refreshed(self, record: Record) -> Recipe:
         """The same with the constants of a new rehearsal of one prompt."""
-        calls = []
-        for call, arguments in zip(record.steps[0].calls, self.calls, strict=True):
-            calls.append(
-                {
-                    name: Constant(call.arguments[name]) if isinstance(argument, Constant) else argument
-                    for name, argument in arguments.items()
-                }
-            )
+        calls = [
+            {name: _refreshed(argument, call.arguments[name]) for name, argument in arguments.items()}
+            for call, arguments in zip(record.steps[0].calls, self.calls, strict=True)
+        ]
         return replace(self, calls=tuple(calls))
+
+
+def _refreshed(argument: Argument, value: Any) -> Argument:
+    """The argument with what is now the same for all prompts."""
+    if isinstance(argument, Constant):
+        return Constant(value)
+    if isinstance(argument, Joined):
+        for i, source in enumerate(argument.sources):
+            if not source.own:
+                argument = _with(argument, i, replace(source, value=part_of(value, argument.dim, i, 1)[0]))
+    return argument
 
 
 def _kind(argument: Argument) -> Any:
@@ -190,7 +196,7 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
         latents_name=theatre.latents_name,
         form=theatre.form,
     )
-    main = _main(recipe, records[0])
+    main = _main(recipe, records)
     mask = _mask_of(recipe, records[0], main)
     recipe = replace(recipe, batches=_batches(recipe, records, pair), main=main, main_mask=mask)
     return replace(recipe, noise_record=Record(latents_call=records[0].latents_call))
@@ -312,7 +318,7 @@ def _fixed(name: str, c: int, records: Sequence[Record], pair: Record, times: in
         if all(same(value, values[0]) for value in values):
             return Constant(values[0])
         if all(isinstance(value, Tensor) and value.ndim for value in values) and _prefixes(values):
-            return OfOneLane(f"{name}_{c}", values[0].dtype)
+            return OfOneLane(f"{name}_{c}", max(values, key=len))
         raise Unfit(f"gives the network a {name} that differs from prompt to prompt and has no rows: {described(values[0])}")
     dim = grown[0]
     sources = []
@@ -342,7 +348,7 @@ def _source(name: str, values: Sequence[Any], row: str) -> Source:
         return Source(None, values[0])
     dtype, is_mask = values[0].dtype, not values[0].is_floating_point()
     if equal:
-        return Source(row, dtype=dtype)
+        return Source(row, values[0], dtype=dtype)
     if is_mask and not all(bool(((value == 0) | (value == 1)).all()) for value in values):
         raise Unfit(f"gives the network whole numbers as {name} that differ from prompt to prompt: they have no mean")
     shapes = [value.shape for value in values]
@@ -450,7 +456,7 @@ def _noise_index(theatre: Theatre, record: Record) -> int | None:
     sigma = float(getattr(record.scheduler, "init_noise_sigma", 1.0))
     made = theatre.noise(record, None, _generator(0))
     for index, each in enumerate(made if isinstance(made, (tuple, list)) else (made,)):
-        if isinstance(each, Tensor) and each.shape == sample.shape and close(each.float() * sigma, sample.float(), 1e-2 if each.element_size() < 4 else 1e-5):
+        if isinstance(each, Tensor) and each.shape == sample.shape and close((each.float() * sigma).to(sample.dtype), sample):
             return index if isinstance(made, (tuple, list)) else None
     raise Unfit("denoises other first latents than those that prepare_latents makes")
 
@@ -460,16 +466,20 @@ def _batches(recipe: Recipe, records: Sequence[Record], pair: Record) -> bool:
     together = recipe.rows(pair, 2, own=True)
     for i in range(2):
         for name, row in recipe.rows(records[i], 1, own=True).items():
-            alone, other = row[0], together[name][i]
-            if not close(other, alone, tolerance_of(alone.dtype) if alone.is_floating_point() else 0):
+            if not close(together[name][i], row[0]):
                 return False
     return True
 
 
-def _main(recipe: Recipe, record: Record) -> str:
-    """The largest tensor of those that each prompt has its own of."""
-    rows = recipe.rows(record, 1, own=True)
-    sizes = {name: row[0].numel() for name, row in rows.items() if row[0].is_floating_point() and not name.endswith(MASK)}
+def _main(recipe: Recipe, records: Sequence[Record]) -> str:
+    """The largest tensor of those that are another one for every rehearsed prompt."""
+    rows = [recipe.rows(record, 1, own=True) for record in records]
+    sizes = {}
+    for name, row in rows[0].items():
+        values = [each[name][0] for each in rows]
+        differ = not any(same(a, b) for a, b in itertools.combinations(values, 2))
+        if row[0].is_floating_point() and differ and all(bool(value.any()) for value in values):
+            sizes[name] = row[0].numel()
     if not sizes:
         raise Unfit("gives the network no numbers that depend on the prompt")
     return max(sizes, key=sizes.__getitem__)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...conditioning.rows import MASK
 from ..parts import pad_tokens
 from .times import Time
-from .values import nested
+from .values import close, nested, same
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Source:
     row: str | None
     """Name of its rows; None if it is ``value`` for every lane."""
     value: Any = None
+    """What it was for the rehearsed prompts, if it was the same for all."""
     own: bool = False
     """Whether each prompt has its own."""
     ragged: bool = False
@@ -143,11 +144,32 @@ class OfOneLane(Argument):
     """What follows from the length of the prompt and has no row for each lane: all lanes of a call have one length."""
 
     row: str
-    dtype: torch.dtype
+    value: Tensor
+    """The longest of those of the rehearsed prompts."""
 
     def of(self, lanes: Lanes) -> Tensor:
         """(L, ...), that of the first lane."""
-        return lanes.rows[self.row][0].to(self.dtype)
+        return lanes.rows[self.row][0].to(self.value.dtype)
+
+
+def fits(argument: Argument, value: Any, n: int) -> bool:
+    """Whether what a pipeline gave for an argument to a call of ``n`` prompts is what ``argument`` would make of it.
+
+    What is the same for all prompts has to be, up to rounding.
+    """
+    if isinstance(argument, Constant):
+        return same(argument.value, value)
+    if isinstance(argument, OfOneLane):
+        shorter = min(len(value), len(argument.value))
+        return same(value[:shorter], argument.value[:shorter])
+    if not isinstance(argument, Joined):
+        return True
+    for i, source in enumerate(argument.sources):
+        if not source.own:
+            for row in part_of(value, argument.dim, i, n):
+                if not (close(row, source.value) if isinstance(row, Tensor) else same(row, source.value)):
+                    return False
+    return True
 
 
 def part_of(value: Any, dim: int | None, part: int, n: int) -> Any:
