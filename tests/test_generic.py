@@ -37,6 +37,8 @@ TOLERANCE = 2e-5
 """Largest error of a latent in float32, as a share of its range."""
 
 SHORT = {"max_sequence_length": 64}
+INSTRUCTED = {"max_sequence_length": 256}
+"""Lumina 2 writes an instruction before the prompt."""
 CASES = {
     "aura-flow": (unadapted.aura_flow, SHORT),
     "aura-flow-negative": (unadapted.aura_flow, {**SHORT, "negative_prompt": "blurry", "guidance_scale": 2.3}),
@@ -46,7 +48,7 @@ CASES = {
     "hunyuan-image": (unadapted.hunyuan_image, {}),
     "hunyuan-image-distilled": (lambda: unadapted.hunyuan_image(distilled=True), {}),
     "longcat-image": (unadapted.longcat_image, {}),
-    "lumina2": (unadapted.lumina2, SHORT),
+    "lumina2": (unadapted.lumina2, INSTRUCTED),
 }
 
 
@@ -137,13 +139,13 @@ def test_it_shares_steps_as_the_plain_algorithm_does():
     """Lumina 2: means of tokens under a mask, evaluated by the network alone."""
     prompts, seeds = ["a cat", "a cat on a mat", "a dog", "the sea by day, in oil", "the sea"], [7, 3, 9, 1, 4]
     pipe, rng = unadapted.lumina2(), np.random.default_rng(5)
-    model = load(pipe, **SIZE, **SHORT)
+    model = load(pipe, **SIZE, **INSTRUCTED)
     vectors = rng.normal(size=(2, 12))[[0, 0, 0, 1, 1]] + 0.4 * rng.normal(size=(5, 12))
     plan = hsd.compile(prompts, 1.0, embeddings=vectors, model=model, steps=STEPS, seeds=seeds)
     assert plan.savings > 0.1
     tokens = []
     for prompt in prompts:
-        embeds, mask, negative, negative_mask = pipe.encode_prompt(prompt, max_sequence_length=64)
+        embeds, mask, negative, negative_mask = pipe.encode_prompt(prompt, max_sequence_length=256)
         tokens.append(embeds[:, mask[0] > 0])
 
     def evaluate(x, t, text):
@@ -203,7 +205,7 @@ def test_the_pipeline_is_left_as_it_was():
 
 
 def test_masks_say_which_tokens_a_mean_counts():
-    model = load(unadapted.lumina2(), **SIZE, **SHORT)
+    model = load(unadapted.lumina2(), **SIZE, **INSTRUCTED)
     rows = rows_of(encoded(model, PROMPTS, SEEDS), model._recipe.main)
     assert len({len(row) for row in rows}) == 3
 
@@ -236,6 +238,10 @@ class OneTime(nn.Module):
     @property
     def dtype(self):
         return self.inner.dtype
+
+    @property
+    def device(self):
+        return self.inner.device
 
     def forward(self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True):
         return self.inner(hidden_states, encoder_hidden_states, timestep[:1].expand(len(timestep)), None, return_dict)
@@ -340,7 +346,7 @@ def test_guidance_that_ends_early_is_refused():
     class Truncated(Lumina2Pipeline):
         def __call__(self, prompt=None, num_inference_steps=30, generator=None, output_type="pil", height=None, width=None):
             options = {"num_inference_steps": num_inference_steps, "generator": generator, "cfg_trunc_ratio": 0.5}
-            return super().__call__(prompt, width, height, output_type=output_type, max_sequence_length=64, **options)
+            return super().__call__(prompt, width, height, output_type=output_type, **options)
 
     with pytest.raises(hsd.UnsupportedPipeline, match="1 times at step 10 of 20, and 2 times at the first"):
         load(unadapted.lumina2(Truncated), **SIZE)
@@ -440,7 +446,7 @@ def test_a_prompt_that_the_pipeline_treats_otherwise_fails(monkeypatch):
     own = type(pipe).encode_prompt
 
     def otherwise(self, prompt=None, negative_prompt=None, **options):
-        return own(self, prompt, "ugly" if "dog" in prompt[0] else negative_prompt, **options)
+        return own(self, prompt, "ugly" if any("dog" in each for each in prompt) else negative_prompt, **options)
 
     monkeypatch.setattr(type(pipe), "encode_prompt", otherwise)
     with pytest.raises(hsd.PromptError, match=r"prompt 1 .*another encoder_hidden_states than for other prompts"):
