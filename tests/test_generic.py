@@ -123,7 +123,9 @@ def test_it_gives_what_an_adapter_of_its_own_gives(name):
 
 def test_what_a_subclass_does_in_its_own_call_is_followed():
     class Brighter(StableDiffusionPipeline):
-        def __call__(self, prompt=None, num_inference_steps=50, generator=None, output_type="pil", height=None, width=None):
+        def __call__(
+            self, prompt=None, num_inference_steps=50, generator=None, output_type="pil", height=None, width=None
+        ):
             options = {"num_inference_steps": num_inference_steps, "generator": generator, "guidance_scale": 2.5}
             return super().__call__(prompt, height, width, output_type=output_type, **options)
 
@@ -243,14 +245,18 @@ class OneTime(nn.Module):
     def device(self):
         return self.inner.device
 
-    def forward(self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True):
+    def forward(
+        self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True
+    ):
         return self.inner(hidden_states, encoder_hidden_states, timestep[:1].expand(len(timestep)), None, return_dict)
 
 
 class OfOthers(OneTime):
     """A network that gives each row something of the others."""
 
-    def forward(self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True):
+    def forward(
+        self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True
+    ):
         (output,) = self.inner(hidden_states, encoder_hidden_states, timestep, None, return_dict)
         return (output + 0.1 * output.mean(0, keepdim=True),)
 
@@ -260,7 +266,9 @@ class Remembering(OneTime):
 
     last = None
 
-    def forward(self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True):
+    def forward(
+        self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True
+    ):
         (output,) = self.inner(hidden_states, encoder_hidden_states, timestep, None, return_dict)
         before, self.last = self.last, output.clone()
         return (output if before is None or before.shape != output.shape else 0.7 * output + 0.3 * before,)
@@ -287,14 +295,18 @@ def test_a_network_with_one_time_for_all_rows_gets_lanes_of_one_step(unproven):
 
 @pytest.mark.parametrize("network", [OfOthers, Remembering])
 def test_a_network_whose_rows_are_not_independent_is_refused(network, unproven):
-    with pytest.raises(hsd.UnsupportedPipeline, match="AuraFlowPipeline has no adapter.*another output in a call with a second"):
+    with pytest.raises(
+        hsd.UnsupportedPipeline, match="AuraFlowPipeline has no adapter.*another output in a call with a second"
+    ):
         load(patched(network), **SIZE, **SHORT)
 
 
 def test_a_wrong_recipe_is_found_out(unproven, monkeypatch):
     """The proof does not rest on what was learnt: with a wrong formula the latents are others."""
     own = Formula.of
-    monkeypatch.setattr(Formula, "of", lambda self, outputs: own(self, outputs) * (1.01 if outputs[0].dtype == torch.float32 else 1))
+    monkeypatch.setattr(
+        Formula, "of", lambda self, outputs: own(self, outputs) * (1.01 if outputs[0].dtype == torch.float32 else 1)
+    )
     with pytest.raises(hsd.UnsupportedPipeline, match="gives other latents for 'a cat' than HSD after 3 steps, off by"):
         load(unadapted.aura_flow(), **SIZE, **SHORT)
 
@@ -338,13 +350,17 @@ def test_guidance_that_no_formula_says_is_refused(name):
         "late": "evaluates the network 1 times at step 16 of 20, and 2 times at the first",
         "tangential": "no formula known here",
     }[name]
-    with pytest.raises(hsd.UnsupportedPipeline, match=f"HunyuanImagePipeline has no adapter.*{reason}.*docs/adapters.md"):
+    with pytest.raises(
+        hsd.UnsupportedPipeline, match=f"HunyuanImagePipeline has no adapter.*{reason}.*docs/adapters.md"
+    ):
         load(unadapted.hunyuan_image(guider=GUIDERS[name]), **SIZE)
 
 
 def test_guidance_that_ends_early_is_refused():
     class Truncated(Lumina2Pipeline):
-        def __call__(self, prompt=None, num_inference_steps=30, generator=None, output_type="pil", height=None, width=None):
+        def __call__(
+            self, prompt=None, num_inference_steps=30, generator=None, output_type="pil", height=None, width=None
+        ):
             options = {"num_inference_steps": num_inference_steps, "generator": generator, "cfg_trunc_ratio": 0.5}
             return super().__call__(prompt, width, height, output_type=output_type, **options)
 
@@ -393,7 +409,15 @@ class Counting:
 
 
 class Extra(OneTime):
-    def forward(self, hidden_states, encoder_hidden_states=None, timestep=None, attention_kwargs=None, return_dict=True, extra=None):
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states=None,
+        timestep=None,
+        attention_kwargs=None,
+        return_dict=True,
+        extra=None,
+    ):
         return self.inner(hidden_states, encoder_hidden_states, timestep, None, return_dict)
 
 
@@ -423,7 +447,9 @@ def test_two_networks_are_refused():
             raise AssertionError
 
     parts = {name: unadapted.aura_flow().components[name] for name in ("transformer", "scheduler", "vae")}
-    with pytest.raises(hsd.UnsupportedPipeline, match="Two has transformer and transformer_2, where one network is expected"):
+    with pytest.raises(
+        hsd.UnsupportedPipeline, match="Two has transformer and transformer_2, where one network is expected"
+    ):
         load(Two(**parts, transformer_2=parts["transformer"]))
 
 

@@ -27,9 +27,19 @@ from diffusers import (
 from torch import nn
 from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaForCausalLM
 
-from .parts import T5_WIDTH, WIDTH, autoencoder, clip_tokenizer, listen, quiet, qwen_tokenizer, seeded, t5_encoder
+from .parts import (
+    T5_WIDTH,
+    WIDTH,
+    autoencoder,
+    clip_tokenizer,
+    listen,
+    quiet,
+    qwen_tokenizer,
+    seeded,
+    t5_encoder,
+    t5_tokenizer,
+)
 from .parts import projected_clip_encoder as clip
-from .parts import t5_tokenizer
 from .qwen import _qwen2_5_vl as qwen_vl
 from .qwen import qwen_image_tokenizer
 

@@ -159,8 +159,7 @@ def _built_in(pipeline: str) -> type[Adapter]:
 
 
 def _unsupported(name: str) -> UnsupportedPipeline | None:
-    """Why a class without adapter is refused whatever it does: another class is the one to pass. None if there is no
-    such class."""
+    """Why a class without adapter is refused whatever it does: another class is the one to pass; None if none is."""
     for prior, decoder in PAIRS:
         if name in (prior, decoder):
             return UnsupportedPipeline(

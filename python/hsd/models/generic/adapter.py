@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -117,8 +116,8 @@ class Generic(Adapter):
     def _refusal(self, reason: str) -> str:
         return (
             f"{type(self.pipe).__name__} has no adapter, and the generic one does not fit, because the pipeline "
-            f"{reason.rstrip('.')}. An adapter of your own has the five methods of hsd.models.Adapter: encode, scheduler, "
-            "latent_shape, denoise, decode; hsd.models.register makes it known (docs/adapters.md)"
+            f"{reason.rstrip('.')}. An adapter of your own has the five methods of hsd.models.Adapter: encode, "
+            "scheduler, latent_shape, denoise, decode; hsd.models.register makes it known (docs/adapters.md)"
         )
 
     def _theatre(self) -> Theatre:
@@ -131,8 +130,10 @@ class Generic(Adapter):
         return theatre
 
     def _key(self) -> Any:
-        parts = [(name, id(part), repr(getattr(part, "config", None)) if not isinstance(part, torch.nn.Module) else "")
-                 for name, part in self.pipe.components.items()]
+        parts = [
+            (name, id(part), repr(getattr(part, "config", None)) if not isinstance(part, torch.nn.Module) else "")
+            for name, part in self.pipe.components.items()
+        ]
         guiders = [repr(vars(part)) for part in self.pipe.components.values() if hasattr(part, "prepare_inputs")]
         return repr((sorted(self.settings.items()), parts, guiders, self.modules()[0].dtype, self.device))
 
@@ -245,12 +246,14 @@ class Generic(Adapter):
             try:
                 self._recipe.check(record, len(texts))
             except Unfit as reason:
-                raise Error(f"{type(self.pipe).__name__} {reason}, so that this prompt cannot be run with others") from None
+                raise Error(
+                    f"{type(self.pipe).__name__} {reason}, so that this prompt cannot be run with others"
+                ) from None
             found.append(self._recipe.rows(record, len(texts), own=True))
         rows: dict[str, Any] = {}
         for name in found[0]:
             parts = [each[name] for each in found]
-            rows[name] = sum(map(list, parts), []) if isinstance(parts[0], list) else torch.cat(parts)
+            rows[name] = [row for part in parts for row in part] if isinstance(parts[0], list) else torch.cat(parts)
         return Encoded(rows, vectors=self._vectors(rows))
 
     def _vectors(self, rows: dict[str, Any]) -> Tensor:

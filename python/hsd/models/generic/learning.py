@@ -1,4 +1,4 @@
-"""What a pipeline does, learnt from rehearsals: how the network's arguments are made, and what becomes of its outputs."""
+"""What a pipeline does, learnt from rehearsals: how it makes the network's arguments, and what it makes of outputs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class Recipe:
 
     def structure(self) -> str:
         """Text that is equal for recipes that differ in numbers only."""
-        calls = [sorted((name, type(each).__name__, str(_kind(each))) for name, each in call.items()) for call in self.calls]
+        calls = [
+            sorted((name, type(each).__name__, str(_kind(each))) for name, each in call.items()) for call in self.calls
+        ]
         return f"{calls} {self.formula.rescale} {self.formula.sign} {self.scales_input} {self.one_length}"
 
     def rows(self, record: Record, n: int, *, own: bool) -> dict[str, Any]:
@@ -144,7 +146,9 @@ def in_shape(output: Tensor, shape: Sequence[int]) -> Tensor:
     if output.numel() == 2 * n and output.ndim > 1 and output.shape[1] == 2 * shape[1]:
         output = output.chunk(2, dim=1)[0]
     if output.numel() != n:
-        raise Unfit(f"has a network whose output, {list(output.shape)}, is of another size than the latents, {list(shape)}")
+        raise Unfit(
+            f"has a network whose output, {list(output.shape)}, is of another size than the latents, {list(shape)}"
+        )
     return output.reshape(tuple(shape))
 
 
@@ -222,8 +226,8 @@ def _check_formula(formula: Formula, step: Step, k: int) -> None:
     error = error_of(formula.of([each.double() for each in outputs_of(step)]), step.output.double())
     if not error <= tolerance_of(step.output.dtype):
         raise Unfit(
-            f"gives scheduler.step at step {k} something else than {formula} of the network's outputs, which it gives at "
-            f"the first step: off by {error:.1e} of its size (guidance in a part of the run, or with a memory)"
+            f"gives scheduler.step at step {k} something else than {formula} of the network's outputs, which it gives "
+            f"at the first step: off by {error:.1e} of its size (guidance in a part of the run, or with a memory)"
         )
 
 
@@ -246,7 +250,9 @@ def _check_loop(record: Record) -> None:
             )
         if not step.calls:
             raise Unfit("steps the scheduler without an evaluation of the network")
-        if k >= len(timesteps) or not same(timesteps[k].double(), torch.as_tensor(step.timestep).double().cpu().reshape(())):
+        if k >= len(timesteps) or not same(
+            timesteps[k].double(), torch.as_tensor(step.timestep).double().cpu().reshape(())
+        ):
             raise Unfit("gives scheduler.step other timesteps than those of the scheduler")
         if step.output.shape != step.sample.shape:
             raise Unfit("gives scheduler.step a learned variance, or an output in another shape than the latents")
@@ -287,7 +293,7 @@ def _arguments_of(c: int, records: Sequence[Record], pair: Record, theatre: Thea
 
 def _timestep(name: str, c: int, records: Sequence[Record], pair: Record, times: int) -> Timestep | None:
     """How an argument follows from the scheduler's timesteps; None if it is the same at all steps."""
-    found = set()
+    found: set[Timestep | None] = set()
     for record in (*records, pair):
         values = [step.calls[c].arguments[name] for step in record.steps]
         if all(same(value, values[0]) for value in values):
@@ -319,7 +325,9 @@ def _fixed(name: str, c: int, records: Sequence[Record], pair: Record, times: in
             return Constant(values[0])
         if all(isinstance(value, Tensor) and value.ndim for value in values) and _prefixes(values):
             return OfOneLane(f"{name}_{c}", max(values, key=len))
-        raise Unfit(f"gives the network a {name} that differs from prompt to prompt and has no rows: {described(values[0])}")
+        raise Unfit(
+            f"gives the network a {name} that differs from prompt to prompt and has no rows: {described(values[0])}"
+        )
     dim = grown[0]
     sources = []
     for part in range(times):
@@ -354,7 +362,9 @@ def _source(name: str, values: Sequence[Any], row: str) -> Source:
     shapes = [value.shape for value in values]
     ragged = any(shape != shapes[0] for shape in shapes)
     if ragged and any(shape[1:] != shapes[0][1:] or not len(shape) for shape in shapes):
-        raise Unfit(f"gives the network a {name} whose rows differ in more than their length: {list(map(list, shapes))}")
+        raise Unfit(
+            f"gives the network a {name} whose rows differ in more than their length: {list(map(list, shapes))}"
+        )
     return Source(row, own=True, ragged=ragged, is_mask=is_mask, dtype=dtype)
 
 
@@ -383,7 +393,9 @@ def _without_padding(c: int, arguments: dict[str, Argument], records: Sequence[R
             if not source.is_mask or source.ragged or not source.own:
                 continue
             masks = rows(name, argument.dim, part)
-            if masks[0].ndim != 1 or not all(bool(mask[0]) and bool((mask.diff() <= 0).all()) for mask in map(_as_int, masks)):
+            if masks[0].ndim != 1 or not all(
+                bool(mask[0]) and bool((mask.diff() <= 0).all()) for mask in map(_as_int, masks)
+            ):
                 continue
             length, tokens = len(masks[0]), None
             for other, its in joined.items():
@@ -429,7 +441,11 @@ def _conditional(calls: Sequence[dict[str, Argument]]) -> int:
 
 def _needs_one_length(calls: Sequence[dict[str, Argument]]) -> bool:
     return any(isinstance(each, OfOneLane) for call in calls for each in call.values()) or any(
-        source.own and source.ragged and source.length is None and isinstance(argument, Joined) and argument.dim is not None
+        source.own
+        and source.ragged
+        and source.length is None
+        and isinstance(argument, Joined)
+        and argument.dim is not None
         for _, _, argument, source in _sources(calls)
     )
 
@@ -450,13 +466,19 @@ def _noise_index(theatre: Theatre, record: Record) -> int | None:
     """Where ``prepare_latents`` gives the first latents, and whether HSD would make the same of a generator."""
     assert record.latents_call is not None
     args, kwargs = record.latents_call
-    if not any(isinstance(each, list) and each and isinstance(each[0], torch.Generator) for each in (*args, *kwargs.values())):
+    if not any(
+        isinstance(each, list) and each and isinstance(each[0], torch.Generator) for each in (*args, *kwargs.values())
+    ):
         raise Unfit("gives prepare_latents no generator")
     sample = record.steps[0].sample
     sigma = float(getattr(record.scheduler, "init_noise_sigma", 1.0))
     made = theatre.noise(record, None, _generator(0))
     for index, each in enumerate(made if isinstance(made, (tuple, list)) else (made,)):
-        if isinstance(each, Tensor) and each.shape == sample.shape and close((each.float() * sigma).to(sample.dtype), sample):
+        if (
+            isinstance(each, Tensor)
+            and each.shape == sample.shape
+            and close((each.float() * sigma).to(sample.dtype), sample)
+        ):
             return index if isinstance(made, (tuple, list)) else None
     raise Unfit("denoises other first latents than those that prepare_latents makes")
 

@@ -42,7 +42,15 @@ def prove(adapter: Generic, recipe: Recipe) -> Recipe:
     in the settings change nothing that it looks at, but the rehearsals do.
     """
     network = adapter.modules()[0]
-    key = repr((type(adapter.pipe), type(adapter.pipe).__call__, repr(getattr(network, "config", None)), network.dtype, recipe.structure()))
+    key = repr(
+        (
+            type(adapter.pipe),
+            type(adapter.pipe).__call__,
+            repr(getattr(network, "config", None)),
+            network.dtype,
+            recipe.structure(),
+        )
+    )
     if key not in _proven:
         warnings.warn(
             f"{type(adapter.pipe).__name__} has no adapter of its own: it is now tried on {len(PROMPTS)} prompts of "
@@ -83,7 +91,9 @@ def _prove(adapter: Generic, recipe: Recipe) -> tuple[bool, tuple[int, int] | No
             raise Unfit(f"gives {type(image).__name__}, not one image for each prompt")
         off = np.abs(np.asarray(again, np.float32) - np.asarray(image, np.float32)).mean()
         if not off <= 1.0:
-            raise Unfit(f"gives another image for the same latents when they are decoded again, off by {off:.1f} of 255")
+            raise Unfit(
+                f"gives another image for the same latents when they are decoded again, off by {off:.1f} of 255"
+            )
     width, height = images[0].size
     return adapter._recipe.mixed, (height, width)
 

@@ -1,8 +1,8 @@
 """One call of a pipeline's own code with stand-ins for its network and its scheduler, which record what reaches them.
 
-The pipeline object is not touched: a rehearsal runs on a twin, an object of the same class with the same parts, in which
-the stand-ins take the place of the network, the scheduler and ``prepare_latents``. So it may run in one thread while
-another one denoises.
+The pipeline object is not touched: a rehearsal runs on a twin, an object of the same class with the same parts, in
+which the stand-ins take the place of the network, the scheduler and ``prepare_latents``. So it may run in one thread
+while another one denoises.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class StandIn:
         return getattr(self.__dict__["_network"], name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer to the arguments, by name, whether they were given by name or by position."""
         bound = self._signature.bind(*args, **kwargs)
         arguments = dict(bound.arguments)
         for parameter in self._signature.parameters.values():
@@ -307,7 +308,9 @@ def _latents_name(arguments: dict[str, Any], made: Any) -> str:
             continue
         if any(repeats(value, each) for each in tensors):
             return name
-    raise Unfit("gives the network no argument that is the latents: it changes them between prepare_latents and the network")
+    raise Unfit(
+        "gives the network no argument that is the latents: it changes them between prepare_latents and the network"
+    )
 
 
 def repeats(value: Tensor, latents: Tensor) -> int:
@@ -350,10 +353,12 @@ def _outputs_alike(step: int, generator: torch.Generator) -> Callable[[Tensor, S
     return draw
 
 
-def with_generators(args: Any, kwargs: Any, generators: list[torch.Generator]) -> tuple[list[Any], dict[str, Any]]:
+def with_generators(
+    args: Any, kwargs: Any, generators: list[torch.Generator]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with other generators."""
     return (
-        [generators if _is_generators(each) else each for each in args],
+        tuple(generators if _is_generators(each) else each for each in args),
         {name: generators if _is_generators(each) else each for name, each in kwargs.items()},
     )
 

@@ -108,9 +108,8 @@ class Source:
         """(B, ...), or a list of B."""
         n = len(lanes.latents)
         if self.mask_of is not None:
-            mask = lanes.rows[self.mask_of + MASK]
             assert self.length is not None
-            return pad_tokens(mask, self.length).to(self.dtype)
+            return pad_tokens(lanes.rows[self.mask_of + MASK], self.length).to(self.dtype)
         if self.row is None:
             return [self.value] * n
         rows = lanes.rows[self.row]

@@ -58,7 +58,7 @@ def stacked(value: Any) -> Tensor:
         return stacked(next(iter(value.values())))
     if isinstance(value, tuple) and value:
         return stacked(value[0])
-    if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value):
+    if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value):  # noqa: SIM102
         if len({each.shape for each in value}) == 1:
             return torch.stack(value)
     raise Unfit(f"gives or takes {type(value).__name__} where a tensor was expected")
