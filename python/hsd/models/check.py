@@ -22,6 +22,7 @@ from .caches import refuse_step_caches
 from .capture import PROMPTS, NotChecked, Verdict, lint
 from .capture_rules import Finding
 from .encode import encode
+from .generic import Generic
 from .loading import load
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -115,7 +116,7 @@ def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], step
 
     On a CPU also in the half precision that the family is loaded in on a GPU, in which networks may do other things.
     """
-    if adapter.one_length:
+    if adapter.one_length or isinstance(adapter, Generic):
         return []
     try:
         found = lint(adapter, conditioning, texts, steps=steps)
@@ -135,6 +136,8 @@ def _judged(adapter: Adapter, graphs: list[Finding] | NotChecked) -> Verdict:
         return Verdict(False, "hooks move the model's weights to the device for each call")
     if adapter.one_length:
         return Verdict(False, "a call holds texts of one length, and each length would need a graph of its own")
+    if isinstance(adapter, Generic):
+        return Verdict(False, "a pipeline without an adapter of its own is called as its own code does it")
     if isinstance(graphs, NotChecked):
         return Verdict(None, str(graphs))
     what = "; ".join(map(str, graphs))

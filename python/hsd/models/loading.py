@@ -22,6 +22,7 @@ from ..work.paths import user_path
 from ..work.quiet import quiet
 from .arguments import why_no_setting
 from .base import Adapter
+from .generic import Generic
 from .identity import family_and_networks, identity_of
 from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
@@ -131,12 +132,18 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         # A pipeline class that has an adapter is loaded as that class. Others are loaded as diffusers' text-to-image
-        # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior.
+        # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior. Where diffusers has
+        # none, the class itself may still be driven by the generic adapter.
         adapter = adapter_named(_class_of(str(source)))
-        half = Adapter.half_dtype if adapter is None else adapter.half_dtype
+        half = (adapter or _unknown(str(source))).half_dtype
         dtype = dtype or (half if device.type == "cuda" else torch.float32)
         if adapter is None:
-            pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
+            try:
+                pipe = AutoPipelineForText2Image.from_pretrained(str(source), dtype=dtype)
+            except ValueError as error:
+                if "AutoPipeline can't find a pipeline" not in str(error):
+                    raise
+                pipe = DiffusionPipeline.from_pretrained(str(source), dtype=dtype)
         else:
             pipe = adapter.load_pipeline(str(source), dtype)
     except (OSError, ValueError) as error:
@@ -153,6 +160,11 @@ def _class_of(source: str) -> str:
             ModularPipeline.load_config(source)
             return ModularPipeline.__name__
         raise
+
+
+def _unknown(source: str) -> type[Adapter]:
+    """Whose half precision a class without an adapter is loaded in: that of transformers is bfloat16."""
+    return Generic if "transformer" in DiffusionPipeline.load_config(source) else Adapter
 
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:

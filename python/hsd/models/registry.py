@@ -13,6 +13,7 @@ import diffusers
 
 from ..errors import Error, UnsupportedPipeline
 from .base import Adapter
+from .generic import Generic, why_not
 
 GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
@@ -104,12 +105,13 @@ def adapter_class(pipe: Any) -> type[Adapter]:
     """The adapter for a pipeline object, or for a pair of them.
 
     The pipeline's class is looked up first, then its base classes; each among the registered adapters, then the
-    built-in ones, then those that other packages announce.
+    built-in ones, then those that other packages announce. A pipeline that none of them drives gets the generic
+    adapter, which proves itself when it is made.
 
     Raises
     ------
     UnsupportedPipeline
-        If there is none, naming the nearest pipeline that has one.
+        If there is none, and the generic adapter cannot be tried; names the nearest pipeline that has one.
     Error
         If a package announces an adapter that cannot be loaded.
     """
@@ -128,13 +130,22 @@ def adapter_class(pipe: Any) -> type[Adapter]:
         adapter = adapter_named(cls.__name__)
         if adapter is None:
             continue
-        if own.__call__ is not cls.__call__:
+        if own.__call__ is cls.__call__:
+            return adapter
+        reason = why_not(pipe)
+        if reason is not None:
             raise UnsupportedPipeline(
-                f"{own.__name__} is a {cls.__name__} with its own __call__, which HSD would not follow: pass a "
-                f"{cls.__name__}, or write an adapter for it (docs/adapters.md)"
+                f"{own.__name__} is a {cls.__name__} with its own __call__, which {cls.__name__}'s adapter would not "
+                f"follow, and it {reason}: pass a {cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
-        return adapter
-    raise _unsupported(own.__name__)
+        return Generic
+    unsupported = _unsupported(own.__name__)
+    if unsupported is None:
+        reason = why_not(pipe)
+        if reason is None:
+            return Generic
+        unsupported = _no_adapter(own.__name__, f" The generic adapter is of no use: {own.__name__} {reason}.")
+    raise unsupported
 
 
 def adapter_named(pipeline: str) -> type[Adapter] | None:
@@ -167,20 +178,25 @@ def _built_in(pipeline: str, place: str) -> type[Adapter]:
     return adapter
 
 
-def _unsupported(name: str) -> UnsupportedPipeline:
+def _unsupported(name: str) -> UnsupportedPipeline | None:
+    """Why a class without adapter is refused whatever it does: another class is the one to pass; None if none is."""
     for prior, decoder in PAIRS:
         if name in (prior, decoder):
             return UnsupportedPipeline(
                 f"{name} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "
                 "KandinskyV22CombinedPipeline"
             )
+    return None if _for_text_alone(name) is None else _no_adapter(name)
+
+
+def _no_adapter(name: str, why: str = "") -> UnsupportedPipeline:
     known = supported()
     relative = _for_text_alone(name)
     near = relative or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     how = f" (for images from text alone, pass diffusers.{near}.from_pipe(pipe))" if relative else ""
     return UnsupportedPipeline(
-        f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}. A new one has the"
-        f" five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known "
+        f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}.{why} A new one has"
+        f" the five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known "
         "(docs/adapters.md)"
     )
 
