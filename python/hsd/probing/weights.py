@@ -100,9 +100,9 @@ class _Runs:
 
     def first(self) -> Tensor:
         """(n, S, *latent) states before the first step."""
-        noise = torch.cat([self.adapter.first_noise(generator) for generator in self.generators]).float()
-        state = torch.zeros((len(noise), self.sampler.n_state, *noise.shape[1:]), device=self.device)
-        state[:, 0] = (noise * self.sampler.init_noise_sigma).to(self.device)
+        latents = torch.cat([self.adapter.first_latent(generator, self.sampler) for generator in self.generators])
+        state = torch.zeros((len(latents), self.sampler.n_state, *latents.shape[1:]), device=self.device)
+        state[:, 0] = latents.to(self.device)
         return state
 
     def step(self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor) -> Tensor:

@@ -128,12 +128,14 @@ class Denoiser(ABC):
     def sampler(self, steps: int) -> SamplerTable:
         """The pipeline's scheduler, compiled for ``steps`` inference steps."""
         scheduler = self._stepped(steps)
-        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+        begin = self.first_step(scheduler, steps)
+        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler), begin=begin)
 
     def predictions(self, steps: int) -> Predictions:
         """What each evaluation of ``steps`` inference steps predicts as x0."""
         scheduler = self._stepped(steps)
-        return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler))
+        begin = self.first_step(scheduler, steps)
+        return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler), begin=begin)
 
     def _stepped(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set to ``steps`` inference steps."""
@@ -144,6 +146,13 @@ class Denoiser(ABC):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Call ``scheduler.set_timesteps`` as the pipeline does, on the CPU."""
         scheduler.set_timesteps(steps, device="cpu")
+
+    def first_step(self, scheduler: Any, steps: int) -> int:
+        """Index of the timestep at which denoising begins: later than 0 where it begins from an image.
+
+        ``scheduler`` has its timesteps set, for ``steps`` inference steps.
+        """
+        return 0
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """Keyword arguments that the pipeline passes to ``scheduler.step`` (such as ``eta``)."""
@@ -167,6 +176,10 @@ class Denoiser(ABC):
     def first_noise(self, generator: torch.Generator) -> Tensor:
         """The noise that denoising starts from, (1, *latent_shape) on the CPU, before the scheduler scales it."""
         return torch.randn((1, *self.latent_shape()), generator=generator, dtype=self.noise_dtype)
+
+    def first_latent(self, generator: torch.Generator, sampler: SamplerTable) -> Tensor:
+        """The latent that denoising starts from, (1, *latent_shape) float32 on the CPU, at the scheduler's own scale."""
+        return (self.first_noise(generator).cpu() * sampler.init_noise_sigma).float()
 
     def modules(self) -> tuple[nn.Module, ...]:
         """The networks that :meth:`denoise` calls: they are searched for step caches and hooks, and compiled."""
