@@ -139,9 +139,7 @@ def _adapter_of(source: str | Path) -> type[Adapter] | None:
         raise UnknownModel(f"cannot load {source}: {error}") from error
 
 
-def _from_pretrained(
-    source: str | Path, device: Any, dtype: torch.dtype | None, adapter: type[Adapter] | None
-) -> Any:
+def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None, adapter: type[Adapter] | None) -> Any:
     from diffusers import AutoPipelineForText2Image
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

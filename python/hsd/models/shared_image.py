@@ -31,6 +31,7 @@ class SharedImage(str):
     pil: PIL.Image.Image
 
     def __new__(cls, image: PIL.Image.Image) -> SharedImage:
+        """From an image in any mode."""
         rgb = image.convert("RGB")
         width, height = rgb.size
         digest = hashlib.sha256(f"{width} {height} ".encode() + rgb.tobytes()).hexdigest()[:32]
@@ -98,13 +99,30 @@ def missing(name: str, pipeline: str) -> ValueError:
     )
 
 
+def size_of(adapter: Any, image: SharedImage) -> tuple[int, int]:
+    """Height and width of what is made from ``image``: those of the adapter, where they are None those of the image.
+
+    As in the pipelines, the latter are rounded down to whole pixels of the latent.
+
+    Raises
+    ------
+    ValueError
+        If the image has not even one.
+    """
+    side = adapter.pipe.vae_scale_factor
+    width, height = (each - each % side for each in image.pil.size)
+    if not (width and height):
+        raise ValueError(f"image has {image.pil.width} x {image.pil.height} pixels, and {side} x {side} are the least")
+    return adapter.height or height, adapter.width or width
+
+
 def refuse_images(adapter: Any, own: Mapping[str, Any]) -> None:
     """``TypeError`` if the settings of single prompts have an image that ``adapter`` would take."""
     for name in NAMES:
         if own.get(name) is not None and name in adapter.setting_names():
             raise TypeError(
-                f"{name} is given for single prompts, and an image belongs to all prompts of a set: give it to hsd.load "
-                f"or by --set {name}=FILE, and make one set for each image"
+                f"{name} is given for single prompts, and an image belongs to all prompts of a set: give it to "
+                f"hsd.load or by --set {name}=FILE, and make one set for each image"
             )
 
 

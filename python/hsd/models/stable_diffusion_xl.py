@@ -67,7 +67,8 @@ class StableDiffusionXL(UNetAdapter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        side = getattr(self.pipe, "default_sample_size", None) or self.pipe.unet.config.sample_size
+        native = side * self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, native, multiple=8)
         encoders = [self.pipe.text_encoder, self.pipe.text_encoder_2]
         check_clip_skip(self.clip_skip, [encoder for encoder in encoders if encoder is not None], most=1)
@@ -121,9 +122,13 @@ class StableDiffusionXL(UNetAdapter):
             rows["negative_time_ids"] = rows["time_ids"]
             if self.negative_original_size is not None and self.negative_target_size is not None:
                 rows["negative_time_ids"] = self._time_ids(
-                    self.negative_original_size, self.negative_crops_coords_top_left, self.negative_target_size
+                    self.negative_original_size, self._negative_crops, self.negative_target_size
                 )
         return rows
+
+    @property
+    def _negative_crops(self) -> Pair:
+        return self.negative_crops_coords_top_left
 
     def _time_ids(self, *pairs: Any) -> Tensor:
         """(1, 6), in the dtype to which the pipeline rounds them."""

@@ -26,6 +26,9 @@ STEP = "_step"
 NEXT_TIMESTEP = "_next_timestep"
 """(B,) float32, the scheduler's timestep of the evaluation after it, 0 after the last. For ``reads_steps``."""
 
+N_STEPS = "_n_steps"
+"""(B,) int64, K, the number of evaluations, which is the same for all lanes. For ``reads_steps``."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,7 +68,8 @@ class Denoiser(ABC):
     """Whether the lanes of one call may be at different timesteps. If not, all lanes of a call are at one step."""
 
     reads_steps: ClassVar[bool] = False
-    """Whether the network is told more than a timestep: ``rows`` then hold :data:`STEP` and :data:`NEXT_TIMESTEP`."""
+    """Whether the network is told more than a timestep: ``rows`` then hold :data:`STEP`, :data:`NEXT_TIMESTEP` and
+    :data:`N_STEPS`."""
 
     one_length: ClassVar[bool] = False
     """Whether padding would be read: all lanes of a call then have one length of each ragged field.
@@ -194,7 +198,7 @@ class Denoiser(ABC):
         return torch.randn((1, *self.latent_shape()), generator=generator, dtype=self.noise_dtype)
 
     def first_latent(self, generator: torch.Generator, sampler: SamplerTable) -> Tensor:
-        """The latent that denoising starts from, (1, *latent_shape) float32 on the CPU, at the scheduler's own scale."""
+        """What denoising starts from, (1, *latent_shape) float32 on the CPU, at the scheduler's own scale."""
         return (self.first_noise(generator).cpu() * sampler.init_noise_sigma).float()
 
     def modules(self) -> tuple[nn.Module, ...]:
@@ -238,7 +242,11 @@ class Prior(Denoiser):
 def step_rows(timesteps: Tensor, step: Tensor) -> dict[str, Tensor]:
     """What ``reads_steps`` adds to the rows of lanes at ``step`` (B,) int64; ``timesteps`` (K,) are the scheduler's."""
     following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
-    return {STEP: step, NEXT_TIMESTEP: following.index_select(0, step).float()}
+    return {
+        STEP: step,
+        NEXT_TIMESTEP: following.index_select(0, step).float(),
+        N_STEPS: torch.full_like(step, len(timesteps)),
+    }
 
 
 def has_offload_hooks(module: nn.Module) -> bool:

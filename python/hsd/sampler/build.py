@@ -25,9 +25,7 @@ _CHECK_AMPLITUDES = (1.0, 100.0)
 _CHECK_SHAPE = (CHANNELS, 6, 6)
 
 
-def compile_sampler(
-    scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None, begin: int = 0
-) -> SamplerTable:
+def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None, begin: int = 0) -> SamplerTable:
     """Compile a scheduler, after ``set_timesteps``, into a table of coefficients.
 
     Parameters
