@@ -10,6 +10,7 @@ visible difference in every pipeline, and test_tiny_conditioning.py that each of
 
 from .flux import flux, flux_dev_flow, flux_schnell_flow
 from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
+from .images import picture, sd_control, sd_from_image, sdxl_control, sdxl_from_image, with_ip_adapter
 from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
 from .karlo import karlo
 from .parts import BIG_WIDTH, SD_BETAS, T5_WIDTH, WIDTH, clip_tokenizer, qwen_tokenizer, t5_tokenizer
@@ -44,6 +45,7 @@ __all__ = [
     "k22_unclip",
     "karlo",
     "mistral_tokenizer",
+    "picture",
     "pixart_dpm",
     "pixart_sigma",
     "qwen_image",
@@ -52,13 +54,18 @@ __all__ = [
     "sana_dpm",
     "sd3",
     "sd3_flow",
+    "sd_control",
     "sd_ddim",
+    "sd_from_image",
     "sdxl",
+    "sdxl_control",
     "sdxl_euler",
+    "sdxl_from_image",
     "stable_diffusion",
     "stable_unclip",
     "stable_unclip_ddim",
     "t5_tokenizer",
+    "with_ip_adapter",
     "z_image",
     "z_image_flow",
 ]

@@ -95,10 +95,14 @@ class ControlNet(UNetAdapter):
         images = (self.image,) if isinstance(self.image, SharedImage) else self.image
         for i, (image, net) in enumerate(zip(images, self._nets(), strict=True)):
             pixels = self.pipe.control_image_processor.preprocess(image.pil, height=self.height, width=self.width)
-            rows[f"control_image_{i}"] = pixels.to(net.dtype)
+            rows[self._row(i)] = pixels.to(net.dtype)
         # In float64, as the pipeline compares the fractions of the run.
         rows["control"] = torch.tensor([list(zip(*map(self._each, _OF_ALL), strict=True))], dtype=torch.float64)
         return rows
+
+    def _row(self, i: int) -> str:
+        """Name of the row of an image: with its size, since rows of one name have one shape in a plan."""
+        return f"control_image_{i}_{self.height}x{self.width}"
 
     def residuals(self, latents: Tensor, timestep: Tensor, guidance: Guidance) -> dict[str, Any]:
         """What the ControlNets add to the UNet's blocks, each lane as much as its step has it."""
@@ -113,7 +117,7 @@ class ControlNet(UNetAdapter):
                 read.twice(latents.to(net.dtype)),
                 read.twice(timestep),
                 encoder_hidden_states=read.both("prompt_embeds").to(net.dtype),
-                controlnet_cond=rows[f"control_image_{i}"][:1],  # one for all lanes; it is added to their latents
+                controlnet_cond=rows[self._row(i)][:1],  # one for all lanes; it is added to their latents
                 guess_mode=guess,
                 added_cond_kwargs=self.added(read),
                 return_dict=False,
