@@ -99,7 +99,7 @@ def _wrong(pipe: Any, needs: Needs, has_image: bool) -> Iterator[str]:
             "has an IP-Adapter, and there is no image to give it: set ip_adapter_image (a PIL image or a path, the "
             "same for all prompts), or call pipe.unload_ip_adapter()"
         )
-    if has_image and not _has_ip_adapter(denoiser):
+    if has_image and needs.ip_adapter and not _has_ip_adapter(denoiser):
         yield "has no IP-Adapter to give ip_adapter_image to: call pipe.load_ip_adapter, or leave the setting out"
     yield from _another_network(pipe, denoiser, needs)
 
