@@ -60,17 +60,22 @@ def algorithm1(
     catch_up=0.0,
     guided=None,
     unguided=None,
+    begin=0,
+    first_latent=None,
 ):
     """Latents of all leaves after the last step: {leaf: tensor (1, ...)}, and the number of rows evaluated.
 
     ``set_timesteps(scheduler)`` prepares a copy of the scheduler, ``mean(leaves)`` gives a cluster's conditioning,
     ``evaluate(latent, t, conditioning)`` the guided model output, ``first_noise(generator)`` pure noise and
     ``new_generator(seed)`` a generator. ``catch_up`` is the gamma of :func:`caught_up`. With ``guided``, one flag per
-    step, the other steps evaluate ``unguided``.
+    step, the other steps evaluate ``unguided``. From an image, the first ``begin`` timesteps are left out, and
+    ``first_latent(generator, scheduler, timestep)`` is what denoising begins with, at the first that is left, (1,).
     """
     scheduler = copy.deepcopy(scheduler)
     set_timesteps(scheduler)
-    timesteps = scheduler.timesteps
+    timesteps = scheduler.timesteps[begin:]
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
     takes = inspect.signature(scheduler.step).parameters
     n = tree.n_leaves
     state = {}  # representative -> (leaves, latent, scheduler, generator, conditioning that was given at each step)
@@ -83,7 +88,10 @@ def algorithm1(
             if parent is None:
                 assert k == 0
                 generator = new_generator(int(seeds[first]))
-                latent = first_noise(generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+                if first_latent is None:
+                    latent = first_noise(generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+                else:
+                    latent = first_latent(generator, copy.deepcopy(scheduler), timesteps[:1])
                 now[first] = (leaves, latent, copy.deepcopy(scheduler), generator, [])
             elif parent[0] == leaves:
                 now[first] = parent

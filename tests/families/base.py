@@ -44,6 +44,8 @@ class Family(ABC):
     """The pipelines, as README.md lists them."""
     clustered_by: ClassVar[str]
     """What the vectors of :class:`hsd.models.Encoded` are, for README.md."""
+    twin: ClassVar[bool] = False
+    """Whether another family runs the same code, so that tests that take long leave this one out."""
     steps: ClassVar[int] = 4
     size: ClassVar[tuple[int, int]] = (64, 64)
     """Height and width in pixels."""
@@ -137,6 +139,13 @@ class Family(ABC):
     @abstractmethod
     def first_noise(self, pipe: Any, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """(1, ...) the noise a latent starts from, before the scheduler scales it."""
+
+    def begin(self, steps: int) -> int:
+        """How many first steps are left out, as in pipelines that begin from an image."""
+        return 0
+
+    first_latent: ClassVar[Callable[..., Tensor] | None] = None
+    """``first_latent(pipe, size, generator, scheduler, timestep)``: (1, ...) what denoising begins with there."""
 
     def mean(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The mean of a cluster, tensor by tensor."""

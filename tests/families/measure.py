@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,8 @@ def sharing(
         if interval is None
         else [interval[0] <= k / plan.n_steps < interval[1] for k in range(plan.n_steps)],
         unguided=family.evaluate(pipe, neutral, size),
+        begin=family.begin(family.steps),
+        first_latent=None if family.first_latent is None else partial(family.first_latent, pipe, size),
     )
     seen: list[int] = []
     hook = family.denoiser(pipe).register_forward_pre_hook(

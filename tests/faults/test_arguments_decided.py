@@ -92,7 +92,7 @@ def test_settings_have_the_defaults_of_the_pipeline(name, pipeline):
     ("pipe", "name", "says"),
     [
         (tiny.flux, "clip_skip", "its pipeline does not take it; .*StableDiffusionXL.* have it"),
-        (tiny.stable_diffusion, "prompt_2", "Flux, StableDiffusion3, StableDiffusionXL have it"),
+        (tiny.stable_diffusion, "prompt_2", "Flux, StableDiffusion3, .*StableDiffusionXL have it"),
         (tiny.flux2, "negative_prompt", "does not take it; Flux, "),
         (tiny.flux2, "image", "images from text alone"),
         (tiny.sdxl, "denoising_end", "run the base model to its end"),
@@ -101,7 +101,9 @@ def test_settings_have_the_defaults_of_the_pipeline(name, pipeline):
         (tiny.stable_diffusion, "latents", "seeds="),
         (tiny.stable_diffusion, "num_inference_steps", "here it is steps="),
         (tiny.stable_diffusion, "guidance_scal", "did you mean 'guidance_scale'"),
-        (tiny.stable_diffusion, "strength", "from text alone"),
+        (tiny.stable_diffusion, "strength", "does not take it; StableDiffusionImageToImage, .* have it"),
+        (tiny.stable_diffusion, "image", "from text alone.*docs/images.md"),
+        (tiny.flux, "ip_adapter_image", "Stable Diffusion and SDXL"),
         (tiny.stable_diffusion, "nonsense", "no argument of a pipeline that HSD knows"),
     ],
 )

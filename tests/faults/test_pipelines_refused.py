@@ -123,7 +123,7 @@ def test_an_ip_adapter_as_diffusers_loads_it():
                 state["ip_adapter"][f"{i}.{key}.weight"] = torch.zeros_like(module.to_k.weight)
     pipe.unet._load_ip_adapter_weights([state])
     assert any(isinstance(each, IPAdapterAttnProcessor2_0) for each in pipe.unet.attn_processors.values())
-    with pytest.raises(hsd.UnsupportedPipeline, match=r"IP-Adapter.*unload_ip_adapter"):
+    with pytest.raises(hsd.UnsupportedPipeline, match=r"IP-Adapter.*set ip_adapter_image.*unload_ip_adapter"):
         hsd.load(pipe)
     pipe.unload_ip_adapter()
     hsd.load(pipe)  # the advice leads on
@@ -222,9 +222,9 @@ def test_a_unet_for_videos():
 @pytest.mark.parametrize(
     ("kind", "relative"),
     [
-        ("StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline"),
+        ("StableDiffusionInpaintPipeline", "StableDiffusionPipeline"),
         ("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
-        ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLPipeline"),
+        ("StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLPipeline"),
         ("StableDiffusion3InpaintPipeline", "StableDiffusion3Pipeline"),
         ("FluxFillPipeline", "FluxPipeline"),
         ("KandinskyV22InpaintCombinedPipeline", "KandinskyV22CombinedPipeline"),
@@ -248,7 +248,7 @@ def test_a_pipeline_with_other_networks_does_not_lead_there():
 
 
 def test_the_advice_for_other_tasks_leads_on():
-    pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(tiny.stable_diffusion())
+    pipe = diffusers.StableDiffusionInpaintPipeline.from_pipe(tiny.stable_diffusion())
     with pytest.raises(hsd.UnsupportedPipeline, match="StableDiffusionPipeline.from_pipe"):
         hsd.load(pipe)
     hsd.load(diffusers.StableDiffusionPipeline.from_pipe(pipe))

@@ -13,6 +13,7 @@ from .ernie_image import ernie_image, ernie_image_flow, ernie_tokenizer
 from .flux import flux, flux_dev_flow, flux_schnell_flow
 from .flux2 import FLUX2_LAYERS, flux2, flux2_flow, mistral_tokenizer
 from .flux2_klein import flux2_klein, flux2_klein_flow
+from .images import picture, sd_control, sd_from_image, sdxl_control, sdxl_from_image, with_ip_adapter
 from .kandinsky5 import kandinsky5
 from .kandinsky22 import K22_BETAS, k22_combined, k22_ddim, k22_ddpm, k22_decoder, k22_prior, k22_unclip
 from .karlo import karlo
@@ -60,6 +61,7 @@ __all__ = [
     "krea2",
     "krea2_flow",
     "mistral_tokenizer",
+    "picture",
     "pixart_dpm",
     "pixart_sigma",
     "qwen_image",
@@ -69,13 +71,18 @@ __all__ = [
     "sana_dpm",
     "sd3",
     "sd3_flow",
+    "sd_control",
     "sd_ddim",
+    "sd_from_image",
     "sdxl",
+    "sdxl_control",
     "sdxl_euler",
+    "sdxl_from_image",
     "stable_diffusion",
     "stable_unclip",
     "stable_unclip_ddim",
     "t5_tokenizer",
+    "with_ip_adapter",
     "z_image",
     "z_image_flow",
 ]

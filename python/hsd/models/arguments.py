@@ -28,7 +28,15 @@ _CALLBACK = (
     "a step may belong to many images, so nothing is handed out between the steps: progress= of hsd.generate reports "
     "every call, and hsd.stream gives every image when it is finished"
 )
-_IMAGE = "HSD makes images from text alone: leave it out, or call the pipeline itself"
+_IMAGE = (
+    "HSD makes images from text alone with this pipeline: leave it out, or call the pipeline itself. The ControlNet "
+    "and image-to-image pipelines of Stable Diffusion and SDXL take an image for all prompts (docs/images.md)"
+)
+_REFERENCE = (
+    "HSD takes the image itself, by the setting ip_adapter_image, for the IP-Adapters of Stable Diffusion and SDXL "
+    "(docs/images.md): leave it out"
+)
+_REFINER = "it is an input of refiners, which HSD does not drive: leave it out"
 _THIRD = (
     "it evaluates the network a third time at some steps: leave it out; guidance_interval limits guidance to a part of "
     "the run"
@@ -78,11 +86,14 @@ REFUSED: dict[str, str] = {
     "callback_on_step_end_tensor_inputs": _CALLBACK,
     "prior_callback_on_step_end": _CALLBACK,
     "prior_callback_on_step_end_tensor_inputs": _CALLBACK,
-    "ip_adapter_image": _IMAGE,
-    "ip_adapter_image_embeds": _IMAGE,
-    "negative_ip_adapter_image": _IMAGE,
-    "negative_ip_adapter_image_embeds": _IMAGE,
+    "ip_adapter_image": _REFERENCE,
+    "ip_adapter_image_embeds": _REFERENCE,
+    "negative_ip_adapter_image": _REFERENCE,
+    "negative_ip_adapter_image_embeds": _REFERENCE,
     "image": _IMAGE,
+    "denoising_start": "HSD does not continue from latents of another model: strength says where denoising begins",
+    "aesthetic_score": _REFINER,
+    "negative_aesthetic_score": _REFINER,
     "caption_upsample_temperature": "prompts are used as they are: call pipe.upsample_prompt, and pass its output",
     "use_pe": "prompts are used as they are: enhance them first, if you like, and pass the texts that this gives",
     "use_kv_cache": (
@@ -113,11 +124,6 @@ ELSEWHERE: dict[str, str] = {
     "lora_scale": "pass {scale} for all LoRAs, or call pipe.set_adapters for single ones",
     "mask_image": _IMAGE,
     "control_image": _IMAGE,
-    "strength": _IMAGE,
-    "controlnet_conditioning_scale": _IMAGE,
-    "denoising_start": _IMAGE,
-    "aesthetic_score": "it is an input of refiners, which start from an image: leave it out",
-    "negative_aesthetic_score": "it is an input of refiners, which start from an image: leave it out",
     "pag_scale": _THIRD,
     "guidance_scale_2": "it belongs to a second denoiser, which none of the supported pipelines has",
 }

@@ -83,6 +83,9 @@ class Adapter(Denoiser):
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """The dtype that the family is loaded in on a GPU: the half precision that it was released in."""
 
+    needed_images: ClassVar[tuple[str, ...]] = ()
+    """Settings with an image that has to be given."""
+
     lane_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 

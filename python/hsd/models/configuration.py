@@ -167,6 +167,9 @@ def changes_of(network: nn.Module) -> dict[str, Any]:
     if getattr(network, "use_tiling", False):
         tiles = {k: v for k, v in vars(network).items() if k.startswith("tile_")}
         found["tiling"] = as_json(dict(sorted(tiles.items()))) or True
+    scales = [processor.scale for processor in map(_processor, network.modules()) if hasattr(processor, "to_k_ip")]
+    if scales:
+        found["IP-Adapter scales"] = as_json(scales if any(each != scales[0] for each in scales) else scales[0])
     processors = sorted(set(_foreign_processors(network)))
     if processors:
         found["attention processors"] = processors
@@ -182,10 +185,14 @@ def _foreign_processors(network: nn.Module) -> list[str]:
     """Attention processors that no library defines: those of the libraries compute the same, up to rounding."""
     found = []
     for module in network.modules():
-        processor = getattr(module, "processor", None)
+        processor = _processor(module)
         if processor is not None and type(processor).__module__.split(".")[0] not in _LIBRARIES:
             found.append(_with_fields(processor))
     return found
+
+
+def _processor(module: nn.Module) -> Any:
+    return getattr(module, "processor", None)
 
 
 def _with_fields(processor: Any) -> str:

@@ -28,7 +28,7 @@ from .state import AFTER_DENOISER, parts_of
 _DEPTH = 6
 """How deep lists, dicts and objects are followed."""
 
-_NOT_IN_CALLS = frozenset({"pipe", "name", "default_tau", "calibration", "_running_dtype", "_kept_graphs"})
+_NOT_IN_CALLS = frozenset({"pipe", "name", "default_tau", "calibration", "_running_dtype", "_kept_graphs", "_moments"})
 """Attributes of an adapter that no call depends on, or that the key has already."""
 
 

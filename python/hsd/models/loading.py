@@ -27,6 +27,7 @@ from .identity import family_and_networks, identity_of
 from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
 from .setting_types import check_made, typed_settings
+from .shared_image import refuse_images, with_images
 
 
 def load(
@@ -65,14 +66,17 @@ def load(
         For a name that is none of the above.
     UnsupportedPipeline
         For a pipeline class without an adapter, and for a pipeline that cannot be driven as it is: it lacks a part or
-        its weights, or it has an IP-Adapter or a network that needs images.
+        its weights, or it has an IP-Adapter or a network that needs an image, and there is none.
     TypeError
         For a setting that the family does not have; says what to use instead.
+    ValueError
+        For a value that a setting cannot have, and if there is no image for a family that needs one.
     NoSuchSampler
         For a scheduler that does not exist or does not fit.
     """
     if isinstance(model, Adapter):  # its pipeline may have been changed since it was loaded
-        check_pipeline(model.pipes(), model.needs)
+        image = settings.get("ip_adapter_image", getattr(model, "ip_adapter_image", None))
+        check_pipeline(model.pipes(), model.needs, image)
     with quiet(downloads=progress):
         adapter = _load(model, device, dtype, settings)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
@@ -92,7 +96,7 @@ def _load(
         name, folder = str(model), user_path(model)
         source: str | Path
         if name == "demo":
-            bundled = _from_pretrained(demo.FOLDER, device, dtype)
+            bundled = _from_pretrained(demo.FOLDER, device, dtype, _adapter_of(demo.FOLDER))
             adapter = _wrap(bundled, name=name, settings={**demo.SETTINGS, **settings})
             calibration = adapter.calibration  # of the user's folder
             if calibration is None and demo.CALIBRATION.is_file():
@@ -115,7 +119,10 @@ def _load(
                 f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: demo, "
                 f"{', '.join(MODELS)}; or a hub id (org/name), a folder with a model_index.json, or a pipeline object"
             )
-        return _wrap(_from_pretrained(source, device, dtype), name=name, settings=settings)
+        family = _adapter_of(source)
+        if family is not None:  # what is missing is said before anything is downloaded
+            settings = with_images(family, settings)
+        return _wrap(_from_pretrained(source, device, dtype, family), name=name, settings=settings)
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)
@@ -126,7 +133,15 @@ def _looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not Path(name).exists()
 
 
-def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None) -> Any:
+def _adapter_of(source: str | Path) -> type[Adapter] | None:
+    """The adapter of the pipeline class that a folder or a hub id names; None if there is none for this class."""
+    try:
+        return adapter_named(_class_of(str(source)))
+    except (OSError, ValueError) as error:
+        raise UnknownModel(f"cannot load {source}: {error}") from error
+
+
+def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None, adapter: type[Adapter] | None) -> Any:
     from diffusers import AutoPipelineForText2Image
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -134,7 +149,6 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None)
         # A pipeline class that has an adapter is loaded as that class. Others are loaded as diffusers' text-to-image
         # class for them: for Kandinsky 2.2's decoder this is the combined pipeline, with the prior. Where diffusers has
         # none, the class itself may still be driven by the generic adapter.
-        adapter = adapter_named(_class_of(str(source)))
         half = (adapter or _unknown(str(source))).half_dtype
         dtype = dtype or (half if device.type == "cuda" else torch.float32)
         if adapter is None:
@@ -169,8 +183,8 @@ def _unknown(source: str) -> type[Adapter]:
 
 def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     adapter = adapter_class(pipe)
-    check_pipeline(adapter.pipes_of(pipe), adapter.needs)
-    settings = _checked(adapter, settings)
+    check_pipeline(adapter.pipes_of(pipe), adapter.needs, settings.get("ip_adapter_image"))
+    settings = with_images(adapter, _checked(adapter, settings))
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
     made = adapter(pipe, **options)
     check_made(made, settings)
@@ -198,6 +212,7 @@ def variants_of(
     out = []
     for i, own in enumerate(settings):
         try:
+            refuse_images(adapter, own)
             out.append(_load(adapter, None, None, dict(own)))
         except (TypeError, ValueError) as error:
             where = f"settings {dict(own)!r} of {'a prompt' if places is None else places[i]}"

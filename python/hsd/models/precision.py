@@ -97,7 +97,8 @@ def _converted(network: nn.Module) -> _Upcast:
         for name, tensor in _named(network):
             if name in kept:
                 tensor.data = tensor.data.float()
-        devices = {tensor.device for tensor in kept.values() if tensor.is_cuda}
+        real = torch.cuda.is_available()  # tensors may only claim to be on a GPU, see models/capture.py
+        devices = {tensor.device for tensor in kept.values() if tensor.is_cuda and real}
         ready = [(device, torch.cuda.current_stream(device).record_event()) for device in devices]
     except BaseException:
         _put_back(network, kept)

@@ -33,6 +33,9 @@ class Needs:
     """Whether the denoiser is conditioned on text alone: a UNet may then have no class embedding, and a transformer no
     input for a guidance scale."""
 
+    ip_adapter: bool = False
+    """Whether the family has the setting ``ip_adapter_image``."""
+
 
 CHANNELS_OF = {
     5: "depth-to-image",
@@ -45,13 +48,13 @@ CHANNELS_OF = {
 """What models with another number of input channels are for."""
 
 _CONDITIONED_ON_IMAGES = ("controlnet", "adapter", "motion_adapter", "image_proj_model", "depth_estimator")
-"""Components of pipelines that condition on more than text. No supported class has one, but one may be registered."""
+"""Components of pipelines that condition on more than text: a family that needs one names it in ``Needs.parts``."""
 
 _OTHER_UNETS = ("UNetMotionModel", "UNetControlNetXSModel", "UNet3DConditionModel", "UNetSpatioTemporalConditionModel")
 """Networks that may stand in a UNet's place, and take more or other inputs: videos, or a control image."""
 
 
-def check_pipeline(pipes: Sequence[Any], needs: Needs) -> None:
+def check_pipeline(pipes: Sequence[Any], needs: Needs, ip_adapter_image: Any = None) -> None:
     """``UnsupportedPipeline`` if a model cannot be driven as it is.
 
     Parameters
@@ -60,8 +63,10 @@ def check_pipeline(pipes: Sequence[Any], needs: Needs) -> None:
         The pipelines that it consists of: one, or a prior's and a decoder's.
     needs
         What its family declares.
+    ip_adapter_image
+        The setting of this name; None if it is not given.
     """
-    wrong = ((pipe, reason) for pipe in pipes for reason in _wrong(pipe, needs))
+    wrong = ((pipe, reason) for pipe in pipes for reason in _wrong(pipe, needs, ip_adapter_image is not None))
     for owner, reason in itertools.chain(_missing(pipes, needs.parts), wrong):
         raise UnsupportedPipeline(f"{type(owner).__name__} {reason}")
 
@@ -79,16 +84,23 @@ def _load_with(part: str) -> str:
     return f"has no {part}: load the pipeline with it{end}"
 
 
-def _wrong(pipe: Any, needs: Needs) -> Iterator[str]:
+def _wrong(pipe: Any, needs: Needs, has_image: bool) -> Iterator[str]:
     for part in _CONDITIONED_ON_IMAGES:
-        if getattr(pipe, part, None) is not None:
+        if getattr(pipe, part, None) is not None and part not in needs.parts:
             yield f"has a {part}, which needs an image for every prompt: pass a pipeline without it"
     yield from _not_loaded(pipe)
     denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if denoiser is None:
         return
-    if _has_ip_adapter(denoiser):
-        yield "has an IP-Adapter, and there is no image to give it: call pipe.unload_ip_adapter()"
+    if _has_ip_adapter(denoiser) and not needs.ip_adapter:
+        yield "has an IP-Adapter, for which its family has no image: call pipe.unload_ip_adapter()"
+    if _has_ip_adapter(denoiser) and needs.ip_adapter and not has_image:
+        yield (
+            "has an IP-Adapter, and there is no image to give it: set ip_adapter_image (a PIL image or a path, the "
+            "same for all prompts), or call pipe.unload_ip_adapter()"
+        )
+    if has_image and needs.ip_adapter and not _has_ip_adapter(denoiser):
+        yield "has no IP-Adapter to give ip_adapter_image to: call pipe.load_ip_adapter, or leave the setting out"
     yield from _another_network(pipe, denoiser, needs)
 
 
@@ -109,9 +121,14 @@ def _fetches(module: nn.Module) -> bool:
 
 
 def _has_ip_adapter(denoiser: Any) -> bool:
-    in_unet_or_flux = isinstance(getattr(denoiser, "encoder_hid_proj", None), MultiIPAdapterImageProjection)
     in_sd3 = getattr(denoiser, "image_proj", None) is not None
-    return in_unet_or_flux or in_sd3
+    return ip_adapters(denoiser) > 0 or in_sd3
+
+
+def ip_adapters(denoiser: Any) -> int:
+    """How many IP-Adapters a UNet, or the transformer of FLUX, has."""
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    return len(projection.image_projection_layers) if isinstance(projection, MultiIPAdapterImageProjection) else 0
 
 
 def _another_network(pipe: Any, denoiser: Any, needs: Needs) -> Iterator[str]:

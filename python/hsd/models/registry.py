@@ -31,8 +31,12 @@ BUILT_IN = {
     "QwenImagePipeline": "qwen_image:QwenImage",
     "QwenImage21Pipeline": "qwen_image_21:QwenImage21",
     "SanaPipeline": "sana:Sana",
+    "StableDiffusionControlNetPipeline": "controlnet:StableDiffusionControlNet",
+    "StableDiffusionImg2ImgPipeline": "image_to_image:StableDiffusionImageToImage",
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "StableDiffusionXLControlNetPipeline": "controlnet:StableDiffusionXLControlNet",
+    "StableDiffusionXLImg2ImgPipeline": "image_to_image:StableDiffusionXLImageToImage",
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "StableUnCLIPPipeline": "stable_unclip:StableUnCLIP",
     "UnCLIPPipeline": "karlo:Karlo",
@@ -42,6 +46,9 @@ BUILT_IN = {
 
 Each is imported when it is needed, so that a version of diffusers that lacks one pipeline can still run the others.
 """
+
+_FROM_IMAGES = ("ControlNetPipeline", "Img2ImgPipeline")
+"""Ends of the names of classes that need more than text."""
 
 MODELS = {
     "cogview-4": "THUDM/CogView4-6B",
@@ -211,7 +218,8 @@ def _for_text_alone(name: str) -> str | None:
     relatives = [
         each
         for each in BUILT_IN
-        if name.startswith(each.removesuffix("CombinedPipeline").removesuffix("Pipeline"))
+        if not each.endswith(_FROM_IMAGES)
+        and name.startswith(each.removesuffix("CombinedPipeline").removesuffix("Pipeline"))
         and own
         and all(own.get(part, kind) == kind for part, kind in _networks_of(each).items())
     ]

@@ -10,17 +10,16 @@ from typing import Any, ClassVar
 
 import PIL.Image
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
 from ..replay.denoiser import Batch, Encoded, has_offload_hooks
 from .base import LATER
-from .guidance import Guidance, scale_row
-from .guided import GuidedAdapter
-from .lora_scale import denoiser_scale, encoder_scale
-from .parts import Pair, check_clip_skip, eta_for, image_size, pair, pictures, texts, unet_latent, vae_decode
+from .guidance import Guidance
+from .lora_scale import encoder_scale
+from .parts import Pair, check_clip_skip, image_size, pair, pictures, texts, vae_decode
 from .precision import in_float32, own_dtype
 from .refusals import Needs
+from .unet import UNetAdapter
 
 _PAIRS = (
     "original_size",
@@ -33,7 +32,7 @@ _PAIRS = (
 
 
 @dataclass(eq=False)
-class StableDiffusionXL(GuidedAdapter):
+class StableDiffusionXL(UNetAdapter):
     """``StableDiffusionXLPipeline``. Clusters by the second CLIP's projected text, conditions on it, tokens and sizes.
 
     ``prompt_2`` is another text for the second CLIP, which the vector is from; None or an empty text: the prompt.
@@ -44,12 +43,7 @@ class StableDiffusionXL(GuidedAdapter):
     """
 
     name: str = "stable-diffusion-xl"
-    height: int | None = None
-    width: int | None = None
     guidance_scale: float = 5.0
-    negative_prompt: str | None = None
-    guidance_rescale: float = 0.0
-    eta: float = 0.0
     clip_skip: int | None = None
     original_size: Pair | None = None
     crops_coords_top_left: Pair = (0, 0)
@@ -59,9 +53,6 @@ class StableDiffusionXL(GuidedAdapter):
     negative_target_size: Pair | None = None
     prompt_2: str | None = field(default=None, metadata=LATER)
     negative_prompt_2: str | None = field(default=None, metadata=LATER)
-    timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
-    sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
-    cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
     encode_batch: ClassVar[int] = 64
     lane_settings: ClassVar[frozenset[str]] = frozenset(
@@ -69,12 +60,13 @@ class StableDiffusionXL(GuidedAdapter):
     )
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
     needs: ClassVar[Needs] = Needs(
-        parts=("text_encoder_2", "tokenizer_2", "unet", "vae", "scheduler"), channels=1, text_only=True
+        parts=("text_encoder_2", "tokenizer_2", "unet", "vae", "scheduler"), channels=1, text_only=True, ip_adapter=True
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        side = getattr(self.pipe, "default_sample_size", None) or self.pipe.unet.config.sample_size
+        native = side * self.pipe.vae_scale_factor
         self.height, self.width = image_size(self, native, multiple=8)
         encoders = [self.pipe.text_encoder, self.pipe.text_encoder_2]
         check_clip_skip(self.clip_skip, [encoder for encoder in encoders if encoder is not None], most=1)
@@ -96,11 +88,6 @@ class StableDiffusionXL(GuidedAdapter):
         """The text encoder's dtype: the pipeline draws its latents in it."""
         return self.pipe.text_encoder_2.dtype
 
-    @property
-    def guided(self) -> bool:
-        """Distilled models (LCM) take the scale as an input and have no unconditional half."""
-        return self.guidance_scale > 1.0 and self.pipe.unet.config.time_cond_proj_dim is None
-
     def encode(self, batch: Batch) -> Encoded:
         """Tokens (B, 77, D) of both CLIPs side by side, and the pooled vector (B, P)."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
@@ -114,8 +101,8 @@ class StableDiffusionXL(GuidedAdapter):
         return Encoded({"prompt_embeds": tokens, "text_embeds": pooled}, vectors=pooled)
 
     def shared(self) -> dict[str, Any]:
-        """Scale, sizes, and the encoded negative prompt; without one, most models use zeros."""
-        rows: dict[str, Any] = {"guidance_scale": scale_row(self.guidance_scale)}
+        """What all UNets have, sizes, and the encoded negative prompt; without one, most models use zeros."""
+        rows = super().shared()
         size = (self.height, self.width)
         rows["time_ids"] = self._time_ids(
             self.original_size or size, self.crops_coords_top_left, self.target_size or size
@@ -133,49 +120,22 @@ class StableDiffusionXL(GuidedAdapter):
             rows["negative_time_ids"] = rows["time_ids"]
             if self.negative_original_size is not None and self.negative_target_size is not None:
                 rows["negative_time_ids"] = self._time_ids(
-                    self.negative_original_size, self.negative_crops_coords_top_left, self.negative_target_size
+                    self.negative_original_size, self._negative_crops, self.negative_target_size
                 )
-        width = self.pipe.unet.config.time_cond_proj_dim
-        if width is not None:  # a tensor on the host, as diffusers' function takes it
-            rows["timestep_cond"] = self.pipe.get_guidance_scale_embedding(rows["guidance_scale"] - 1.0, width)
         return rows
+
+    @property
+    def _negative_crops(self) -> Pair:
+        return self.negative_crops_coords_top_left
 
     def _time_ids(self, *pairs: Any) -> Tensor:
         """(1, 6), in the dtype to which the pipeline rounds them."""
         return torch.tensor([[value for pair in pairs for value in pair]], dtype=self.noise_dtype)
 
-    def scheduler(self) -> Any:
-        """The pipeline's scheduler."""
-        return self.pipe.scheduler
-
-    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
-        """``eta`` for the schedulers that take it, as the pipeline decides it."""
-        return eta_for(scheduler, self.eta)
-
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w)."""
-        return unet_latent(self.pipe, self.height, self.width)
-
-    def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The UNet on [unconditional; conditional] rows."""
-        unet, guidance = self.pipe.unet, Guidance(rows, self.guided)
-        condition = rows.get("timestep_cond")
-        pooled = guidance.both("text_embeds").to(unet.dtype)
-        output = unet(
-            guidance.twice(latents.to(unet.dtype)),
-            guidance.twice(timestep),
-            encoder_hidden_states=guidance.both("prompt_embeds").to(unet.dtype),
-            timestep_cond=None if condition is None else condition.to(unet.dtype),
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": guidance.both("time_ids")},
-            return_dict=False,
-            **denoiser_scale(self.cross_attention_kwargs, "cross_attention_kwargs"),
-        )[0].float()  # [B or 2B, C, h, w]
-        guided = guidance.apply(output)
-        if self.guided and self.guidance_rescale > 0.0:
-            conditional = guidance.conditional(output)
-            rescaled = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
-            guided = guidance.where_guided(rescaled, guided)
-        return guided, None
+    def added(self, guidance: Guidance) -> dict[str, Tensor]:
+        """The pooled texts and the sizes."""
+        pooled = guidance.both("text_embeds").to(self.pipe.unet.dtype)
+        return {"text_embeds": pooled, "time_ids": guidance.both("time_ids")}
 
     @torch.no_grad()
     def decode(self, latents: Tensor, generators: list[torch.Generator]) -> list[PIL.Image.Image]:

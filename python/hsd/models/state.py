@@ -148,7 +148,9 @@ def sampler_state(table: Any) -> dict[str, Any]:
     out = (table.out.flatten(1).cpu().abs() * weights).sum(1) + table.scale.flatten(1).cpu().abs().sum(1)
     if table.node.numel():
         out = out + table.node.flatten(1).cpu().abs().sum(1)
+    image = {"first_image": float(f"{table.init_image_scale:.6g}")} if table.init_image_scale else {}
     return {
+        **image,
         "steps": table.n_steps,
         "draws": sum(table.noise_draws),
         "timesteps": [float(f"{t:.6g}") for t in table.timesteps.cpu()[k].double().tolist()],

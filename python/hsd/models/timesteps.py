@@ -112,19 +112,25 @@ def number_of_steps(variants: Sequence[Any], steps: int) -> tuple[int, int]:
     ValueError
         If the timesteps or sigmas of single prompts have another number than those of others: a plan has one.
     """
-    found: dict[Any, int] = {}
+    found: dict[tuple[Any, Any], int] = {}
     for variant in variants:
-        own = own_timesteps(variant)
+        own = own_timesteps(variant), getattr(variant, "strength", None)
         if own not in found:
             found[own] = variant.sampler(steps).n_steps
     if len(set(found.values())) > 1:
-        numbers = ", ".join(str(n) if own is None else f"{n} with {_short(own)}" for own, n in found.items())
+        numbers = ", ".join(_count(n, *own) for own, n in found.items())
         raise ValueError(
             f"the prompts take different numbers of steps: {numbers}. All prompts of a plan take the same number: give "
-            "their timesteps or sigmas one length, or make the others a run of their own"
+            "their timesteps or sigmas one length, and all prompts one strength, or make the others a run of their own"
         )
     [n_steps] = set(found.values())
-    return n_steps, steps if None in found else n_steps
+    return n_steps, steps if any(own is None for own, _ in found) else n_steps
+
+
+def _count(n: int, own: Sequence[Any] | None, strength: float | None) -> str:
+    with_own = [f"strength {strength:g}"] if strength is not None else []
+    with_own += [_short(own)] if own is not None else []
+    return f"{n} with {' and '.join(with_own)}" if with_own else str(n)
 
 
 def _short(values: Sequence[Any]) -> str:

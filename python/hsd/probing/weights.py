@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning
 from ..models.base import Adapter
+from ..replay.denoiser import step_rows
 from ..replay.feed import draw_noise
 from ..sampler import SamplerTable
 from ..work.device import FittingSize
@@ -100,9 +101,9 @@ class _Runs:
 
     def first(self) -> Tensor:
         """(n, S, *latent) states before the first step."""
-        noise = torch.cat([self.adapter.first_noise(generator) for generator in self.generators]).float()
-        state = torch.zeros((len(noise), self.sampler.n_state, *noise.shape[1:]), device=self.device)
-        state[:, 0] = (noise * self.sampler.init_noise_sigma).to(self.device)
+        latents = torch.cat([self.adapter.first_latent(generator, self.sampler) for generator in self.generators])
+        state = torch.zeros((len(latents), self.sampler.n_state, *latents.shape[1:]), device=self.device)
+        state[:, 0] = latents.to(self.device)
         return state
 
     def step(self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor) -> Tensor:
@@ -144,6 +145,8 @@ class _Runs:
         step = torch.full((len(state),), k, device=self.device)
         latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]
         timestep = self.sampler.timesteps.index_select(0, step)
+        if self.adapter.reads_steps:
+            rows |= step_rows(self.sampler.timesteps, step)
         output, variance = self.adapter.denoise(latents, timestep, rows)
         draws = None if noise is None else noise.index_select(0, owner)
         return self.sampler.update(state, output, draws, step, variance)

@@ -54,8 +54,16 @@ KNOWN: dict[str, Any] = {
     "text_encoder_out_layers": list[int],
     "cfg_normalization": bool | float,
     "cfg_truncation": float,
+    "strength": float,
+    "controlnet_conditioning_scale": float | tuple[float, ...],
+    "control_guidance_start": float | tuple[float, ...],
+    "control_guidance_end": float | tuple[float, ...],
+    "guess_mode": bool,
 }
-"""Settings by name. A type here takes every value that some family takes."""
+"""Settings by name. A type here takes every value that some family takes.
+
+Settings with an image are not among them: an image belongs to all prompts, so a column ``image`` is a column.
+"""
 
 _SIDE = (1, 65_535)
 """Pixels. No image file has a longer side than JPEG's."""

@@ -13,7 +13,7 @@ from ..conditioning.rows import MASK
 from ..sampler import Predictions, SamplerTable
 from .layout import Layout
 
-_ON_HOST = frozenset({"scheduler", "init_noise_sigma", "noise_draws", "noise_dtypes"})
+_ON_HOST = frozenset({"scheduler", "init_noise_sigma", "init_image_scale", "noise_draws", "noise_dtypes"})
 """Fields of a sampler table that no call reads, but for the largest of ``noise_draws``."""
 
 

@@ -26,6 +26,9 @@ STEP = "_step"
 NEXT_TIMESTEP = "_next_timestep"
 """(B,) float32, the scheduler's timestep of the evaluation after it, 0 after the last. For ``reads_steps``."""
 
+N_STEPS = "_n_steps"
+"""(B,) int64, K, the number of evaluations, which is the same for all lanes. For ``reads_steps``."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,7 +68,8 @@ class Denoiser(ABC):
     """Whether the lanes of one call may be at different timesteps. If not, all lanes of a call are at one step."""
 
     reads_steps: ClassVar[bool] = False
-    """Whether the network is told more than a timestep: ``rows`` then hold :data:`STEP` and :data:`NEXT_TIMESTEP`."""
+    """Whether the network is told more than a timestep: ``rows`` then hold :data:`STEP`, :data:`NEXT_TIMESTEP` and
+    :data:`N_STEPS`."""
 
     one_length: ClassVar[bool] = False
     """Whether padding would be read: all lanes of a call then have one length of each ragged field.
@@ -144,12 +148,14 @@ class Denoiser(ABC):
     def sampler(self, steps: int) -> SamplerTable:
         """The pipeline's scheduler, compiled for ``steps`` inference steps."""
         scheduler = self._stepped(steps)
-        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler))
+        begin = self.first_step(scheduler, steps)
+        return compile_sampler(scheduler, step_kwargs=self.step_kwargs(scheduler), begin=begin)
 
     def predictions(self, steps: int) -> Predictions:
         """What each evaluation of ``steps`` inference steps predicts as x0."""
         scheduler = self._stepped(steps)
-        return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler))
+        begin = self.first_step(scheduler, steps)
+        return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler), begin=begin)
 
     def _stepped(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set to ``steps`` inference steps."""
@@ -160,6 +166,13 @@ class Denoiser(ABC):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Call ``scheduler.set_timesteps`` as the pipeline does, on the CPU."""
         scheduler.set_timesteps(steps, device="cpu")
+
+    def first_step(self, scheduler: Any, steps: int) -> int:
+        """Index of the timestep at which denoising begins: later than 0 where it begins from an image.
+
+        ``scheduler`` has its timesteps set, for ``steps`` inference steps.
+        """
+        return 0
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """Keyword arguments that the pipeline passes to ``scheduler.step`` (such as ``eta``)."""
@@ -183,6 +196,10 @@ class Denoiser(ABC):
     def first_noise(self, generator: torch.Generator) -> Tensor:
         """The noise that denoising starts from, (1, *latent_shape) on the CPU, before the scheduler scales it."""
         return torch.randn((1, *self.latent_shape()), generator=generator, dtype=self.noise_dtype)
+
+    def first_latent(self, generator: torch.Generator, sampler: SamplerTable) -> Tensor:
+        """What denoising starts from, (1, *latent_shape) float32 on the CPU, at the scheduler's own scale."""
+        return (self.first_noise(generator).cpu() * sampler.init_noise_sigma).float()
 
     def modules(self) -> tuple[nn.Module, ...]:
         """The networks that :meth:`denoise` calls: they are searched for step caches and hooks, and compiled."""
@@ -225,7 +242,11 @@ class Prior(Denoiser):
 def step_rows(timesteps: Tensor, step: Tensor) -> dict[str, Tensor]:
     """What ``reads_steps`` adds to the rows of lanes at ``step`` (B,) int64; ``timesteps`` (K,) are the scheduler's."""
     following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
-    return {STEP: step, NEXT_TIMESTEP: following.index_select(0, step).float()}
+    return {
+        STEP: step,
+        NEXT_TIMESTEP: following.index_select(0, step).float(),
+        N_STEPS: torch.full_like(step, len(timesteps)),
+    }
 
 
 def has_offload_hooks(module: nn.Module) -> bool:

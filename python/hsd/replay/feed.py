@@ -194,11 +194,11 @@ class Feeder:
         return noise
 
     def _first_latent(self, representative: int) -> Tensor:
-        """The pure noise that a root segment starts from, (*latent) float32 at the scheduler's own scale."""
-        noise = self._denoiser.first_noise(self._generator(representative))
+        """The latent that a root segment starts from, (*latent) float32 at the scheduler's own scale."""
+        latent = self._denoiser.first_latent(self._generator(representative), self._sampler)
         if self._shared_latent:  # the draw above is done in any case, so that later draws do not change
-            noise = self._denoiser.first_noise(self._denoiser.generator(int(self._seeds[0])))
-        return (noise.cpu() * self._sampler.init_noise_sigma).float()[0]
+            latent = self._denoiser.first_latent(self._denoiser.generator(int(self._seeds[0])), self._sampler)
+        return latent[0]
 
 
 def copied(generator: torch.Generator) -> torch.Generator:

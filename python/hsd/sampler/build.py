@@ -25,7 +25,7 @@ _CHECK_AMPLITUDES = (1.0, 100.0)
 _CHECK_SHAPE = (CHANNELS, 6, 6)
 
 
-def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None) -> SamplerTable:
+def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None, begin: int = 0) -> SamplerTable:
     """Compile a scheduler, after ``set_timesteps``, into a table of coefficients.
 
     Parameters
@@ -35,6 +35,9 @@ def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = N
     step_kwargs
         Further arguments of its ``step``, the same at every step (``eta``, ``s_churn``, ...).  ``prev_timestep``, where
         ``step`` has it, is the next timestep and None at the end, as pipelines pass it, unless it is given here.
+    begin
+        Index of the timestep of the first step, in the scheduler's ``timesteps``. The earlier ones are left out, as in
+        pipelines that begin from an image.
 
     Returns
     -------
@@ -50,15 +53,15 @@ def compile_sampler(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = N
     ValueError
         ``set_timesteps`` was not called.
     """
-    steps = reduce(probe(scheduler, step_kwargs))
-    dtypes = _noise_dtypes(scheduler, step_kwargs, steps)
-    table = _pack(scheduler, steps, dtypes)
-    _prove(scheduler, step_kwargs, table)
+    steps = reduce(probe(scheduler, step_kwargs, begin=begin))
+    dtypes = _noise_dtypes(scheduler, step_kwargs, steps, begin)
+    table = _pack(scheduler, steps, dtypes, begin)
+    _prove(scheduler, step_kwargs, table, begin)
     return table
 
 
 def _pack(
-    scheduler: Any, steps: list[StepMap], noise_dtypes: tuple[tuple[torch.dtype | None, ...], ...]
+    scheduler: Any, steps: list[StepMap], noise_dtypes: tuple[tuple[torch.dtype | None, ...], ...], begin: int
 ) -> SamplerTable:
     """Pad the steps to common sizes: V columns are S state, 1 model output, Z noises, Y nodes."""
     n_steps = len(steps)
@@ -95,7 +98,7 @@ def _pack(
     config = getattr(scheduler, "config", {})
     return SamplerTable(
         scheduler=type(scheduler).__name__,
-        timesteps=scheduler.timesteps[:n_steps].detach().cpu().clone(),
+        timesteps=scheduler.timesteps[begin : begin + n_steps].detach().cpu().clone(),
         init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", 1.0)),
         noise_draws=tuple(step.n_noise for step in steps),
         noise_dtypes=noise_dtypes,
@@ -140,7 +143,7 @@ def _terms(coefficients: Tensor, first: int = 0) -> Terms:
 
 
 def _noise_dtypes(
-    scheduler: Any, step_kwargs: Mapping[str, Any] | None, steps: list[StepMap]
+    scheduler: Any, step_kwargs: Mapping[str, Any] | None, steps: list[StepMap], begin: int
 ) -> tuple[tuple[torch.dtype | None, ...], ...]:
     """Return the dtype of every draw, None where it follows the model output.
 
@@ -156,7 +159,7 @@ def _noise_dtypes(
         return torch.zeros(shape, dtype=dtype)
 
     low = torch.bfloat16
-    stepper = Stepper(scheduler, step_kwargs, draw)
+    stepper = Stepper(scheduler, step_kwargs, draw, begin=begin)
     sample = torch.zeros((1, *_CHECK_SHAPE), dtype=low)
     output = torch.zeros((1, 2 * CHANNELS if stepper.doubles_channels else CHANNELS, *_CHECK_SHAPE[1:]), dtype=low)
     dtypes = []
@@ -171,7 +174,7 @@ def _noise_dtypes(
     return tuple(dtypes)
 
 
-def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: SamplerTable) -> None:
+def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: SamplerTable, begin: int) -> None:
     """Run scheduler and table side by side on random numbers, and refuse the scheduler if they differ.
 
     The probe sees coefficients only: a condition on the latent's values, or a curve such as tanh, can look linear
@@ -191,7 +194,7 @@ def _prove(scheduler: Any, step_kwargs: Mapping[str, Any] | None, table: Sampler
         draws.append(random())
         return draws[-1].to(dtype)
 
-    stepper = Stepper(scheduler, step_kwargs, draw)
+    stepper = Stepper(scheduler, step_kwargs, draw, begin=begin)
     sample = random() * amplitude * table.init_noise_sigma
     state = torch.zeros(shape[0], table.n_state, *_CHECK_SHAPE, dtype=torch.float64)
     state[:, 0] = sample

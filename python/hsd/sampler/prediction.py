@@ -94,8 +94,8 @@ class Predictions:
         return torch.where(at(self.thresholds), thresholded, clipped)
 
 
-def predictions(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None) -> Predictions:
-    """What each step of a scheduler, after ``set_timesteps``, predicts as x0.
+def predictions(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None, begin: int = 0) -> Predictions:
+    """What each step of a scheduler, after ``set_timesteps``, predicts as x0; ``begin`` is the index of the first.
 
     It is read from what the scheduler itself returns or remembers, by a run on symbols (``probe.py``). Where it gives
     none, its configuration says what the model's output means. A step where neither tells, or where the prediction
@@ -106,7 +106,7 @@ def predictions(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None)
     hsd.errors.UnsupportedScheduler
         The scheduler is none whose steps can be called.
     """
-    run = Probe(scheduler, step_kwargs, whole=True)
+    run = Probe(scheduler, step_kwargs, whole=True, begin=begin)
     nodes: list[Node | None] = []
     with contextlib.suppress(UnsupportedScheduler):  # of a step that fails where all of its result is asked for
         for k in range(run.stepper.n_steps):
@@ -132,6 +132,8 @@ def predictions(scheduler: Any, *, step_kwargs: Mapping[str, Any] | None = None)
 
 def prediction_of(scheduler: Any, k: int, latents: Tensor, output: Tensor, result: Any) -> Tensor | None:
     """The x0 that step ``k`` has predicted, in the form of ``latents``; None if the scheduler does not give it.
+
+    ``k`` counts from the scheduler's first timestep.
 
     Parameters
     ----------
@@ -163,9 +165,10 @@ def _predicted(run: Probe, k: int) -> Node | None:
 
 def _given(run: Probe, k: int, step: StepMap) -> Node | None:
     scheduler, latent, output = run.stepper.scheduler, run.basis(0), run.basis(step.n_state)
-    found = prediction_of(scheduler, k, latent, output, run.stepper.result)
+    index = run.stepper.begin + k
+    found = prediction_of(scheduler, index, latent, output, run.stepper.result)
     if found is None:
-        return _by_configuration(scheduler, k, step.scale)
+        return _by_configuration(scheduler, index, step.scale)
     try:
         row = run.read(found, "the prediction of x0")
     except UnsupportedScheduler:

@@ -66,9 +66,11 @@ class StepMap:
 class Probe:
     """The run of one scheduler on symbols."""
 
-    def __init__(self, scheduler: Any, step_kwargs: Mapping[str, Any] | None, *, whole: bool = False) -> None:
+    def __init__(
+        self, scheduler: Any, step_kwargs: Mapping[str, Any] | None, *, whole: bool = False, begin: int = 0
+    ) -> None:
         """``whole``: :attr:`Stepper.result` keeps all that a step returns, not the next latent alone."""
-        self.stepper = Stepper(scheduler, step_kwargs, self._draw, self._clip, self._scale, whole=whole)
+        self.stepper = Stepper(scheduler, step_kwargs, self._draw, self._clip, self._scale, whole=whole, begin=begin)
         self.n_symbols = min(self.stepper.n_steps, MAX_REMEMBERED) + 61
         self.shape = (1, CHANNELS, 1, self.n_symbols)
         self.n_used = 0
@@ -210,7 +212,7 @@ def _arguments(scheduler: Any) -> Mapping[str, inspect.Parameter]:
     return {} if method is None else inspect.signature(method).parameters
 
 
-def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[StepMap]:
+def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None, *, begin: int = 0) -> list[StepMap]:
     """Read every step of `scheduler` as coefficients.
 
     Parameters
@@ -219,6 +221,8 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
         A diffusers scheduler after ``set_timesteps``; a copy is probed.
     step_kwargs
         Further arguments of its ``step``.
+    begin
+        Index of the timestep of the first step.
 
     Returns
     -------
@@ -241,5 +245,5 @@ def probe(scheduler: Any, step_kwargs: Mapping[str, Any] | None = None) -> list[
             "predicted variance: pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
             'variance_type="fixed_small").',
         )
-    run = Probe(scheduler, step_kwargs)
+    run = Probe(scheduler, step_kwargs, begin=begin)
     return [run.step(k) for k in range(run.stepper.n_steps)]

@@ -119,6 +119,8 @@ class Stepper:
         ``scale(tensor, factor, divide)`` replaces a product or a quotient in the same way.
     whole
         Ask ``step`` for all that it returns, some schedulers' prediction of x0 among it; it is kept in ``result``.
+    begin
+        Index of the timestep of the first step: later than 0 where a pipeline begins from an image.
     """
 
     def __init__(
@@ -130,14 +132,16 @@ class Stepper:
         scale: Scale | None = None,
         *,
         whole: bool = False,
+        begin: int = 0,
     ) -> None:
         self.arguments = _step_arguments(scheduler, dict(step_kwargs or {}))
         self.scheduler = copy.deepcopy(scheduler)
         map_memory(self.scheduler, Tensor.cpu)  # Tensor.cpu returns the tensor itself when it is there already
         if hasattr(self.scheduler, "set_begin_index"):
             # Without it the first step looks its index up by timestep, which is ambiguous where timesteps repeat.
-            self.scheduler.set_begin_index(0)
-        self.timesteps: Tensor = self.scheduler.timesteps
+            self.scheduler.set_begin_index(begin)
+        self.begin = begin
+        self.timesteps: Tensor = self.scheduler.timesteps[begin:]
         self.n_steps = len(self.timesteps) - isinstance(scheduler, _TIMESTEPS_ARE_BORDERS)
         self.generator = torch.Generator()
         self.draw, self.clip, self.scale = draw, clip, scale

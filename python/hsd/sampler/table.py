@@ -39,6 +39,9 @@ class SamplerTable:
         (K,) as the scheduler gives them, in its dtype; K is the number of evaluations of the denoiser.
     init_noise_sigma
         The factor by which the noise of the first latent is multiplied.
+    init_image_scale
+        The factor by which the latent of an image is multiplied that is added to it; 0 where denoising begins from
+        noise alone.
     noise_draws
         (K,) how many noises step k draws.  Draws whose coefficient is 0 count: the generator must advance as it
         does in diffusers.
@@ -92,6 +95,7 @@ class SamplerTable:
     out_terms: Terms
     node_terms: Terms
     node_kinds: tuple[frozenset[int], ...]
+    init_image_scale: float = 0.0
 
     @property
     def n_steps(self) -> int:

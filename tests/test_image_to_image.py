@@ -1,0 +1,160 @@
+"""What is special about image to image: where the steps begin, the draws, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+
+import PIL.Image
+import pytest
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+import hsd
+import tiny
+from families.measure import PROMPTS, SEEDS
+from image_cases import NEAR, apart, check, ours, stock
+
+IMAGE, OTHER = tiny.picture((32, 32)), tiny.picture((32, 32), 1)
+ONE = {"image": IMAGE}
+
+SCHEDULERS = (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_schedulers(kind):
+    """Those of several orders, with memory, with noise of their own, and with repeated timesteps."""
+    options = (
+        {"clip_sample": False} if kind is DDIMScheduler else {"skip_prk_steps": True} if kind is PNDMScheduler else {}
+    )
+    pipe = tiny.sd_from_image(kind(**tiny.SD_BETAS, **options))
+    check(pipe, {**ONE, "strength": 0.6, "guidance_scale": 1.0}, {"image": OTHER}, num_inference_steps=6)
+
+
+@pytest.mark.parametrize(("strength", "left"), [(0.3, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_strength(strength, left):
+    pipe = tiny.sdxl_from_image()
+    settings = {**ONE, "strength": strength}
+    model = hsd.load(pipe, **settings)
+    assert hsd.compile(PROMPTS, 0.0, model=model, steps=4).n_steps == left
+    assert apart(ours(pipe, settings), stock(pipe, settings)) < 5 * NEAR  # as the other family of SDXL
+
+
+def test_timesteps_of_the_user():
+    """Their number is what strength counts from."""
+    settings = {**ONE, "strength": 0.5, "timesteps": [800, 600, 300, 100]}
+    pipe = tiny.sd_from_image(DPMSolverMultistepScheduler(**tiny.SD_BETAS))
+    assert apart(ours(pipe, settings, steps=50), stock(pipe, settings)) < NEAR
+
+
+def test_sizes_of_sdxl():
+    sizes = {"original_size": (64, 48), "crops_coords_top_left": (8, 0), "target_size": (32, 32)}
+    negative = {"negative_original_size": (20, 20), "negative_target_size": (60, 60)}
+    check(tiny.sdxl_from_image(), {**ONE, **sizes, **negative}, {"negative_original_size": (200, 20)})
+    with pytest.raises(ValueError, match="negative_crops_coords_top_left is .*does not use it"):
+        hsd.load(tiny.sdxl_from_image(), **ONE, negative_crops_coords_top_left=(1, 2))
+
+
+def test_an_autoencoder_with_means():
+    pipe = tiny.sdxl_from_image()
+    pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[0.8, 1.2, 0.9, 1.1])
+    check(pipe, ONE, {"image": OTHER})
+
+
+def test_an_autoencoder_without_a_distribution():
+    """It draws nothing, so the noise is what the generator gives first."""
+    pipe = tiny.sd_from_image()
+    blocks = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.vae = AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1)).eval()
+    check(pipe, ONE, {"image": OTHER})
+
+
+def test_one_first_latent_for_all():
+    model = hsd.load(tiny.sd_from_image(), **ONE, guidance_scale=1.0)
+    plan = hsd.compile(PROMPTS, 0.0, model=model, steps=2, seeds=SEEDS, noise="shared")
+    sampler = model.sampler(2)
+    first = [model.first_latent(model.generator(seed), sampler) for seed in SEEDS]
+    assert (first[0] - first[1]).abs().max() > 0.1
+    from helpers import executor_of
+
+    feeder = executor_of(plan, model)._feeder
+    latents = [latent for feed in feeder for _, latent in feed.first]
+    assert len(latents) == len(PROMPTS)
+    assert all(torch.equal(latent, first[0][0]) for latent in latents)
+
+
+def test_a_run_encodes_the_image_once(monkeypatch):
+    pipe = tiny.sd_from_image()
+    model = hsd.load(pipe, **ONE)
+    plan = hsd.compile(PROMPTS, 0.0, model=model, steps=2, seeds=SEEDS)
+    seen, own = [], pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda pixels: seen.append(len(pixels)) or own(pixels))
+    assert len(list(hsd.stream(plan, model))) == len(PROMPTS)
+    assert seen == [1]
+
+
+def test_another_image_needs_no_other_encoding():
+    """Prompts are encoded without the image, so a plan goes on with another one, at another strength."""
+    model = hsd.load(tiny.sd_from_image(), **ONE)
+    assert hsd.load(model, image=OTHER, strength=0.3).encoding_key() == model.encoding_key()
+    assert hsd.load(model, image=OTHER).call_key() != model.call_key()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "StableDiffusionImg2ImgPipeline needs an image"),
+        ({"image": [IMAGE, OTHER]}, "image has 2 images, and 1 is needed"),
+        ({**ONE, "strength": 0.0}, "strength is 0: it has to be above 0"),
+        ({**ONE, "strength": 1.5}, "strength is 1.5"),
+    ],
+)
+def test_what_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        hsd.load(tiny.sd_from_image(), **settings)
+
+
+def test_too_few_steps():
+    model = hsd.load(tiny.sd_from_image(), **ONE, strength=0.1)
+    with pytest.raises(ValueError, match=r"strength is 0.1, and of 4 steps int\(4 x 0.1\) = 0 are left"):
+        hsd.compile(PROMPTS, 1.0, model=model, steps=4)
+
+
+def test_prompts_of_different_strengths_are_refused():
+    model = hsd.load(tiny.sd_from_image(), **ONE)
+    own = [{"strength": 0.5}, {"strength": 1.0}]
+    with pytest.raises(ValueError, match="2 with strength 0.5, 4 with strength 1.*one strength"):
+        hsd.compile(PROMPTS[:2], 1.0, model=model, steps=4, settings=own)
+
+
+def test_images_as_values(tmp_path):
+    """They are compared, copied and sent by their pixels."""
+    image = hsd.load(tiny.sd_from_image(), **ONE).image
+    assert pickle.loads(pickle.dumps(image)) == image
+    assert pickle.loads(pickle.dumps(image)).pil.tobytes() == IMAGE.tobytes()
+    turned = tmp_path / "turned.jpg"
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    tiny.picture((32, 48)).save(turned, exif=exif)
+    assert hsd.load(tiny.sd_from_image(), image=turned).image.pil.size == (32, 48)
+    turned.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        hsd.load(tiny.sd_from_image(), image=turned)
