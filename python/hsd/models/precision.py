@@ -105,13 +105,21 @@ def _converted(network: nn.Module) -> _Upcast:
             hook.compute_dtype = torch.float32
         for name, tensor in _named(network):
             if name in kept:
-                tensor.data = tensor.data.float()
+                tensor.data = _float32(tensor.data)
         devices = {tensor.device for tensor in kept.values() if tensor.is_cuda}
         ready = [(device, torch.cuda.current_stream(device).record_event()) for device in devices]
     except BaseException:
         _put_back(network, kept, casting)
         raise
     return _Upcast(dtype, kept, casting, ready)
+
+
+def _float32(values: Tensor) -> Tensor:
+    """The same in float32; quantised weights of optimum-quanto, which cannot say another dtype, stay as they are."""
+    try:
+        return values.float()
+    except ValueError:
+        return values
 
 
 def _casting(network: nn.Module) -> list[tuple[Any, torch.dtype]]:
