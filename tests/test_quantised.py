@@ -6,6 +6,7 @@ so that it is known how far the quantisation itself moves the images: much farth
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -265,6 +266,34 @@ def test_the_package_is_among_the_versions_if_it_is_used():
 
     assert unet_state(QUANTISED["torchao int8"])["versions"]["torchao"] == package.__version__
     assert "torchao" not in unet_state()["versions"]
+
+
+def test_captured_calls_read_the_parts_of_a_weight():
+    """The weight itself has no address. Where one of its parts is another tensor, calls are captured again."""
+    pipe = tiny.stable_diffusion()
+    QUANTISED["torchao int8"](pipe.unet)
+    model, layer = hsd.load(pipe), pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    before, own, scale = model.graph_key(), layer.weight, layer.weight.scale
+    assert model.graph_key() == before
+    own.scale = scale.clone()
+    assert model.graph_key() != before
+    own.scale = scale
+    layer.weight = nn.Parameter(copy.deepcopy(own.data), requires_grad=False)
+    assert model.graph_key() != before
+    layer.weight = own
+    assert model.graph_key() == before
+
+
+def test_captured_calls_read_the_scales_of_a_weight_in_4_bits():
+    pipe = tiny.stable_diffusion()
+    QUANTISED["bitsandbytes nf4"](pipe.unet)
+    model, layer = hsd.load(pipe), pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    before, state = model.graph_key(), layer.weight.quant_state
+    own = state.absmax
+    state.absmax = own.clone()
+    assert model.graph_key() != before
+    state.absmax = own
+    assert model.graph_key() == before
 
 
 # ------------------------------------------------------------------------------- rows that are rounded together

@@ -22,6 +22,11 @@ def is_wrapper(tensor: Any) -> bool:
     return hasattr(tensor, "__tensor_flatten__") and type(tensor) not in (Tensor, nn.Parameter)
 
 
+def held_by(weight: Any) -> dict[str, Any]:
+    """Codes, scales and options of a quantised weight, by the names of its attributes; empty for a plain tensor."""
+    return vars(weight) if is_wrapper(weight) or hasattr(weight, "quant_state") or hasattr(weight, "SCB") else {}
+
+
 def scales_of(module: nn.Module, name: str) -> Iterator[Tensor]:
     """What bitsandbytes keeps beside the codes of a weight: a number for each row (8 bits) or block (4 bits).
 
