@@ -522,7 +522,7 @@ def test_offloaded_models_are_left_alone():
     with pytest.raises(NotChecked, match="hooks move"):
         lint(model, conditioning_of(SD, False), PROMPTS)
     verdict = check(model)
-    assert str(verdict) == "cannot capture, because hooks move the model's weights to the device for each call"
+    assert str(verdict) == "cannot capture, because hooks move or convert the model's weights for each call"
 
 
 def test_a_compiled_network_is_run_as_it_is_written():

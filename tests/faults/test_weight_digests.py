@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from hsd.models.weights import digest
+from hsd.models.weights import digest, weights_of
 
 pytestmark = pytest.mark.faults
 
@@ -51,12 +53,31 @@ def test_large_weights_are_summed_in_threads_to_the_same(monkeypatch):
     assert digest(values) == before
 
 
-def test_quantised_weights_count_by_codes_and_scales():
-    class State:
-        absmax = torch.ones(4)
+class FourBits:
+    """What bitsandbytes keeps beside codes of 4 bits, with scales that are codes of 8 bits themselves."""
 
-    codes = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
-    codes.quant_state = State()
-    before = digest([codes])
-    State.absmax = torch.ones(4) * 2
-    assert digest([codes]) != before
+    def __init__(self, absmax, offset=None, state2=None):
+        self.absmax, self.offset, self.state2 = absmax, offset, state2
+
+
+def test_quantised_weights_count_by_codes_and_scales():
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+    seen = set()
+    for blocks, mean, second in ((1, 0, 1), (2, 0, 1), (1, 3, 1), (1, 0, 4)):
+        outer = FourBits(torch.ones(2) * second)
+        layer.weight.quant_state = FourBits(torch.ones(4, dtype=torch.uint8) * blocks, torch.tensor(float(mean)), outer)
+        seen.add(digest(weights_of(layer)))
+    assert len(seen) == 4
+
+
+def test_scales_of_rows_count_wherever_they_are():
+    """The first call of a layer in 8 bits moves them from its weight to the layer."""
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    layer.weight.SCB = torch.ones(4)
+    before = digest(weights_of(layer))
+    layer.state, layer.weight.SCB = SimpleNamespace(SCB=layer.weight.SCB), None
+    assert digest(weights_of(layer)) == before
+    layer.state.SCB = torch.ones(4) * 2
+    assert digest(weights_of(layer)) != before

@@ -25,8 +25,9 @@ from ..replay.denoiser import Denoiser, Prior, has_offload_hooks
 from ..replay.kept import kept_by
 from .graph_key import graph_key
 from .lora_scale import check_lora_scale
+from .quantised import mix_rows
 from .refusals import Needs
-from .state import encoding_digest
+from .state import AFTER_DENOISER, encoding_digest, parts_of
 from .timesteps import check_timesteps, set_timesteps
 
 AdapterT = TypeVar("AdapterT", bound="Adapter")
@@ -226,6 +227,16 @@ class Adapter(Denoiser):
         return getattr(self, "guidance_scale", 0.0) > 1.0
 
     @property
+    def encodes_alone(self) -> bool:
+        """Whether an encoder is quantised so that it rounds the rows of a batch together, see ``docs/quantised.md``."""
+        parts = ((name, part) for name, part in parts_of(self.pipes()) if not name.startswith(AFTER_DENOISER))
+        denoisers = self.modules()
+        return any(
+            isinstance(part, nn.Module) and not any(part is one for one in denoisers) and mix_rows(part)
+            for _, part in parts
+        )
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that the images depend on besides prompts, seeds and plan."""
         later = {f.name for f in fields(self) if f.metadata.get("later")}
@@ -270,7 +281,7 @@ class Adapter(Denoiser):
 
     @property
     def offloads(self) -> bool:
-        """Whether hooks move the weights of any network of the pipeline, not only of the denoiser."""
+        """Whether hooks move or convert the weights of any network of the pipeline, not only of the denoiser."""
         parts = [part for pipe in self.pipes() for part in pipe.components.values()]
         return any(has_offload_hooks(part) for part in parts if isinstance(part, nn.Module))
 

@@ -141,7 +141,7 @@ def _networks(adapter: Adapter) -> list[nn.Module]:
 def _refuse(adapter: Adapter, networks: Sequence[nn.Module]) -> None:
     """``NotChecked`` for weights that cannot be replaced for a call."""
     if adapter.offloads:
-        raise NotChecked("hooks move the model's weights to the device for each call")
+        raise NotChecked("hooks move or convert the model's weights for each call")
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
             if type(tensor) not in (Tensor, nn.Parameter, getattr(nn, "Buffer", Tensor)):

@@ -133,7 +133,7 @@ def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], step
 def _judged(adapter: Adapter, graphs: list[Finding] | NotChecked) -> Verdict:
     """What :func:`_graphs` means for what the adapter declares; ``BrokenAdapter`` if they contradict each other."""
     if adapter.offloads:
-        return Verdict(False, "hooks move the model's weights to the device for each call")
+        return Verdict(False, "hooks move or convert the model's weights for each call")
     if adapter.one_length:
         return Verdict(False, "a call holds texts of one length, and each length would need a graph of its own")
     if isinstance(adapter, Generic):

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -36,13 +36,14 @@ _BOOKKEEPING = frozenset(
         "output_hidden_states",
         "problem_type",
         "processor_class",
+        "quantization_config",
         "return_dict",
         "torch_dtype",
         "transformers_version",
         "use_cache",
     }
 )
-"""Entries of configurations that no image depends on."""
+"""Entries of configurations that no image depends on. How weights are quantised the weights themselves say."""
 
 _LIBRARIES = ("accelerate", "diffusers", "hsd", "peft", "torch", "transformers")
 """Packages whose hooks on a network only move, cast or record, or are part of its class."""
@@ -220,8 +221,13 @@ def _foreign_hooks(network: nn.Module) -> list[str]:
     return found
 
 
-def layers_of(network: nn.Module, *, skip: frozenset[int] = frozenset()) -> str:
-    """Digest of the layers: their classes, the constants of torch's own, and the floats that others hold.
+def layers_of(
+    network: nn.Module,
+    *,
+    skip: frozenset[int] = frozenset(),
+    also: Callable[[nn.Module], dict[str, Any]] = lambda module: {},
+) -> str:
+    """Digest of the layers: their classes, the constants of torch's own, the floats that others hold, and ``also``.
 
     It finds what is changed in place and is in no configuration: the padding of convolutions, an epsilon, a scale. It
     changes with the versions of the libraries, so it is compared within one version only. Modules whose ``id`` is in
@@ -237,5 +243,5 @@ def layers_of(network: nn.Module, *, skip: frozenset[int] = frozenset()) -> str:
             values = {name: as_json(getattr(module, name, None)) for name in names}
         else:
             values = {k: v for k, v in vars(module).items() if type(v) is float and not k.startswith("_")}
-        lines.append(f"{kind.__qualname__} {json.dumps(values, sort_keys=True)}")
+        lines.append(f"{kind.__qualname__} {json.dumps({**values, **also(module)}, sort_keys=True)}")
     return _hash("\n".join(lines).encode())

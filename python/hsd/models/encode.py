@@ -265,7 +265,7 @@ def _encode_block(
     else:
         firsts, sources = _distinct(members, texts, known)
     before = tables.nbytes
-    for piece in batches(len(firsts), part.encode_batch):
+    for piece in batches(len(firsts), 1 if part.encodes_alone else part.encode_batch):
         at = firsts[piece]  # into members
         batch = Batch([texts[int(i)] for i in at], seeds[members[at]], None if embeds is None else embeds[at])
         tables.encode(part, batch, members[at])

@@ -22,6 +22,7 @@ from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from ..replay.denoiser import Denoiser
+from .quantised import held_by
 from .restoring import caches_cleared
 from .state import AFTER_DENOISER, parts_of
 
@@ -171,9 +172,12 @@ def _inside(cell: CellType) -> Any:
 
 def _tensor(value: Tensor) -> Hashable:
     form = (tuple(value.shape), value.dtype, value.device, value.requires_grad)
+    inside = held_by(value)
+    if inside:  # its own address is 0, or that of the codes alone
+        form = (*form, Same(type(value)), _plain(inside, _DEPTH - 2))
     try:
         return (*form, value.stride(), value.data_ptr())
-    except RuntimeError:  # a quantised weight or another subclass without a storage of its own
+    except RuntimeError:  # a subclass without a storage of its own
         return (*form, Same(value))
 
 

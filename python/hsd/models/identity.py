@@ -17,6 +17,7 @@ from ..calibration.identity import Identity
 from ..sampler import SamplerTable
 from .base import Adapter
 from .configuration import as_json, scheduler_of
+from .quantised import packages_of
 from .state import AFTER_DENOISER, pipeline_state, sampler_state
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "peft")
@@ -59,7 +60,7 @@ def image_identity(
         "tables": [sampler_state(table) for table in samplers],
         **pipeline_state(adapter.pipes(), adapter.own_scheduler()),
         "device": adapter.device.type,
-        "versions": versions(),
+        "versions": {**versions(), **packages_of(_all_networks(adapter))},
     }
     if prior is not None:
         identity["prior_table"] = sampler_state(prior.sampler(prior.steps))
@@ -94,6 +95,11 @@ def identity_of(adapter: Adapter) -> Identity:
     """The identity of the networks that encode prompts and denoise; active LoRA layers belong to them."""
     base = family_and_networks(adapter)
     return Identity(base.family, base.networks, tuple(v for _, network in _networks(adapter) for v in _some(network)))
+
+
+def _all_networks(adapter: Adapter) -> list[nn.Module]:
+    parts = [part for pipe in adapter.pipes() for part in pipe.components.values()]
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def _networks(adapter: Adapter) -> list[tuple[str, nn.Module]]:

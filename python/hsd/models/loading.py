@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from .. import demo
 from ..calibration import Calibration
 from ..calibration.store import find
-from ..errors import Error, UnknownModel
+from ..errors import Error, Notice, UnknownModel
 from ..sampler.named import scheduler_named
 from ..work.paths import user_path
 from ..work.quiet import quiet
@@ -24,6 +25,7 @@ from .arguments import why_no_setting
 from .base import Adapter
 from .generic import Generic
 from .identity import family_and_networks, identity_of
+from .quantised import mix_rows
 from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
 from .setting_types import check_made, typed_settings
@@ -160,7 +162,9 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None,
                 pipe = DiffusionPipeline.from_pretrained(str(source), dtype=dtype)
         else:
             pipe = adapter.load_pipeline(str(source), dtype)
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # quantised ones may need a package or a GPU
         raise UnknownModel(f"cannot load {source}: {error}") from error
     return pipe.to(device)
 
@@ -188,7 +192,21 @@ def _wrap(pipe: Any, *, name: str | None, settings: dict[str, Any]) -> Adapter:
     options: dict[str, Any] = {**settings, **({"name": name} if name else {})}
     made = adapter(pipe, **options)
     check_made(made, settings)
+    _tell_of_mixed_rows(made)
     return _calibrated(made)
+
+
+def _tell_of_mixed_rows(adapter: Adapter) -> None:
+    """A notice if the lanes of a call have some influence on each other."""
+    kinds = [type(network).__name__ for network in adapter.modules() if mix_rows(network)]
+    if kinds:
+        warnings.warn(
+            f"{', '.join(kinds)} is quantised so that all rows of a call are rounded together: which images share a "
+            "call changes them a little. batch_size=1 avoids that, and so do llm_int8_threshold=0 (bitsandbytes) and "
+            "the granularity PerRow (torchao), see docs/quantised.md",
+            Notice,
+            stacklevel=5,
+        )
 
 
 def _calibrated(adapter: Adapter) -> Adapter:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .configuration import as_json, changes_of, config_of, layers_of
 from .precision import own_dtype
+from .quantised import form_of
 from .weights import digest, weights_of
 
 
@@ -29,7 +30,7 @@ def network_state(network: nn.Module) -> dict[str, Any]:
         "dtype": dtype_of(network),
         "weights": digest(weights_of(network, lambda module, _: id(module) not in added)),
         "config": config_of(network),
-        "layers": layers_of(network, skip=added | around),
+        "layers": layers_of(network, skip=added | around, also=form_of),
         **changes_of(network),
     }
     lora = _active_lora(network, lora_layers)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import nn
 
@@ -89,6 +90,7 @@ def _wrong(pipe: Any, needs: Needs, has_image: bool) -> Iterator[str]:
         if getattr(pipe, part, None) is not None and part not in needs.parts:
             yield f"has a {part}, which needs an image for every prompt: pass a pipeline without it"
     yield from _not_loaded(pipe)
+    yield from _in_float8(pipe)
     denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if denoiser is None:
         return
@@ -112,6 +114,24 @@ def _not_loaded(pipe: Any) -> Iterator[str]:
                 f"has a {name} on the meta device, which has no weights: load it with from_pretrained, or create it "
                 "outside of torch.device('meta') and load its weights"
             )
+
+
+def _in_float8(pipe: Any) -> Iterator[str]:
+    """Networks that say their dtype is a float of 8 bits: nothing is computed in it, and no noise can be drawn in it.
+
+    Networks of diffusers with layerwise casting say the dtype that they compute in, and quantised ones too. Text
+    encoders with it do not, and pipelines take the dtype of embeddings and noise from them.
+    """
+    for name, part in getattr(pipe, "__dict__", {}).items():
+        dtype = getattr(part, "dtype", None) if isinstance(part, nn.Module) else None
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize == 1:
+            way_out = (
+                f"load it in half precision, then call pipe.{name}.enable_layerwise_casting(storage_dtype=...)"
+                if hasattr(part, "enable_layerwise_casting")
+                else "load it in half precision, or quantise it"
+            )
+            kind = str(dtype).removeprefix("torch.")
+            yield f"has a {name} in {kind}, in which nothing can be computed: {way_out} (docs/quantised.md)"
 
 
 def _fetches(module: nn.Module) -> bool:

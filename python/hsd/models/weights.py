@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .precision import own_tensors
+from .quantised import is_wrapper, scales_of
 
 _WORDS = 1 << 15
 """Words of 64 bits in a row: 256 KiB, so that a row and its products stay in a processor's cache."""
@@ -54,9 +55,9 @@ def weights_of(
 ) -> Iterator[Tensor | None]:
     """All parameters and stored buffers, module by module; tied ones each time, since libraries tie them differently.
 
-    Buffers that are not stored follow from the configuration. Weights that accelerate or diffusers has offloaded are
-    read from where they are; None stands for one that cannot be found. While a run has a network in float32, its own
-    weights are given.
+    What bitsandbytes keeps beside a weight comes after it. Buffers that are not stored follow from the configuration.
+    Weights that accelerate or diffusers has offloaded are read from where they are; None stands for one that cannot be
+    found. While a run has a network in float32, its own weights are given.
 
     Parameters
     ----------
@@ -74,6 +75,7 @@ def weights_of(
                 continue
             where = f"{path}.{name}" if path else name
             yield _read(own.get(id(tensor), tensor), where, maps, on_disk)
+            yield from scales_of(module, name)
 
 
 def _read(tensor: Tensor, name: str, maps: dict[str, Any], on_disk: dict[int, tuple[str, str]]) -> Tensor | None:
@@ -125,14 +127,11 @@ def _groups_on_disk(network: nn.Module) -> dict[int, tuple[str, str]]:
 
 def _plain(tensor: Any) -> list[Tensor]:
     """The tensors that hold the values: a quantised weight has scales beside its codes."""
-    if hasattr(tensor, "__tensor_flatten__") and type(tensor) not in (Tensor, nn.Parameter):  # torchao and its like
+    if is_wrapper(tensor):
         return [part for name in tensor.__tensor_flatten__()[0] for part in _plain(getattr(tensor, name))]
-    state = getattr(tensor, "quant_state", None)  # bitsandbytes in 4 bits
-    scales = getattr(state, "absmax", None)
     if tensor.is_quantized:
         return [tensor.detach().int_repr()]
-    own = tensor.detach().as_subclass(Tensor)
-    return [own, scales.detach()] if isinstance(scales, Tensor) else [own]
+    return [tensor.detach().as_subclass(Tensor)]
 
 
 def _all_sums(tensors: list[Tensor]) -> list[tuple[int, int]]:

@@ -90,6 +90,11 @@ class Denoiser(ABC):
     encodes_seeds: ClassVar[bool] = False
     """Whether conditioning depends on the seed. If not, equal prompts are encoded once."""
 
+    @property
+    def encodes_alone(self) -> bool:
+        """Whether prompts have to be encoded one at a time, since an encoder rounds the rows of a batch together."""
+        return False
+
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
         """Conditioning of a batch of prompts. A prompt's rows must not depend on the other prompts."""
@@ -207,7 +212,7 @@ class Denoiser(ABC):
 
     @property
     def offloads(self) -> bool:
-        """Whether hooks move the weights to the device for a call and away from it afterwards."""
+        """Whether hooks move the weights to the device for a call, or convert them for it, and undo that afterwards."""
         return any(has_offload_hooks(module) for module in self.modules())
 
     def graph_key(self) -> Hashable | None:
@@ -250,7 +255,8 @@ def step_rows(timesteps: Tensor, step: Tensor) -> dict[str, Tensor]:
 
 
 def has_offload_hooks(module: nn.Module) -> bool:
-    """Whether accelerate or diffusers moves the weights of a network to the device and away from it.
+    """Whether accelerate or diffusers moves or converts the weights of a network for each call: offloading, layerwise
+    casting. A CUDA graph would read them from where they were.
 
     diffusers leaves an empty list of hooks behind where it only looked for some, as each call of a pipeline does.
     """
