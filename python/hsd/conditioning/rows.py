@@ -59,6 +59,11 @@ class Rows:
         return len(self._chunk)
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) the length of each row; 1 if they are not ragged."""
+        return np.array(self._end, dtype=np.int64) - np.array(self._begin, dtype=np.int64)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of a row; of the longest, if they are ragged."""
         return (self.longest, *self._shape) if self.ragged else self._shape
@@ -160,6 +165,8 @@ class Conditioning:
         another prompt in the place of its own, so that it can be looked up like any other.
     seconds
         How long it took to encode a prompt, on average; 0 if that is not known.
+    padded
+        Whether :meth:`mean` pads rows of differing lengths, and gives their mask.
     """
 
     fields: dict[str, Field]
@@ -168,6 +175,7 @@ class Conditioning:
     texts: NDArray[np.float32] | None = None
     failed: dict[int, str] = attribute(default_factory=dict)
     seconds: float = 0.0
+    padded: bool = True
 
     @property
     def n_prompts(self) -> int:
@@ -179,7 +187,7 @@ class Conditioning:
         out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         for name, field in self.fields.items():
             out[name] = (field.rows.shape, field.rows.dtype)
-            if field.rows.ragged:
+            if field.rows.ragged and self.padded:
                 out[name + MASK] = ((field.rows.longest,), torch.bool)
         return out
 
@@ -195,7 +203,7 @@ class Conditioning:
         return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
 
     def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The mean row of ``prompts`` (n,), each (...); padded with zeros, with its mask, where lengths differ.
+        """The mean row of ``prompts`` (n,), each (...); where lengths differ, padded with zeros, with its mask.
 
         This is what a cluster is conditioned on: the mean embedding of the paper's Algorithm 1. Prompts that could
         not be encoded do not count.
@@ -208,7 +216,7 @@ class Conditioning:
             index, counts = np.unique(field.index[prompts], return_counts=True)
             assert index[0] >= 0, f"{name} of a prompt that was not encoded"
             mean = field.rows.mean(index, counts / counts.sum())
-            if field.rows.ragged:
+            if field.rows.ragged and self.padded:
                 length = len(mean)
                 padded = mean.new_zeros(field.rows.shape)
                 padded[:length] = mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..work.quiet import quiet
 
 with quiet():  # diffusers and transformers say much when they are imported
-    from ..replay.denoiser import Batch, Denoiser, Encoded, Prior
+    from ..replay.denoiser import NEXT_TIMESTEP, STEP, Batch, Denoiser, Encoded, Prior
     from ..work.broadcast import per_row
     from .base import Adapter, Pictures
     from .check import BrokenAdapter, check
@@ -19,6 +19,8 @@ with quiet():  # diffusers and transformers say much when they are imported
 
 __all__ = [
     "MODELS",
+    "NEXT_TIMESTEP",
+    "STEP",
     "Adapter",
     "Batch",
     "BrokenAdapter",

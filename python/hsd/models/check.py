@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning
 from ..errors import Error, Notice
+from ..replay.denoiser import step_rows
+from ..replay.lengths import lengths_of_prompts
 from .base import Adapter
 from .caches import refuse_step_caches
 from .capture import PROMPTS, NotChecked, Verdict, lint
@@ -73,8 +76,6 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
         _check_rows(conditioning, encode([adapter], variant[:1], texts[i : i + 1], seeds[i : i + 1]), i)
     # Before anything is evaluated: networks may keep tensors, and then do not look on which device they are.
     graphs = _graphs(adapter, conditioning, texts, steps)
-    means = [conditioning.mean(np.array([i])) for i in range(n)]
-    rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in seeds])
     if noise.shape != (n, *adapter.latent_shape()):
         raise BrokenAdapter(
@@ -82,10 +83,31 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
         )
     latents = noise.to(adapter.device).float() * sampler.init_noise_sigma
     step = torch.arange(n) % (sampler.n_steps if adapter.mixed_timesteps else 1)
-    timesteps = sampler.timesteps[step].to(adapter.device)
-    _check_lanes(adapter, latents, timesteps, rows)
+    timesteps = sampler.timesteps.to(adapter.device)
+    for lanes in _calls(adapter, conditioning, n):
+        rows = _rows_of(adapter, conditioning, lanes)
+        at = step[: len(lanes)].to(adapter.device)
+        if adapter.reads_steps:
+            rows |= step_rows(timesteps, at)
+        _check_lanes(adapter, latents[: len(lanes)], timesteps[at], rows)
     _check_decode(adapter, latents[:2], seeds[:2])
     return _judged(adapter, graphs)
+
+
+def _calls(adapter: Adapter, conditioning: Conditioning, n: int) -> list[list[int]]:
+    """The prompts of each call that lanes are compared in: all of them, or those of each length, two at least."""
+    if not adapter.one_length:
+        return [list(range(n))]
+    _, lengths = lengths_of_prompts(conditioning, np.arange(n))
+    alike = [np.flatnonzero((lengths == own).all(axis=1)).tolist() for own in np.unique(lengths, axis=0)]
+    return [prompts if len(prompts) > 1 else prompts * 2 for prompts in alike]
+
+
+def _rows_of(adapter: Adapter, conditioning: Conditioning, prompts: list[int]) -> dict[str, Tensor]:
+    """(B, ...) by name, the rows of lanes that are conditioned on ``prompts``."""
+    given = replace(conditioning, padded=not adapter.one_length)
+    means = [given.mean(np.array([i])) for i in prompts]
+    return {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
 
 
 def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], steps: int) -> list[Finding] | NotChecked:
@@ -93,6 +115,8 @@ def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], step
 
     On a CPU also in the half precision that the family is loaded in on a GPU, in which networks may do other things.
     """
+    if adapter.one_length:
+        return []
     try:
         found = lint(adapter, conditioning, texts, steps=steps)
         if adapter.prior() is not None:
@@ -109,6 +133,8 @@ def _judged(adapter: Adapter, graphs: list[Finding] | NotChecked) -> Verdict:
     """What :func:`_graphs` means for what the adapter declares; ``BrokenAdapter`` if they contradict each other."""
     if adapter.offloads:
         return Verdict(False, "hooks move the model's weights to the device for each call")
+    if adapter.one_length:
+        return Verdict(False, "a call holds texts of one length, and each length would need a graph of its own")
     if isinstance(graphs, NotChecked):
         return Verdict(None, str(graphs))
     what = "; ".join(map(str, graphs))

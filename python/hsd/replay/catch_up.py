@@ -66,8 +66,8 @@ class History:
     def begin(self, segment: int, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """The row d of each field, (...) in the dtype of its mean; none for a segment that begins at step 0.
 
-        ``means`` are the segment's rows. Where a row is padded, d is 0. A parent's mean is at least as long as those
-        of its children, so h has a token at every position of m.
+        ``means`` are the segment's rows. Where a row is padded, d is 0. Rows may be unpadded. A parent's mean is at
+        least as long as those of its children, so h has a token at every position of m.
         """
         rows = {name: means[name].float() for name in self._fields}
         parent = int(self._parent[segment])
@@ -75,7 +75,7 @@ class History:
         if parent >= 0:
             before = self._given[parent]
             for name, row in rows.items():
-                differences[name] = row - before[name]
+                differences[name] = row - (before[name][: len(row)] if row.ndim else before[name])
                 if (mask := means.get(name + MASK)) is not None:
                     differences[name][~mask] = 0.0
             self._children[parent] -= 1

@@ -20,6 +20,12 @@ from torch import Tensor, nn
 
 from ..sampler import Predictions, SamplerTable, compile_sampler, predictions
 
+STEP = "_step"
+"""(B,) int64, which evaluation each lane is at: 0 to K - 1. For denoisers with ``reads_steps``."""
+
+NEXT_TIMESTEP = "_next_timestep"
+"""(B,) float32, the scheduler's timestep of the evaluation after it, 0 after the last. For ``reads_steps``."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,7 +49,7 @@ class Encoded:
     rows
         Tensors by name, in the model's dtype, on any device: (B, ...), or B tensors (L_i, ...) of differing lengths
         (tokens without padding). ``denoise`` gets the latter padded with zeros to a common length, with ``name_mask``
-        (B, L) bool in addition.
+        (B, L) bool in addition; with ``one_length`` they are not padded.
     vectors
         (B, D), one vector per prompt: what the prompts are clustered by.
     """
@@ -57,6 +63,16 @@ class Denoiser(ABC):
 
     mixed_timesteps: ClassVar[bool] = True
     """Whether the lanes of one call may be at different timesteps. If not, all lanes of a call are at one step."""
+
+    reads_steps: ClassVar[bool] = False
+    """Whether the network is told more than a timestep: ``rows`` then hold :data:`STEP` and :data:`NEXT_TIMESTEP`."""
+
+    one_length: ClassVar[bool] = False
+    """Whether padding would be read: all lanes of a call then have one length of each ragged field.
+
+    :meth:`denoise` gets such a field as (B, L, ...), without padding and without a mask. A ragged field of
+    :meth:`shared` has its own length. Such calls are not captured as CUDA graphs: there would be one graph a length.
+    """
 
     capturable: ClassVar[bool] = True
     """Whether :meth:`denoise` never waits for the device and never reads a value back: a CUDA graph allows neither."""
@@ -97,7 +113,7 @@ class Denoiser(ABC):
         timestep
             (B,) the scheduler's timesteps; lanes may differ, unless ``mixed_timesteps`` is off.
         rows
-            Conditioning tensors (B, ...) by name, :meth:`shared` ones included.
+            Conditioning tensors (B, ...) by name, :meth:`shared` ones included, and what ``reads_steps`` adds.
 
         Returns
         -------
@@ -204,6 +220,12 @@ class Prior(Denoiser):
     def rows(self) -> int:
         """Rows of the network for one image at one step: two with guidance. For estimates of cost."""
         return 1
+
+
+def step_rows(timesteps: Tensor, step: Tensor) -> dict[str, Tensor]:
+    """What ``reads_steps`` adds to the rows of lanes at ``step`` (B,) int64; ``timesteps`` (K,) are the scheduler's."""
+    following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
+    return {STEP: step, NEXT_TIMESTEP: following.index_select(0, step).float()}
 
 
 def has_offload_hooks(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Generator, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -26,11 +26,12 @@ from ..work.faults import HOPELESS, described, ends_run
 from ..work.threads import ahead
 from .buffers import Buffers, Contents
 from .catch_up import History, caught_up_fields
-from .denoiser import Denoiser
+from .denoiser import Denoiser, step_rows
 from .feed import Feed, Feeder, Throttle, now_on
 from .graphs import Compiled, Graphs, bucket, can_capture
 from .kept import Captured, drop_everywhere, kept_by, with_room
 from .layout import check_rows
+from .lengths import lengths_of
 from .worth import CallsLeft
 
 T = TypeVar("T")
@@ -100,6 +101,16 @@ def _weakly(method: Callable[[], T]) -> Callable[[], T]:
     return call
 
 
+def _write(row: Tensor, value: Tensor) -> None:
+    """Copy a row, which may be shorter than its place: then nothing reads what stands behind it. It does not wait."""
+    (row if row.shape == value.shape else row[: len(value)]).copy_(value, non_blocking=True)
+
+
+def _upto(rows: Tensor, name: str, lengths: dict[str, int] | None) -> Tensor:
+    """Rows (slots, L, ...) up to the length of the field; all of them where it is padded or has none."""
+    return rows if lengths is None or name not in lengths else rows[:, : lengths[name]]
+
+
 class Executor:
     """Slots on the device, and one loop over the calls of a program.
 
@@ -161,7 +172,8 @@ class Executor:
         self._device, self._on_gpu = device, device.type == "cuda"
         self._scales_input = denoiser.scales_input
         # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
-        common, own = conditioning.split(plan.covered())
+        self._lengths = lengths_of(plan, conditioning, denoiser)
+        common, own = replace(conditioning, padded=not denoiser.one_length).split(plan.covered())
         late = caught_up_fields(plan, own, catch_up)
         weights = torch.from_numpy(catch_up_weights(plan.n_steps, catch_up)) if late else None
         # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network
@@ -180,7 +192,9 @@ class Executor:
             predictions=None if forks is None else forks.predictions,
         )
         self._observer, watched = observer, observer is not None
-        self._compiled = Compiled(denoiser.modules(), lanes) if compile and not watched else None
+        self._compiled = (
+            Compiled(denoiser.modules(), lanes, dynamic=denoiser.one_length) if compile and not watched else None
+        )
         self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
         history = History(plan, late, catch_up) if late else None
         wanted = None if forks is None else forks.wanted
@@ -277,10 +291,10 @@ class Executor:
         """Copy first latents and conditioning of the segments that begin with this call. Pinned memory: no wait."""
         for slot, row in feed.rows:
             for name, value in row.items():
-                self.buffers.rows[name][slot].copy_(value, non_blocking=True)
+                _write(self.buffers.rows[name][slot], value)
         for slot, row in feed.differences:
             for name, value in row.items():
-                self.buffers.differences[name][slot].copy_(value, non_blocking=True)
+                _write(self.buffers.differences[name][slot], value)
         for slot, latent in feed.first:
             self.state[slot, 0].copy_(latent, non_blocking=True)
             self.state[slot, 1:].zero_()
@@ -348,16 +362,27 @@ class Executor:
             self._graphs.clear()
 
     def _evaluate(self, feed: Feed, begin: int, rows: int) -> int:
-        """The lanes of a call from ``begin`` on that have at most ``rows`` rows; returns their number."""
-        buffers, lanes = self.buffers, rows
-        if buffers.layout is not None:
-            lanes = buffers.layout.fitting(feed.table[0, begin : feed.lanes], rows)
+        """The lanes of a call from ``begin`` on that have at most ``rows`` rows; returns their number.
+
+        They have one length of each ragged field, where the denoiser asks for that: a program that was made without
+        ``kinds`` is cut where the length changes.
+        """
+        buffers, most, lengths = self.buffers, feed.lanes - begin, None
+        if self._lengths is not None:
+            most = self._lengths.run(feed.segments, begin)
+            lengths = self._lengths.of_kind[self._lengths.kinds[feed.segments[begin]]]
+        if buffers.layout is None:
+            lanes = rows = min(rows, most)
+        else:
+            lanes = buffers.layout.fitting(feed.table[0, begin : begin + most], rows)
             rows = buffers.layout.count(feed.table[0, begin : begin + lanes])
         end = begin + lanes
         table = feed.table.to(self._device, non_blocking=True)  # the whole table: the copy of a slice would wait
         noise = None if feed.noise is None else feed.noise[begin:end]
         if self._graphs is None and self._compiled is None:
-            self._step(table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows)
+            self._step(
+                table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows, lengths
+            )
             return lanes
         size = bucket(rows, max(rows, self._lanes.most))
         buffers.table[:, :lanes].copy_(table[:, begin:end])
@@ -366,37 +391,41 @@ class Executor:
             assert buffers.noise is not None
             buffers.noise[:lanes].copy_(noise, non_blocking=True)
         if self._graphs is None:
-            self._padded(size)
+            self._padded(size, lengths)
         else:
             self._graphs.run(size, self._padded)
             if self._keeps and self._key is None and self._graphs.any:
                 self._key = self._graph_key()  # now, since networks make some of their tensors in their first call
         return lanes
 
-    def _padded(self, size: int) -> None:
+    def _padded(self, size: int, lengths: dict[str, int] | None = None) -> None:
         """A call of ``size`` lanes (and rows) from the buffers; this is what CUDA graphs capture."""
         table, noise = self.buffers.table, self.buffers.noise
         with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
-            self._step(table[:, :size], None if noise is None else noise[:size], size)
+            self._step(table[:, :size], None if noise is None else noise[:size], size, lengths)
 
-    def _step(self, table: Tensor, noise: Tensor | None, n_rows: int) -> None:
+    def _step(self, table: Tensor, noise: Tensor | None, n_rows: int, lengths: dict[str, int] | None = None) -> None:
         """One step of each lane: gather, evaluate, update, scatter (Eq. 8 and Algorithm 1 of arXiv 2508.21032).
 
         Every lane reads its source before any lane writes its target.
 
         ``table`` (3, B) int64: step, source and target, with catch-up (4, B) and the place of the weight; ``noise``
-        (B, Z, *latent) float32; ``n_rows`` rows of the network, which are lanes unless guidance varies.
+        (B, Z, *latent) float32; ``n_rows`` rows of the network, which are lanes unless guidance varies; ``lengths`` of
+        rows that are not padded.
         """
         buffers, sampler = self.buffers, self.buffers.sampler
         step, source, target, *place = table.unbind(0)
         state = buffers.state.index_select(0, source)  # [B, S, *latent]
-        rows = {name: buffer.index_select(0, target) for name, buffer in buffers.rows.items()}
+        rows = {name: _upto(buffer, name, lengths).index_select(0, target) for name, buffer in buffers.rows.items()}
         if buffers.weights is not None:
             weight = buffers.weights.index_select(0, place[0])
             for name, buffer in buffers.differences.items():  # 0 where a row is padded; weight 0 in a root segment
-                late = torch.addcmul(rows[name], buffer.index_select(0, target), per_row(weight, rows[name]))
+                difference = _upto(buffer, name, lengths).index_select(0, target)
+                late = torch.addcmul(rows[name], difference, per_row(weight, rows[name]))
                 rows[name] = late.to(buffer.dtype)  # added in float32
         rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in buffers.shared.items()}
+        if self.denoiser.reads_steps:
+            rows |= step_rows(sampler.timesteps, step)
         if buffers.layout is not None:
             rows |= buffers.layout.of(step, target != buffers.scratch, n_rows)
         latents = sampler.model_input(state, step) if self._scales_input else state[:, 0]

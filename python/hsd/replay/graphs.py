@@ -43,7 +43,8 @@ def smaller_bucket(most: int) -> int:
 
 def can_capture(denoiser: Denoiser) -> bool:
     """Whether calls of ``denoiser`` can be CUDA graphs: on a GPU, if no value is read back and no weight is moved."""
-    return denoiser.device.type == "cuda" and denoiser.capturable and not denoiser.offloads
+    possible = denoiser.capturable and not denoiser.one_length and not denoiser.offloads
+    return denoiser.device.type == "cuda" and possible
 
 
 class Graphs:
@@ -174,14 +175,16 @@ class Compiled:
 
     Every size would be compiled separately, which takes minutes for a large network, and nearly all calls of a program
     are full. Networks that the user has compiled already are not touched.
+
+    ``dynamic``: calls of one number of lanes differ in another size, the length of their tokens.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], size: int) -> None:
+    def __init__(self, modules: Sequence[nn.Module], size: int, *, dynamic: bool = False) -> None:
         self.size = size
         self._modules = [module for module in modules if not _is_compiled(module)]
         for module in self._modules:
             if module not in _compiled_forwards:
-                _compiled_forwards[module] = torch.compile(module.forward, dynamic=False)
+                _compiled_forwards[module] = torch.compile(module.forward, dynamic=None if dynamic else False)
 
     @contextlib.contextmanager
     def for_lanes(self, size: int) -> Iterator[None]:

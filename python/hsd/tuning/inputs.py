@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditioning.rows import Conditioning
-from ..replay.denoiser import Denoiser
+from ..replay.denoiser import Denoiser, step_rows
+from ..replay.lengths import lengths_of_prompts
 from ..sampler import SamplerTable
 
 _PROMPTS = 16
@@ -32,7 +35,9 @@ class Inputs:
         self, denoiser: Denoiser, conditioning: Conditioning, sampler: SamplerTable, leaves: NDArray[np.int64]
     ) -> None:
         self._device, self._latent = denoiser.device, denoiser.latent_shape()
-        common, own = conditioning.split(leaves)
+        if denoiser.one_length:
+            leaves = _longest(conditioning, leaves)
+        common, own = replace(conditioning, padded=not denoiser.one_length).split(leaves)
         picked = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), _PROMPTS)).astype(np.int64)]
         means = [own.mean(picked[i : i + 1]) for i in range(len(picked))]
         self._rows = {name: torch.stack([mean[name] for mean in means]).to(self._device) for name in means[0]}
@@ -40,7 +45,9 @@ class Inputs:
         self._n_prompts = len(picked)
         timesteps = sampler.timesteps.to(self._device)
         middle = len(timesteps) // 2
-        self._timesteps = timesteps if denoiser.mixed_timesteps else timesteps[middle : middle + 1]
+        every = torch.arange(len(timesteps), device=self._device)
+        self._timesteps, self._steps = timesteps, every if denoiser.mixed_timesteps else every[middle : middle + 1]
+        self._reads_steps = denoiser.reads_steps
 
     def of(self, lanes: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Latents, timesteps and rows of ``lanes`` lanes, always the same.
@@ -52,4 +59,14 @@ class Inputs:
         lane = torch.arange(lanes, device=self._device)
         rows = {name: row[lane * self._n_prompts // lanes] for name, row in self._rows.items()}
         rows |= {name: row.expand(lanes, *row.shape[1:]) for name, row in self._shared.items()}
-        return latents, self._timesteps[lane * len(self._timesteps) // lanes], rows
+        step = self._steps[lane * len(self._steps) // lanes]
+        if self._reads_steps:
+            rows |= step_rows(self._timesteps, step)
+        return latents, self._timesteps[step], rows
+
+
+def _longest(conditioning: Conditioning, prompts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of ``prompts`` (n,) that are as long as the longest: a call holds one length, and theirs is slowest."""
+    _, lengths = lengths_of_prompts(conditioning, prompts)
+    own = lengths[prompts]
+    return prompts[(own == own[own.sum(axis=1).argmax()]).all(axis=1)]
