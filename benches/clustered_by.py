@@ -1,19 +1,19 @@
 """What prompts are clustered by: which vector of theirs says best how differently the denoiser answers to them.
 
-    python benches/clustered_by.py [--families flux sd ...] [--prompts 24] [--steps 8] [--demo-prompts 120] [--json FILE]
+    python benches/clustered_by.py [--models demo] [--families flux ...] [--prompts 120] [--steps 40] [--json FILE]
 
 At some steps of a run each prompt is evaluated on the same latent, guided as by default: the latent that a run reaches
 which is conditioned on the mean of all prompts, as a shared step is. The distances of the outputs, for all pairs of
 prompts, are compared with the dissimilarities of the prompts' vectors by Spearman's rank correlation, since a tree
-depends on their order: 1 where the vectors order all pairs as the outputs do, 0 where they say nothing of them.
+depends on their order: 1 where the vectors order all pairs as the outputs do, 0 where they say nothing about them.
 
 The vectors are what the family is clustered by, and everything that a text encoder gives: pooled vectors, the mean of
 all tokens, that of the prompt's own tokens (without padding), the last of them, and each encoder alone. Baselines: the
 encoder that HSD clusters by without a model, and random vectors.
 
-`demo` is the bundled model, the one that is trained: its numbers mean something. The families of tests/families have
-random weights: their numbers show that all of this can be measured, and nothing of the released models. For those,
-`--folder` takes a model's folder or name.
+Models (`--models`: names or folders, as for `hsd.load`) are trained, and their numbers mean something. The families are
+those of tests/families, with random weights and fewer prompts and steps: they show that all of this can be measured,
+and nothing about the released models.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FRACTIONS = (0.0, 0.125, 0.25, 0.5, 0.75)
 METRICS = ("cosine", "centred", "euclidean")
 NOW = "clustered by"
 
-BATCH = 16
+BATCH, SMALL_PROMPTS, SMALL_STEPS = 16, 24, 8
 
 Vectors = NDArray[np.float64]
 
@@ -65,7 +65,6 @@ Vectors = NDArray[np.float64]
 # ------------------------------------------------------------------------------------------- what the denoiser answers
 
 
-@torch.no_grad()
 def outputs(model: Adapter, conditioning: Conditioning, steps: int) -> dict[int, Vectors]:
     """By evaluation, (N, M): what the denoiser gives for each prompt on one and the same latent.
 
@@ -209,6 +208,7 @@ def ranks(values: Vectors) -> Vectors:
 # ------------------------------------------------------------------------------------------- one model
 
 
+@torch.no_grad()
 def measured(model: Adapter, prompts: list[str], steps: int, *, trained: bool) -> dict[str, Any]:
     """The table of one model: by vector and metric, the correlation at each step."""
     seeds = np.arange(len(prompts))
@@ -254,31 +254,29 @@ def printed(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def models(args: argparse.Namespace) -> Iterator[tuple[Adapter, int, bool]]:
-    """Each model, how many prompts and steps suit it, and whether it is trained."""
-    if "demo" in args.families:
-        yield hsd.load("demo", device="cpu"), args.demo_prompts, True
+def models(args: argparse.Namespace) -> Iterator[tuple[Adapter, int, int, bool]]:
+    """Each model, its numbers of prompts and steps, and whether it is trained."""
+    for name in args.models:
+        yield hsd.load(name), args.prompts, args.steps, True
     for family in FAMILIES:
         if family.name in args.families:
             model = hsd.load(family.loadable(family.build()), **family.settings(family.guided, family.size))
-            yield model, args.prompts, False
+            yield model, min(args.prompts, SMALL_PROMPTS), min(args.steps, SMALL_STEPS), False
 
 
 def main(words: list[str] | None = None) -> None:
-    names = ["demo", *(family.name for family in FAMILIES)]
+    names = [family.name for family in FAMILIES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=names, default=names)
-    parser.add_argument("--prompts", type=int, default=24, help="of the families with random weights")
-    parser.add_argument("--steps", type=int, default=8, help="of the families with random weights")
-    parser.add_argument("--demo-prompts", type=int, default=120)
-    parser.add_argument("--demo-steps", type=int, default=40)
+    parser.add_argument("--models", nargs="*", default=["demo"])
+    parser.add_argument("--families", nargs="*", choices=names, default=names, metavar="FAMILY")
+    parser.add_argument("--prompts", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
     prompts = read_prompts(PROMPTS).prompts
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, {platform.machine()}")
     results, start = [], time.perf_counter()
-    for model, count, trained in models(args):
-        steps = args.demo_steps if trained else args.steps
+    for model, count, steps, trained in models(args):
         results.append(measured(model, prompts[:count], steps, trained=trained))
         print(printed(results[-1]), flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s")
