@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+import pandas
 import ray
 
 import hsd
@@ -26,8 +27,8 @@ ray.init()  # RAY_ADDRESS, or a Ray of its own
 context = ray.data.DataContext.get_current()
 context.max_consecutive_actor_init_deaths = 3  # a model that fails to load once does not end the job
 
-table = ray.data.read_parquet(given.prompts).to_pandas()
 # One plan for all prompts, here, and not one for each batch: the steps that prompts share are what is saved.
+table = pandas.read_parquet(given.prompts)
 plan = hsd.compile(
     table["prompt"].tolist(),
     given.tau,
@@ -45,8 +46,8 @@ images = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
     num_gpus=given.gpus,
     max_task_retries=3,
 )
-images.write_parquet(f"{given.out}-rows")
-made = ray.data.read_parquet(f"{given.out}-rows").to_pandas()
+made = images.to_pandas()
+made.to_parquet(f"{given.out}-rows.parquet")
 failed = made[made["error"] != ""]
 print(f"{len(made) - len(failed):,} of {plan.n_prompts:,} images in {given.out}")
 for row in failed.itertuples():

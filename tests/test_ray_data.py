@@ -141,13 +141,23 @@ def test_the_example(tmp_path):
     """From a Parquet file to a dataset, with a real Ray."""
     pytest.importorskip("ray.data")
     datasets = pytest.importorskip("datasets")
+    pandas = pytest.importorskip("pandas")
     table = datasets.Dataset.from_dict({"prompt": TEXTS, "id": [f"c-{i}" for i in range(len(TEXTS))]})
     table.to_parquet(str(tmp_path / "prompts.parquet"))
-    command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), "prompts.parquet", "images", "--steps", "3"]
-    alone = {**os.environ, "RAY_ADDRESS": "local"}  # not the cluster of another test, which it would join
+    words = ["prompts.parquet", "images", "--steps", "2", "--workers", "1"]  # two would load the model twice
+    command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), *words]
+    alone = {
+        **os.environ,
+        "RAY_ADDRESS": "local",  # not the cluster of another test, which it would join
+        "RAY_worker_niceness": "0",  # else the worker waits for the other tests that run beside it
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "9 of 9 images in images" in done.stdout
+    made = pandas.read_parquet(tmp_path / "images-rows.parquet")
+    assert sorted(made["prompt"]) == sorted(TEXTS)
+    assert set(made["error"]) == {""}
     found = datasets.load_dataset(
         "imagefolder", data_dir=str(tmp_path / "images"), split="train", cache_dir=str(tmp_path)
     )

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -93,34 +93,54 @@ def test_nothing_happens(cluster, plan, reference, tmp_path, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_a_worker_is_killed_twenty_times(cluster, plan, reference, tmp_path, monkeypatch):
+KILLS = 8
+
+
+def test_a_worker_is_killed_again_and_again(cluster, plan, reference, tmp_path, monkeypatch):
+    """At times that are spread over what a worker does for its first images, in any order. Each costs a start."""
     for module in ("queue", "startup", "crew"):  # or a unit or machine that is killed by chance would be given up
         monkeypatch.setattr(f"hsd.distributed.{module}.TRIES", 99)
-    notes, killed = tmp_path / "notes", []
+    notes, killed, ended = tmp_path / "notes", [], threading.Event()
     model = model_of(notes, pace=0.05)
+    pauses = random.sample([0.4 * (i + random.random()) / KILLS for i in range(KILLS)], KILLS)
 
     def kill():
-        while len(killed) < 20:
-            time.sleep(random.uniform(0.0, 0.4))
-            pids = [int(path.name[4:]) for path in notes.glob("pid-*")]
-            alive = [pid for pid in pids if pid not in killed and os.path.exists(f"/proc/{pid}")]
-            if alive:
-                os.kill(pid := random.choice(alive), signal.SIGKILL)
-                killed.append(pid)
+        for pause in pauses:
+            while not (alive := [pid for pid in map(pid_of, notes.glob("pid-*")) if is_alive(pid, killed)]):
+                if ended.wait(0.02):
+                    return
+            time.sleep(pause)
+            pid = random.choice(alive)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
-    with in_thread(kill):
+    with in_thread(kill, ended):
         run = generate(plan, model, tmp_path / "images", batch_size=1)
     assert_same_folder(tmp_path / "images", reference)
     assert (run.failed, len(run.record["versions"]) > 0) == ((), True)
-    assert run.record["workers"]["lost"] > 0
+    assert len(killed) == KILLS, "the run was over before"
+    assert run.record["workers"]["lost"] >= KILLS / 2  # the last may have been killed after their last unit
+
+
+def pid_of(note):
+    return int(note.name.removeprefix("pid-"))
+
+
+def is_alive(pid, killed):
+    return pid not in killed and os.path.exists(f"/proc/{pid}")
 
 
 @contextmanager
-def in_thread(task):
+def in_thread(task, ended):
+    """Run ``task`` beside the block, and tell it when the block has ended."""
     thread = threading.Thread(target=task, daemon=True)
     thread.start()
-    yield
-    thread.join(30)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(30)
 
 
 def test_loading_fails_once(cluster, plan, reference, tmp_path):
