@@ -140,7 +140,7 @@ def test_a_scheduler_that_takes_no_tensor_of_sigmas(pipe):
     latents = latents_of(hsd.compile(PROMPTS, 0.0, model=model, steps=3, seeds=SEEDS), model)
     with torch.no_grad():
         x = model.first_noise(fresh_generators(SEEDS[:1])[0])
-        unipc.set_timesteps(sigmas=np.array([1.0, 2 / 3, 1 / 3]))
+        unipc.set_timesteps(sigmas=torch.linspace(1, 0, 4)[:-1].numpy())
         rows = {name: row[None] for name, row in encoded(model, PROMPTS, SEEDS).mean(np.array([0])).items()}
         for t in unipc.timesteps:
             x = unipc.step(model.denoise(x, t[None], rows)[0], t, x).prev_sample
