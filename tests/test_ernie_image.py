@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import nn
 
 import hsd
@@ -129,3 +131,25 @@ def test_sides_are_whole_tokens(pipe):
     assert (hsd.load(pipe).height, hsd.load(pipe).width) == (1024, 1024)
     with pytest.raises(ValueError, match="height is 40: it has to be a positive multiple of 16"):
         hsd.load(pipe, height=40)
+
+
+def test_a_scheduler_that_takes_no_tensor_of_sigmas(pipe):
+    """The pipeline gives it one, and fails; here it gets an array."""
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    model = hsd.load(pipe, **SIZE).with_scheduler(unipc)
+    latents = latents_of(hsd.compile(PROMPTS, 0.0, model=model, steps=3, seeds=SEEDS), model)
+    with torch.no_grad():
+        x = model.first_noise(fresh_generators(SEEDS[:1])[0])
+        unipc.set_timesteps(sigmas=torch.linspace(1, 0, 4)[:-1].numpy())
+        rows = {name: row[None] for name, row in encoded(model, PROMPTS, SEEDS).mean(np.array([0])).items()}
+        for t in unipc.timesteps:
+            x = unipc.step(model.denoise(x, t[None], rows)[0], t, x).prev_sample
+    assert apart(latents[0], x) < 1e-5
+
+
+def test_a_scheduler_that_shifts_by_size_is_refused_as_in_the_pipeline():
+    pipe = tiny.ernie_image(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(ValueError, match="`mu` must be passed"):
+        stock(pipe)
+    with pytest.raises(ValueError, match="`mu` must be passed"):
+        hsd.compile(PROMPTS, 0.0, model=hsd.load(pipe, **SIZE), steps=STEPS)

@@ -16,7 +16,7 @@ class ErnieImage(Family):
     oblong = (64, 32)
     guided = {"guidance_scale": 3.0}
     unguided = {"guidance_scale": 1.0}
-    schedulers = ("flow-lcm",)
+    schedulers = ("flow-lcm",)  # no other takes a tensor of sigmas, which the pipeline gives
     scales_input = False
 
     def build(self):

@@ -13,7 +13,7 @@ class Flux2Klein(Flux2):
 
     name = "flux-2-klein"
     title = "`Flux2KleinPipeline`"
-    guided = {"guidance_scale": 4.0, "max_sequence_length": 64}
+    guided = {"guidance_scale": 2.0, "max_sequence_length": 64}
     unguided = {"guidance_scale": 1.0, "max_sequence_length": 64}
 
     def build(self):

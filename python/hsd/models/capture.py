@@ -186,7 +186,7 @@ def _claim(
             changes = kept.isdisjoint(path.split("."))
             for tensors in (module._parameters, module._buffers):
                 # The dictionaries themselves: assigning an attribute would register the tensor, and may be overridden.
-                tensors.update({name: fake(each, changes) for name, each in tensors.items() if each is not None})  # type: ignore[misc]
+                tensors.update({name: fake(each, changes) for name, each in tensors.items() if each is not None})
 
 
 def _made_anew(adapter: Adapter) -> Adapter:

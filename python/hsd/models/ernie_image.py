@@ -81,8 +81,11 @@ class ErnieImage(GuidedAdapter):
         return self.pipe.scheduler
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """Evenly spaced noise levels, from 1 to one step before 0."""
-        set_timesteps(self, scheduler, steps, sigmas=torch.linspace(1.0, 0.0, steps + 1)[:-1])
+        """Evenly spaced noise levels, from 1 to one step before 0.
+
+        They are the pipeline's, as an array: it gives a tensor, which some schedulers do not take.
+        """
+        set_timesteps(self, scheduler, steps, sigmas=torch.linspace(1.0, 0.0, steps + 1)[:-1].numpy())
 
     def latent_shape(self) -> tuple[int, ...]:
         """(4 C, h, w): patches of 2 x 2 pixels of the VAE's latent."""
