@@ -20,8 +20,8 @@ class Kandinsky5(Family):
     unguided = {"guidance_scale": 1.0}
     schedulers = ("flow-unipc", "flow-heun")
     scales_input = False
-    tolerance = 5e-4  # queries and keys are rounded to bfloat16 in any dtype: a last bit may become a step of 0.4 %
-    lane_tolerance = 2e-3
+    tolerance = 1e-4  # queries and keys are rounded to bfloat16 in any dtype: a last bit may become a step of 0.4 %
+    lane_tolerance = 1e-3
 
     def build(self):
         return tiny.kandinsky5()

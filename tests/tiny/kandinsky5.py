@@ -72,7 +72,7 @@ def _transformer() -> Kandinsky5Transformer3DModel:
 
     model = seeded(make)
     # Keys are normalised, so it is the norm's weight that makes attention sharp, not the projection's before it.
-    listen(model, ("key_norm", "to_value", "attention.out_layer"), 4.0)
+    listen(model, ("to_value", "attention.out_layer"), 4.0)
     return model
 
 

@@ -89,8 +89,9 @@ class CogView4(GuidedAdapter):
         tokenizer = self.pipe.tokenizer
         ids = tokenizer(prompt, max_length=self.max_sequence_length, truncation=True)["input_ids"]
         text = tokens[len(tokens) - len(ids) :]
-        words = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids]
-        mean = (text[words] if words else text).float().mean(0)  # those that begin each text are the same in all
+        special = set(tokenizer.all_special_ids)  # such as those that begin each text, which are the same in all
+        words = [i for i, token in enumerate(ids) if token not in special]
+        mean = (text[words] if words else text).float().mean(0)
         return torch.cat([text, tokens[: len(tokens) - len(ids)]]), mean
 
     def encode(self, batch: Batch) -> Encoded:
