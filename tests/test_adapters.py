@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
@@ -159,11 +160,16 @@ def test_built_in_pipelines_do_not_ask_packages(monkeypatch):
     assert type(load(tiny.stable_diffusion())).__name__ == "StableDiffusion"
 
 
-def test_a_pipeline_without_adapter_names_the_nearest_and_the_five_methods(pipe):
+def test_a_pipeline_without_adapter_names_the_nearest_and_the_five_methods():
+    class Sound(DiffusionPipeline):
+        def __call__(self, seconds):
+            raise NotImplementedError
+
     with pytest.raises(hsd.UnsupportedPipeline) as caught:
-        load(pipe)
+        load(Sound())
     text = str(caught.value)
-    assert text.startswith("AuraFlowPipeline has no adapter; the nearest that has is ")
+    assert text.startswith("Sound has no adapter; the nearest that has is ")
+    assert "The generic adapter is of no use: Sound has a call without prompt." in text
     for method in ("encode", "scheduler", "latent_shape", "denoise", "decode", "docs/adapters.md", "register"):
         assert method in text
 

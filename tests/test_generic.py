@@ -42,7 +42,6 @@ INSTRUCTED = {"max_sequence_length": 256}
 CASES = {
     "aura-flow": (unadapted.aura_flow, SHORT),
     "aura-flow-negative": (unadapted.aura_flow, {**SHORT, "negative_prompt": "blurry", "guidance_scale": 2.3}),
-    "aura-flow-unguided": (unadapted.aura_flow, {**SHORT, "guidance_scale": 1.0}),
     "chroma": (unadapted.chroma, SHORT),
     "hidream": (unadapted.hidream, {"max_sequence_length": 77}),
     "hunyuan-image": (unadapted.hunyuan_image, {}),
@@ -101,7 +100,6 @@ def test_it_gives_the_pipelines_images(name):
 
 
 FAMILIES = {
-    "stable-diffusion": tiny.stable_diffusion,
     "stable-diffusion-xl": lambda: tiny.sdxl(tiny.sdxl_euler()),  # its inputs are scaled, and some are in a dictionary
     "z-image": tiny.z_image,
     "qwen-image": tiny.qwen_image,

@@ -19,7 +19,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ...errors import Error, UnsupportedPipeline
+from ...errors import Error, PromptError, UnsupportedPipeline
 from ...replay.denoiser import NEXT_TIMESTEP, Batch, Encoded
 from ..base import LATER, Adapter, Pictures, batches
 from .learning import PROMPTS, Recipe, in_shape, learn
@@ -246,7 +246,7 @@ class Generic(Adapter):
             try:
                 self._recipe.check(record, len(texts))
             except Unfit as reason:
-                raise Error(
+                raise PromptError(
                     f"{type(self.pipe).__name__} {reason}, so that this prompt cannot be run with others"
                 ) from None
             found.append(self._recipe.rows(record, len(texts), own=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from .learning import Recipe
 from .unfit import Unfit
 from .values import error_of
 
-if TYPE_CHECKING:
-    from .adapter import Generic
-
 STEPS = 3
 PROMPTS = ["a cat", "a red house by the sea, in oil, at night"]
 SEEDS = np.array([3, 8])
@@ -35,8 +32,8 @@ _proven: dict[str, tuple[bool, tuple[int, int] | None]] = {}
 """Whether lanes may be at different steps, and the size of the images, by what was proven in this process."""
 
 
-def prove(adapter: Generic, recipe: Recipe) -> Recipe:
-    """The recipe with what the proof has found; ``Unfit`` if the images would not be those of the pipeline.
+def prove(adapter: Any, recipe: Recipe) -> Recipe:
+    """The recipe of a :class:`Generic` with what the proof has found; ``Unfit`` if its images would not be right.
 
     It is made once in a process for each class, configuration of the network, and structure of a recipe: other numbers
     in the settings change nothing that it looks at, but the rehearsals do.
@@ -64,7 +61,7 @@ def prove(adapter: Generic, recipe: Recipe) -> Recipe:
 
 
 @torch.no_grad()
-def _prove(adapter: Generic, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
+def _prove(adapter: Any, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
     theatre = adapter._theatre()
     expected, images = [], []
     for prompt, seed in zip(PROMPTS, SEEDS.tolist(), strict=True):
@@ -98,7 +95,7 @@ def _prove(adapter: Generic, recipe: Recipe) -> tuple[bool, tuple[int, int] | No
     return adapter._recipe.mixed, (height, width)
 
 
-def _latents(adapter: Generic, conditioning: Conditioning) -> list[Tensor]:
+def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
     """The finished latents of both prompts, by the executor at tau = 0."""
     try:
         sampler = adapter.sampler(STEPS)
@@ -112,7 +109,7 @@ def _latents(adapter: Generic, conditioning: Conditioning) -> list[Tensor]:
     return [found[i] for i in range(len(PROMPTS))]
 
 
-def _mixes(adapter: Generic, conditioning: Conditioning) -> bool:
+def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     """Whether lanes at different steps in one call give what each gives alone; ``Unfit`` if lanes at one do not."""
     sampler = adapter.sampler(STEPS)
     timesteps = sampler.timesteps.to(adapter.device)

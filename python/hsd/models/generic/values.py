@@ -58,9 +58,12 @@ def stacked(value: Any) -> Tensor:
         return stacked(next(iter(value.values())))
     if isinstance(value, tuple) and value:
         return stacked(value[0])
-    if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value):  # noqa: SIM102
-        if len({each.shape for each in value}) == 1:
-            return torch.stack(value)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, Tensor) and each.shape == value[0].shape for each in value)
+    ):
+        return torch.stack(value)
     raise Unfit(f"gives or takes {type(value).__name__} where a tensor was expected")
 
 
