@@ -13,17 +13,17 @@ NEAR = 5e-5
 """Largest error of latents, as a share of their range."""
 
 
-def stock(pipe, settings, **options):
+def stock(pipe, settings, steps=STEPS):
     """Latents (3, ...) of the pipeline's own call."""
-    options = {"num_inference_steps": STEPS, "generator": fresh_generators(SEEDS), **options}
-    return pipe(PROMPTS, output_type="latent", **settings, **options).images
+    options = {"num_inference_steps": steps, "generator": fresh_generators(SEEDS), "output_type": "latent"}
+    return pipe(PROMPTS, **settings, **options).images
 
 
-def ours(pipe, settings, steps=STEPS, **options):
+def ours(pipe, settings, steps=STEPS):
     """Latents (3, ...) of the same prompts, two lanes a call, so that lanes of one call are at different steps."""
     model = hsd.load(pipe, **settings)
     plan = hsd.compile(PROMPTS, 0.0, model=model, steps=steps, seeds=SEEDS)
-    latents = latents_of(plan, model, batch_size=2, **options)
+    latents = latents_of(plan, model, batch_size=2)
     return torch.cat([latents[i] for i in range(len(PROMPTS))])
 
 
@@ -32,8 +32,8 @@ def apart(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-def check(pipe, settings, other, **options):
+def check(pipe, settings, other, steps=STEPS):
     """Ours is the pipeline's, for ``settings``; and the pipeline's for ``other`` settings is far away."""
-    expected = stock(pipe, settings, **options)
-    assert apart(ours(pipe, settings), expected) < NEAR
-    assert apart(stock(pipe, {**settings, **other}, **options), expected) > 100 * NEAR
+    expected = stock(pipe, settings, steps)
+    assert apart(ours(pipe, settings, steps), expected) < NEAR
+    assert apart(stock(pipe, {**settings, **other}, steps), expected) > 100 * NEAR
