@@ -427,3 +427,26 @@ def test_a_run_repairs_what_overflows(way):
     with pytest.warns(hsd.Notice, match="decoder overflows in half precision"):
         images = list(hsd.stream(hsd.compile(PROMPTS[:2], 0.0, model=model, steps=1), model))
     assert [image.upcast for image in images] == [True, True]
+
+
+def groups_on_disk(folder):
+    where = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+    return lambda network: network.enable_group_offload(
+        **where, offload_type="leaf_level", offload_to_disk_path=str(folder)
+    )
+
+
+@pytest.mark.parametrize("way", ["quanto int8", "groups on disk"])
+def test_what_cannot_be_float32_fails_by_itself(way, tmp_path):
+    """The run goes on, the reason is told, and the decoder is what it was."""
+    pipe = tiny.stable_diffusion()
+    change = QUANTISED.get(way) or groups_on_disk(tmp_path)
+    change(overflowing(pipe.vae))
+    before, failures = digest(weights_of(pipe.vae)), []
+    model = hsd.load(pipe, **FAMILIES["sd"][2])
+    plan = hsd.compile(PROMPTS[:2], 0.0, model=model, steps=1)
+    assert list(hsd.stream(plan, model, failed=failures.append)) == []
+    assert [failure.stage for failure in failures] == ["decode", "decode"]
+    assert "NaN or infinite values, in float32 too" in failures[0].reason
+    assert digest(weights_of(pipe.vae)) == before
+    assert pipe.vae.dtype == torch.float16

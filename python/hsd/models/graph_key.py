@@ -171,7 +171,7 @@ def _inside(cell: CellType) -> Any:
 
 
 def _tensor(value: Tensor) -> Hashable:
-    form = (tuple(value.shape), value.dtype, value.device, value.requires_grad)
+    form: tuple[Hashable, ...] = (tuple(value.shape), value.dtype, value.device, value.requires_grad)
     inside = held_by(value)
     if inside:  # its own address is 0, or that of the codes alone
         form = (*form, Same(type(value)), _plain(inside, _DEPTH - 2))

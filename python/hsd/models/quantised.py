@@ -39,16 +39,14 @@ def scales_of(module: nn.Module, name: str) -> Iterator[Tensor]:
     weight: Any = module._parameters.get(name)
     state = getattr(weight, "quant_state", None)
     while state is not None:  # the numbers may be quantised in turn
-        yield from (part for part in (getattr(state, "absmax", None), getattr(state, "offset", None)) if _is(part))
+        for part in (getattr(state, "absmax", None), getattr(state, "offset", None)):
+            if isinstance(part, Tensor):
+                yield part
         state = getattr(state, "state2", None)
     if hasattr(weight, "SCB"):
         rows = weight.SCB if weight.SCB is not None else getattr(getattr(module, "state", None), "SCB", None)
-        if _is(rows):
+        if isinstance(rows, Tensor):
             yield rows
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def form_of(module: nn.Module) -> dict[str, Any]:
@@ -58,8 +56,9 @@ def form_of(module: nn.Module) -> dict[str, Any]:
     8 bits or does not, bitsandbytes leaves inputs above ``threshold`` out of that.
     """
     found: dict[str, Any] = {}
-    for name, weight in module._parameters.items():
-        kind: Any = type(weight)
+    weights: dict[str, Any] = dict(module._parameters)
+    for name, weight in weights.items():
+        kind = type(weight)
         if weight is None or kind in (Tensor, nn.Parameter):
             continue
         found[name] = {"class": kind.__name__}
