@@ -238,7 +238,9 @@ def measured(model: Adapter, prompts: list[str], steps: int, *, trained: bool) -
         "evaluations": sorted(answers),
         "of": model.sampler(steps).n_steps,
         "correlations": {
-            name: {metric: [spearman(given, answers[k]) for k in sorted(answers)] for metric, given in by.items()}
+            name: {
+                metric: [round(spearman(given, answers[k]), 4) for k in sorted(answers)] for metric, given in by.items()
+            }
             for name, by in table.items()
         },
     }
