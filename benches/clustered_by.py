@@ -5,7 +5,9 @@
 At some steps of a run each prompt is evaluated on the same latent, guided as by default: the latent that a run reaches
 which is conditioned on the mean of all prompts, as a shared step is. The distances of the outputs, for all pairs of
 prompts, are compared with the dissimilarities of the prompts' vectors by Spearman's rank correlation, since a tree
-depends on their order: 1 where the vectors order all pairs as the outputs do, 0 where they say nothing about them.
+depends on their order: 1 where the vectors order all pairs as the outputs do, 0 where they say nothing about them. The
+first evaluation counts most: whatever shares any step shares it. Later, only similar prompts still share a latent, and
+that of all prompts together is one that no run comes by.
 
 The vectors are what the family is clustered by, and everything that a text encoder gives: pooled vectors, the mean of
 all tokens, that of the prompt's own tokens (without padding), the last of them, and each encoder alone. Baselines: the
@@ -123,7 +125,11 @@ def candidates(model: Adapter, conditioning: Conditioning, prompts: list[str], s
             found[name] = stacked(rows)
         elif rows[0].ndim > 1:
             found |= {f"{name}, {which}": vectors for which, vectors in of_tokens(model, name, rows, prompts)}
-    return {name: vectors for name, vectors in found.items() if name == NOW or not same(vectors, found[NOW])}
+    different: dict[str, Vectors] = {}
+    for name, vectors in found.items():
+        if not any(same(vectors, other) for other in different.values()):
+            different[name] = vectors
+    return different
 
 
 def of_tokens(model: Adapter, name: str, rows: list[Tensor], prompts: list[str]) -> Iterator[tuple[str, Vectors]]:
@@ -232,25 +238,27 @@ def measured(model: Adapter, prompts: list[str], steps: int, *, trained: bool) -
         "evaluations": sorted(answers),
         "of": model.sampler(steps).n_steps,
         "correlations": {
-            name: {metric: [spearman(given, answers[k]) for k in sorted(answers)] for metric, given in by.items()}
+            name: {
+                metric: [round(spearman(given, answers[k]), 4) for k in sorted(answers)] for metric, given in by.items()
+            }
             for name, by in table.items()
         },
     }
 
 
 def printed(result: dict[str, Any]) -> str:
-    """A model's table: the mean over the steps for each metric, and each step of the best one."""
-    weights = "trained" if result["trained"] else "random weights: shows only that it can be measured"
+    """A model's table: each metric at the first evaluation, and the metric that is best there at all of them."""
+    weights = "trained" if result["trained"] else "random weights: they say nothing about the released model"
     at = "".join(f"{k:>7}" for k in result["evaluations"])
-    head = f"\n{result['model']} ({weights}), {result['prompts']} prompts; evaluations of {result['of']}"
-    lines = [head, f"{'':48}" + "".join(f"{metric:>10}" for metric in METRICS) + f"   best at{at}"]
+    head = f"\n{result['model']} ({weights}), {result['prompts']} prompts, evaluations of {result['of']}"
+    lines = [head, f"{'':52}" + "".join(f"{metric:>10}" for metric in METRICS) + f"   best at{at}"]
 
     def best(by: dict[str, list[float]]) -> list[float]:
-        return max(by.values(), key=np.mean)
+        return max(by.values(), key=lambda values: values[0])
 
-    for name, by in sorted(result["correlations"].items(), key=lambda item: -float(np.mean(best(item[1])))):
-        means = "".join(f"{np.mean(by[metric]):>10.2f}" if metric in by else f"{'':10}" for metric in METRICS)
-        lines.append(f"{name:48}{means}{'':10}" + "".join(f"{value:>7.2f}" for value in best(by)))
+    for name, by in sorted(result["correlations"].items(), key=lambda item: -best(item[1])[0]):
+        first = "".join(f"{by[metric][0]:>10.2f}" if metric in by else f"{'':10}" for metric in METRICS)
+        lines.append(f"{name:52}{first}{'':10}" + "".join(f"{value:>7.2f}" for value in best(by)))
     return "\n".join(lines)
 
 

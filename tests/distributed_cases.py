@@ -38,8 +38,9 @@ def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
     if load is not None:
         load(folder)
     model = hsd.load("demo")
-    if folder is not None:
-        (Path(folder) / f"pid-{os.getpid()}").touch()
+    note = None if folder is None else Path(folder) / f"pid-{os.getpid()}"
+    if note is not None:
+        note.touch()
     if pace == "slow":
         pace = 0.5 if once(folder, "slow") else 0.02
     if image is not None:
@@ -59,6 +60,8 @@ def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
         def denoising(*args, **options):
             time.sleep(pace)
             calls.append(1)
+            if note is not None:
+                note.write_text("." * len(calls))  # its size tells how far this process is
             while gate and len(calls) > 10 and not (Path(folder) / "go").exists():
                 time.sleep(0.05)
             return evaluate(*args, **options)
