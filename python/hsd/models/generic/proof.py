@@ -118,7 +118,7 @@ def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     means = [given.mean(np.array([i])) for i in prompts]
     rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in SEEDS]).to(adapter.device).float()
-    tolerance = _TOLERANCE.get(adapter.modules()[0].dtype, _HALF_TOLERANCE)  # type: ignore[call-overload]
+    tolerance = _TOLERANCE.get(adapter.modules()[0].dtype, _HALF_TOLERANCE)
     worst = 0.0
     for at in (torch.tensor([0, len(timesteps) - 1]), torch.tensor([1, 1])):
         at = at.to(adapter.device)
