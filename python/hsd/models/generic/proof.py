@@ -15,6 +15,7 @@ from ...errors import Notice, UnsupportedScheduler
 from ...planning.build import plan_of
 from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
+from ...replay.lowering import program_of
 from ..encode import encode
 from .learning import Recipe
 from .unfit import Unfit
@@ -102,7 +103,7 @@ def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
     except UnsupportedScheduler as error:
         raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
     plan = plan_of(conditioning.vectors, PROMPTS, SEEDS, 0.0, sampler.n_steps)
-    program = plan.program(len(PROMPTS), mixed_steps=adapter.mixed_timesteps)
+    program = program_of(plan, adapter, conditioning, len(PROMPTS))
     found: dict[int, Tensor] = {}
     for _, finished in Executor(plan, program, adapter, conditioning, sampler, cuda_graphs=False).run():
         found |= {image.index: image.latent.float().reshape(adapter.latent_shape()) for image in finished}
