@@ -293,23 +293,24 @@ def _arguments_of(c: int, records: Sequence[Record], pair: Record, theatre: Thea
 
 def _timestep(name: str, c: int, records: Sequence[Record], pair: Record, times: int) -> Timestep | None:
     """How an argument follows from the scheduler's timesteps; None if it is the same at all steps."""
-    found: set[Timestep | None] = set()
+    values: list[Any] = []
+    own: list[Any] = []  # the timestep of each step of all rehearsals, and that of the step after it
+    after: list[Any] = []
+    changes = set()
     for record in (*records, pair):
-        values = [step.calls[c].arguments[name] for step in record.steps]
-        if all(same(value, values[0]) for value in values):
-            found.add(None)
-            continue
+        given = [step.calls[c].arguments[name] for step in record.steps]
+        changes.add(not all(same(value, given[0]) for value in given))
         t = [step.timestep for step in record.steps]
-        n = float(record.scheduler.config.get("num_train_timesteps", 1000))
-        time, following = time_of(values, t, n), False
-        if time is None:
-            time, following = time_of(values, [*t[1:], torch.zeros_like(torch.as_tensor(t[0]))], n), True
-        if time is None:
-            raise Unfit(f"gives the network a {name} that changes from step to step: {described(values[0])}")
-        found.add(Timestep(time, times, following))
-    if len(found) > 1:
-        raise Unfit(f"makes {name} of the network in different ways for different prompts")
-    return found.pop()
+        values, own = values + given, own + t
+        after += [*t[1:], torch.zeros_like(torch.as_tensor(t[0]))]
+    if changes == {False}:
+        return None
+    n = float(records[0].scheduler.config.get("num_train_timesteps", 1000))
+    for timesteps, following in ((own, False), (after, True)):
+        time = time_of(values, timesteps, n)
+        if time is not None:
+            return Timestep(time, times, following)
+    raise Unfit(f"gives the network a {name} that changes from step to step: {described(values[0])}")
 
 
 def _fixed(name: str, c: int, records: Sequence[Record], pair: Record, times: int) -> Argument:

@@ -15,6 +15,7 @@ from ...errors import Notice, UnsupportedScheduler
 from ...planning.build import plan_of
 from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
+from ...replay.lowering import program_of
 from ..encode import encode
 from .learning import Recipe
 from .unfit import Unfit
@@ -102,7 +103,7 @@ def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
     except UnsupportedScheduler as error:
         raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
     plan = plan_of(conditioning.vectors, PROMPTS, SEEDS, 0.0, sampler.n_steps)
-    program = plan.program(len(PROMPTS), mixed_steps=adapter.mixed_timesteps)
+    program = program_of(plan, adapter, conditioning, len(PROMPTS))
     found: dict[int, Tensor] = {}
     for _, finished in Executor(plan, program, adapter, conditioning, sampler, cuda_graphs=False).run():
         found |= {image.index: image.latent.float().reshape(adapter.latent_shape()) for image in finished}
@@ -118,7 +119,7 @@ def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     means = [given.mean(np.array([i])) for i in prompts]
     rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in SEEDS]).to(adapter.device).float()
-    tolerance = _TOLERANCE.get(adapter.modules()[0].dtype, _HALF_TOLERANCE)  # type: ignore[call-overload]
+    tolerance = _TOLERANCE.get(adapter.modules()[0].dtype, _HALF_TOLERANCE)
     worst = 0.0
     for at in (torch.tensor([0, len(timesteps) - 1]), torch.tensor([1, 1])):
         at = at.to(adapter.device)
