@@ -315,7 +315,7 @@ def test_bad_intervals_are_refused(family, interval, match):
 @families
 def test_every_guided_family_checks_it(family: Family):
     with pytest.raises(ValueError, match="guidance_interval"):
-        hsd.load(family.loadable(family.build()), guidance_interval=(2, 1))
+        hsd.load(family.loadable(family.build()), **settings_of(family), guidance_interval=(2, 1))
 
 
 @pytest.mark.parametrize(
