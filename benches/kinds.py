@@ -3,10 +3,11 @@
     python benches/kinds.py DATA_FOLDER [--json FILE] [--tau 1] [--steps 40] [--batch-size 16] [--quick]
 
 The four real prompt sets; `DATA_FOLDER` holds `prompts/*.txt` and `embeddings/*.minilm384.npy`. The length of a prompt
-is its number of words and punctuation marks (`\\w+|[^\\w\\s]`), and that of a cluster its longest member's, as of a mean
-of conditionings. Calls are counted, not timed. `any` is the program without kinds. `cut` cuts each of its calls into one
-call for each kind in it. `by kind` is the program with kinds, and `bound` is what no program with kinds can be below
-(`Plan.lower_bound`). `latents` are the slots of `any` and `by kind`. --quick takes an artificial plan, for a test.
+is its number of words and punctuation marks (`\\w+|[^\\w\\s]`), and that of a cluster its longest member's, as of a
+mean of conditionings. Calls are counted, not timed. `any` is the program without kinds. `cut` cuts each of its calls
+into one call for each kind in it. `by kind` is the program with kinds, and `bound` is what no program with kinds can be
+below (`Plan.lower_bound`). `latents` are the slots of `any` and `by kind`.
+--quick takes an artificial plan, for a test.
 """
 
 from __future__ import annotations
