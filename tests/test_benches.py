@@ -17,6 +17,7 @@ BENCHES = Path(__file__).resolve().parents[1] / "benches"
 sys.path[:0] = [str(BENCHES), str(BENCHES / "gpu")]
 
 import executor as command  # noqa: E402
+import kinds  # noqa: E402
 import measure  # noqa: E402
 import plans  # noqa: E402
 import published  # noqa: E402
@@ -321,3 +322,23 @@ def test_a_clock_counts_a_call(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     assert measure.alone(work, torch.device("cpu"), 0.05) == pytest.approx(0.01)
+
+
+def test_calls_of_one_kind_are_counted(tmp_path, monkeypatch):
+    _, plan, lengths = kinds.artificial_plan(1.0, 12, 60)
+    of_segment, active = kinds.kinds_of(plan, lengths), plan.active(11)
+    assert of_segment[active].tolist() == lengths.tolist()  # the last step's clusters are single prompts
+    row = kinds.count(plan, of_segment, 4, "depth", True)
+    free, program = plan.program(4), plan.program(4, kinds=of_segment)
+    calls = [set(of_segment[call[call >= 0]].tolist()) for call in free.calls["segment"]]
+    assert row["any"] <= row["bound"] <= row["by kind"] <= row["cut"] == sum(map(len, calls))
+    assert row["latents"] == [free.n_slots, program.n_slots]
+    file = tmp_path / "kinds.json"
+    monkeypatch.setattr(sys, "argv", ["kinds.py", "--quick", "--steps", "12", "--json", str(file)])
+    kinds.main()
+    written = json.loads(file.read_text())
+    assert written["batch_size"] == 16
+    assert written["results"]["artificial"]["rows"]["breadth"]["by kind"] > 0
+    monkeypatch.setattr(sys, "argv", ["kinds.py"])
+    with pytest.raises(SystemExit):
+        kinds.main()

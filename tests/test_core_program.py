@@ -180,6 +180,95 @@ def test_breadth_goes_depth_first_where_that_is_shorter():
     assert plan.program(16, "breadth").n_calls < plan.program(16, "depth").n_calls
 
 
+def lengths_of(plan: _core.Plan, lengths: np.ndarray) -> np.ndarray:
+    """The length of each segment, which is that of its longest prompt."""
+    ordered = lengths[plan.tree.leaf_order]
+    return np.array([ordered[row["leaf_begin"] : row["leaf_end"]].max() for row in plan.segments], np.int64)
+
+
+@given(plans(), st.integers(1, 12), ORDERS, st.booleans(), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=150)
+def test_programs_by_kind_make_every_prompt(plan, batch_size, order, mixed_steps, n_kinds, seed):
+    rng, rows = np.random.default_rng(seed), plan.segments
+    kinds = rng.integers(n_kinds, size=len(rows))
+    least = plan.least_slots()
+    for max_slots in (None, least, least + 3):
+        program = plan.program(batch_size, order, max_slots, mixed_steps=mixed_steps, kinds=kinds)
+        run(plan, program)
+        for call, filled in zip(program.calls, program.lanes, strict=True):
+            assert len(set(kinds[call["segment"][:filled]].tolist())) == 1
+        assert max_slots is None or program.n_slots <= max_slots
+        bound = plan.lower_bound(batch_size, mixed_steps=mixed_steps, kinds=kinds)
+        assert program.n_calls >= program.lower_bound == bound
+        assert mixed_steps or max_slots or program.n_calls == bound
+        assert (program.kinds == kinds).all()
+    # The bound, written out: (node-steps of the kind before it on its way, step) of each node-step of a kind.
+    total, after = 0, np.zeros(plan.n_steps, int)
+    for kind in range(n_kinds):
+        places = []
+        for at in np.flatnonzero(kinds == kind):
+            before, above = 0, rows["parent"][at]
+            while above >= 0:
+                before += (rows["end_step"] - rows["first_step"])[above] * int(kinds[above] == kind)
+                above = rows["parent"][above]
+            places += [(before + i, step) for i, step in enumerate(range(rows["first_step"][at], rows["end_step"][at]))]
+        before, step = np.array(places, int).reshape(-1, 2).T
+        if not mixed_steps:
+            total += sum(-(-count // batch_size) for count in np.bincount(step).tolist())
+        elif len(before):
+            total += max(d + -(-int((before >= d).sum()) // batch_size) for d in range(before.max() + 1))
+        after += [-(-int((step >= k).sum()) // batch_size) for k in range(plan.n_steps)]
+    assert bound == (max(total, int((after + np.arange(plan.n_steps)).max())) if mixed_steps else total)
+
+
+@given(plans(), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_breadth_first_calls_of_one_length_are_the_fewest(plan, batch_size, n_lengths, seed):
+    kinds = lengths_of(plan, np.random.default_rng(seed).integers(n_lengths, size=plan.n_prompts))
+    program = plan.program(batch_size, "breadth", kinds=kinds)
+    assert program.n_calls == program.lower_bound
+
+
+def test_calls_of_one_length_are_filled():
+    plan = clustered_plan()
+    kinds = lengths_of(plan, np.random.default_rng(1).poisson(12, plan.n_prompts))
+    free, program = plan.program(16), plan.program(16, kinds=kinds)
+    run(plan, program)
+    cut = sum(len(set(kinds[call[call >= 0]].tolist())) for call in free.calls["segment"])
+    assert free.n_calls < program.lower_bound <= program.n_calls < 1.03 * program.lower_bound < 0.3 * cut
+    assert program.n_slots < 0.6 * plan.program(16, "breadth", kinds=kinds).n_slots
+    few = plan.program(16, max_slots=100, kinds=kinds)
+    assert few.n_slots <= 100
+    assert few.n_calls < 0.8 * cut
+    run(plan, few)
+
+
+def test_a_program_keeps_its_kinds():
+    plan = clustered_plan()
+    kinds = np.arange(len(plan.segments)) % 3
+    program = plan.program(16, kinds=kinds)
+    copy = pickle.loads(pickle.dumps(program))
+    assert copy.calls.tobytes() == program.calls.tobytes()
+    assert copy.kinds.tolist() == kinds.tolist()
+    assert repr(program).endswith(", 3 kinds)")
+    assert f"{program.n_calls} calls of 16 lanes of one kind (at least" in program.describe(1)
+    assert plan.program(16).kinds is None
+    same = plan.program(16, kinds=np.full(len(kinds), 7))
+    assert same.calls.tobytes() == plan.program(16).calls.tobytes()
+
+
+def test_bad_kinds_are_refused():
+    plan = _core.Plan.compile(chain(4), np.array([1.0, 0.0]))
+    kinds = np.zeros(len(plan.segments), np.int64)
+    kinds[2] = -7
+    for refuse in (plan.program, plan.lower_bound):
+        with pytest.raises(ValueError, match="kinds is -7 at segment 2; kinds are numbers >= 0"):
+            refuse(2, kinds=kinds)
+        with pytest.raises(ValueError, match="kinds has length 2, but 5 is needed"):
+            refuse(2, kinds=kinds[:2])
+        with pytest.raises(TypeError, match="kinds must be a NumPy int64 array"):
+            refuse(2, kinds=kinds.astype(np.int32))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

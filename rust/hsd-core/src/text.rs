@@ -42,12 +42,13 @@ impl Program {
     /// slot is both read and written.
     pub fn describe(&self, max_rows: usize) -> String {
         let mut text = format!(
-            "program: {} first, {} calls of {} {}{} (at least {}), {:.1} % filled, {} slots\n",
+            "program: {} first, {} calls of {} {}{}{} (at least {}), {:.1} % filled, {} slots\n",
             self.rule(),
             self.n_calls(),
             self.rows().capacity(),
             if self.rows().given().is_some() { "rows" } else { "lanes" },
             if self.mixed_steps() { "" } else { " at one step" },
+            if self.kinds().is_some() { " of one kind" } else { "" },
             self.lower_bound(),
             100.0 * self.occupancy(),
             self.n_slots(),

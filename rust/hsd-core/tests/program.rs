@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::plan;
 use hsd_core::program::forest::least_slots;
 use hsd_core::program::validate::Checker;
-use hsd_core::{Error, Lane, Order, PerLane, Plan, Program, Progress, Result, Rows, Segment, Tree};
+use hsd_core::{Error, Kinds, Lane, Order, PerLane, Plan, Program, Progress, Result, Rows, Segment, Tree};
 use proptest::prelude::*;
 
 fn order() -> impl Strategy<Value = Order> {
@@ -43,16 +43,13 @@ fn compile(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>) -> Result<Pro
 }
 
 fn compile_rows(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>, rows: Option<&[i64]>) -> Result<Program> {
+    let lanes = PerLane { rows, kinds: None };
+    compile_lanes(plan, shape, max_slots, lanes)
+}
+
+fn compile_lanes(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>, lanes: PerLane<'_>) -> Result<Program> {
     let Shape { batch_size, order, mixed_steps } = shape;
-    Program::compile(
-        Arc::clone(plan),
-        batch_size,
-        order,
-        max_slots,
-        mixed_steps,
-        PerLane { rows, kinds: None },
-        &mut Progress::unwatched(),
-    )
+    Program::compile(Arc::clone(plan), batch_size, order, max_slots, mixed_steps, lanes, &mut Progress::unwatched())
 }
 
 /// A plan, and one or two rows for each of its steps.
@@ -60,6 +57,20 @@ fn plan_and_rows(most: usize) -> impl Strategy<Value = (Arc<Plan>, Vec<i64>)> {
     plan(most).prop_flat_map(|plan| {
         let rows = prop::collection::vec(1..=2i64, plan.n_steps());
         (Just(Arc::new(plan)), rows)
+    })
+}
+
+/// A plan, and a kind for each of its segments: any, or the greatest length of its leaves.
+fn plan_and_kinds(most: usize) -> impl Strategy<Value = (Arc<Plan>, Vec<i64>, bool)> {
+    (plan(most), 1..8i64, any::<bool>()).prop_flat_map(|(plan, n_kinds, lengths)| {
+        let numbers = if lengths { plan.n_prompts() } else { plan.segments().len() };
+        (Just(Arc::new(plan)), prop::collection::vec(0..n_kinds, numbers), Just(lengths)).prop_map(
+            |(plan, numbers, lengths)| {
+                let longest = |segment: &Segment| segment.leaves().map(|leaf| numbers[leaf]).max().unwrap();
+                let kinds = if lengths { plan.segments().iter().map(longest).collect() } else { numbers };
+                (plan, kinds, lengths)
+            },
+        )
     })
 }
 
@@ -249,6 +260,73 @@ proptest! {
     }
 
     #[test]
+    fn lanes_of_a_call_are_of_one_kind(
+        (plan, kinds, lengths) in plan_and_kinds(40), shape in shape(12), spare in prop::option::of(0..40usize),
+        rows in prop::option::of(prop::collection::vec(1..=2i64, 64)),
+    ) {
+        let limit = spare.map(|spare| (least_slots(plan.segments()) + spare) as i64);
+        let rows = rows.map(|rows| rows[..plan.n_steps().min(64)].to_vec()).filter(|rows| rows.len() == plan.n_steps());
+        let lanes = PerLane { rows: rows.as_deref(), kinds: Some(&kinds) };
+        let program = compile_lanes(&plan, shape, limit, lanes).unwrap();
+        prop_assert!(limit.is_none_or(|limit| program.n_slots() as i64 <= limit));
+        prop_assert_eq!(program.kinds().map(Kinds::given), Some(&kinds[..]));
+        let numbered = Kinds::new(plan.segments().len(), &kinds).unwrap();
+        let mut checker = Checker::new(&plan, program.rows(), Some(&numbered), shape.mixed_steps);
+        let calls: Vec<Vec<Lane>> = program.calls().collect();
+        for lanes in &calls {
+            prop_assert_eq!(checker.check(lanes), Ok(()));
+            prop_assert!(lanes.iter().all(|lane| kinds[lane.segment as usize] == kinds[lanes[0].segment as usize]));
+        }
+        prop_assert_eq!(checker.finish(), Ok(program.n_slots()));
+        prop_assert!(program.n_calls() >= program.lower_bound());
+        let any_kind = compile_lanes(&plan, shape, None, PerLane { rows: rows.as_deref(), kinds: None }).unwrap();
+        prop_assert!(program.lower_bound() >= any_kind.lower_bound());
+        if !shape.mixed_steps {
+            let mut counts = std::collections::BTreeMap::new();
+            for (segment, kind) in plan.segments().iter().zip(&kinds) {
+                for step in segment.first_step..segment.end_step {
+                    *counts.entry((step, kind)).or_insert(0usize) += 1;
+                }
+            }
+            let bound: usize = counts.iter().map(|(&(step, _), count)| count.div_ceil(program.rows().lanes(step))).sum();
+            prop_assert_eq!(program.lower_bound(), bound);
+        }
+        // Lengths fall from parent to child, and every cluster keeps its own to the end: the longest kind runs first.
+        let fewest = !shape.mixed_steps || (lengths && shape.order == Order::Breadth && rows.is_none());
+        if limit.is_none() && fewest {
+            prop_assert_eq!(program.n_calls(), program.lower_bound());
+        }
+    }
+
+    #[test]
+    fn one_kind_is_as_none(plan in plan(40), shape in shape(12), spare in prop::option::of(0..20usize), kind in 0..9i64) {
+        let limit = spare.map(|spare| (least_slots(plan.segments()) + spare) as i64);
+        let (plan, kinds) = (Arc::new(plan), vec![kind; plan.segments().len()]);
+        let [one, none] = [Some(&kinds[..]), None].map(|kinds| {
+            let program = compile_lanes(&plan, shape, limit, PerLane { rows: None, kinds }).unwrap();
+            (program.calls().collect::<Vec<_>>(), program.n_slots(), program.lower_bound())
+        });
+        prop_assert_eq!(one, none);
+    }
+
+    #[test]
+    fn calls_of_several_kinds_are_refused((plan, kinds, _) in plan_and_kinds(16), shape in shape(8)) {
+        let program = compile(&plan, shape, None).unwrap();
+        let numbered = Kinds::new(plan.segments().len(), &kinds).unwrap();
+        let mut checker = Checker::new(&plan, program.rows(), Some(&numbered), shape.mixed_steps);
+        for (call, lanes) in program.calls().enumerate() {
+            let of = |lane: &Lane| kinds[lane.segment as usize];
+            let Some(at) = lanes.iter().position(|lane| of(lane) != of(&lanes[0])) else {
+                prop_assert_eq!(checker.check(&lanes), Ok(()));
+                continue;
+            };
+            let why = format!("is of kind {} in a call of kind {}", of(&lanes[at]), of(&lanes[0]));
+            prop_assert_eq!(checker.check(&lanes), Err(Error::BadLane { call, lane: at, why }));
+            break;
+        }
+    }
+
+    #[test]
     fn a_changed_lane_is_refused(
         plan in plan(16), shape in shape(8), at in any::<prop::sample::Index>(),
         field in 0..7, value in 0..12u32,
@@ -331,6 +409,13 @@ fn parameters_that_do_not_fit_are_named() {
     };
     assert_eq!(rows(&[3]), Some(Error::BadRows { step: 0, value: 3 }));
     assert_eq!(rows(&[1, 1]), Some(Error::Length { what: "rows", found: 2, expected: 1 }));
+    let kinds = |kinds: &[i64]| {
+        let lanes = PerLane { rows: None, kinds: Some(kinds) };
+        compile_lanes(&plan, Shape { batch_size: 1, order: Order::Depth, mixed_steps: true }, None, lanes).err()
+    };
+    assert_eq!(kinds(&[-3]), Some(Error::BadKind { segment: 0, value: -3 }));
+    assert_eq!(kinds(&[1, 1]), Some(Error::Length { what: "kinds", found: 2, expected: 1 }));
+    assert_eq!(kinds(&[i64::MAX]), None);
     assert!("sideways".parse::<Order>().is_err());
     let program = compile(4, Some(1)).unwrap();
     assert_eq!((program.n_calls(), program.n_slots(), program.occupancy()), (1, 1, 0.25));

@@ -192,13 +192,14 @@ impl Program {
 
     fn __repr__(&self) -> String {
         format!(
-            "Program({} calls of {} {}, {} slots, order='{}'{})",
+            "Program({} calls of {} {}, {} slots, order='{}'{}{})",
             self.inner.n_calls(),
             self.inner.rows().capacity(),
             if self.inner.rows().given().is_some() { "rows" } else { "lanes" },
             self.inner.n_slots(),
             self.inner.order(),
             if self.inner.mixed_steps() { "" } else { ", mixed_steps=False" },
+            self.inner.kinds().map_or_else(String::new, |kinds| format!(", {} kinds", kinds.count())),
         )
     }
 

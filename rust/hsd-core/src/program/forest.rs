@@ -23,9 +23,9 @@ pub struct Forest {
 impl Forest {
     /// Of a plan's segments, parents before children.
     ///
-    /// Roots are in leaf order and children ascend by need. With `kinds` and without a limit of slots, both are sorted
-    /// by kind first.
-    pub fn new(segments: &[Segment], kinds: Option<&Kinds>, limited: bool) -> Self {
+    /// Roots are in leaf order and children ascend by need. With `kinds` both are sorted by kind first, and those of one
+    /// kind are a group.
+    pub fn new(segments: &[Segment], kinds: Option<&Kinds>) -> Self {
         let n = segments.len();
         let need = needs(segments);
         let family = |segment: &Segment| segment.parent.map_or(n, |parent| parent as usize);
@@ -43,7 +43,7 @@ impl Forest {
             children[*next as usize] = row as u32;
             *next += 1;
         }
-        let kind = |row: u32| kinds.filter(|_| !limited).map_or(0, |kinds| kinds.of(row));
+        let kind = |row: u32| kinds.map_or(0, |kinds| kinds.of(row));
         let mut left = vec![1; n];
         for row in 0..=n {
             let siblings = &mut children[starts[row] as usize..starts[row + 1] as usize];
@@ -102,12 +102,25 @@ impl Forest {
         self.need[row as usize] as usize
     }
 
-    /// Slots that suffice to run `children` (ascending by need), in addition to the slot that they read.
-    pub fn extra(&self, children: &[u32]) -> usize {
-        match *children {
-            [.., second, first] => self.need(first).max(self.need(second) + 1) - 1,
-            [only] => self.need(only) - 1,
-            [] => 0,
+    /// Slots that suffice to run those children of `row` that are left, in addition to the slot that they read: those that
+    /// are not are the first of their groups.
+    pub fn extra(&self, row: u32, left: impl Fn(u32) -> bool) -> usize {
+        let (mut first, mut second) = (0, 0);
+        let siblings = self.children(row);
+        for group in self.groups(siblings).map(|head| self.group(head)) {
+            // Ascending by need, and what is left of a group is its end.
+            for need in group.iter().rev().take_while(|&&child| left(child)).take(2).map(|&child| self.need(child)) {
+                if need > first {
+                    (first, second) = (need, first);
+                } else {
+                    second = need.max(second);
+                }
+            }
+        }
+        match (first, second) {
+            (0, _) => 0,
+            (first, 0) => first - 1,
+            (first, second) => first.max(second + 1) - 1,
         }
     }
 

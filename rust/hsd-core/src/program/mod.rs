@@ -7,6 +7,7 @@ pub mod lane;
 pub mod rows;
 pub mod validate;
 
+mod of_kind;
 mod ready;
 mod scheduler;
 mod slots;
@@ -73,7 +74,7 @@ impl Program {
     ) -> Result<Self> {
         let (rows, max_slots) = Program::check(&plan, batch_size, max_slots, rows)?;
         let kinds = kinds.map(|kinds| Kinds::new(plan.segments().len(), kinds)).transpose()?;
-        let forest = Arc::new(Forest::new(plan.segments(), kinds.as_ref(), max_slots.is_some()));
+        let forest = Arc::new(Forest::new(plan.segments(), kinds.as_ref()));
         let rule = Rule { order, mixed_steps, wave: None };
         let mut rules = vec![rule];
         if let Some(limit) = max_slots {
@@ -144,7 +145,14 @@ impl Program {
 
     fn scheduler(&self, rule: Rule) -> Scheduler {
         let (plan, forest) = (Arc::clone(&self.plan), Arc::clone(&self.forest));
-        Scheduler::new(plan, forest, self.rows.clone(), self.kinds.clone(), rule, self.max_slots)
+        Scheduler::new(
+            plan,
+            forest,
+            self.rows.clone(),
+            self.kinds.clone().filter(|kinds| kinds.count() > 1),
+            rule,
+            self.max_slots,
+        )
     }
 
     /// How many rows of the network a lane takes at each step, and how many a call has.

@@ -1,9 +1,9 @@
 //! Node-steps that are ready to run, by kind and step, and which of them are next.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 use super::lane::Order;
+use super::of_kind::{Entry, OfKind};
 use super::rows::Rows;
 
 /// The position of a ready node-step in the order: by step, then by rank.
@@ -15,26 +15,14 @@ pub(super) struct Turn {
     pub step: u32,
 }
 
-/// Segments whose next step is ready.
+/// Segments whose next step is ready. Its memory is linear in steps times kinds, besides the entries.
 #[derive(Debug)]
 pub(super) struct Ready {
-    kinds: Vec<Steps>,
+    kinds: Vec<OfKind>,
     rows: Rows,
     /// One bit a step: whether its lanes take one row.
     narrow: Vec<u64>,
     order: Order,
-}
-
-/// Segments of one kind whose next step is ready, one heap of ranks a step.
-#[derive(Debug)]
-struct Steps {
-    by_step: Vec<BinaryHeap<Reverse<u32>>>,
-    /// One bit a step: whether its heap holds anything.
-    filled: Vec<u64>,
-    /// Number of lanes that the entries of each step lead to.
-    lanes: Vec<usize>,
-    /// Rows that all entries lead to.
-    rows: usize,
 }
 
 impl Ready {
@@ -44,7 +32,7 @@ impl Ready {
         for step in (0..n_steps).filter(|&step| rows.at(step as u32) == 1) {
             narrow[step / 64] |= 1 << (step % 64);
         }
-        let kinds = (0..n_kinds).map(|_| Steps::new(n_steps)).collect();
+        let kinds = (0..n_kinds).map(|_| OfKind::new(n_steps)).collect();
         Ready { kinds, rows, narrow, order }
     }
 
@@ -57,58 +45,79 @@ impl Ready {
         Turn { precedence, rank, step }
     }
 
-    /// `rank`, which is of `kind`, is ready at `step`, and leads to `lanes` lanes.
-    pub fn push(&mut self, kind: u32, step: u32, rank: u32, lanes: usize) {
-        let steps = &mut self.kinds[kind as usize];
-        steps.by_step[step as usize].push(Reverse(rank));
-        steps.filled[step as usize / 64] |= 1 << (step % 64);
-        steps.lanes[step as usize] += lanes;
-        steps.rows += lanes * self.rows.at(step);
+    /// An entry is ready.
+    pub fn push(&mut self, entry: Entry) {
+        self.kinds[entry.kind as usize].push(entry, self.rows.at(entry.step));
     }
 
-    /// The lowest rank of `kind` at `step`.
-    pub fn lowest(&self, kind: u32, step: u32) -> Option<u32> {
-        self.kinds[kind as usize].by_step[step as usize].peek().map(|&Reverse(rank)| rank)
+    /// Removes an entry, which has the lowest rank of its kind and step.
+    pub fn pop(&mut self, entry: Entry) {
+        self.kinds[entry.kind as usize].pop(entry, self.rows.at(entry.step));
     }
 
-    /// Removes the lowest rank of `kind` at `step`, which leads to `lanes` lanes.
-    pub fn pop(&mut self, kind: u32, step: u32, lanes: usize) {
-        let steps = &mut self.kinds[kind as usize];
-        let heap = &mut steps.by_step[step as usize];
-        heap.pop();
-        if heap.is_empty() {
-            steps.filled[step as usize / 64] &= !(1 << (step % 64));
-            // Breadth first passes through steps with a heap of all segments each: their memory is freed.
-            heap.shrink_to(16);
-        }
-        steps.lanes[step as usize] -= lanes;
-        steps.rows -= lanes * self.rows.at(step);
+    /// The entries of one kind.
+    pub fn of(&self, kind: u32) -> &OfKind {
+        &self.kinds[kind as usize]
     }
 
-    /// The step of `kind` that comes first in this order, among those whose lanes fit into the `left` rows of a call.
-    pub fn first(&self, kind: u32, left: usize) -> Option<u32> {
-        let (steps, narrow) = (&self.kinds[kind as usize], (left == 1).then_some(&self.narrow[..]));
+    /// The same, to say what is to come of it.
+    pub fn of_mut(&mut self, kind: u32) -> &mut OfKind {
+        &mut self.kinds[kind as usize]
+    }
+
+    /// The step of `kind` that comes first, among those whose lanes fit into the `left` rows of a call. Slots are `short`
+    /// if some entries wait for one.
+    ///
+    /// Depth first, the last calls of one of several kinds are made breadth first: as many of them as the earliest of its
+    /// segments needs for its way to the last step. Otherwise that way would be left for calls of one lane.
+    pub fn first(&self, kind: u32, left: usize, short: bool) -> Option<u32> {
+        let (entries, narrow) = (self.of(kind), (left == 1).then_some(&self.narrow[..]));
         match (left, self.order) {
             (0, _) => None,
-            (_, Order::Depth) => steps.largest(narrow),
-            (_, Order::Breadth) => steps.smallest(narrow),
+            (_, Order::Depth) if !short && self.closes(kind) => entries.smallest(narrow),
+            (_, Order::Depth) => entries.largest(narrow),
+            (_, Order::Breadth) => entries.smallest(narrow),
         }
     }
 
-    /// Kind and step that come first for a new call.
-    pub fn first_kind(&self) -> Option<(u32, u32)> {
-        let kinds = || 0..self.kinds.len() as u32;
-        let full = kinds().filter(|&kind| self.kinds[kind as usize].rows >= self.rows.capacity());
-        let first = full.filter_map(|kind| Some((kind, self.first(kind, self.rows.capacity())?)));
-        let full = match self.order {
-            Order::Depth => first.max_by_key(|&(kind, step)| (step, Reverse(kind))),
-            Order::Breadth => first.min_by_key(|&(kind, step)| (step, kind)),
+    fn closes(&self, kind: u32) -> bool {
+        self.kinds.len() > 1 && self.of(kind).closes(self.rows.capacity())
+    }
+
+    /// Kind and step that come first for a new call of mixed steps.
+    ///
+    /// A call that is not full costs as much as a full one, and what a kind still awaits from segments of other kinds
+    /// may fill it. So breadth first runs a kind when it awaits nothing. If kinds are lengths, a cluster being as long as
+    /// its longest member, the longest is always such a kind; what awaits it runs afterwards, and no program has fewer
+    /// calls. Depth first, a kind that fills a call comes before, the one at the largest step, so that few latents are
+    /// alive; but its last calls wait until it is complete. Kinds that await each other are run at the smallest step.
+    ///
+    /// If slots are short, waiting keeps them occupied. Then it is the kind with the most lanes that need no slot.
+    pub fn first_kind(&self, short: bool) -> Option<(u32, u32)> {
+        let capacity = self.rows.capacity();
+        let ready = || self.numbers().filter_map(|kind| Some((kind, self.first(kind, capacity, short)?)));
+        if self.kinds.len() == 1 {
+            return ready().next();
+        }
+        if short {
+            let held = |kind: u32| self.of(kind).held().min(capacity);
+            return match self.order {
+                Order::Depth => ready().max_by_key(|&(kind, step)| (held(kind), step, Reverse(kind))),
+                Order::Breadth => ready().max_by_key(|&(kind, step)| (held(kind), Reverse((step, kind)))),
+            };
+        }
+        let is_full = |kind: u32| self.of(kind).rows() >= capacity;
+        let is_complete = |kind: u32| self.of(kind).is_complete();
+        let full = || {
+            let full = ready().filter(|&(kind, _)| is_full(kind) && (is_complete(kind) || !self.closes(kind)));
+            full.max_by_key(|&(kind, step)| (step, Reverse(kind)))
         };
-        full.or_else(|| {
-            let smallest = kinds().filter_map(|kind| Some((kind, self.kinds[kind as usize].smallest(None)?)));
-            let (kind, _) = smallest.min_by_key(|&(kind, step)| (step, kind))?;
-            Some((kind, self.first(kind, self.rows.capacity())?))
-        })
+        let complete = || ready().filter(|&(kind, _)| is_complete(kind)).min_by_key(|&(kind, step)| (step, kind));
+        let first = match self.order {
+            Order::Depth => full().or_else(complete),
+            Order::Breadth => complete(),
+        };
+        first.or_else(|| ready().min_by_key(|&(kind, _)| (!is_full(kind), self.of(kind).smallest(None), kind)))
     }
 
     /// The kind and step that come first where all lanes of a call are at one step: the smallest breadth first, and
@@ -118,45 +127,29 @@ impl Ready {
     /// either order, therefore, every step has at most one call of a kind that is not full, its last, and no program has
     /// fewer calls. Depth first, a step whose lanes fill a call runs before the steps that would add lanes to it. So a
     /// step never has the latents of two calls of a kind waiting, however many prompts there are.
-    pub fn first_alone(&self) -> Option<(u32, u32)> {
-        let kinds = || 0..self.kinds.len() as u32;
+    ///
+    /// If slots are short, it is the kind and step of the most lanes where there are several kinds.
+    pub fn first_alone(&self, short: bool) -> Option<(u32, u32)> {
+        if short && self.kinds.len() > 1 {
+            let steps =
+                self.numbers().flat_map(|kind| self.of(kind).lanes().map(move |(step, lanes)| (kind, step, lanes)));
+            let most = steps.max_by_key(|&(kind, step, lanes)| (lanes.min(self.rows.lanes(step)), step, Reverse(kind)));
+            return most.map(|(kind, step, _)| (kind, step));
+        }
         let full = match self.order {
-            Order::Depth => kinds()
-                .filter_map(|kind| Some((kind, self.kinds[kind as usize].full(&self.rows)?)))
-                .max_by_key(|&(kind, step)| (step, Reverse(kind))),
+            Order::Depth => {
+                let full = self.numbers().filter_map(|kind| Some((kind, self.of(kind).full(&self.rows)?)));
+                full.max_by_key(|&(kind, step)| (step, Reverse(kind)))
+            }
             Order::Breadth => None,
         };
         full.or_else(|| {
-            let smallest = kinds().filter_map(|kind| Some((kind, self.kinds[kind as usize].smallest(None)?)));
+            let smallest = self.numbers().filter_map(|kind| Some((kind, self.of(kind).smallest(None)?)));
             smallest.min_by_key(|&(kind, step)| (step, kind))
         })
     }
-}
 
-impl Steps {
-    fn new(n_steps: usize) -> Self {
-        let by_step = (0..n_steps).map(|_| BinaryHeap::new()).collect();
-        Steps { by_step, filled: vec![0; n_steps.div_ceil(64)], lanes: vec![0; n_steps], rows: 0 }
-    }
-
-    /// The largest step that fills a call.
-    fn full(&self, rows: &Rows) -> Option<u32> {
-        (0..self.lanes.len() as u32).rfind(|&step| self.lanes[step as usize] >= rows.lanes(step))
-    }
-
-    fn largest(&self, narrow: Option<&[u64]>) -> Option<u32> {
-        let (at, word) = self.words(narrow).enumerate().rfind(|&(_, word)| word != 0)?;
-        Some(at as u32 * 64 + 63 - word.leading_zeros())
-    }
-
-    fn smallest(&self, narrow: Option<&[u64]>) -> Option<u32> {
-        let (at, word) = self.words(narrow).enumerate().find(|&(_, word)| word != 0)?;
-        Some(at as u32 * 64 + word.trailing_zeros())
-    }
-
-    /// One bit a step: whether its heap holds anything, and it is one of these steps, where given.
-    fn words<'a>(&'a self, narrow: Option<&'a [u64]>) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + 'a {
-        let mask = move |at: usize| narrow.map_or(u64::MAX, |words| words[at]);
-        self.filled.iter().enumerate().map(move |(at, &filled)| filled & mask(at))
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        0..self.kinds.len() as u32
     }
 }

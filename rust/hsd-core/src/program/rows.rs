@@ -63,6 +63,15 @@ impl Rows {
         self.capacity / usize::from(self.of_step.iter().copied().min().unwrap_or(1))
     }
 
+    /// Rows that one lane has before each step, and at all of them.
+    pub fn before(&self) -> Vec<usize> {
+        let mut before = vec![0];
+        for &rows in self.of_step.iter() {
+            before.push(before[before.len() - 1] + usize::from(rows));
+        }
+        before
+    }
+
     /// Rows of all node-steps, of which there are `counts` at each step.
     pub fn total(&self, counts: &[i64]) -> usize {
         counts.iter().zip(self.of_step.iter()).map(|(&count, &rows)| count as usize * usize::from(rows)).sum()

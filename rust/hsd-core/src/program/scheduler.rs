@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::forest::Forest;
 use super::kinds::Kinds;
 use super::lane::{Lane, Order};
+use super::of_kind::Entry;
 use super::ready::{Ready, Turn};
 use super::rows::Rows;
 use super::slots::{Reading, Request, Slots};
@@ -27,8 +28,8 @@ pub(super) struct Rule {
 ///
 /// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child
 /// that reads it (children run by ascending need), and all roots together have one. So the entries that wait for a
-/// slot, or for a wave, are never more than the slots in use. Where children are grouped by kind, each group has an
-/// entry.
+/// slot, or for a wave, are never more than the slots in use. Children and roots of several kinds have an entry for each
+/// group of one kind.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     plan: Arc<Plan>,
@@ -42,6 +43,8 @@ pub(super) struct Scheduler {
     /// Step and rank of the entries that become ready in a later wave.
     later: Vec<(u32, u32)>,
     slots: Slots,
+    /// Whether the current call has tried all waiting entries again, or need not.
+    tried_again: bool,
     /// Slot of every segment that has begun.
     slot: Vec<Option<u32>>,
     /// Number of children that have begun.
@@ -63,7 +66,18 @@ impl Scheduler {
         limit: Option<usize>,
     ) -> Self {
         let n = plan.segments().len();
-        let ready = Ready::new(plan.n_steps(), kinds.as_ref().map_or(1, Kinds::count), rows.clone(), rule.order);
+        let mut ready = Ready::new(plan.n_steps(), kinds.as_ref().map_or(1, Kinds::count), rows.clone(), rule.order);
+        if let Some(kinds) = &kinds {
+            let before = rows.before();
+            for (row, segment) in plan.segments().iter().enumerate() {
+                let (kind, [first, end]) = (kinds.of(row as u32), [segment.first_step, segment.end_step]);
+                let awaited = segment.parent.is_some_and(|parent| kinds.of(parent) != kind);
+                ready.of_mut(kind).expect(before[end as usize] - before[first as usize]);
+                if awaited {
+                    ready.of_mut(kind).wait(first);
+                }
+            }
+        }
         let later = forest.groups(forest.roots()).map(|root| (0, forest.rank(root))).collect();
         Scheduler {
             plan,
@@ -75,6 +89,7 @@ impl Scheduler {
             wave_end: 0,
             later,
             slots: Slots::new(limit),
+            tried_again: false,
             slot: vec![None; n],
             begun: vec![0; n],
             is_read: vec![false; n],
@@ -85,9 +100,13 @@ impl Scheduler {
     /// The lanes of the next call; none if all have run.
     pub fn next_call(&mut self, lanes: &mut Vec<Lane>) {
         lanes.clear();
+        self.tried_again = self.kinds.is_none();
         let mut left = self.rows.capacity();
         while left > 0 {
             let Some((step, rank)) = self.pop(lanes.first(), left) else {
+                if lanes.is_empty() && self.try_again() {
+                    continue;
+                }
                 if lanes.is_empty() && !self.later.is_empty() {
                     self.open_wave();
                     continue;
@@ -100,7 +119,7 @@ impl Scheduler {
                     lanes.push(lane);
                 }
                 Err(request) => {
-                    let (turn, kind) = (self.ready.turn(step, rank), self.kind(rank));
+                    let (turn, kind) = (self.ready.turn(step, rank), self.kind(self.forest.with_rank(rank)));
                     self.waiting.entry((kind, request)).or_default().push(Reverse(turn));
                 }
             }
@@ -125,10 +144,25 @@ impl Scheduler {
         }
     }
 
+    /// Makes all entries ready that wait for a slot; once a call.
+    ///
+    /// Where children of one segment are in several groups, the first of each waits for itself, and what it has to
+    /// request changes when a child of another group begins. So a call must not be given up before all have been tried
+    /// again.
+    fn try_again(&mut self) -> bool {
+        if std::mem::replace(&mut self.tried_again, true) || self.waiting.is_empty() {
+            return false;
+        }
+        for Reverse(turn) in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.push(turn.step, turn.rank);
+        }
+        true
+    }
+
     /// Makes `rank` ready at `step`, now or when its wave is opened.
     fn push(&mut self, step: u32, rank: u32) {
         if rank < self.wave_end {
-            self.ready.push(self.kind(rank), step, rank, self.lanes(rank));
+            self.ready.push(self.entry(step, rank));
         } else {
             self.later.push((step, rank));
         }
@@ -138,32 +172,38 @@ impl Scheduler {
     ///
     /// If one row is left, it takes the first lane of one row, although lanes of two rows may come before it.
     fn pop(&mut self, first: Option<&Lane>, left: usize) -> Option<(u32, u32)> {
-        let kind = |lane: &Lane| self.kinds.as_ref().map_or(0, |kinds| kinds.of(lane.segment));
+        let short = !self.waiting.is_empty();
         let (kind, step) = match (first, self.rule.mixed_steps) {
-            (None, true) => self.ready.first_kind()?,
-            (None, false) => self.ready.first_alone()?,
-            (Some(lane), true) => (kind(lane), self.ready.first(kind(lane), left)?),
-            (Some(lane), false) => (kind(lane), Some(lane.step).filter(|&step| self.rows.at(step) <= left)?),
+            (None, true) => self.ready.first_kind(short)?,
+            (None, false) => self.ready.first_alone(short)?,
+            (Some(lane), true) => {
+                let kind = self.kind(lane.segment);
+                (kind, self.ready.first(kind, left, short)?)
+            }
+            (Some(lane), false) => {
+                (self.kind(lane.segment), Some(lane.step).filter(|&step| self.rows.at(step) <= left)?)
+            }
         };
-        let rank = self.ready.lowest(kind, step)?;
-        self.ready.pop(kind, step, self.lanes(rank));
+        let rank = self.ready.of(kind).lowest(step)?;
+        self.ready.pop(self.entry(step, rank));
         Some((step, rank))
     }
 
-    /// The kind of the segment of `rank`.
-    fn kind(&self, rank: u32) -> u32 {
-        self.kinds.as_ref().map_or(0, |kinds| kinds.of(self.forest.with_rank(rank)))
+    fn kind(&self, row: u32) -> u32 {
+        self.kinds.as_ref().map_or(0, |kinds| kinds.of(row))
     }
 
-    /// How many lanes of one step the entry of `rank` leads to: one for a segment that has begun; for the next child
-    /// that reads a value, one for it and for each of its siblings in this wave and group. Not counted for calls of
-    /// mixed steps and kinds.
-    fn lanes(&self, rank: u32) -> usize {
-        if self.rule.mixed_steps && self.kinds.is_none() {
-            return 1;
-        }
+    /// The entry of the segment of `rank`, which is ready at `step`.
+    fn entry(&self, step: u32, rank: u32) -> Entry {
         let row = self.forest.with_rank(rank);
-        if self.slot[row as usize].is_some() {
+        let begun = self.slot[row as usize].is_some();
+        Entry { kind: self.kind(row), step, rank, lanes: if begun { 1 } else { self.lanes(row) }, begun }
+    }
+
+    /// How many lanes of one step the entry of a segment that has not begun leads to: one for it and for each of its
+    /// siblings in this wave and group. Not counted if nothing depends on it.
+    fn lanes(&self, row: u32) -> usize {
+        if self.rule.mixed_steps && self.kinds.is_none() {
             return 1;
         }
         self.forest.group(row).partition_point(|&sibling| self.forest.rank(sibling) < self.wave_end)
@@ -192,9 +232,9 @@ impl Scheduler {
     }
 
     /// A slot for a request. If there is one, the next entry with the same request is ready too.
-    fn take(&mut self, kind: u32, request: Request) -> Result<u32, Request> {
+    fn take(&mut self, row: u32, request: Request) -> Result<u32, Request> {
         let slot = self.slots.take(request).ok_or(request)?;
-        if let Some(Reverse(turn)) = self.waiting.get_mut(&(kind, request)).and_then(BinaryHeap::pop) {
+        if let Some(Reverse(turn)) = self.waiting.get_mut(&(self.kind(row), request)).and_then(BinaryHeap::pop) {
             self.push(turn.step, turn.rank);
         }
         Ok(slot)
@@ -209,10 +249,7 @@ impl Scheduler {
             None => {
                 let (source, target) = match parent {
                     None => {
-                        let slot = self.take(
-                            self.kind(self.forest.rank(row)),
-                            Request { extra: self.forest.need(row) - 1, reading: None },
-                        )?;
+                        let slot = self.take(row, Request { extra: self.forest.need(row) - 1, reading: None })?;
                         (slot, slot)
                     }
                     Some(parent) => self.fork(parent, row)?,
@@ -234,20 +271,17 @@ impl Scheduler {
     fn fork(&mut self, parent: u32, row: u32) -> Result<(u32, u32), Request> {
         // A parent has begun before its children are ready. If it had not, the checker would report the wrong slot.
         let source = self.slot[parent as usize].unwrap_or_default();
-        let remaining = &self.forest.children(parent)[self.begun[parent as usize] as usize..];
-        let later = &remaining[1..];
-        let is_last = later.is_empty();
+        let is_last = self.begun[parent as usize] as usize + 1 == self.forest.children(parent).len();
         if is_last && !self.is_read[parent as usize] {
             // The last child, and no other lane reads the parent in this call: it reuses the parent's slot. The extra
             // of a single child is that of its parent, so the state remains safe.
             return Ok((source, source));
         }
-        let after = (!is_last).then(|| self.forest.extra(later));
-        let reading = Reading { before: self.forest.extra(remaining), after };
-        let target = self.take(
-            self.kind(self.forest.rank(row)),
-            Request { extra: self.forest.need(row) - 1, reading: Some(reading) },
-        )?;
+        let is_left = |child: u32| self.slot[child as usize].is_none();
+        let before = self.forest.extra(parent, is_left);
+        let after = (!is_last).then(|| self.forest.extra(parent, |child| child != row && is_left(child)));
+        let target =
+            self.take(row, Request { extra: self.forest.need(row) - 1, reading: Some(Reading { before, after }) })?;
         self.is_read[parent as usize] = true;
         if is_last {
             self.slots.free(source);
@@ -268,6 +302,14 @@ impl Scheduler {
     /// Makes ready, for the next call, what can run after `lane`.
     fn follow(&mut self, lane: &Lane) {
         let segment = &self.plan.segments()[lane.segment as usize];
+        if let Some(kinds) = &self.kinds {
+            let kind = kinds.of(lane.segment);
+            self.ready.of_mut(kind).done(self.rows.at(lane.step));
+            if lane.step + 1 == segment.end_step {
+                let others = self.forest.children(lane.segment).iter().map(|&child| kinds.of(child));
+                others.filter(|&other| other != kind).for_each(|other| self.ready.of_mut(other).arrive(lane.step + 1));
+            }
+        }
         if let Some(parent) = segment.parent.filter(|_| lane.begins) {
             self.is_read[parent as usize] = false;
         }
@@ -275,9 +317,10 @@ impl Scheduler {
         if next < segment.end_step {
             self.push(next, self.forest.rank(lane.segment));
         } else {
-            let forest = Arc::clone(&self.forest);
-            for child in forest.groups(forest.children(lane.segment)) {
-                self.push(next, forest.rank(child));
+            let mut next_group = 0;
+            while let Some(&child) = self.forest.children(lane.segment).get(next_group) {
+                next_group += self.forest.group(child).len();
+                self.push(next, self.forest.rank(child));
             }
         }
     }

@@ -74,13 +74,14 @@ impl<'a> Checker<'a> {
             let why = format!("runs step {} in a call of step {}", lanes[at].step, lanes[0].step);
             return Err(Error::BadLane { call: self.call, lane: at, why });
         }
-        let kind = |lane: &Lane| {
-            self.kinds.filter(|_| (lane.segment as usize) < self.segments.len()).map(|kinds| kinds.of(lane.segment))
-        };
-        // A segment that does not exist is found below.
-        if let Some(at) = lanes.iter().position(|lane| kind(lane) != kind(&lanes[0])) {
-            let why = format!("is of kind {:?} in a call of kind {:?}", kind(&lanes[at]), kind(&lanes[0]));
-            return Err(Error::BadLane { call: self.call, lane: at, why });
+        if let Some(kinds) = self.kinds.map(Kinds::given) {
+            // A segment that does not exist is found below.
+            let kind = |lane: &Lane| kinds.get(lane.segment as usize);
+            let mut known = lanes.iter().enumerate().filter_map(|(at, lane)| Some((at, kind(lane)?, kind(&lanes[0])?)));
+            if let Some((at, kind, first)) = known.find(|(_, kind, first)| kind != first) {
+                let why = format!("is of kind {kind} in a call of kind {first}");
+                return Err(Error::BadLane { call: self.call, lane: at, why });
+            }
         }
         // All lanes read before any writes.
         self.each(lanes, Checker::read)?;
