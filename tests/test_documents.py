@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from hsd.models.registry import BUILT_IN, adapter_named
 
 ROOT = Path(__file__).resolve().parents[1]
 # Paths in the documents are relative to one of these.
@@ -63,3 +66,16 @@ def test_every_link_leads_somewhere(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
+
+
+def test_recipes_name_every_family():
+    """docs/recipes.md has a row for each pipeline, with the dtype and the default guidance that its adapter has."""
+    rows = dict(re.findall(r"^\| (\w+Pipeline) \| (.*) \|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE))
+    unclip = {"StableUnCLIPPipeline", "UnCLIPPipeline"}  # older models of the same kind as Kandinsky
+    assert set(rows) == {name for name in BUILT_IN if name not in unclip and "ControlNet" not in name}
+    for name, row in rows.items():
+        adapter = adapter_named(name)
+        defaults = {field.name: field.default for field in dataclasses.fields(adapter)}
+        assert row.split(" | ")[0] == str(adapter.half_dtype).removeprefix("torch."), name
+        for setting, value in re.findall(r"`(guidance_scale|true_cfg_scale)` (\d[\d.]*)", row):
+            assert float(value) == defaults[setting], (name, setting)

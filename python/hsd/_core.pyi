@@ -278,6 +278,7 @@ class Plan:
         *,
         mixed_steps: bool = True,
         rows: NDArray[np.int64] | None = None,
+        kinds: NDArray[np.int64] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. See :class:`Program`.
@@ -287,12 +288,16 @@ class Plan:
         where the next lane by order has two, the next lane of one row takes it. Default: every lane is one row, and a
         call has ``batch_size`` of them.
 
+        ``kinds`` (segments,) gives the kind of each of :attr:`segments`, a number >= 0; a segment and its parent may
+        differ. Then all lanes of a call are of one kind. Default: any lanes may be in one call.
+
         ``mixed_steps=False``: all lanes of a call are at one step. Without ``max_slots`` both orders then meet
         :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K latents alive for each lane of a call.
 
         ``breadth`` runs depth first if that makes fewer calls in ``max_slots`` slots. ``progress`` and Ctrl-C
         are as in :meth:`Tree.build`. Raises ``ValueError`` for a batch size < 1, for a ``max_slots`` below the
-        smallest number that suffices (the message gives it), and for ``rows`` that are not K values of 1 or 2.
+        smallest number that suffices (the message gives it), and for ``rows`` that are not K values of 1 or 2, or
+        ``kinds`` that are not one number >= 0 for each segment.
         """
     def check_program(
         self,
@@ -304,11 +309,22 @@ class Plan:
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         """Raises what :meth:`program` would raise for these arguments, without lowering the plan."""
-    def lower_bound(self, batch_size: int, *, mixed_steps: bool = True, rows: NDArray[np.int64] | None = None) -> int:
+    def lower_bound(
+        self,
+        batch_size: int,
+        *,
+        mixed_steps: bool = True,
+        rows: NDArray[np.int64] | None = None,
+        kinds: NDArray[np.int64] | None = None,
+    ) -> int:
         """Max over k of k + ceil(rows at steps >= k / rows of a call): no program has fewer calls.
 
         Without mixed steps, the sum over k of ceil(node-steps at step k / lanes of a call at step k): no call has lanes
         of two steps. Without ``rows`` a lane is one row, and a call has ``batch_size``.
+
+        With ``kinds`` no call has lanes of two kinds: without mixed steps the sum is over steps and kinds. With mixed
+        steps it is the sum over kinds of max over d of d + ceil(rows after d node-steps of the kind / rows of a call),
+        or max over k of k + the sum over kinds of ceil(rows at steps >= k / rows of a call), if that is more.
         """
     def least_slots(self) -> int:
         """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
@@ -377,6 +393,9 @@ class Program:
     @property
     def rows(self) -> NDArray[np.int64] | None:
         """(K,) rows of the network that a lane has at each step, as given; None: one at all steps."""
+    @property
+    def kinds(self) -> NDArray[np.int64] | None:
+        """(segments,) kind of each segment, as given; None: lanes of one call may be of any segments."""
     @property
     def rows_per_call(self) -> NDArray[np.int64]:
         """(n_calls,) filled rows of each call. Computed at every access."""

@@ -34,6 +34,8 @@ from ..planning.prompts import make_seeds
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Executor
 from ..replay.graphs import can_capture
+from ..replay.lengths import kinds_of
+from ..replay.lowering import program_of
 from ..sampler import SamplerTable
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
@@ -170,6 +172,7 @@ class _Bench:
                 free_bytes=free_memory(self.device),
                 mixed_steps=self.adapter.mixed_timesteps,
                 rows=self.adapter.rows_by_step(plan.n_steps),
+                kinds=kinds_of(plan, self.conditioning, self.adapter),
                 padded=base.cuda_graphs,
                 captured=base.cuda_graphs,
             )
@@ -305,8 +308,7 @@ class _Bench:
         )
 
     def _program(self, plan: Plan, batch_size: int) -> Program:
-        rows = self.adapter.rows_by_step(plan.n_steps)
-        return plan.program(batch_size, "depth", mixed_steps=self.adapter.mixed_timesteps, rows=rows)
+        return program_of(plan, self.adapter, self.conditioning, batch_size)
 
     def images(self, part: Plan, batch_size: int, setting: Setting) -> EndToEnd:
         """Generate images with HSD; they are decoded, not stored."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..errors import FailedImages, Notice
 from ..models import Adapter, load, variants_of
@@ -27,6 +28,7 @@ from ..planning.catch_up import catch_up_weights
 from ..planning.plan import Plan, check_is_plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
+from ..replay.lowering import program_of
 from ..sampler import SamplerTable
 from ..tuning.batching import automatic, curve_of
 from ..tuning.curve import Curve
@@ -192,6 +194,8 @@ class Session:
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
+        self.program: Program | None = None
+        """Of the latest pass."""
         for first, *_ in self.passes:
             refuse_step_caches(self.variants[first])
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
@@ -323,13 +327,8 @@ class Session:
         if options.batch_size == "auto":
             self._tell("measure", 0.0)
             self.batch_size = self._clocked("measure", lambda: self._measured(plan, v, conditioning, sampler))
-        program = plan.program(
-            self.batch_size,
-            options.order,
-            options.max_slots,
-            mixed_steps=variant.mixed_timesteps,
-            rows=variant.rows_by_step(plan.n_steps),
-        )
+        program = program_of(plan, variant, conditioning, self.batch_size, options.order, options.max_slots)
+        self.program = program
         _LOG.debug("%d calls of %d, %d slots", program.n_calls, self.batch_size, program.n_slots)
         alive = None if self._watch is None else alive_after(plan, program)
         self._tell("denoise", share[0])

@@ -25,6 +25,7 @@ from ..conditioning.rows import Conditioning, Field, Rows
 from ..planning.build import plan_of
 from ..replay.denoiser import Denoiser, Prior
 from ..replay.executor import Executor
+from ..replay.lowering import program_of
 from ..work.faults import first_line
 from .base import Adapter
 from .capture_rules import Finding, Watch, place, place_of, random_states, same_states, set_random_states
@@ -105,7 +106,7 @@ def lint(
         conditioning = encode([real], np.zeros(len(prompts), np.int64), prompts, seeds)
     sampler = real.sampler(real.steps if isinstance(real, Prior) else steps)
     plan = plan_of(conditioning.vectors, list(prompts), seeds, _SHARES, sampler.n_steps)
-    program = plan.program(len(prompts), mixed_steps=real.mixed_timesteps, rows=real.rows_by_step(sampler.n_steps))
+    program = program_of(plan, real, conditioning, len(prompts))
     gamma = real.default_catch_up if catch_up is None else catch_up
     rows = conditioning if dtype is None else _in_dtype(conditioning, dtype)
 

@@ -21,6 +21,7 @@ from ..planning.build import plan_of
 from ..planning.plan import Plan
 from ..replay.denoiser import Batch, Denoiser, Prior
 from ..replay.executor import Executor
+from ..replay.lowering import program_of
 from ..work.faults import device_errors
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
@@ -320,7 +321,7 @@ def _run_prior(
         return embeds, tables.vectors, tables.failed
     conditioning = tables.conditioning()
     plan = plan_of(conditioning.vectors, prompts, seeds, prior.tau, sampler.n_steps, rounding_of(conditioning))
-    program = plan.program(prior.encode_batch, mixed_steps=prior.mixed_timesteps)
+    program = program_of(plan, prior, conditioning, prior.encode_batch)
     executor = Executor(plan, program, prior, conditioning, sampler, cuda_graphs=options["cuda_graphs"])
     run, done = progress.part(0.3, 1.0), 0
     for lanes, finished in executor.run():

@@ -232,6 +232,7 @@ class Plan:
         *,
         mixed_steps: bool = True,
         rows: NDArray[np.integer] | Sequence[int] | None = None,
+        kinds: NDArray[np.integer] | Sequence[int] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
@@ -242,9 +243,18 @@ class Plan:
         ``rows`` (K,) says how many rows of the network a lane has at each step, where that differs: 2 if it is guided,
         else 1 (:meth:`hsd.models.Adapter.rows_by_step`). Then calls have ``2 batch_size`` rows: ``batch_size`` lanes at
         guided steps, up to twice as many at others, and both may be mixed.
+
+        ``kinds`` (segments,) numbers the segments by what has to be equal in a call, such as the length of their
+        prompts: all lanes of a call are then of one kind. A segment may have another kind than its parent.
         """
         return self._core.program(
-            batch_size, order, max_slots, mixed_steps=mixed_steps, rows=_array(rows), progress=progress
+            batch_size,
+            order,
+            max_slots,
+            mixed_steps=mixed_steps,
+            rows=_array(rows),
+            kinds=_array(kinds),
+            progress=progress,
         )
 
     def check_program(
@@ -265,9 +275,10 @@ class Plan:
         *,
         mixed_steps: bool = True,
         rows: NDArray[np.integer] | Sequence[int] | None = None,
+        kinds: NDArray[np.integer] | Sequence[int] | None = None,
     ) -> int:
         """No :meth:`program` with these arguments has fewer calls."""
-        return self._core.lower_bound(batch_size, mixed_steps=mixed_steps, rows=_array(rows))
+        return self._core.lower_bound(batch_size, mixed_steps=mixed_steps, rows=_array(rows), kinds=_array(kinds))
 
     def cost(
         self,

@@ -93,8 +93,8 @@ def watch(plan: Plan, adapter: Adapter, *, batch_size: int) -> Trace:
     plan = session.plan  # prompts of equal conditioning were set apart
 
     # Lanes are evaluated in the order of the program, also if a call is evaluated in several parts.
-    rows = adapter.rows_by_step(plan.n_steps)
-    calls = plan.program(batch_size, "depth", mixed_steps=adapter.mixed_timesteps, rows=rows).calls
+    assert session.program is not None
+    calls = session.program.calls
     lanes = calls[calls["segment"] >= 0]
     assert np.array_equal(torch.cat(steps).numpy(), lanes["step"]), "the recorded lanes are not the program's"
     row = {(int(lane["segment"]), int(lane["step"])): i for i, lane in enumerate(lanes)}

@@ -25,6 +25,7 @@ from ..replay.buffers import rounded_up
 from ..replay.catch_up import caught_up_fields
 from ..replay.denoiser import Denoiser
 from ..replay.graphs import can_capture
+from ..replay.lengths import kinds_of
 from ..sampler import SamplerTable
 from ..work.memory import memory_budget
 from .curve import MEMORY_SHARE, MOST, CudaMemory, Curve, measure, time_to_take
@@ -148,6 +149,7 @@ def automatic(
         free_bytes=free_memory(device),
         mixed_steps=denoiser.mixed_timesteps,
         rows=denoiser.rows_by_step(plan.n_steps),
+        kinds=kinds_of(plan, conditioning, denoiser),
         padded=cuda_graphs or compile,
         captured=cuda_graphs,
     )
@@ -163,6 +165,7 @@ def choose(
     free_bytes: int | None = None,
     mixed_steps: bool = True,
     rows: NDArray[np.int64] | None = None,
+    kinds: NDArray[np.int64] | None = None,
     padded: bool = False,
     captured: bool = False,
     sizes: Iterable[int] | None = None,
@@ -177,7 +180,7 @@ def choose(
         From :func:`measure`.
     order
         The order of the calls. Default: the faster of both, if its slots fit.
-    max_slots, mixed_steps, rows
+    max_slots, mixed_steps, rows, kinds
         As for :meth:`Plan.program`. With ``rows``, a call of n rows takes as long as one of n / 2 lanes of two rows,
         which is what was measured.
     slot_bytes
@@ -211,7 +214,7 @@ def choose(
     orders: tuple[Order, ...] = get_args(Order) if order is None else (order,)
     for name in orders:
         plan.check_program(wanted[0], name, max_slots, mixed_steps=mixed_steps, rows=rows)
-    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, rows, padded, captured)
+    lower = _Lowering(plan, curve, max_slots, slot_bytes, free_bytes, mixed_steps, rows, kinds, padded, captured)
     large, huge = plan.node_steps > _LOWERED_AT_ONCE, plan.node_steps > _LOWERED
     if huge and order is None:
         orders = ("depth",)  # an estimate cannot tell the orders apart, and breadth first keeps all prompts alive
@@ -249,6 +252,7 @@ class _Lowering:
     free_bytes: int | None
     mixed_steps: bool
     rows: NDArray[np.int64] | None
+    kinds: NDArray[np.int64] | None
     padded: bool
     captured: bool
 
@@ -264,7 +268,7 @@ class _Lowering:
 
     def guess(self, size: int, order: Order, huge: bool) -> Candidate:
         """Without lowering the plan: a lower bound of the seconds, or for huge plans an estimate."""
-        calls = self.plan.lower_bound(size, mixed_steps=self.mixed_steps, rows=self.rows)
+        calls = self.plan.lower_bound(size, mixed_steps=self.mixed_steps, rows=self.rows, kinds=self.kinds)
         seconds = self._estimate(size, calls) if huge else self._bound(size)
         return Candidate(size, order, seconds, calls, None, "not lowered")
 
@@ -278,7 +282,7 @@ class _Lowering:
 
     def _estimate(self, size: int, calls: int) -> float:
         """Seconds if calls meet their lower bound (both orders are within a few percent of it), all equally full."""
-        if self.mixed_steps:
+        if self.mixed_steps or self.kinds is not None:
             return calls * self.curve.seconds(self._lanes / calls)
         rows = self.plan.counts() * (1 if self.rows is None else self.rows)
         full, rest = np.divmod(rows, size * self._full)  # exact: calls of one step meet the bound
@@ -304,4 +308,6 @@ class _Lowering:
         return Candidate(size, order, seconds, program.n_calls, program.n_slots, "fits" if fits else "too large")
 
     def _program(self, size: int, order: Order) -> Program:
-        return self.plan.program(size, order, self.max_slots, mixed_steps=self.mixed_steps, rows=self.rows)
+        return self.plan.program(
+            size, order, self.max_slots, mixed_steps=self.mixed_steps, rows=self.rows, kinds=self.kinds
+        )

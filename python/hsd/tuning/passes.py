@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..conditioning.rows import Conditioning
 from ..models import Adapter, load, variants_of
+from ..models.encode import is_remembered, recall
 from ..names import Order
 from ..planning.plan import Plan
 from ..planning.summary import Summary
 from ..replay.catch_up import catch_up_of
+from ..replay.lowering import program_of
 from . import speeds
 
 
@@ -45,17 +48,17 @@ def cost(
         A loaded model, or anything that :func:`hsd.load` takes. Its time is estimated if a run has measured its speed.
     batch_size, order, max_slots
         As :func:`hsd.generate` takes them. None: the batch size is not known yet, and calls and slots are left out.
+        They are also left out for a model whose calls hold texts of one length, if it has not encoded the prompts.
     """
     adapter = load(model)
     variants = variants_of(adapter, plan.settings)
     programs, rows, standard = [], 0, 0
+    conditioning = _remembered(plan, adapter) if any(variant.one_length for variant in variants) else None
+    known = conditioning is not None
     for v, part in plans_of(plan, passes_of(variants)):
         variant = variants[v]
-        varying = variant.rows_by_step(part.n_steps)
-        if batch_size is not None:
-            programs.append(
-                part.program(batch_size, order, max_slots, mixed_steps=variant.mixed_timesteps, rows=varying)
-            )
+        if batch_size is not None and (known or not variant.one_length):
+            programs.append(program_of(part, variant, conditioning, batch_size, order, max_slots))
         rows += rows_of(part, variant)
         standard += part.standard_node_steps * (2 if variant.guided else 1)
     speed = speeds.recall(adapter)
@@ -66,6 +69,11 @@ def cost(
         catch_up_of(plan, adapter),
         None if speed is None else speed.image,
     )
+
+
+def _remembered(plan: Plan, adapter: Adapter) -> Conditioning | None:
+    """What the plan was compiled with, if this model encoded it."""
+    return recall(plan, adapter.encoding_key()) if is_remembered(plan) else None
 
 
 def rows_of(plan: Plan, adapter: Adapter) -> int:

@@ -10,7 +10,9 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion};
 use hsd_core::cluster::build_tree;
 use hsd_core::plan::file::PlanFile;
 use hsd_core::plan::schedule;
-use hsd_core::{Embeddings, Linkage, Method, Metric, Order, Plan, Program, Progress, Resources, Schedule, Tree};
+use hsd_core::{
+    Embeddings, Linkage, Method, Metric, Order, PerLane, Plan, Program, Progress, Resources, Schedule, Tree,
+};
 use ndarray::Array2;
 
 /// A small generator written here (SplitMix64), so that the numbers never change.
@@ -119,8 +121,9 @@ fn plans(c: &mut Criterion) {
         for max_slots in [None, Some(128)] {
             for mixed_steps in [true, false] {
                 let watch = &mut Progress::unwatched();
-                let mut compile =
-                    || Program::compile(Arc::clone(&plan), 32, order, max_slots, mixed_steps, None, watch);
+                let mut compile = || {
+                    Program::compile(Arc::clone(&plan), 32, order, max_slots, mixed_steps, PerLane::default(), watch)
+                };
                 let slots = max_slots.map_or("any slots".to_owned(), |n| format!("{n} slots"));
                 let suffix = if mixed_steps { "" } else { ", one step a call" };
                 assert!(compile().is_ok());
@@ -128,7 +131,15 @@ fn plans(c: &mut Criterion) {
             }
         }
     }
-    let program = Program::compile(Arc::clone(&plan), 32, Order::Depth, None, true, None, &mut Progress::unwatched());
+    let program = Program::compile(
+        Arc::clone(&plan),
+        32,
+        Order::Depth,
+        None,
+        true,
+        PerLane::default(),
+        &mut Progress::unwatched(),
+    );
     let program = program.expect("sound parameters");
     let lanes = || {
         let mut calls = program.calls();

@@ -217,6 +217,14 @@ pub enum Error {
         /// Its rows.
         value: i64,
     },
+    /// A kind of a segment that is negative.
+    #[error("kinds is {value} at segment {segment}; kinds are numbers >= 0, one for each segment")]
+    BadKind {
+        /// The segment.
+        segment: usize,
+        /// Its kind.
+        value: i64,
+    },
     /// A buffer in which the plan cannot run.
     #[error("max_slots is {max_slots}, but this plan needs at least {least}; raise it to {least} or more")]
     TooFewSlots {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::plan;
 use hsd_core::program::forest::least_slots;
 use hsd_core::program::validate::Checker;
-use hsd_core::{Error, Lane, Order, Plan, Program, Progress, Result, Rows, Segment, Tree};
+use hsd_core::{Error, Lane, Order, PerLane, Plan, Program, Progress, Result, Rows, Segment, Tree};
 use proptest::prelude::*;
 
 fn order() -> impl Strategy<Value = Order> {
@@ -44,7 +44,15 @@ fn compile(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>) -> Result<Pro
 
 fn compile_rows(plan: &Arc<Plan>, shape: Shape, max_slots: Option<i64>, rows: Option<&[i64]>) -> Result<Program> {
     let Shape { batch_size, order, mixed_steps } = shape;
-    Program::compile(Arc::clone(plan), batch_size, order, max_slots, mixed_steps, rows, &mut Progress::unwatched())
+    Program::compile(
+        Arc::clone(plan),
+        batch_size,
+        order,
+        max_slots,
+        mixed_steps,
+        PerLane { rows, kinds: None },
+        &mut Progress::unwatched(),
+    )
 }
 
 /// A plan, and one or two rows for each of its steps.
@@ -58,7 +66,7 @@ fn plan_and_rows(most: usize) -> impl Strategy<Value = (Arc<Plan>, Vec<i64>)> {
 /// Whether `calls` run `plan` in `n_slots` slots; at one step each, unless steps may be mixed.
 fn is_sound(plan: &Plan, batch_size: usize, mixed_steps: bool, n_slots: usize, calls: &[Vec<Lane>]) -> bool {
     let rows = Rows::new(plan.n_steps(), batch_size as i64, None).unwrap();
-    let mut checker = Checker::new(plan, &rows, mixed_steps);
+    let mut checker = Checker::new(plan, &rows, None, mixed_steps);
     calls.iter().all(|lanes| checker.check(lanes).is_ok()) && checker.finish() == Ok(n_slots)
 }
 
@@ -198,7 +206,7 @@ proptest! {
         let fewer = Rows::new(plan.n_steps(), capacity / 2 - 1, Some(&rows));
         let full = calls.iter().any(|lanes| lanes.iter().map(of_lane).sum::<i64>() > capacity - 2);
         if let Ok(fewer) = fewer {
-            let mut checker = Checker::new(&plan, &fewer, shape.mixed_steps);
+            let mut checker = Checker::new(&plan, &fewer, None, shape.mixed_steps);
             prop_assert_eq!(calls.iter().all(|lanes| checker.check(lanes).is_ok()), !full);
         }
     }

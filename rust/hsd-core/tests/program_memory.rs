@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Arc;
 
-use hsd_core::{Order, Plan, Program, Progress, Tree};
+use hsd_core::{Order, PerLane, Plan, Program, Progress, Tree};
 
 struct Counting;
 
@@ -56,7 +56,8 @@ fn programs_take_no_memory_for_steps() {
             let plan = plan(1 << 10, n_steps);
             assert!(plan.node_steps() > 800 * n_steps / 3);
             let watch = &mut Progress::unwatched();
-            let compile = || Program::compile(Arc::clone(&plan), 4, order, None, mixed_steps, None, watch);
+            let compile =
+                || Program::compile(Arc::clone(&plan), 4, order, None, mixed_steps, PerLane::default(), watch);
             let (compiling, program) = peak(compile);
             let mut calls = program.unwrap().calls();
             let (replaying, ()) = peak(|| while calls.next_call().is_some() {});

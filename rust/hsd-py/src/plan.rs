@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use hsd_core::plan::file::{self, PlanFile};
+use hsd_core::program::bound::lower_bound;
 use hsd_core::program::forest::least_slots;
-use hsd_core::{Order, Progress};
+use hsd_core::{Kinds, Order, PerLane, Progress, Rows};
 use numpy::{PyArray1, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -45,9 +46,9 @@ const FIELDS: [(&str, &str); 6] = [
     ("representative", "i4"),
 ];
 
-/// The argument `rows`.
-fn of_steps(rows: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<i64>>> {
-    rows.map(|rows| vector("rows", rows)).transpose()
+/// The argument `rows` or `kinds`.
+fn optional(what: &str, numbers: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<i64>>> {
+    numbers.map(|numbers| vector(what, numbers)).transpose()
 }
 
 #[pymethods]
@@ -127,7 +128,10 @@ impl Plan {
         Ok(units.into_iter().map(Plan::from).collect())
     }
 
-    #[pyo3(signature = (batch_size, order = "depth", max_slots = None, *, mixed_steps = true, rows = None, progress = None))]
+    #[pyo3(signature = (
+        batch_size, order = "depth", max_slots = None, *, mixed_steps = true, rows = None, kinds = None, progress = None
+    ))]
+    #[allow(clippy::too_many_arguments)] // They are Python's keyword arguments.
     fn program(
         slf: Bound<'_, Self>,
         batch_size: i64,
@@ -135,13 +139,15 @@ impl Plan {
         max_slots: Option<i64>,
         mixed_steps: bool,
         rows: Option<&Bound<'_, PyAny>>,
+        kinds: Option<&Bound<'_, PyAny>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Program> {
-        let rows = of_steps(rows)?;
+        let (rows, kinds) = (optional("rows", rows)?, optional("kinds", kinds)?);
         let order: Order = order.parse().map_err(raise)?;
         let plan = Arc::clone(&slf.get().inner);
         let compile = |progress: &mut Progress<'_>| {
-            hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, rows.as_deref(), progress)
+            let per_lane = PerLane { rows: rows.as_deref(), kinds: kinds.as_deref() };
+            hsd_core::Program::compile(plan, batch_size, order, max_slots, mixed_steps, per_lane, progress)
         };
         let program = watched(slf.py(), progress.as_ref(), compile)?;
         Ok(Program::new(program, slf.into_any().unbind()))
@@ -158,14 +164,23 @@ impl Plan {
         rows: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         order.parse::<Order>().map_err(raise)?;
-        hsd_core::Program::check(&self.inner, batch_size, max_slots, of_steps(rows)?.as_deref()).map_err(raise)?;
+        hsd_core::Program::check(&self.inner, batch_size, max_slots, optional("rows", rows)?.as_deref())
+            .map_err(raise)?;
         Ok(())
     }
 
-    #[pyo3(signature = (batch_size, *, mixed_steps = true, rows = None))]
-    fn lower_bound(&self, batch_size: i64, mixed_steps: bool, rows: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
-        let rows = hsd_core::Rows::new(self.inner.n_steps(), batch_size, of_steps(rows)?.as_deref()).map_err(raise)?;
-        Ok(rows.lower_bound(&self.inner.counts(), mixed_steps))
+    #[pyo3(signature = (batch_size, *, mixed_steps = true, rows = None, kinds = None))]
+    fn lower_bound(
+        &self,
+        batch_size: i64,
+        mixed_steps: bool,
+        rows: Option<&Bound<'_, PyAny>>,
+        kinds: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let (rows, kinds) = (optional("rows", rows)?, optional("kinds", kinds)?);
+        let rows = Rows::new(self.inner.n_steps(), batch_size, rows.as_deref()).map_err(raise)?;
+        let kinds = kinds.map(|kinds| Kinds::new(self.inner.segments().len(), &kinds)).transpose().map_err(raise)?;
+        Ok(lower_bound(&self.inner, &rows, kinds.as_ref(), mixed_steps))
     }
 
     fn least_slots(&self) -> usize {

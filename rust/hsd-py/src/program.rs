@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hsd_core::Progress;
-use numpy::PyArray1;
+use numpy::{PyArray1, ToPyArray};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyTuple};
@@ -141,6 +141,11 @@ impl Program {
     }
 
     #[getter]
+    fn kinds<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i64>>> {
+        self.inner.kinds().map(|kinds| kinds.given().to_pyarray(py))
+    }
+
+    #[getter]
     fn n_rows(&self) -> usize {
         self.inner.n_rows()
     }
@@ -202,6 +207,9 @@ impl Program {
         let keywords = [("mixed_steps", self.inner.mixed_steps())].into_py_dict(py)?;
         if let Some(rows) = self.rows(py) {
             keywords.set_item("rows", rows)?;
+        }
+        if let Some(kinds) = self.kinds(py) {
+            keywords.set_item("kinds", kinds)?;
         }
         rebuild(py, arguments, Some(&keywords), self.plan.bind(py))
     }

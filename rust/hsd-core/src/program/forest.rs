@@ -1,16 +1,20 @@
 //! The segments of a plan as trees, one for each segment of step 0: the scheduler reads here which segments fork from
 //! one, how many slots these need, and which of two equal ones comes first.
 
+use super::kinds::Kinds;
 use crate::plan::segment::Segment;
 
 /// What the scheduler has to know of a plan's segments.
 #[derive(Debug, PartialEq)]
 pub struct Forest {
-    /// Roots, in leaf order.
-    roots: Vec<u32>,
-    /// Children of segment `s` are `children[starts[s]..starts[s + 1]]`, ascending by need.
+    /// Children of segment `s` are `children[starts[s]..starts[s + 1]]`. The last entry of `starts` but one is of the
+    /// roots.
     children: Vec<u32>,
     starts: Vec<u32>,
+    /// Position of each segment in `children`.
+    place: Vec<u32>,
+    /// Number of siblings of a segment's group from it on, itself included.
+    left: Vec<u32>,
     need: Vec<u32>,
     rank: Vec<u32>,
     by_rank: Vec<u32>,
@@ -18,39 +22,48 @@ pub struct Forest {
 
 impl Forest {
     /// Of a plan's segments, parents before children.
-    pub fn new(segments: &[Segment]) -> Self {
+    ///
+    /// Roots are in leaf order and children ascend by need. With `kinds` and without a limit of slots, both are sorted
+    /// by kind first.
+    pub fn new(segments: &[Segment], kinds: Option<&Kinds>, limited: bool) -> Self {
+        let n = segments.len();
         let need = needs(segments);
-        let mut starts = vec![0u32; segments.len() + 1];
-        for parent in segments.iter().filter_map(|segment| segment.parent) {
-            starts[parent as usize + 1] += 1;
+        let family = |segment: &Segment| segment.parent.map_or(n, |parent| parent as usize);
+        let mut starts = vec![0u32; n + 2];
+        for segment in segments {
+            starts[family(segment) + 1] += 1;
         }
-        for row in 0..segments.len() {
+        for row in 0..=n {
             starts[row + 1] += starts[row];
         }
         let mut next = starts.clone();
-        let mut children = vec![0u32; starts[segments.len()] as usize];
-        let mut roots = Vec::new();
+        let mut children = vec![0u32; n];
         for (row, segment) in segments.iter().enumerate() {
-            match segment.parent {
-                None => roots.push(row as u32),
-                Some(parent) => {
-                    children[next[parent as usize] as usize] = row as u32;
-                    next[parent as usize] += 1;
-                }
+            let next = &mut next[family(segment)];
+            children[*next as usize] = row as u32;
+            *next += 1;
+        }
+        let kind = |row: u32| kinds.filter(|_| !limited).map_or(0, |kinds| kinds.of(row));
+        let mut left = vec![1; n];
+        for row in 0..=n {
+            let siblings = &mut children[starts[row] as usize..starts[row + 1] as usize];
+            let need = |child: u32| if row < n { need[child as usize] } else { 0 };
+            siblings.sort_by_key(|&child| (kind(child), need(child)));
+            for at in (1..siblings.len()).rev().filter(|&at| kind(siblings[at - 1]) == kind(siblings[at])) {
+                left[siblings[at - 1] as usize] += left[siblings[at] as usize];
             }
         }
-        for row in 0..segments.len() {
-            children[starts[row] as usize..starts[row + 1] as usize].sort_by_key(|&child| need[child as usize]);
-        }
-        let mut forest = Forest { roots, children, starts, need, rank: vec![0; segments.len()], by_rank: Vec::new() };
+        let mut place = vec![0; n];
+        children.iter().enumerate().for_each(|(at, &child)| place[child as usize] = at as u32);
+        let mut forest = Forest { children, starts, place, left, need, rank: vec![0; n], by_rank: Vec::new() };
         forest.number();
         forest
     }
 
-    /// Ranks in depth-first order, children by ascending need. With calls of one lane, this order needs the fewest
-    /// slots.
+    /// Ranks in depth-first order, children in their order. With calls of one lane and children by ascending need, this
+    /// order needs the fewest slots.
     fn number(&mut self) {
-        let mut stack: Vec<u32> = self.roots.iter().rev().copied().collect();
+        let mut stack: Vec<u32> = self.roots().iter().rev().copied().collect();
         while let Some(row) = stack.pop() {
             self.rank[row as usize] = self.by_rank.len() as u32;
             self.by_rank.push(row);
@@ -60,12 +73,28 @@ impl Forest {
 
     /// The segments of step 0.
     pub fn roots(&self) -> &[u32] {
-        &self.roots
+        self.children(self.rank.len() as u32)
     }
 
-    /// The segments that fork from `row`, ascending by need.
+    /// The segments that fork from `row`.
     pub fn children(&self, row: u32) -> &[u32] {
         &self.children[self.starts[row as usize] as usize..self.starts[row as usize + 1] as usize]
+    }
+
+    /// The first of each group of these siblings. The members of a group begin one after the other.
+    pub fn groups<'a>(&'a self, siblings: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let first = *siblings.get(at)?;
+            at += self.left[first as usize] as usize;
+            Some(first)
+        })
+    }
+
+    /// The siblings of a segment's group from it on.
+    pub fn group(&self, row: u32) -> &[u32] {
+        let begin = self.place[row as usize] as usize;
+        &self.children[begin..begin + self.left[row as usize] as usize]
     }
 
     /// Slots that suffice to run `row` and everything that forks from it, its own slot included.

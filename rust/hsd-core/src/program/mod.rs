@@ -1,6 +1,8 @@
 //! The program: a plan lowered to batched calls, which are computed again whenever they are needed.
 
+pub mod bound;
 pub mod forest;
+pub mod kinds;
 pub mod lane;
 pub mod rows;
 pub mod validate;
@@ -12,7 +14,9 @@ mod slots;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use self::bound::lower_bound;
 use self::forest::{least_slots, Forest};
+use self::kinds::Kinds;
 use self::lane::{Lane, Order};
 use self::rows::Rows;
 use self::scheduler::{Rule, Scheduler};
@@ -20,6 +24,15 @@ use self::validate::Checker;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::work::progress::Progress;
+
+/// What lanes differ in, as far as it decides which of them can be in one call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PerLane<'a> {
+    /// The rows of a lane at each step; see [`Rows`]. None: one.
+    pub rows: Option<&'a [i64]>,
+    /// The kind of each segment; see [`Kinds`]. None: all are of one kind.
+    pub kinds: Option<&'a [i64]>,
+}
 
 /// A plan lowered to calls. Sound by construction, and checked as well.
 ///
@@ -31,6 +44,7 @@ pub struct Program {
     plan: Arc<Plan>,
     forest: Arc<Forest>,
     rows: Rows,
+    kinds: Option<Kinds>,
     order: Order,
     /// How the calls are made. Its order differs from `order` if that one would take more calls.
     rule: Rule,
@@ -42,7 +56,7 @@ pub struct Program {
 impl Program {
     /// Lowers `plan` to calls of at most `batch_size` lanes in a buffer of at most `max_slots` slots. All lanes of a
     /// call are at one step, unless `mixed_steps`. With `rows`, the rows of a lane at each step, calls have at most
-    /// `2 batch_size` rows; see [`Rows`].
+    /// `2 batch_size` rows; see [`Rows`]. With `kinds`, all lanes of a call are of one kind.
     ///
     /// The rule that is best in a large buffer can be bad in a small one. Breadth first fills the buffer with latents
     /// that all wait for a free slot to fork into, and then runs them one by one. Without mixed steps either order does
@@ -54,11 +68,12 @@ impl Program {
         order: Order,
         max_slots: Option<i64>,
         mixed_steps: bool,
-        rows: Option<&[i64]>,
+        PerLane { rows, kinds }: PerLane<'_>,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let (rows, max_slots) = Program::check(&plan, batch_size, max_slots, rows)?;
-        let forest = Arc::new(Forest::new(plan.segments()));
+        let kinds = kinds.map(|kinds| Kinds::new(plan.segments().len(), kinds)).transpose()?;
+        let forest = Arc::new(Forest::new(plan.segments(), kinds.as_ref(), max_slots.is_some()));
         let rule = Rule { order, mixed_steps, wave: None };
         let mut rules = vec![rule];
         if let Some(limit) = max_slots {
@@ -74,7 +89,8 @@ impl Program {
                 rules.splice(0..0, wave.map(|wave| Rule { order: Order::Depth, mixed_steps, wave: Some(wave) }));
             }
         }
-        let mut program = Program { plan, forest, rows, order, rule, max_slots, n_calls: usize::MAX, n_slots: 0 };
+        let mut program =
+            Program { plan, forest, rows, kinds, order, rule, max_slots, n_calls: usize::MAX, n_slots: 0 };
         let share = 1.0 / rules.len() as f64;
         for (at, &rule) in rules.iter().enumerate() {
             let begin = at as f64 * share;
@@ -104,7 +120,7 @@ impl Program {
     /// the one before. Returns early when that is certain.
     fn try_rule(&mut self, rule: Rule, progress: &mut Progress<'_>) -> Result<()> {
         let mut scheduler = self.scheduler(rule);
-        let mut checker = Checker::new(&self.plan, &self.rows, rule.mixed_steps);
+        let mut checker = Checker::new(&self.plan, &self.rows, self.kinds.as_ref(), rule.mixed_steps);
         let mut lanes = Vec::new();
         let total = self.n_rows();
         let (mut done, mut n_calls) = (0, 0);
@@ -127,12 +143,18 @@ impl Program {
     }
 
     fn scheduler(&self, rule: Rule) -> Scheduler {
-        Scheduler::new(Arc::clone(&self.plan), Arc::clone(&self.forest), self.rows.clone(), rule, self.max_slots)
+        let (plan, forest) = (Arc::clone(&self.plan), Arc::clone(&self.forest));
+        Scheduler::new(plan, forest, self.rows.clone(), self.kinds.clone(), rule, self.max_slots)
     }
 
     /// How many rows of the network a lane takes at each step, and how many a call has.
     pub fn rows(&self) -> &Rows {
         &self.rows
+    }
+
+    /// The kinds of segments; none if calls may mix them all.
+    pub fn kinds(&self) -> Option<&Kinds> {
+        self.kinds.as_ref()
     }
 
     /// The size of a call as it was given: its most lanes, or where rows were given, its most lanes of two rows.
@@ -185,9 +207,9 @@ impl Program {
         self.n_rows() as f64 / (self.n_calls as f64 * self.rows.capacity() as f64)
     }
 
-    /// No program of this plan has fewer calls of its kind at this batch size; see [`Rows::lower_bound`].
+    /// No program of this plan has fewer calls of this form at this batch size; see [`lower_bound`].
     pub fn lower_bound(&self) -> usize {
-        self.rows.lower_bound(&self.plan.counts(), self.rule.mixed_steps)
+        lower_bound(&self.plan, &self.rows, self.kinds.as_ref(), self.rule.mixed_steps)
     }
 }
 

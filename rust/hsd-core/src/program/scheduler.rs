@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::forest::Forest;
+use super::kinds::Kinds;
 use super::lane::{Lane, Order};
 use super::ready::{Ready, Turn};
 use super::rows::Rows;
@@ -26,12 +27,14 @@ pub(super) struct Rule {
 ///
 /// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child
 /// that reads it (children run by ascending need), and all roots together have one. So the entries that wait for a
-/// slot, or for a wave, are never more than the slots in use.
+/// slot, or for a wave, are never more than the slots in use. Where children are grouped by kind, each group has an
+/// entry.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     plan: Arc<Plan>,
     forest: Arc<Forest>,
     rows: Rows,
+    kinds: Option<Kinds>,
     rule: Rule,
     ready: Ready,
     /// Segments of lower rank may begin: those of this wave and of the ones before.
@@ -41,31 +44,39 @@ pub(super) struct Scheduler {
     slots: Slots,
     /// Slot of every segment that has begun.
     slot: Vec<Option<u32>>,
-    /// Number of children that have begun; of the roots in the last entry.
+    /// Number of children that have begun.
     begun: Vec<u32>,
     /// Whether a child reads the segment's latent in the current call.
     is_read: Vec<bool>,
-    /// The entries that got no slot, by request: only the first of each kind needs to be tried again.
-    waiting: BTreeMap<Request, BinaryHeap<Reverse<Turn>>>,
+    /// The entries that got no slot, by kind and request: only the first of each needs to be tried again.
+    waiting: BTreeMap<(u32, Request), BinaryHeap<Reverse<Turn>>>,
 }
 
 impl Scheduler {
     /// Before the first call.
-    pub fn new(plan: Arc<Plan>, forest: Arc<Forest>, rows: Rows, rule: Rule, limit: Option<usize>) -> Self {
+    pub fn new(
+        plan: Arc<Plan>,
+        forest: Arc<Forest>,
+        rows: Rows,
+        kinds: Option<Kinds>,
+        rule: Rule,
+        limit: Option<usize>,
+    ) -> Self {
         let n = plan.segments().len();
-        let ready = Ready::new(plan.n_steps(), &rows, rule.order);
-        let later = forest.roots().first().map(|&root| (0, forest.rank(root))).into_iter().collect();
+        let ready = Ready::new(plan.n_steps(), kinds.as_ref().map_or(1, Kinds::count), rows.clone(), rule.order);
+        let later = forest.groups(forest.roots()).map(|root| (0, forest.rank(root))).collect();
         Scheduler {
             plan,
             forest,
             rows,
+            kinds,
             rule,
             ready,
             wave_end: 0,
             later,
             slots: Slots::new(limit),
             slot: vec![None; n],
-            begun: vec![0; n + 1],
+            begun: vec![0; n],
             is_read: vec![false; n],
             waiting: BTreeMap::new(),
         }
@@ -89,8 +100,8 @@ impl Scheduler {
                     lanes.push(lane);
                 }
                 Err(request) => {
-                    let turn = self.ready.turn(step, rank);
-                    self.waiting.entry(request).or_default().push(Reverse(turn));
+                    let (turn, kind) = (self.ready.turn(step, rank), self.kind(rank));
+                    self.waiting.entry((kind, request)).or_default().push(Reverse(turn));
                 }
             }
         }
@@ -99,7 +110,7 @@ impl Scheduler {
         }
         if self.slots.end_call() {
             let mut waiting = std::mem::take(&mut self.waiting);
-            for (request, turns) in &mut waiting {
+            for ((_, request), turns) in &mut waiting {
                 // The last lane to read a value needs no new slot if no other lane reads it in the same call.
                 let needs_none = request.reading.is_some_and(|reading| reading.after.is_none());
                 while let Some(Reverse(turn)) = turns.pop() {
@@ -117,7 +128,7 @@ impl Scheduler {
     /// Makes `rank` ready at `step`, now or when its wave is opened.
     fn push(&mut self, step: u32, rank: u32) {
         if rank < self.wave_end {
-            self.ready.push(step, rank, self.lanes(rank));
+            self.ready.push(self.kind(rank), step, rank, self.lanes(rank));
         } else {
             self.later.push((step, rank));
         }
@@ -127,28 +138,35 @@ impl Scheduler {
     ///
     /// If one row is left, it takes the first lane of one row, although lanes of two rows may come before it.
     fn pop(&mut self, first: Option<&Lane>, left: usize) -> Option<(u32, u32)> {
-        let step = match first {
-            _ if self.rule.mixed_steps => self.ready.first(left)?,
-            Some(lane) => Some(lane.step).filter(|&step| self.rows.at(step) <= left)?,
-            None => self.ready.first_alone(&self.rows)?,
+        let kind = |lane: &Lane| self.kinds.as_ref().map_or(0, |kinds| kinds.of(lane.segment));
+        let (kind, step) = match (first, self.rule.mixed_steps) {
+            (None, true) => self.ready.first_kind()?,
+            (None, false) => self.ready.first_alone()?,
+            (Some(lane), true) => (kind(lane), self.ready.first(kind(lane), left)?),
+            (Some(lane), false) => (kind(lane), Some(lane.step).filter(|&step| self.rows.at(step) <= left)?),
         };
-        let rank = self.ready.lowest(step)?;
-        self.ready.pop(step, self.lanes(rank));
+        let rank = self.ready.lowest(kind, step)?;
+        self.ready.pop(kind, step, self.lanes(rank));
         Some((step, rank))
     }
 
+    /// The kind of the segment of `rank`.
+    fn kind(&self, rank: u32) -> u32 {
+        self.kinds.as_ref().map_or(0, |kinds| kinds.of(self.forest.with_rank(rank)))
+    }
+
     /// How many lanes of one step the entry of `rank` leads to: one for a segment that has begun; for the next child
-    /// that reads a value, one for it and for each of its siblings in this wave. Not counted for calls of mixed steps.
+    /// that reads a value, one for it and for each of its siblings in this wave and group. Not counted for calls of
+    /// mixed steps and kinds.
     fn lanes(&self, rank: u32) -> usize {
-        if self.rule.mixed_steps {
+        if self.rule.mixed_steps && self.kinds.is_none() {
             return 1;
         }
         let row = self.forest.with_rank(rank);
         if self.slot[row as usize].is_some() {
             return 1;
         }
-        let (begun, siblings) = self.siblings(self.plan.segments()[row as usize].parent);
-        siblings.partition_point(|&sibling| self.forest.rank(sibling) < self.wave_end) - begun
+        self.forest.group(row).partition_point(|&sibling| self.forest.rank(sibling) < self.wave_end)
     }
 
     /// Lets the next segments begin, by rank: all those that the images of the next wave need.
@@ -174,9 +192,9 @@ impl Scheduler {
     }
 
     /// A slot for a request. If there is one, the next entry with the same request is ready too.
-    fn take(&mut self, request: Request) -> Result<u32, Request> {
+    fn take(&mut self, kind: u32, request: Request) -> Result<u32, Request> {
         let slot = self.slots.take(request).ok_or(request)?;
-        if let Some(Reverse(turn)) = self.waiting.get_mut(&request).and_then(BinaryHeap::pop) {
+        if let Some(Reverse(turn)) = self.waiting.get_mut(&(kind, request)).and_then(BinaryHeap::pop) {
             self.push(turn.step, turn.rank);
         }
         Ok(slot)
@@ -191,13 +209,16 @@ impl Scheduler {
             None => {
                 let (source, target) = match parent {
                     None => {
-                        let slot = self.take(Request { extra: self.forest.need(row) - 1, reading: None })?;
+                        let slot = self.take(
+                            self.kind(self.forest.rank(row)),
+                            Request { extra: self.forest.need(row) - 1, reading: None },
+                        )?;
                         (slot, slot)
                     }
                     Some(parent) => self.fork(parent, row)?,
                 };
                 self.slot[row as usize] = Some(target);
-                self.offer_sibling(parent, step);
+                self.offer_sibling(row, parent, step);
                 (source, target, true)
             }
         };
@@ -223,7 +244,10 @@ impl Scheduler {
         }
         let after = (!is_last).then(|| self.forest.extra(later));
         let reading = Reading { before: self.forest.extra(remaining), after };
-        let target = self.take(Request { extra: self.forest.need(row) - 1, reading: Some(reading) })?;
+        let target = self.take(
+            self.kind(self.forest.rank(row)),
+            Request { extra: self.forest.need(row) - 1, reading: Some(reading) },
+        )?;
         self.is_read[parent as usize] = true;
         if is_last {
             self.slots.free(source);
@@ -231,19 +255,12 @@ impl Scheduler {
         Ok((source, target))
     }
 
-    /// Number of children of `parent` that have begun, and all its children; the same of the roots if there is no
-    /// parent.
-    fn siblings(&self, parent: Option<u32>) -> (usize, &[u32]) {
-        let at = parent.map_or(self.plan.segments().len(), |parent| parent as usize);
-        let siblings = parent.map_or(self.forest.roots(), |parent| self.forest.children(parent));
-        (self.begun[at] as usize, siblings)
-    }
-
-    /// Makes the next child that reads the same value ready, in this call.
-    fn offer_sibling(&mut self, parent: Option<u32>, step: u32) {
-        self.begun[parent.map_or(self.plan.segments().len(), |parent| parent as usize)] += 1;
-        let (begun, siblings) = self.siblings(parent);
-        if let Some(&next) = siblings.get(begun) {
+    /// Makes the next segment of the group of `row` ready, in this call.
+    fn offer_sibling(&mut self, row: u32, parent: Option<u32>, step: u32) {
+        if let Some(parent) = parent {
+            self.begun[parent as usize] += 1;
+        }
+        if let Some(&next) = self.forest.group(row).get(1) {
             self.push(step, self.forest.rank(next));
         }
     }
@@ -257,8 +274,11 @@ impl Scheduler {
         let next = lane.step + 1;
         if next < segment.end_step {
             self.push(next, self.forest.rank(lane.segment));
-        } else if let Some(&child) = self.forest.children(lane.segment).first() {
-            self.push(next, self.forest.rank(child));
+        } else {
+            let forest = Arc::clone(&self.forest);
+            for child in forest.groups(forest.children(lane.segment)) {
+                self.push(next, forest.rank(child));
+            }
         }
     }
 }

@@ -98,6 +98,9 @@ impl Slots {
     }
 
     fn add(&mut self, extra: usize) {
+        if self.limit.is_none() {
+            return;
+        }
         if self.live.len() <= extra {
             self.live.resize(extra + 1, 0);
         }
@@ -105,7 +108,9 @@ impl Slots {
     }
 
     fn remove(&mut self, extra: usize) {
-        self.live[extra] -= 1;
+        if self.limit.is_some() {
+            self.live[extra] -= 1;
+        }
     }
 
     fn is_safe(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Checks that a stream of calls runs a plan, from nothing but the calls: they are simulated one by one, with a note of
 //! what each slot holds.
 
+use super::kinds::Kinds;
 use super::lane::Lane;
 use super::rows::Rows;
 use crate::error::{Error, Result};
@@ -32,7 +33,8 @@ struct State {
 
 /// Checks calls against a plan, one after the other. It stores the state of segments and slots, but no call.
 ///
-/// - Every call has at least one lane, and no more rows than its capacity; all of one step, unless steps may be mixed.
+/// - Every call has at least one lane, and no more rows than its capacity; all of one step, unless steps may be mixed;
+///   and all of one kind, where segments have kinds.
 /// - Every node-step occurs once, after the one before it, in a later call than that.
 /// - Every lane reads exactly the latent that it continues: its own of the step before, its parent's last, or, at
 ///   the start of a root, the slot that it writes itself.
@@ -42,6 +44,7 @@ struct State {
 pub struct Checker<'a> {
     plan: &'a Plan,
     rows: &'a Rows,
+    kinds: Option<&'a Kinds>,
     mixed_steps: bool,
     /// Number of calls so far.
     call: usize,
@@ -51,10 +54,10 @@ pub struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     /// Before the first call.
-    pub fn new(plan: &'a Plan, rows: &'a Rows, mixed_steps: bool) -> Self {
+    pub fn new(plan: &'a Plan, rows: &'a Rows, kinds: Option<&'a Kinds>, mixed_steps: bool) -> Self {
         let begin = |next_step| State { next_step, target: None };
         let segments = plan.segments().iter().map(|segment| begin(segment.first_step)).collect();
-        Checker { plan, rows, mixed_steps, call: 0, segments, slots: Vec::new() }
+        Checker { plan, rows, kinds, mixed_steps, call: 0, segments, slots: Vec::new() }
     }
 
     /// Checks the next call. After an error the checker cannot be used any more.
@@ -69,6 +72,14 @@ impl<'a> Checker<'a> {
         let other_step = lanes.iter().position(|lane| !self.mixed_steps && lane.step != lanes[0].step);
         if let Some(at) = other_step {
             let why = format!("runs step {} in a call of step {}", lanes[at].step, lanes[0].step);
+            return Err(Error::BadLane { call: self.call, lane: at, why });
+        }
+        let kind = |lane: &Lane| {
+            self.kinds.filter(|_| (lane.segment as usize) < self.segments.len()).map(|kinds| kinds.of(lane.segment))
+        };
+        // A segment that does not exist is found below.
+        if let Some(at) = lanes.iter().position(|lane| kind(lane) != kind(&lanes[0])) {
+            let why = format!("is of kind {:?} in a call of kind {:?}", kind(&lanes[at]), kind(&lanes[0]));
             return Err(Error::BadLane { call: self.call, lane: at, why });
         }
         // All lanes read before any writes.
