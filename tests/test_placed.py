@@ -130,14 +130,11 @@ def apart(a, b):
     return float((a.float() - b.float()).abs().max() / b.float().abs().max())
 
 
-@pytest.mark.parametrize(
-    ("way", "family"),
-    [
-        *((way, "sd3") for way in PLACED if way != "compiled blocks"),
-        ("compiled blocks", "sd"),
-        ("groups, blocks", "sd"),
-    ],
-)
+WITH_SD3 = ("model offload", "groups, leaves", "device_map of the denoiser", "layerwise casting")
+"""Three text encoders, and a transformer."""
+
+
+@pytest.mark.parametrize(("way", "family"), [*((way, "sd") for way in PLACED), *((way, "sd3") for way in WITH_SD3)])
 def test_a_placed_model_gives_the_images_of_its_pipeline(way, family, tmp_path):
     build, part, settings = FAMILIES[family]
     unplaced = build()
