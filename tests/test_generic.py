@@ -27,6 +27,7 @@ from helpers import encoded, fresh_generators, latents_of, mean_difference, rows
 from hsd.models import BrokenAdapter, check, load
 from hsd.models.generic import Generic, proof
 from hsd.models.generic.formula import RESCALES, Formula
+from hsd.models.generic.sources import Timestep
 from tiny import unadapted
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", 'a sign that says "open"']
@@ -202,6 +203,17 @@ def test_the_pipeline_is_left_as_it_was():
     plan = hsd.compile(PROMPTS, 1.0, model=model, steps=3)
     assert len(list(hsd.stream(plan, model))) == 3
     assert vars(pipe) == before
+
+
+def test_half_precision_is_rounded_as_the_pipeline_does():
+    """Chroma's timestep is rounded before it is divided, which shows in half precision alone."""
+    pipe = unadapted.chroma().to(torch.bfloat16)
+    model, latents = ours(pipe, SHORT, PROMPTS[:2], SEEDS[:2])
+    for own, prompt, seed in zip(latents, PROMPTS[:2], SEEDS[:2], strict=True):
+        expected = stock(pipe, prompt, seed, SHORT).float()
+        assert float((own - expected).norm() / expected.norm()) < 0.05
+    [time] = {each.time for call in model._recipe.calls for each in call.values() if isinstance(each, Timestep)}
+    assert (time.form, time.first) == ("t / n", True)
 
 
 def test_masks_say_which_tokens_a_mean_counts():

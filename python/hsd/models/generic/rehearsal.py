@@ -174,7 +174,7 @@ class Theatre:
         vars(twin)["prepare_latents"] = self._recorded_latents(twin, record, state, keeps)
         given = self._arguments(prompts, steps, list(generators), output_type)
         try:
-            with torch.no_grad(), _own_random_state():
+            with torch.no_grad(), _own_random_state(torch.device(self.pipe._execution_device)):
                 record.result = twin(**given)
         except Enough:
             pass
@@ -369,6 +369,6 @@ def _is_generators(value: Any) -> bool:
     return isinstance(value, torch.Generator)
 
 
-def _own_random_state() -> Any:
+def _own_random_state(device: torch.device) -> Any:
     """The global generators are afterwards as they were: some pipelines seed them."""
-    return torch.random.fork_rng()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
