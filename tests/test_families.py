@@ -15,6 +15,7 @@ from helpers import encoded, fresh_generators, mean_difference
 from hsd.models.registry import BUILT_IN
 
 families = pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
+different = pytest.mark.parametrize("family", [f for f in EVERY if not f.twin], ids=lambda family: family.name)
 
 
 def scheduler_cases():
@@ -35,7 +36,7 @@ def test_parity_without_guidance(family: Family):
     check_parity(family, family.build(), family.unguided, family.size)
 
 
-@families
+@different
 def test_parity_with_a_negative_prompt(family: Family):
     if family.negative is None:
         pytest.skip("the pipeline takes no negative prompt")
@@ -43,14 +44,14 @@ def test_parity_with_a_negative_prompt(family: Family):
     check_parity(family, family.build(), settings, family.size)
 
 
-@families
+@different
 def test_parity_oblong(family: Family):
     if family.oblong is None:
         pytest.skip("the pipeline has one size")
     check_parity(family, family.build(), family.guided, family.oblong)
 
 
-@families
+@different
 def test_parity_of_several_images_a_prompt(family: Family):
     seeds = [11, 5, 42, 17]
     check_parity(family, family.build(), family.guided, family.size, prompts=PROMPTS[:2], seeds=seeds, per_prompt=2)
@@ -112,7 +113,7 @@ def lanes_at_different_steps(family: Family, model: hsd.models.Adapter):
     assert (swapped[0] - output[0]).abs().max() > 1e-3  # the check can fail
 
 
-@families
+@different
 def test_encoding_does_not_depend_on_the_batch(family: Family):
     model = hsd.load(family.loadable(family.build()), **family.settings(family.guided, family.size))
     together, alone = encoded(model, PROMPTS, SEEDS), encoded(model, PROMPTS[1:2], SEEDS[1:2])

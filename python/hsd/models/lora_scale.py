@@ -13,8 +13,8 @@ NAMES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 
 _REFUSED = {
     "gligen": "boxes belong to a prompt, and HSD conditions on text alone",
-    "ip_adapter_image_embeds": "HSD conditions on text alone, without IP-Adapters",
-    "ip_adapter_masks": "HSD conditions on text alone, without IP-Adapters",
+    "ip_adapter_image_embeds": "the setting ip_adapter_image gives IP-Adapters their image, where a family has it",
+    "ip_adapter_masks": "HSD gives IP-Adapters an image without a mask",
 }
 
 
