@@ -71,14 +71,8 @@ def test_every_link_leads_somewhere(page):
 def test_recipes_name_every_family():
     """docs/recipes.md has a row for each pipeline, with the dtype and the default guidance that its adapter has."""
     rows = dict(re.findall(r"^\| (\w+Pipeline) \| (.*) \|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE))
-<<<<<<< HEAD
     others = re.compile("UnCLIP|ControlNet|Img2Img")  # models like Kandinsky 2.2, and others with an image besides
     assert set(rows) == {name for name in BUILT_IN if not others.search(name)}
-=======
-    unclip = {"StableUnCLIPPipeline", "UnCLIPPipeline"}  # older models of the same kind as Kandinsky
-    from_images = ("ControlNetPipeline", "Img2ImgPipeline")  # the models are those of the pipelines for text
-    assert set(rows) == {name for name in BUILT_IN if name not in unclip and not name.endswith(from_images)}
->>>>>>> images
     for name, row in rows.items():
         adapter = adapter_named(name)
         defaults = {field.name: field.default for field in dataclasses.fields(adapter)}
