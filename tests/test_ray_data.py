@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
 import threading
 from pathlib import Path
@@ -137,28 +136,27 @@ def test_a_folder_of_another_plan_ends_the_job(plan, demo, one):
         made(rows_of, unit_rows(other, 1))
 
 
-def test_the_example(tmp_path):
-    """From a Parquet file to a dataset, with a real Ray."""
-    pytest.importorskip("ray.data")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_example(tmp_path, monkeypatch, capsys):
+    """From a Parquet file to a dataset, with a real Ray. In this process, which has imported what it needs."""
+    ray = pytest.importorskip("ray")
     datasets = pytest.importorskip("datasets")
     pandas = pytest.importorskip("pandas")
     table = datasets.Dataset.from_dict({"prompt": TEXTS, "id": [f"c-{i}" for i in range(len(TEXTS))]})
     table.to_parquet(str(tmp_path / "prompts.parquet"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of another test, which it would join
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else the worker waits for the tests that run beside this one
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")
     words = ["prompts.parquet", "images", "--steps", "2", "--workers", "1"]  # two would load the model twice
-    command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), *words]
-    alone = {
-        **os.environ,
-        "RAY_ADDRESS": "local",  # not the cluster of another test, which it would join
-        "RAY_worker_niceness": "0",  # else the worker waits for the other tests that run beside it
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "9 of 9 images in images" in done.stdout
-    made = pandas.read_parquet(tmp_path / "images-rows.parquet")
+    monkeypatch.setattr(sys, "argv", ["ray_data.py", *words])
+    try:
+        runpy.run_path(str(ROOT / "examples" / "ray_data.py"), run_name="__main__")
+    finally:
+        ray.shutdown()
+    assert "9 of 9 images in images" in capsys.readouterr().out
+    made = pandas.read_parquet("images-rows.parquet")
     assert sorted(made["prompt"]) == sorted(TEXTS)
     assert set(made["error"]) == {""}
-    found = datasets.load_dataset(
-        "imagefolder", data_dir=str(tmp_path / "images"), split="train", cache_dir=str(tmp_path)
-    )
+    found = datasets.load_dataset("imagefolder", data_dir="images", split="train", cache_dir=str(tmp_path))
     assert sorted(zip(found["text"], found["id"], strict=True)) == sorted(zip(TEXTS, table["id"], strict=True))
