@@ -25,6 +25,8 @@ from hsd.probing.levels import noise_levels
 from hsd.probing.measure import small_clusters
 from hsd.probing.predict import balance, predictions, sketch, smaller, unguided
 from hsd.probing.weights import smooth, step_weights
+from hsd.replay.denoiser import step_rows
+from hsd.replay.lengths import of_one_length
 from test_calibration import make
 
 SEEDS = np.arange(len(PROMPTS)) + 3
@@ -161,12 +163,16 @@ def test_predictions_of_every_family(family: Family):
     level = noise_levels(guided)[0]
     found = predictions(guided, conditioning, levels=[level])
     hook.remove()
-    assert len(rows) == 2  # for the mean, and for all prompts
+    lengths = of_one_length(guided, conditioning, np.arange(3))
+    assert len(rows) == 1 + len(lengths)  # for the mean, and for all prompts: those of each length, where they matter
+    conditioning = dataclasses.replace(conditioning, padded=not guided.one_length)
     assert guided.guided == hsd.load(family.loadable(pipe), **family.settings(family.guided, family.size)).guided
     noise = guided.first_noise(torch.Generator().manual_seed(7)).float()
     noise *= (level.signal**2 + level.noise**2) ** 0.5
     for i in range(3):
         own = {name: row[None] for name, row in conditioning.mean(np.array([i])).items()}
+        if plain.reads_steps:
+            own |= step_rows(level.timesteps, torch.tensor([level.step]))
         with torch.no_grad():
             output, _ = plain.denoise(noise, level.timestep.expand(1), own)
         expected = level.predict(noise, output).flatten().numpy()
@@ -222,9 +228,13 @@ def test_levels_are_balanced():
 # -- the weights of steps
 
 
-def test_step_weights_are_differences_of_whole_runs(model):
+@pytest.mark.parametrize("of", ["stable-diffusion", "kandinsky-5, which reads padding"])
+def test_step_weights_are_differences_of_whole_runs(model, of):
     """Each run again, by itself, with the cluster's mean at its first steps."""
-    conditioning = conditioned(model)
+    if of != "stable-diffusion":
+        [family] = [family for family in EVERY if family.name == "kandinsky-5"]
+        model = hsd.load(family.build(), **family.settings(family.guided, family.size))
+    conditioning = dataclasses.replace(conditioned(model), padded=not model.one_length)
     vectors = np.random.default_rng(0).normal(size=(len(PROMPTS), 3)).astype(np.float32)
     clusters, steps = [np.array([0, 1]), np.array([2, 3, 5])], 3
     found = step_weights(model, conditioning, clusters, vectors, SEEDS, steps=steps)
@@ -239,7 +249,8 @@ def test_step_weights_are_differences_of_whole_runs(model):
             rows = {name: row[None] for name, row in conditioning.mean(who).items()}
             at = torch.tensor([k])
             with torch.no_grad():
-                output, variance = model.denoise(sampler.model_input(state, at), sampler.timesteps[at], rows)
+                scaled = sampler.model_input(state, at) if model.scales_input else state[:, 0]
+                output, variance = model.denoise(scaled, sampler.timesteps[at], rows)
             noise = torch.stack([torch.randn(1, *model.latent_shape(), generator=generator) for _ in range(1)], 1)
             state = sampler.update(state, output, noise, at, variance)
         return state[0, 0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..conditioning.rows import Conditioning
 from ..errors import Error, Notice
 from ..replay.denoiser import step_rows
-from ..replay.lengths import lengths_of_prompts
+from ..replay.lengths import of_one_length
 from .base import Adapter
 from .caches import refuse_step_caches
 from .capture import PROMPTS, NotChecked, Verdict, lint
@@ -99,8 +99,7 @@ def _calls(adapter: Adapter, conditioning: Conditioning, n: int) -> list[list[in
     """The prompts of each call that lanes are compared in: all of them, or those of each length, two at least."""
     if not adapter.one_length:
         return [list(range(n))]
-    _, lengths = lengths_of_prompts(conditioning, np.arange(n))
-    alike = [np.flatnonzero((lengths == own).all(axis=1)).tolist() for own in np.unique(lengths, axis=0)]
+    alike = [places.tolist() for places in of_one_length(adapter, conditioning, np.arange(n))]
     return [prompts if len(prompts) > 1 else prompts * 2 for prompts in alike]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ..errors import UnsupportedScheduler
@@ -44,7 +45,7 @@ def _first_telling(scheduler: Any, k: int, n: int) -> NoiseLevel:
 
 def _level(scheduler: Any, k: int) -> NoiseLevel:
     try:
-        return noise_level(scheduler, k)
+        return replace(noise_level(scheduler, k), step=k, timesteps=scheduler.timesteps.detach().cpu())
     except NoLevel as reason:
         _refuse(scheduler, str(reason))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning
 from ..models.base import Adapter, AdapterT
+from ..replay.denoiser import step_rows
+from ..replay.lengths import of_one_length
 from ..work.device import FittingSize
 from ..work.progress import Progress, Report
 from .levels import NoiseLevel, noise_levels
@@ -87,7 +91,7 @@ def predictions(
     prompts = np.arange(conditioning.n_prompts) if prompts is None else prompts
     levels = noise_levels(adapter) if levels is None else levels
     twin = unguided(smaller(adapter))
-    shared, own = conditioning.split(prompts)
+    shared, own = replace(conditioning, padded=not twin.one_length).split(prompts)
     device, report = twin.device, Progress(progress)
     shared = {name: row.to(device) for name, row in shared.items()}
     generator = torch.Generator().manual_seed(_SEED)
@@ -96,6 +100,8 @@ def predictions(
     def evaluate(model_input: Tensor, level: NoiseLevel, rows: dict[str, Tensor], n: int) -> Tensor:
         rows = rows | {name: row.expand(n, *row.shape[1:]) for name, row in shared.items()}
         inputs = model_input.expand(n, *model_input.shape[1:])
+        if twin.reads_steps and level.timesteps is not None:
+            rows |= step_rows(level.timesteps.to(device), torch.full((n,), level.step, device=device))
         output, _ = twin.denoise(inputs, level.timestep.to(device).expand(n), rows)
         return level.predict(inputs, output)
 
@@ -109,9 +115,10 @@ def predictions(
         mean = {name: row[None].to(device) for name, row in own.mean(prompts).items()}
         image = evaluate(noisy, levels[0], mean, 1)
         inputs = [noisy, *(level.signal * image + level.noise * second for level in levels[1:])]
-        for begin in range(0, len(prompts), _BATCH):
-            rows = _rows(own, prompts[begin : begin + _BATCH], device)
-            count, done = len(prompts[begin : begin + _BATCH]), 0
+        finished = 0
+        for places in _calls(twin, conditioning, prompts):
+            rows = _rows(own, prompts[places], device)
+            count, done = len(places), 0
             while done < count:
                 for j, (level, model_input) in enumerate(zip(levels, inputs, strict=True)):
                     predicted, size = fitting.run(partial(some, rows, done, model_input, level), count - done)
@@ -119,14 +126,22 @@ def predictions(
                     if out is None:
                         out = np.empty((len(prompts), len(levels) * values.shape[1]), dtype=np.float32)
                     columns = slice(j * values.shape[1], (j + 1) * values.shape[1])
-                    out[begin + done : begin + done + size, columns] = values
+                    out[places[done : done + size], columns] = values
                 # The number that fits falls at the first level if at all: all levels take the same memory.
                 done += size
-            report((begin + count) / len(prompts))
+            finished += count
+            report(finished / len(prompts))
     twin.free()
     assert out is not None
     balance(out, len(levels))
     return out
+
+
+def _calls(adapter: Adapter, conditioning: Conditioning, prompts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Places in ``prompts`` of at most :data:`_BATCH` prompts each that may share a call."""
+    for places in of_one_length(adapter, conditioning, prompts):
+        for begin in range(0, len(places), _BATCH):
+            yield places[begin : begin + _BATCH]
 
 
 def _rows(own: Conditioning, prompts: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:

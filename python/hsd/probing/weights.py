@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ def step_weights(
     sampler = adapter.sampler(steps)
     steps = sampler.n_steps
     prompts = np.concatenate(clusters)
-    shared, own = conditioning.split(prompts)
+    shared, own = replace(conditioning, padded=not adapter.one_length).split(prompts)
     device = adapter.device
     shared = {name: row.to(device) for name, row in shared.items()}
     means, errors = [], []
@@ -65,7 +67,7 @@ def step_weights(
         errors += list(((vectors[cluster] - vectors[cluster].mean(0)) ** 2).sum(1))
     single = [own.mean(np.array([prompt])) for prompt in prompts]
     rows = [
-        {name: torch.stack([row[name] for row in each]).to(device) for name in each[0]} for each in (single, means)
+        [{name: value.to(device) for name, value in row.items()} for row in each] for each in (single, means)
     ]  # each prompt's own, then its cluster's mean
     runs = _Runs(adapter, sampler.to(device, torch.float32), rows, shared, [int(seeds[i]) for i in prompts])
     n, report = len(prompts), Progress(progress)
@@ -90,7 +92,7 @@ class _Runs:
         self,
         adapter: Adapter,
         sampler: SamplerTable,
-        rows: list[dict[str, Tensor]],
+        rows: list[list[dict[str, Tensor]]],
         shared: dict[str, Tensor],
         seeds: list[int],
     ) -> None:
@@ -109,14 +111,24 @@ class _Runs:
     def step(self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor) -> Tensor:
         """States (R, S, *latent) after step ``k``; ``whose`` (R,) prompt each is, ``is_mean`` (R,) its conditioning."""
         noise = self._noise(k)
-        out, begin = [], 0
+        out = torch.empty_like(states)
         with self.adapter.running():
-            while begin < len(states):
-                work = partial(self._part, k, states, whose, is_mean, noise, begin)
-                new, size = self.fitting.run(work, len(states) - begin)
-                out.append(new)
-                begin += size
-        return torch.cat(out)
+            for runs in self._calls(whose, is_mean):
+                begin = 0
+                while begin < len(runs):
+                    work = partial(self._part, k, states, whose, is_mean, noise, runs[begin:])
+                    new, size = self.fitting.run(work, len(runs) - begin)
+                    out[runs[begin : begin + size].to(self.device)] = new
+                    begin += size
+        return out
+
+    def _calls(self, whose: Tensor, is_mean: Tensor) -> list[Tensor]:
+        """Runs that may share a call: those whose rows have one shape, which all have unless lengths may not differ."""
+        shapes: dict[Any, list[int]] = {}
+        for i, (prompt, mean) in enumerate(zip(whose.tolist(), is_mean.tolist(), strict=True)):
+            shape = tuple((name, row.shape) for name, row in self.rows[mean][prompt].items())
+            shapes.setdefault(shape, []).append(i)
+        return [torch.tensor(runs) for runs in shapes.values()]
 
     def _noise(self, k: int) -> Tensor | None:
         """(n, Z, *latent) the draws of step ``k``."""
@@ -129,18 +141,13 @@ class _Runs:
         return noise.to(self.device)
 
     def _part(
-        self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor, noise: Tensor | None, begin: int, size: int
+        self, k: int, states: Tensor, whose: Tensor, is_mean: Tensor, noise: Tensor | None, runs: Tensor, size: int
     ) -> Tensor:
-        at = slice(begin, begin + size)
-        own, mean, owner = *self.rows, whose[at].to(self.device)
-        chosen = is_mean[at].to(self.device)
-        rows = {
-            name: torch.where(
-                chosen.view(-1, *(1,) * (row.ndim - 1)), mean[name].index_select(0, owner), row.index_select(0, owner)
-            )
-            for name, row in own.items()
-        }
-        state = states[at]
+        at = runs[:size]
+        owner = whose[at].to(self.device)
+        given = [self.rows[mean][i] for i, mean in zip(whose[at].tolist(), is_mean[at].tolist(), strict=True)]
+        rows = {name: torch.stack([row[name] for row in given]) for name in given[0]}
+        state = states[at.to(self.device)]
         rows |= {name: row.expand(len(state), *row.shape[1:]) for name, row in self.shared.items()}
         step = torch.full((len(state),), k, device=self.device)
         latents = self.sampler.model_input(state, step) if self.adapter.scales_input else state[:, 0]

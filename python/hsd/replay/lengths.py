@@ -76,3 +76,13 @@ def lengths_of_prompts(conditioning: Conditioning, prompts: NDArray[np.int64]) -
         index = own.fields[name].index
         table[:, column] = np.where(index < 0, 0, of_row[index])
     return list(lengths), table
+
+
+def of_one_length(
+    denoiser: Denoiser, conditioning: Conditioning, prompts: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Places in ``prompts`` (n,) of those that may share a call: of each length, or all where lengths may differ."""
+    if not denoiser.one_length:
+        return [np.arange(len(prompts))]
+    own = lengths_of_prompts(conditioning, prompts)[1][prompts]
+    return [np.flatnonzero((own == each).all(axis=1)) for each in np.unique(own, axis=0)]

@@ -36,6 +36,9 @@ class NoiseLevel:
     noise: float
     of_input: float
     of_output: float
+    step: int = 0
+    timesteps: Tensor | None = None
+    """(K,) those of the run, where ``step`` is known."""
 
     @property
     def tells(self) -> bool:
