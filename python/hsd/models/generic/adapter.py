@@ -22,8 +22,9 @@ from torch import Tensor
 from ...errors import Error, PromptError, UnsupportedPipeline
 from ...replay.denoiser import NEXT_TIMESTEP, Batch, Encoded
 from ..base import LATER, Adapter, Pictures, batches
-from .learning import PROMPTS, Recipe, in_shape, learn
+from .learning import PROMPTS, learn
 from .proof import prove
+from .recipe import Recipe, in_shape
 from .rehearsal import Theatre
 from .sources import Lanes
 from .unfit import Unfit

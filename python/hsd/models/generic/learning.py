@@ -4,152 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .formula import Formula, formulas_of
+from .recipe import Recipe, check_formula, outputs_of, sources_of, with_source
 from .rehearsal import Record, Step, Theatre, repeats
-from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, fits, part_of, rows_of
+from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, part_of
 from .times import time_of
 from .unfit import Unfit
-from .values import close, described, error_of, same, stacked, tolerance_of
+from .values import close, described, same, stacked
 
 PROMPTS = ("a cat", "a red house by the sea, in oil", 'a sign that says "open"')
 """What is rehearsed: two lengths, and a quoted text, which some pipelines treat in another way."""
 
 STEPS = 20
 """Steps of a rehearsal: what changes from step to step, such as guidance for a part of the run, shows."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a pipeline is driven."""
-
-    calls: tuple[dict[str, Argument], ...]
-    """The arguments of each call of the network in a step."""
-    formula: Formula
-    latent_shape: tuple[int, ...]
-    noise_index: int | None
-    """Which of the values of ``prepare_latents`` the noise is; None if it gives one."""
-    noise_record: Record
-    """A rehearsal of one prompt whose call of ``prepare_latents`` is made again for each noise."""
-    scales_input: bool
-    options: dict[str, Any]
-    """Arguments of ``scheduler.step``."""
-    reads_following: bool
-    one_length: bool
-    batches: bool
-    """Whether several prompts are encoded in a call as each by itself."""
-    main: str
-    """The rows whose mean prompts are clustered by."""
-    main_mask: str | None
-    """The rows that are their mask, if there are any."""
-    dtype: torch.dtype
-    """That of the first latents."""
-    latents_name: str | None
-    form: tuple[Any, int] | None
-    """As in :class:`~hsd.models.generic.rehearsal.Theatre`."""
-    mixed: bool = False
-    """Whether the lanes of a call may be at different steps."""
-    size: tuple[int, int] | None = None
-    """Height and width of the images."""
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether tokens are stored without the padding under their mask."""
-        return any(source.mask_of for _, _, _, source in _sources(self.calls))
-
-    def structure(self) -> str:
-        """Text that is equal for recipes that differ in numbers only."""
-        calls = [
-            sorted((name, type(each).__name__, str(_kind(each))) for name, each in call.items()) for call in self.calls
-        ]
-        return f"{calls} {self.formula.rescale} {self.formula.sign} {self.scales_input} {self.one_length}"
-
-    def rows(self, record: Record, n: int, *, own: bool) -> dict[str, Any]:
-        """Rows of ``n`` prompts from a rehearsal of them; those that all share are one row."""
-        found: dict[str, Any] = {}
-        for call, arguments in zip(record.steps[0].calls, self.calls, strict=True):
-            for name, argument in arguments.items():
-                found |= rows_of(argument, name, call.arguments.get(name), n, own)
-        masks = {
-            source.mask_of: part_of(call.arguments[name], argument.dim, i, n)
-            for call, arguments in zip(record.steps[0].calls, self.calls, strict=True)
-            for name, argument in arguments.items()
-            if isinstance(argument, Joined)
-            for i, source in enumerate(argument.sources)
-            if source.mask_of is not None and own
-        }
-        for row, mask in masks.items():
-            assert row is not None
-            found[row] = [tokens[kept.bool()] for tokens, kept in zip(found[row], mask, strict=True)]
-        return found
-
-    def check(self, record: Record, n: int) -> None:
-        """``Unfit`` unless the first step of a rehearsal of ``n`` prompts is what this recipe makes of it."""
-        step = record.steps[0]
-        if len(step.calls) != len(self.calls):
-            raise Unfit(f"evaluates the network {len(step.calls)} times a step, and {len(self.calls)} times before")
-        for call, arguments in zip(step.calls, self.calls, strict=True):
-            if call.arguments.keys() != arguments.keys():
-                changed = sorted(call.arguments.keys() ^ arguments.keys())
-                raise Unfit(f"gives the network other arguments than before: {', '.join(changed)}")
-            for name, argument in arguments.items():
-                if not fits(argument, call.arguments[name], n):
-                    raise Unfit(f"gives the network another {name} than for other prompts")
-        _check_formula(self.formula, step, 0)
-
-    def refreshed(self, record: Record) -> Recipe:
-        """The same with the constants of a new rehearsal of one prompt."""
-        calls = [
-            {name: _refreshed(argument, call.arguments[name]) for name, argument in arguments.items()}
-            for call, arguments in zip(record.steps[0].calls, self.calls, strict=True)
-        ]
-        return replace(self, calls=tuple(calls))
-
-
-def _refreshed(argument: Argument, value: Any) -> Argument:
-    """The argument with what is now the same for all prompts."""
-    if isinstance(argument, Constant):
-        return Constant(value)
-    if isinstance(argument, Joined):
-        for i, source in enumerate(argument.sources):
-            if not source.own:
-                argument = _with(argument, i, replace(source, value=part_of(value, argument.dim, i, 1)[0]))
-    return argument
-
-
-def _kind(argument: Argument) -> Any:
-    if isinstance(argument, Joined):
-        return argument.dim, [(each.own, each.ragged, each.mask_of, each.length is None) for each in argument.sources]
-    if isinstance(argument, Timestep):
-        return argument.time
-    return argument.times if isinstance(argument, Latents) else ""
-
-
-def outputs_of(step: Step) -> list[Tensor]:
-    """The outputs (B, ...) of the evaluations of a step, each in the shape of the latents."""
-    found = []
-    for call in step.calls:
-        times = len(call.output) // len(step.sample)
-        for part in call.output.chunk(times):
-            found.append(in_shape(part, step.sample.shape))
-    return found
-
-
-def in_shape(output: Tensor, shape: Sequence[int]) -> Tensor:
-    """An output (B, ...) in the shape of the latents (B, ...); without the learned variance, if it holds one."""
-    n = torch.Size(shape).numel()
-    if output.numel() == 2 * n and output.ndim > 1 and output.shape[1] == 2 * shape[1]:
-        output = output.chunk(2, dim=1)[0]
-    if output.numel() != n:
-        raise Unfit(
-            f"has a network whose output, {list(output.shape)}, is of another size than the latents, {list(shape)}"
-        )
-    return output.reshape(tuple(shape))
 
 
 def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
@@ -213,22 +86,13 @@ def _formula(candidates: Sequence[Formula], records: Sequence[Record]) -> Formul
         try:
             for record in records:
                 for k, step in enumerate(record.steps):
-                    _check_formula(formula, step, k)
+                    check_formula(formula, step, k)
         except Unfit as error:
             failed = failed or error
         else:
             return formula
     assert failed is not None
     raise failed
-
-
-def _check_formula(formula: Formula, step: Step, k: int) -> None:
-    error = error_of(formula.of([each.double() for each in outputs_of(step)]), step.output.double())
-    if not error <= tolerance_of(step.output.dtype):
-        raise Unfit(
-            f"gives scheduler.step at step {k} something else than {formula} of the network's outputs, which it gives "
-            f"at the first step: off by {error:.1e} of its size (guidance in a part of the run, or with a memory)"
-        )
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -405,9 +269,9 @@ def _without_padding(c: int, arguments: dict[str, Argument], records: Sequence[R
                     row = rows(other, its.dim, part)[0]
                     if row.ndim >= 2 and len(row) == length and tokens is None:
                         tokens = given.row
-                        out[other] = _with(out[other], part, replace(given, ragged=True, length=length))
+                        out[other] = with_source(out[other], part, replace(given, ragged=True, length=length))
             if tokens is not None:
-                out[name] = _with(out[name], part, replace(source, row=None, mask_of=tokens, length=length))
+                out[name] = with_source(out[name], part, replace(source, row=None, mask_of=tokens, length=length))
     return out
 
 
@@ -415,26 +279,11 @@ def _as_int(mask: Tensor) -> Tensor:
     return mask.to(torch.int64)
 
 
-def _with(argument: Argument, part: int, source: Source) -> Joined:
-    assert isinstance(argument, Joined)
-    sources = list(argument.sources)
-    sources[part] = source
-    return replace(argument, sources=tuple(sources))
-
-
-def _sources(calls: Sequence[dict[str, Argument]]) -> Iterator[tuple[int, int, Argument, Source]]:
-    for c, arguments in enumerate(calls):
-        for argument in arguments.values():
-            if isinstance(argument, Joined):
-                for part, source in enumerate(argument.sources):
-                    yield c, part, argument, source
-
-
 def _conditional(calls: Sequence[dict[str, Argument]]) -> int:
     """Which evaluation of a step reads the prompt."""
     sizes = [next(each.times for each in call.values() if isinstance(each, Latents)) for call in calls]
     starts = [0, *itertools.accumulate(sizes)]
-    for c, part, _, source in _sources(calls):
+    for c, part, _, source in sources_of(calls):
         if source.own:
             return starts[c] + part
     raise Unfit("gives the network nothing that depends on the prompt in a row of its own")
@@ -447,7 +296,7 @@ def _needs_one_length(calls: Sequence[dict[str, Argument]]) -> bool:
         and source.length is None
         and isinstance(argument, Joined)
         and argument.dim is not None
-        for _, _, argument, source in _sources(calls)
+        for _, _, argument, source in sources_of(calls)
     )
 
 

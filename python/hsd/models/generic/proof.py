@@ -17,7 +17,7 @@ from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
 from ...replay.lowering import program_of
 from ..encode import encode
-from .learning import Recipe
+from .recipe import Recipe
 from .unfit import Unfit
 from .values import error_of
 
