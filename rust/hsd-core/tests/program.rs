@@ -302,7 +302,7 @@ proptest! {
     #[test]
     fn one_kind_is_as_none(plan in plan(40), shape in shape(12), spare in prop::option::of(0..20usize), kind in 0..9i64) {
         let limit = spare.map(|spare| (least_slots(plan.segments()) + spare) as i64);
-        let (plan, kinds) = (Arc::new(plan), vec![kind; plan.segments().len()]);
+        let (kinds, plan) = (vec![kind; plan.segments().len()], Arc::new(plan));
         let [one, none] = [Some(&kinds[..]), None].map(|kinds| {
             let program = compile_lanes(&plan, shape, limit, PerLane { rows: None, kinds }).unwrap();
             (program.calls().collect::<Vec<_>>(), program.n_slots(), program.lower_bound())
