@@ -225,7 +225,8 @@ def test_programs_by_kind_make_every_prompt(plan, batch_size, order, mixed_steps
 def test_breadth_first_calls_of_one_length_are_the_fewest(plan, batch_size, n_lengths, seed):
     kinds = lengths_of(plan, np.random.default_rng(seed).integers(n_lengths, size=plan.n_prompts))
     program = plan.program(batch_size, "breadth", kinds=kinds)
-    assert program.n_calls == program.lower_bound
+    whole = len(plan.kept) == plan.n_prompts  # a cluster's longest member may be pruned
+    assert program.n_calls == program.lower_bound or (not whole and program.n_calls > program.lower_bound)
 
 
 def test_calls_of_one_length_are_filled():

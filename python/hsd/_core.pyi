@@ -291,8 +291,8 @@ class Plan:
         ``kinds`` (segments,) gives the kind of each of :attr:`segments`, a number >= 0; a segment and its parent may
         differ. Then all lanes of a call are of one kind. Default: any lanes may be in one call. Where a cluster is as
         long as its longest member and kinds are lengths, ``breadth`` meets :attr:`Program.lower_bound` without
-        ``max_slots`` if all lanes are of one row, and ``depth`` comes close with fewer latents alive: some wait for
-        others of their kind, so a small ``max_slots`` costs more calls than without kinds.
+        ``max_slots`` if all lanes are of one row and no prompt is pruned. ``depth`` comes close with fewer latents
+        alive. Some wait for others of their kind, so a small ``max_slots`` costs more calls than without kinds.
 
         ``mixed_steps=False``: all lanes of a call are at one step. Without ``max_slots`` both orders then meet
         :attr:`Program.lower_bound`, and ``depth`` keeps fewer than 2 K latents alive for each lane of a call.
