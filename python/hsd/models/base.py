@@ -90,6 +90,9 @@ class Adapter(Denoiser):
     lane_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 
+    encodes_size: ClassVar[bool] = False
+    """Whether conditioning depends on ``height`` and ``width``, so that it does not serve a copy of another size."""
+
     denoising_settings: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "timesteps", "sigmas"})
     """Settings that do not change how prompts are encoded."""
 

@@ -42,6 +42,7 @@ class ControlNet(UNetAdapter):
 
     reads_steps: ClassVar[bool] = True
     needed_images: ClassVar[tuple[str, ...]] = ("image",)
+    encodes_size: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         nets = self._nets()
@@ -49,6 +50,12 @@ class ControlNet(UNetAdapter):
             raise missing("image", type(self.pipe).__name__)
         images = shared_images("image", self.image, len(nets), "ControlNet")
         self.image = images[0] if len(nets) == 1 else images
+        sizes = {image.pil.size for image in images}
+        if len(sizes) > 1 and None in (self.height, self.width):
+            raise ValueError(
+                f"image has images of {len(sizes)} sizes ({', '.join(f'{w} x {h}' for w, h in sorted(sizes))}): resize "
+                "them, or give height and width"
+            )
         self.height, self.width = size_of(self, images[0])
         super().__post_init__()
         for name in _OF_ALL:

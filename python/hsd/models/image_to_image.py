@@ -48,7 +48,7 @@ class ImageToImage(UNetAdapter):
         super().__post_init__()
         if not 0.0 < self.strength <= 1.0:
             raise ValueError(
-                f"strength is {self.strength:g}: it has to be above 0 and at most 1, which begins from noise alone"
+                f"strength is {self.strength:g}: it has to be above 0 and at most 1, which makes all steps"
             )
 
     def first_step(self, scheduler: Any, steps: int) -> int:

@@ -29,7 +29,7 @@ from .quantised import mix_rows
 from .refusals import check_pipeline
 from .registry import MODELS, adapter_class, adapter_named
 from .setting_types import check_made, typed_settings
-from .shared_image import refuse_images, with_images
+from .shared_image import refuse_images, sized_by_image, with_images
 
 
 def load(
@@ -91,7 +91,7 @@ def _load(
         settings = _checked(type(model), settings)
         if not settings:
             return model
-        changed = dataclasses.replace(model, **settings)
+        changed = dataclasses.replace(model, **sized_by_image(model, settings))
         check_made(changed, settings)
         return changed
     if isinstance(model, (str, os.PathLike)):

@@ -29,7 +29,7 @@ def network_state(network: nn.Module) -> dict[str, Any]:
         "class": type(network).__name__,
         "dtype": dtype_of(network),
         "weights": digest(weights_of(network, lambda module, _: id(module) not in added)),
-        "config": config_of(network),
+        "config": config_of(network) or ({"nets": [config_of(n) for n in network.nets]} if _several(network) else {}),
         "layers": layers_of(network, skip=added | around, also=form_of),
         **changes_of(network),
     }
@@ -37,6 +37,11 @@ def network_state(network: nn.Module) -> dict[str, Any]:
     if lora:
         state["lora"] = lora
     return state
+
+
+def _several(network: nn.Module) -> bool:
+    """Whether it consists of several networks that have configurations of their own: a ``MultiControlNetModel``."""
+    return isinstance(getattr(network, "nets", None), nn.ModuleList)
 
 
 def dtype_of(network: nn.Module) -> str | None:

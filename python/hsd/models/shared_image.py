@@ -31,7 +31,12 @@ class SharedImage(str):
     pil: PIL.Image.Image
 
     def __new__(cls, image: PIL.Image.Image) -> SharedImage:
-        """From an image in any mode."""
+        """From an image in any mode of 8 bits; ``ValueError`` for others, whose values Pillow would clip."""
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"an image of mode {image.mode} has more than 8 bits a value, and would be clipped to black and white: "
+                "scale its values to 0 to 255 and convert it to the mode L or RGB"
+            )
         rgb = image.convert("RGB")
         width, height = rgb.size
         digest = hashlib.sha256(f"{width} {height} ".encode() + rgb.tobytes()).hexdigest()[:32]
@@ -114,6 +119,18 @@ def size_of(adapter: Any, image: SharedImage) -> tuple[int, int]:
     if not (width and height):
         raise ValueError(f"image has {image.pil.width} x {image.pil.height} pixels, and {side} x {side} are the least")
     return adapter.height or height, adapter.width or width
+
+
+def sized_by_image(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` that change ``adapter``; with another image, a size that came from the first one does not stay."""
+    out, image = dict(settings), getattr(adapter, "image", None)
+    if "image" in settings and image is not None and "image" in adapter.needed_images:
+        first = image[0] if isinstance(image, tuple) else image
+        side = adapter.pipe.vae_scale_factor
+        for name, pixels in (("height", first.pil.height), ("width", first.pil.width)):
+            if getattr(adapter, name) == pixels - pixels % side:
+                out.setdefault(name, None)
+    return out
 
 
 def refuse_images(adapter: Any, own: Mapping[str, Any]) -> None:

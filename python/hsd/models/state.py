@@ -56,7 +56,20 @@ def pipeline_state(pipes: tuple[Any, ...], stepped: Any) -> dict[str, Any]:
             state["options"]["image_processor"] = config_of(pipe.image_processor)
     if "safety_checker" in parts and "feature_extractor" in parts:
         state["options"]["feature_extractor"] = config_of(parts["feature_extractor"])
+    state["options"] |= _readers(pipes)
     return state
+
+
+def _readers(pipes: tuple[Any, ...]) -> dict[str, Any]:
+    """What makes a given image into the input of a network: of a ControlNet, and of an IP-Adapter's encoder."""
+    found = {}
+    for pipe in pipes:
+        if getattr(pipe, "controlnet", None) is not None and hasattr(pipe, "control_image_processor"):
+            found["control_image_processor"] = config_of(pipe.control_image_processor)
+        encoder, extractor = (getattr(pipe, name, None) for name in ("image_encoder", "feature_extractor"))
+        if encoder is not None and extractor is not None:
+            found["feature_extractor"] = config_of(extractor)
+    return found
 
 
 def encoding_digest(pipes: tuple[Any, ...], stepped: Any, denoisers: tuple[nn.Module, ...]) -> str:
@@ -80,7 +93,8 @@ def encoding_digest(pipes: tuple[Any, ...], stepped: Any, denoisers: tuple[nn.Mo
         networks[name] = network_state(part)
         if networks[name]["weights"] is None:  # then at least the object has to be the same
             networks[name]["id"] = id(part)
-    state = {"networks": networks, **_small_parts(parts, stepped), "options": _options(pipes)}
+    options = {**_options(pipes), **_readers(pipes)}
+    state = {"networks": networks, **_small_parts(parts, stepped), "options": options}
     state["tables"] = {
         name: [as_json(getattr(part, kind, None)) for kind in ("betas", "alphas_cumprod")]
         for name, part in parts.items()

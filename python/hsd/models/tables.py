@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -39,6 +40,8 @@ class Tables:
         """Whether prompts that are too long are reported."""
         self._shared: dict[int, dict[str, int]] = {}
         """For each variant, the rows that all of its prompts have in common."""
+        self._known_rows: dict[tuple[str, bytes], int] = {}
+        """Such rows by name and digest: variants that differ in something else have one row of an image."""
 
     def begin(self, asked: NDArray[np.bool_], gives_up: bool) -> None:
         """Encode more prompts. Failures of a call that an error ended do not count: only those ``asked`` (N,) do."""
@@ -63,9 +66,12 @@ class Tables:
         assert len(row) == 1, (name, len(row))
         if not torch.isfinite(row[0]).all():
             raise Error(f"{name}, which all prompts share, has {NOT_FINITE}: try the model in float32")
-        field = self._field(name, row)
-        field.rows.append(row)
-        return len(field.rows) - 1
+        field, value = self._field(name, row), row[0].detach().cpu().contiguous()
+        key = (name, hashlib.sha256(repr((value.shape, value.dtype)).encode() + _bytes(value)).digest())
+        if key not in self._known_rows:
+            field.rows.append(row)
+            self._known_rows[key] = len(field.rows) - 1
+        return self._known_rows[key]
 
     def encode(self, part: Denoiser, batch: Batch, members: NDArray[np.int64]) -> None:
         """Encode a batch and add its rows. Prompts that cannot be encoded are recorded."""
@@ -202,3 +208,8 @@ def _picked(encoded: Encoded, at: NDArray[np.int64]) -> Encoded:
         for name, tensor in encoded.rows.items()
     }
     return Encoded(rows, encoded.vectors[at])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The values of a tensor on the host, of any dtype."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -43,6 +43,8 @@ def unguided(adapter: AdapterT) -> AdapterT:
 
 def smaller(adapter: AdapterT) -> AdapterT:
     """A copy whose longest side is at most 512 pixels, where the model takes such a size; else ``adapter`` itself."""
+    if adapter.encodes_size:
+        return adapter
     height, width = (getattr(adapter, name, None) for name in ("height", "width"))
     if not isinstance(height, int) or not isinstance(width, int) or max(height, width) <= MOST_PIXELS:
         return adapter
