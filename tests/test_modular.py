@@ -21,10 +21,11 @@ from algorithm1 import algorithm1
 from device import emulated
 from device.runs import case, images_of, on_the_device, same
 from device.runs import latents_of as device_latents_of
-from helpers import latents_of
+from helpers import encoded, latents_of
 from hsd.models.identity import image_identity
 from hsd.models.modular import Modular, blocks
 from hsd.models.modular.layout import layout_of
+from hsd.probing import predict
 from tiny import modular as tiny
 
 PROMPTS = ["a cat", "a red house by the sea at night", "a cat on a mat"]
@@ -497,3 +498,54 @@ def test_a_negative_text_that_depends_on_the_prompt_is_refused():
     outputs = [{"negative_prompt_embeds": torch.full((1, 3, 4), float(i))} for i in range(2)]
     with pytest.raises(hsd.UnsupportedPipeline, match="depends on the prompt"):
         layout_of("P", *outputs)
+
+
+def test_eta_reaches_the_scheduler():
+    """SDXL's last block gives it to the scheduler's step; HSD does not run that block."""
+    found = {}
+    for eta in (0.0, 1.0):
+        pipe = tiny.modular_sdxl()
+        pipe.update_components(scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
+        settings = {"guidance_scale": 3.0, "inputs": {"eta": eta}}
+        found[eta], _ = ours(pipe, settings)
+        if eta:
+            for own, theirs in zip(found[eta], stock(pipe, settings), strict=True):
+                assert float((own - theirs).abs().max()) < 1e-3 * float(theirs.abs().max())
+    assert all(float((a - b).abs().max()) > 0.1 for a, b in zip(found[0.0], found[1.0], strict=True))
+
+
+def test_a_guider_that_is_changed_in_place_is_another_one():
+    pipe = tiny.modular_ernie()
+    model = hsd.load(pipe, **SIZE)
+    before = image_identity(model), model.encoding_key()
+    pipe.guider.guidance_scale = 9.0
+    assert image_identity(model) != before[0]
+    assert model.encoding_key() != before[1]
+
+
+def test_a_guider_that_begins_to_guide_gets_a_negative_text():
+    pipe = tiny.modular_ernie()
+    pipe.guider.guidance_scale = 1.0
+    model = hsd.load(pipe, **SIZE)
+    alone = list(hsd.stream(hsd.compile(PROMPTS, 0.0, model=model, steps=2), model))
+    pipe.guider.guidance_scale = 4.0
+    guided = list(hsd.stream(hsd.compile(PROMPTS, 0.0, model=model, steps=2), model))
+    assert len(guided) == 3
+    assert any(
+        np.abs(np.asarray(a.pil, int) - np.asarray(b.pil, int)).max() > 1 for a, b in zip(alone, guided, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["flux2-klein-base", "sdxl"])
+def test_probed_without_guidance_and_smaller(name, monkeypatch):
+    """Above the size at which models are probed too: there the copy has never been guided."""
+    build, settings = CASES[name]
+    model = hsd.load(build(), **SIZE, **settings)
+    for most in (predict.MOST_PIXELS, 32):
+        monkeypatch.setattr(predict, "MOST_PIXELS", most)
+        calls = []
+        hook = model.modules()[0].register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023
+        found = predict.predictions(model, encoded(model, PROMPTS, SEEDS))
+        hook.remove()
+        assert np.isfinite(found).all()
+        assert len(calls) == 4  # the mean at the first level, all prompts at each of three

@@ -533,3 +533,25 @@ def test_calibrate_on_the_command_line(monkeypatch, tmp_path):
     assert "calibrated metric" in run.stdout
     run = CliRunner().invoke(cli.app, ["calibrate", "demo", "--prompts", str(tmp_path / "nowhere")])
     assert isinstance(run.exception, hsd.PromptError)
+
+
+def test_a_variant_of_which_nothing_was_encoded_loses_nothing(monkeypatch):
+    """The other prompts are compared all the same."""
+    [family] = [family for family in EVERY if family.name == "kandinsky-5"]
+    model = hsd.load(family.build(), **family.settings(family.guided, family.size))
+    whole = type(model).encode
+
+    def encode_but_one(self, batch):
+        if "broken" in batch.prompts:
+            raise ValueError("cannot be read")
+        return whole(self, batch)
+
+    monkeypatch.setattr(type(model), "encode", encode_but_one)
+    settings = [{}, {}, {"guidance_scale": 2.0}]
+    with pytest.warns(hsd.Notice, match="1 of 3 prompts cannot be encoded.*broken"):
+        plan = hsd.compile(["a cat", "a dog", "broken"], 0.5, model=model, steps=2, settings=settings, metric="direct")
+    assert len(plan) == 3
+    seen = []
+    with pytest.raises(hsd.FailedImages, match="broken"):
+        seen.extend(image.index for image in hsd.stream(plan, model))
+    assert sorted(seen) == [0, 1]

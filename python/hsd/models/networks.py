@@ -29,7 +29,7 @@ def network_state(network: nn.Module) -> dict[str, Any]:
         "class": type(network).__name__,
         "dtype": dtype_of(network),
         "weights": digest(weights_of(network, lambda module, _: id(module) not in added)),
-        "config": config_of(network) or ({"nets": [config_of(n) for n in network.nets]} if _several(network) else {}),
+        "config": config_of(network) or _of_several(network),
         "layers": layers_of(network, skip=added | around, also=form_of),
         **changes_of(network),
     }
@@ -39,9 +39,9 @@ def network_state(network: nn.Module) -> dict[str, Any]:
     return state
 
 
-def _several(network: nn.Module) -> bool:
-    """Whether it consists of several networks that have configurations of their own: a ``MultiControlNetModel``."""
-    return isinstance(getattr(network, "nets", None), nn.ModuleList)
+def _of_several(network: Any) -> dict[str, Any]:
+    """Configurations of the networks inside one that has none of its own: a ``MultiControlNetModel``."""
+    return {"nets": [config_of(net) for net in network.nets]} if hasattr(network, "nets") else {}
 
 
 def dtype_of(network: nn.Module) -> str | None:

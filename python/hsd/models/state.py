@@ -137,7 +137,10 @@ def _options(pipes: tuple[Any, ...]) -> dict[str, Any]:
                 found[name] = as_json(value)
         for name, part in pipe.components.items():
             if hasattr(part, "prepare_inputs_from_block_state"):  # a guider of diffusers
-                found[name] = {"class": type(part).__name__, **config_of(part), "enabled": bool(part._enabled)}
+                # What is set now: the configuration is that of the beginning.
+                now = {key: getattr(part, key, getattr(part, f"_{key}", was)) for key, was in config_of(part).items()}
+                now = {key: as_json(value) for key, value in now.items()}
+                found[name] = {"class": type(part).__name__, **now, "enabled": bool(part._enabled)}
         if isinstance(pipe, ModularPipeline):
             found["blocks"] = [type(block).__name__ for block in _leaves(pipe.blocks)]
     return found

@@ -42,7 +42,8 @@ def direct_vectors(
     parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     for v, adapter in enumerate(variants):
         members = np.flatnonzero(variant == v)
-        if not len(members):
+        if not len(members) or all(int(i) in conditioning.failed for i in members):
+            done += len(members)
             continue
         report = whole.part(done / n, (done + len(members)) / n)
         values = coordinates(predictions(adapter, conditioning, members, progress=report))
@@ -51,7 +52,7 @@ def direct_vectors(
         scale = own if calibration is None or calibration.scale == 0.0 else calibration.scale
         parts.append((members, values / (scale or 1.0)))
         done += len(members)
-    out = np.zeros((n, max(1, *(values.shape[1] for _, values in parts))), dtype=np.float32)
+    out = np.zeros((n, max([1, *(values.shape[1] for _, values in parts)])), dtype=np.float32)
     for members, values in parts:
         out[members, : values.shape[1]] = values
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -93,6 +94,8 @@ class Modular(Adapter):
         for name in self.inputs or {}:
             if name in _GIVEN or "image" in name:
                 raise ValueError(f"inputs has {name}, which is a setting, or which HSD gives or does not take")
+            if name in self.blocks.stepping and name != "eta":
+                raise ValueError(f"inputs has {name}, which only the step of the scheduler reads: leave it out")
             if not self.blocks.takes(name):
                 raise ValueError(f"inputs has {name}, which {type(self.pipe).__name__} does not take for a text alone")
 
@@ -153,8 +156,12 @@ class Modular(Adapter):
     # -- running blocks
 
     def _guider(self, *, enabled: bool = True) -> Any:
-        scale = None if self.blocks.scales_guidance else self.guidance_scale
-        return new_guider(getattr(self.pipe, "guider", None), scale, enabled=enabled)
+        guider, scale = getattr(self.pipe, "guider", None), self.guidance_scale
+        if self.blocks.scales_guidance:
+            scale = None
+        if type(self).guided is False:  # a copy that probes without guidance: loops may enable a guider themselves
+            scale = 0.0 if getattr(guider, "use_original_formulation", False) else 1.0
+        return new_guider(guider, scale, enabled=enabled)
 
     def _driven(self, *, guided: bool = True, scheduler: Any = None, device: torch.device | None = None) -> Any:
         """What the blocks run on: the pipeline's components, with a guider and a scheduler of their own.
@@ -213,15 +220,17 @@ class Modular(Adapter):
     def _sample(self) -> tuple[Layout, dict[str, Tensor]]:
         """What the text blocks give, and rows (...) of some text and of the negative one.
 
-        The rows are for what does not depend on the text. They are kept as long as the networks have their dtypes.
+        The rows are for what does not depend on the text. They are kept as long as the networks have their dtypes, and
+        as a guider that is changed in place reads a negative text or not.
         """
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         dtypes = [weight.dtype for part in parts for weight in [next(part.parameters(), None)] if weight is not None]
-        if self.__dict__.get("_sampled", (None, None))[0] != dtypes:
+        key = (dtypes, self.guided)
+        if self.__dict__.get("_sampled", (None, None))[0] != key:
             short, long = self._texts()
             layout = layout_of(type(self.pipe).__name__, short, long)
             rows = layout.rows(short, negative=False) | layout.rows(short, negative=True)
-            self.__dict__["_sampled"] = (dtypes, (layout, rows))
+            self.__dict__["_sampled"] = (key, (layout, rows))
         return self.__dict__["_sampled"][1]
 
     def _prepared(
@@ -273,6 +282,12 @@ class Modular(Adapter):
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
         return self.pipe.scheduler
+
+    def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
+        """``eta`` of the inputs, where the scheduler takes it."""
+        eta = (self.inputs or {}).get("eta")
+        takes = inspect.signature(scheduler.step).parameters
+        return {"eta": eta} if eta is not None and "eta" in takes else {}
 
     @property
     def scales_input(self) -> bool:

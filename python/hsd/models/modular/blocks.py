@@ -71,6 +71,13 @@ class Blocks:
         return any(each.name == name for block in parts for each in block.inputs)
 
     @cached_property
+    def stepping(self) -> frozenset[str]:
+        """Inputs that only the loop's last block has, which steps the scheduler: HSD steps without it."""
+        *others, last = self.loop.sub_blocks.values()
+        read = {each.name for block in (*self.text, *self.before, *others, *self.after) for each in block.inputs}
+        return frozenset(each.name for each in last.inputs if each.name not in read)
+
+    @cached_property
     def scales_guidance(self) -> bool:
         """Whether the scale of guidance is an input of the pipeline, as of models that were distilled with it."""
         return any(each.name == "guidance_scale" for each in self.inputs)
