@@ -79,6 +79,21 @@ def with_images(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     ValueError, TypeError
         As :func:`shared_images`; and if an image that the adapter needs is missing.
     """
+    out = opened_images(settings)
+    for name in adapter.needed_images:
+        if out.get(name) is None:
+            raise missing(name, adapter.pipelines[0])
+    return out
+
+
+def opened_images(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their images read, for a model that another process loads: it has another working folder.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a path without an image, and for another type.
+    """
     out = dict(settings)
     for name in NAMES:
         value = out.get(name)
@@ -86,8 +101,6 @@ def with_images(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             out[name] = tuple(_opened(name, each) for each in value)
         elif value is not None:
             out[name] = _opened(name, value)
-        elif name in adapter.needed_images:
-            raise missing(name, adapter.pipelines[0])
     return out
 
 
