@@ -122,11 +122,18 @@ def size_of(adapter: Any, image: SharedImage) -> tuple[int, int]:
     ValueError
         If the image has not even one.
     """
-    side = adapter.pipe.vae_scale_factor
-    width, height = (each - each % side for each in image.pil.size)
+    height, width = own_size(adapter, image)
     if not (width and height):
+        side = adapter.pipe.vae_scale_factor
         raise ValueError(f"image has {image.pil.width} x {image.pil.height} pixels, and {side} x {side} are the least")
     return adapter.height or height, adapter.width or width
+
+
+def own_size(adapter: Any, image: SharedImage) -> tuple[int, int]:
+    """Height and width of ``image`` itself, rounded down to whole pixels of the latent."""
+    side = adapter.pipe.vae_scale_factor
+    width, height = (each - each % side for each in image.pil.size)
+    return height, width
 
 
 def refuse_images(adapter: Any, own: Mapping[str, Any]) -> None:
