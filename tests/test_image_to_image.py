@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shlex
+import sys
 
 import PIL.Image
 import pytest
@@ -196,3 +197,11 @@ def test_the_prompts_of_a_model_that_needs_an_image(saved):
 def test_settings_without_a_model(command):
     run = RUN.invoke(cli.app, [command, "demo", "--set", "strength=0.5"])
     assert str(run.exception) == "--set strength=0.5 is a setting of a model: give --model too"
+
+
+def test_check_of_a_small_strength(saved, monkeypatch):
+    monkeypatch.setattr(sys.modules["hsd.models.check"], "_graphs", lambda *args: [])  # they take some seconds
+    typed = ["--set", f"image={saved / 'a photo.png'}", "--set", "strength=0.2", "--device", "cpu"]
+    run = RUN.invoke(cli.app, ["check", str(saved / "model"), *typed])
+    assert run.exit_code == 0, run.exception
+    assert "are correct" in run.output

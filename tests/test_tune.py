@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hsd
+import tiny
 from evaluate_cases import Brightness
 from hsd import cli
 from hsd.choice import Setting, Tuning
@@ -233,6 +234,15 @@ def test_the_default_grid(model):
     assert all(one.catch_up == 0 and one.metric == "cosine" for one in settings if not one.budget)
     assert len({one.name for one in settings}) == len(settings)
     assert any("calibrat" in note for note in notes)
+
+
+@pytest.mark.parametrize(("steps", "left"), [(None, {8, 4}), ([8, 2], {8})])
+def test_steps_of_which_strength_leaves_none_are_left_out_and_said(tmp_path, steps, left):
+    """They are 8, 4 and 2 by default, of which the last int(n * 0.3) are made."""
+    from_image = hsd.load(tiny.sd_from_image(), image=tiny.picture((32, 32)), strength=0.3)
+    tuning = prepare(from_image, tmp_path, steps=8, axes=Axes(steps=steps, budgets=[0.0], guidance_intervals=[None]))
+    assert {setting.steps for setting in tuning.settings} == left
+    assert [note for note in tuning.notes if "left out: 2 steps: strength is 0.3" in note]
 
 
 def test_the_automatic_metric_is_named(model):
