@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import PIL.Image
@@ -356,6 +357,16 @@ def test_the_command(tmp_path):
         "0:1",
         "--set",
         "prior_steps=2",
+        "--guidance-scale",
+        "3",
+        "--negative-prompt",
+        "it's grey",
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--seed",
+        "5",
         "--json",
         str(tmp_path / "n.json"),
     ]
@@ -365,7 +376,11 @@ def test_the_command(tmp_path):
     assert not (out / "runs").exists()
     run = RUN.invoke(cli.app, command)
     assert run.exit_code == 0, run.output
-    assert f"--settings {out / 'hsd-settings.json'}" in run.output
+    shown = shlex.split(run.output.splitlines()[-1])
+    assert shown[:5] == ["hsd", "generate", str(path), "--model", "demo"]
+    assert shown[-4:] == ["--settings", str(out / "hsd-settings.json"), "--out", "images"]
+    repeated = {"--set": "prior_steps=2", "--guidance-scale": "3.0", "--negative-prompt": "it's grey", "--seed": "5"}
+    assert dict(zip(shown[5:-4:2], shown[6:-4:2], strict=True)) == repeated | {"--height": "64", "--width": "64"}
     sentence = json.loads((tmp_path / "n.json").read_text())["sentence"]
     assert sentence in run.output
     assert sentence.startswith(("Keep the standard settings (4 steps", "Do not share: take 2 steps"))
