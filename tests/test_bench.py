@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import hsd
+import tiny
 from hsd import cli
 from hsd.bench import run as bench
 from hsd.bench import settings
@@ -24,6 +25,7 @@ from hsd.demo import PROMPTS as DEMO
 from hsd.tuning import batching
 from hsd.tuning.curve import Curve
 
+IMAGE = tiny.picture((32, 36))
 PROMPTS = DEMO.read_text().splitlines()[:6]
 STEPS = 4
 
@@ -178,6 +180,21 @@ def test_the_pipeline_gets_the_settings_and_the_seeds(model, monkeypatch):
         assert options["guidance_scale"] == adapter.guidance_scale
         assert len(options["generator"]) == len(prompt)
     assert [g.initial_seed() for _, options in seen for g in options["generator"]] == [8, 9]
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "left_out"),
+    [
+        (tiny.sd_from_image, {"image": IMAGE, "strength": 0.5}, ()),
+        (tiny.sd_from_image, {"image": IMAGE, "height": 16}, ("height",)),  # of which the pipeline has no parameter
+        (tiny.sd_control, {"image": IMAGE}, ()),
+        (partial(tiny.sd_control, n=2), {"image": [IMAGE, IMAGE], "control_guidance_start": [0.0, 0.3]}, ()),
+    ],
+)
+def test_the_pipeline_gets_the_images(build, settings, left_out):
+    result = few(hsd.load(build(), **settings)).end_to_end
+    assert result.not_compared is None
+    assert result.not_passed_on == left_out
 
 
 def test_the_pipeline_is_called_in_smaller_batches_where_it_runs_out_of_memory(model, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import signal
 import sys
 
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 import hsd
 import hsd.distributed
+import tiny
 from distributed_cases import PROMPTS, assert_same_folder
 from hsd.distributed.cluster import _Filtered, ray_module
 from hsd.distributed.job import Job
 from hsd.distributed.messages import Fault, fault_of
 from hsd.distributed.queue import TRIES, Queue, Unit
+from hsd.distributed.run import _loader
 from hsd.generation.options import Options
 
 # ------------------------------------------------------------------------------- units that end badly
@@ -128,6 +131,8 @@ def plan_of_two():
         ({"stall": 0}, ValueError, "stall is 0: it has to be a number of seconds above 0"),
         ({"stall": float("nan")}, ValueError, "stall is nan"),
         ({"image_format": "gif"}, ValueError, "image format"),
+        ({"image": "no/such.png"}, ValueError, "image is 'no/such.png': there is no such file"),
+        ({"ip_adapter_image": ["no/such.png"]}, ValueError, "ip_adapter_image is 'no/such.png'"),
     ],
 )
 def test_bad_arguments(tmp_path, options, error, text):
@@ -140,6 +145,14 @@ def test_a_loaded_model_is_not_sent(tmp_path):
     for model in (hsd.load("demo"), hsd.load("demo").pipe, None):
         with pytest.raises(TypeError, match="each worker has to load it for itself: give its name"):
             hsd.distributed.generate(plan_of_two(), model, tmp_path)
+
+
+def test_a_worker_in_another_folder_has_the_image(tmp_path, monkeypatch):
+    tiny.picture((16, 24)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(_loader(tiny.sd_from_image, None, None, {"image": "photo.png"}))
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent)().image.pil.size == (24, 16)
 
 
 def test_prompts_are_no_plan(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shlex
+import sys
 
 import PIL.Image
 import pytest
@@ -17,14 +20,17 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from typer.testing import CliRunner
 
 import hsd
 import tiny
 from families.measure import PROMPTS, SEEDS
+from hsd import cli
 from image_cases import NEAR, apart, check, ours, stock
 
 IMAGE, OTHER = tiny.picture((32, 32)), tiny.picture((32, 32), 1)
 ONE = {"image": IMAGE}
+RUN = CliRunner()
 
 SCHEDULERS = (
     DDIMScheduler,
@@ -158,3 +164,44 @@ def test_images_as_values(tmp_path):
     turned.write_bytes(b"no image")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         hsd.load(tiny.sd_from_image(), image=turned)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a pipeline in ``model``, an image and prompts."""
+    folder = tmp_path_factory.mktemp("saved")
+    tiny.sd_from_image().save_pretrained(folder / "model")
+    IMAGE.save(folder / "a photo.png")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    return folder
+
+
+def test_plan_on_the_command_line(saved):
+    """The command that it prints has the settings too."""
+    typed = ["--set", f"image={saved / 'a photo.png'}", "--set", "strength=0.5", "--device", "cpu"]
+    command = ["plan", str(saved / "prompts.txt"), "--model", str(saved / "model"), "--steps", "4", "--tau", "0"]
+    numbers = json.loads(RUN.invoke(cli.app, [*command, *typed, "--json"]).output)
+    assert numbers["standard_node_steps"] == 2 * len(PROMPTS)
+    words = shlex.split(numbers["command"])
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--set"] == [typed[1], typed[3]]
+    assert "needs an image" in str(RUN.invoke(cli.app, command).exception)
+
+
+def test_the_prompts_of_a_model_that_needs_an_image(saved):
+    command = ["prompts", str(saved / "prompts.txt"), "--model", str(saved / "model"), "--device", "cpu"]
+    run = RUN.invoke(cli.app, [*command, "--set", f"image={saved / 'a photo.png'}", "--json"])
+    assert json.loads(run.output)["cut"] == []
+
+
+@pytest.mark.parametrize("command", ["plan", "prompts"])
+def test_settings_without_a_model(command):
+    run = RUN.invoke(cli.app, [command, "demo", "--set", "strength=0.5"])
+    assert str(run.exception) == "--set strength=0.5 is a setting of a model: give --model too"
+
+
+def test_check_of_a_small_strength(saved, monkeypatch):
+    monkeypatch.setattr(sys.modules["hsd.models.check"], "_graphs", lambda *args: [])  # they take some seconds
+    typed = ["--set", f"image={saved / 'a photo.png'}", "--set", "strength=0.2", "--device", "cpu"]
+    run = RUN.invoke(cli.app, ["check", str(saved / "model"), *typed])
+    assert run.exit_code == 0, run.exception
+    assert "are correct" in run.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import PIL.Image
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hsd
+import tiny
 from evaluate_cases import Brightness
 from hsd import cli
 from hsd.choice import Setting, Tuning
@@ -235,6 +237,15 @@ def test_the_default_grid(model):
     assert any("calibrat" in note for note in notes)
 
 
+@pytest.mark.parametrize(("steps", "left"), [(None, {8, 4}), ([8, 2], {8})])
+def test_steps_of_which_strength_leaves_none_are_left_out_and_said(tmp_path, steps, left):
+    """They are 8, 4 and 2 by default, of which the last int(n * 0.3) are made."""
+    from_image = hsd.load(tiny.sd_from_image(), image=tiny.picture((32, 32)), strength=0.3)
+    tuning = prepare(from_image, tmp_path, steps=8, axes=Axes(steps=steps, budgets=[0.0], guidance_intervals=[None]))
+    assert {setting.steps for setting in tuning.settings} == left
+    assert [note for note in tuning.notes if "left out: 2 steps: strength is 0.3" in note]
+
+
 def test_the_automatic_metric_is_named(model):
     """The file of settings has a threshold, which belongs to one metric."""
     axes = Axes(steps=[4], budgets=[0.5], metrics=["auto", "cosine"], catch_up=[0.0], guidance_intervals=[None])
@@ -346,6 +357,16 @@ def test_the_command(tmp_path):
         "0:1",
         "--set",
         "prior_steps=2",
+        "--guidance-scale",
+        "3",
+        "--negative-prompt",
+        "it's grey",
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--seed",
+        "5",
         "--json",
         str(tmp_path / "n.json"),
     ]
@@ -355,7 +376,11 @@ def test_the_command(tmp_path):
     assert not (out / "runs").exists()
     run = RUN.invoke(cli.app, command)
     assert run.exit_code == 0, run.output
-    assert f"--settings {out / 'hsd-settings.json'}" in run.output
+    shown = shlex.split(run.output.splitlines()[-1])
+    assert shown[:5] == ["hsd", "generate", str(path), "--model", "demo"]
+    assert shown[-4:] == ["--settings", str(out / "hsd-settings.json"), "--out", "images"]
+    repeated = {"--set": "prior_steps=2", "--guidance-scale": "3.0", "--negative-prompt": "it's grey", "--seed": "5"}
+    assert dict(zip(shown[5:-4:2], shown[6:-4:2], strict=True)) == repeated | {"--height": "64", "--width": "64"}
     sentence = json.loads((tmp_path / "n.json").read_text())["sentence"]
     assert sentence in run.output
     assert sentence.startswith(("Keep the standard settings (4 steps", "Do not share: take 2 steps"))

@@ -27,7 +27,10 @@ from ..generation.decoding import decoded_at_once
 from ..generation.session import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
+from ..models.controlnet import OF_EACH
 from ..models.encode import encode, encoded
+from ..models.shared_image import NAMES as IMAGES
+from ..models.shared_image import SharedImage, own_size
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
@@ -342,7 +345,8 @@ class _Bench:
         self.say(f"the diffusers pipeline, on {n:,} prompts")
         accepted = inspect.signature(pipe.__call__).parameters
         # Not its `settings`, which leave out what earlier versions did not have; the pipeline's default may be another.
-        settings = {name: getattr(self.adapter, name) for name in self.adapter.setting_names() if name in accepted}
+        names = [name for name in self.adapter.setting_names() if name in accepted]
+        settings = {name: _as_pipeline(name, getattr(self.adapter, name)) for name in names}
         left_out = tuple(name for name in self._changed() if name not in accepted)
         try:
             # The pipeline decodes a whole batch at once, so it may take fewer images than the executor takes latents.
@@ -398,8 +402,10 @@ class _Bench:
         return plan.n_steps * calls + n * (self.encode_seconds + self.decode_seconds)
 
     def _changed(self) -> list[str]:
-        """Settings of the model that differ from the defaults of its family."""
+        """Settings of the model that differ from the defaults of its family, or from the size of its image."""
         defaults = {f.name: f.default for f in dataclasses.fields(self.adapter)}
+        if isinstance(image := getattr(self.adapter, "image", None), SharedImage):
+            defaults["height"], defaults["width"] = own_size(self.adapter, image)
         return [name for name, value in self.adapter.settings.items() if value != defaults[name]]
 
     def _measure(self, setting: Setting, leaves: np.ndarray, **options: Any) -> Curve:
@@ -424,6 +430,15 @@ class _Bench:
 
     def _peak(self) -> int | None:
         return int(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
+
+
+def _as_pipeline(name: str, value: Any) -> Any:
+    """A setting as the pipeline's own call takes it: an image of PIL, and a list of what has one value a network."""
+    if isinstance(value, SharedImage):
+        return value.pil
+    if isinstance(value, tuple) and name in (*IMAGES, *OF_EACH):
+        return [_as_pipeline(name, each) for each in value]
+    return value
 
 
 def _machine(adapter: Adapter) -> Machine:

@@ -91,7 +91,7 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
     notes: list[str] = []
     calibrated = adapter.calibration is not None
 
-    steps = list(axes.steps or dict.fromkeys(max(1, round(share * standard_steps)) for share in STEPS))
+    steps = list(axes.steps or _default_steps(adapter, standard_steps, notes))
     catch_up = list((0.0, 1.0) if axes.catch_up is None else axes.catch_up)
     metrics = list((("calibrated",) if calibrated else ("cosine",)) if axes.metrics is None else axes.metrics)
     # By name, because the file of settings has a threshold for this metric only.
@@ -134,6 +134,19 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
         _check(setting)
         settings.append(setting)
     return list(dict.fromkeys(settings)), notes
+
+
+def _default_steps(adapter: Adapter, standard_steps: int, notes: list[str]) -> list[int]:
+    """Those that the model can make: from an image to another, there may be none left of a few."""
+    steps = [standard_steps]
+    for n in dict.fromkeys(max(1, round(share * standard_steps)) for share in STEPS):
+        try:
+            adapter.sampler(n)
+        except ValueError as error:
+            notes.append(f"left out: {n} steps: {error}")
+        else:
+            steps.append(n)
+    return list(dict.fromkeys(steps))
 
 
 def _check(setting: Setting) -> None:

@@ -108,7 +108,7 @@ class Trials:
         key = setting, replicate
         if key not in self._plans:
             adapter = self.adapter(setting)
-            encoding, conditioning = self._conditioning(adapter, replicate)
+            encoding, conditioning = self._conditioning(adapter, replicate, setting.steps)
             arguments = compile_arguments(setting, adapter, conditioning.vectors)
             seeds = self._seeds(replicate)
             plan = compile_plan(self.prompts, model=adapter, seeds=seeds, settings=self.settings, **arguments)
@@ -187,12 +187,15 @@ class Trials:
         span = int(self.seeds.max() - self.seeds.min()) + 1
         return make_seeds((self.seeds + replicate * span).tolist(), len(self.seeds))
 
-    def _conditioning(self, adapter: Adapter, replicate: int) -> tuple[Hashable, Conditioning]:
-        """All prompts, encoded once for each way in which they are encoded, and its key."""
+    def _conditioning(self, adapter: Adapter, replicate: int, steps: int) -> tuple[Hashable, Conditioning]:
+        """All prompts, encoded once for each way in which they are encoded, and its key.
+
+        ``steps`` is a number of steps that the model can make; the encoding does not depend on it.
+        """
         key = adapter.encoding_key()
         if (key, replicate) not in self._encoded:
             seeds = self._seeds(replicate)
-            plan = compile_plan(self.prompts, 0.0, model=adapter, steps=1, seeds=seeds, settings=self.settings)
+            plan = compile_plan(self.prompts, 0.0, model=adapter, steps=steps, seeds=seeds, settings=self.settings)
             _, self._encoded[key, replicate] = encoded(plan)
         return key, self._encoded[key, replicate]
 

@@ -206,6 +206,12 @@ def given(settings: list[str] | None, **common: Any) -> dict[str, Any]:
     return {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
 
 
+def check_of_model(settings: list[str] | None, model: str | None) -> None:
+    """``ValueError`` for settings of ``--set`` where ``--model``, which may be left out, is."""
+    if settings and model is None:
+        raise ValueError(f"--set {settings[0]} is a setting of a model: give --model too")
+
+
 def parse(settings: list[str]) -> dict[str, Any]:
     """Names and values of NAME=VALUE. A value is JSON if it can be read as JSON, else text."""
     out: dict[str, Any] = {}

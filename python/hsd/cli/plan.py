@@ -47,6 +47,7 @@ def plan(
     order: opt.OrderOption = "depth",
     max_slots: opt.MaxSlots = None,
     guidance_interval: opt.GuidanceInterval = None,
+    settings: opt.Settings = None,
     settings_file: opt.SettingsFile = None,
     device: opt.Device = None,
     workers: Annotated[
@@ -76,11 +77,12 @@ def plan(
     file = opt.read(source)
     if model is None and guidance_interval is not None:
         raise ValueError("--guidance-interval is a setting of a model: give --model too")
+    opt.check_of_model(settings, model)
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     of_model = {"guidance_interval": guidance_interval, **of_model}
-    adapter = opt.load(model, device, **of_model) if model is not None else None
+    adapter = opt.load(model, device, settings, **of_model) if model is not None else None
     file = opt.fit(file, adapter)
     vectors = None
     if embeddings is not None:

@@ -26,6 +26,7 @@ def prompts(
         typer.Option(help="Also find prompts that this model cuts, and settings that it lacks.", show_default=False),
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="How many prompts to show.")] = 10,
+    settings: opt.Settings = None,
     device: opt.Device = None,
     save: Annotated[
         Path | None,
@@ -34,10 +35,11 @@ def prompts(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Show which prompts would be used: how many, the first ones, what their columns are, repeats, and cut ones."""
+    opt.check_of_model(settings, model)
     file = opt.read(source)
     adapter = None
     if model is not None:
-        adapter = opt.load(model, device)
+        adapter = opt.load(model, device, settings)
         file = opt.fit(file, adapter)
     if save is not None:
         write_prompts(file, save)

@@ -1,8 +1,9 @@
-"""The command that runs what ``hsd plan`` has planned."""
+"""The command that runs what ``hsd plan`` has planned, or ``hsd tune`` has chosen."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 
 import typer
 
@@ -23,10 +24,16 @@ def run_line(ctx: typer.Context) -> str:
         path = "FILE" if saved is None else shlex.quote(str(saved))
         line = f"hsd generate --plan {path} --model MODEL --out FOLDER"
         return line if saved is not None else f"{line}, with the FILE of --save"
-    words = ["hsd", "generate"]
+    line = f"hsd generate {typed_words(ctx, [name for name in ctx.params if name not in _NOT_RUN])}"
+    return line + ("" if ctx.params.get("model") is not None else " --model MODEL") + " --out FOLDER"
+
+
+def typed_words(ctx: typer.Context, names: Collection[str]) -> str:
+    """The parameters of a command that were typed, of those with these ``names``, in the order of its help."""
+    words: list[str] = []
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
-        if name in _NOT_RUN or not is_typed(ctx, name) or value is None:
+        if name not in names or not is_typed(ctx, name) or value is None:
             continue
         values = [str(one) for one in value] if isinstance(value, (tuple, list)) else [str(value)]
         if parameter.param_type_name == "argument":
@@ -37,5 +44,4 @@ def run_line(ctx: typer.Context) -> str:
             words += [word for one in values for word in (parameter.opts[0], one)]
         else:
             words += [parameter.opts[0], *values]
-    line = shlex.join(words)
-    return line + ("" if ctx.params.get("model") is not None else " --model MODEL") + " --out FOLDER"
+    return shlex.join(words)

@@ -11,10 +11,15 @@ import typer
 from ..names import ScorerName
 from . import options as opt
 from .console import quiet, say
+from .run_line import typed_words
+
+_AS_GENERATE = ("seed", "batch_size", "guidance_scale", "negative_prompt", "height", "width", "settings", "device")
+"""Options that ``hsd generate`` has too: those that were typed are repeated in the command that is printed."""
 
 
 @opt.takes_prompts(without=["sample", "sample_seed"])
 def tune(
+    ctx: typer.Context,
     model: opt.Model,
     source: opt.Source,
     out: Annotated[
@@ -120,4 +125,5 @@ def tune(
     write_numbers(json_file, choice.numbers())
     typer.echo(str(choice))
     chosen = shlex.quote(str(choice.out / "hsd-settings.json"))
-    typer.echo(f"hsd generate {source.typed()} --model {shlex.quote(model)} --settings {chosen} --out images")
+    words = [source.typed(), "--model", shlex.quote(model), typed_words(ctx, _AS_GENERATE), "--settings", chosen]
+    typer.echo(f"hsd generate {' '.join(filter(None, words))} --out images")

@@ -16,6 +16,7 @@ from ..generation.live import watching
 from ..generation.options import Options
 from ..generation.results import Run
 from ..models import Adapter, load
+from ..models.shared_image import opened_images
 from ..names import BatchSize, ImageFormat, Order, check_count, check_name
 from ..planning.plan import Plan, check_is_plan
 from ..work.paths import user_path
@@ -61,7 +62,8 @@ def generate(
         :data:`~hsd.work.progress.StageReport`, and that returns the plan.
     model
         A name or a folder, as for :func:`hsd.load`, or a picklable function that returns a model or a pipeline. Each
-        worker loads it for itself; ``device``, ``dtype`` and ``settings`` go to :func:`hsd.load`.
+        worker loads it for itself; ``device``, ``dtype`` and ``settings`` go to :func:`hsd.load`. Paths of images are
+        those of this process, which reads them.
     out
         A folder that all machines see under this name, or the URL of an object store.
     workers
@@ -143,7 +145,8 @@ class _ByFunction:
 
 
 def _loader(model: Any, device: str | None, dtype: Any, settings: dict[str, Any]) -> Callable[[], Adapter]:
-    """What a worker calls to load the model."""
+    """What a worker calls to load the model. Images are read here: their paths are those of this process."""
+    settings = opened_images(settings)
     if isinstance(model, (str, os.PathLike)):
         return _ByName(os.fspath(model), device, dtype, settings)
     if callable(model) and not isinstance(model, Adapter) and not hasattr(model, "components"):  # which pipelines have

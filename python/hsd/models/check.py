@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .capture import PROMPTS, NotChecked, Verdict, lint
 from .capture_rules import Finding
 from .encode import encode
 from .generic import Generic
+from .image_to_image import ImageToImage
 from .loading import load
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -50,7 +52,7 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
     prompts
         Two or more, different from each other.
     steps
-        Inference steps to take timesteps from.
+        Inference steps to take timesteps from. From image to image as many more as leave two of them.
 
     Returns
     -------
@@ -70,6 +72,8 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
     texts = list(dict.fromkeys(prompts))
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} different prompts: a check needs two or more")
+    if isinstance(adapter, ImageToImage):
+        steps = max(steps, math.ceil(2 / adapter.strength))
     sampler = adapter.sampler(steps)
     n, seeds, variant = len(texts), np.arange(len(texts)), np.zeros(len(texts), np.int64)
     conditioning = encode([adapter], variant, texts, seeds)

@@ -21,7 +21,8 @@ from .unet import UNetAdapter
 
 Several = float | tuple[float, ...]
 
-_OF_ALL = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+OF_EACH = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+"""Settings that may have one value for each ControlNet."""
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class ControlNet(UNetAdapter):
             )
         self.height, self.width = size_of(self, images[0])
         super().__post_init__()
-        for name in _OF_ALL:
+        for name in OF_EACH:
             self._check_number(name, len(nets))
         for start, end in zip(self._each("control_guidance_start"), self._each("control_guidance_end"), strict=True):
             if not 0.0 <= start < end <= 1.0:
@@ -104,7 +105,7 @@ class ControlNet(UNetAdapter):
             pixels = self.pipe.control_image_processor.preprocess(image.pil, height=self.height, width=self.width)
             rows[self._row(i)] = pixels.to(net.dtype)
         # In float64, as the pipeline compares the fractions of the run.
-        rows["control"] = torch.tensor([list(zip(*map(self._each, _OF_ALL), strict=True))], dtype=torch.float64)
+        rows["control"] = torch.tensor([list(zip(*map(self._each, OF_EACH), strict=True))], dtype=torch.float64)
         return rows
 
     def _row(self, i: int) -> str:
@@ -152,7 +153,7 @@ class StableDiffusionControlNet(ControlNet, StableDiffusion):
 
     name: str = "stable-diffusion-controlnet"
 
-    lane_settings: ClassVar[frozenset[str]] = StableDiffusion.lane_settings | set(_OF_ALL)
+    lane_settings: ClassVar[frozenset[str]] = StableDiffusion.lane_settings | set(OF_EACH)
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline",)
     needs: ClassVar[Needs] = replace(StableDiffusion.needs, parts=(*StableDiffusion.needs.parts, "controlnet"))
 
@@ -164,6 +165,6 @@ class StableDiffusionXLControlNet(ControlNet, StableDiffusionXL):
     name: str = "stable-diffusion-xl-controlnet"
     guidance_scale: float = 5.0  # of two bases, the first gives a field its default
 
-    lane_settings: ClassVar[frozenset[str]] = StableDiffusionXL.lane_settings | set(_OF_ALL)
+    lane_settings: ClassVar[frozenset[str]] = StableDiffusionXL.lane_settings | set(OF_EACH)
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLControlNetPipeline",)
     needs: ClassVar[Needs] = replace(StableDiffusionXL.needs, parts=(*StableDiffusionXL.needs.parts, "controlnet"))

@@ -84,6 +84,21 @@ def with_images(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     ValueError, TypeError
         As :func:`shared_images`; and if an image that the adapter needs is missing.
     """
+    out = opened_images(settings)
+    for name in adapter.needed_images:
+        if out.get(name) is None:
+            raise missing(name, adapter.pipelines[0])
+    return out
+
+
+def opened_images(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their images read, for a model that another process loads: it has another working folder.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a path without an image, and for another type.
+    """
     out = dict(settings)
     for name in NAMES:
         value = out.get(name)
@@ -91,8 +106,6 @@ def with_images(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             out[name] = tuple(_opened(name, each) for each in value)
         elif value is not None:
             out[name] = _opened(name, value)
-        elif name in adapter.needed_images:
-            raise missing(name, adapter.pipelines[0])
     return out
 
 
@@ -114,21 +127,27 @@ def size_of(adapter: Any, image: SharedImage) -> tuple[int, int]:
     ValueError
         If the image has not even one.
     """
-    side = adapter.pipe.vae_scale_factor
-    width, height = (each - each % side for each in image.pil.size)
+    height, width = own_size(adapter, image)
     if not (width and height):
+        side = adapter.pipe.vae_scale_factor
         raise ValueError(f"image has {image.pil.width} x {image.pil.height} pixels, and {side} x {side} are the least")
     return adapter.height or height, adapter.width or width
+
+
+def own_size(adapter: Any, image: SharedImage) -> tuple[int, int]:
+    """Height and width of ``image`` itself, rounded down to whole pixels of the latent."""
+    side = adapter.pipe.vae_scale_factor
+    width, height = (each - each % side for each in image.pil.size)
+    return height, width
 
 
 def sized_by_image(adapter: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """``settings`` that change ``adapter``; with another image, a size that came from the first one does not stay."""
     out, image = dict(settings), getattr(adapter, "image", None)
     if "image" in settings and image is not None and "image" in adapter.needed_images:
-        first = image[0] if isinstance(image, tuple) else image
-        side = adapter.pipe.vae_scale_factor
-        for name, pixels in (("height", first.pil.height), ("width", first.pil.width)):
-            if getattr(adapter, name) == pixels - pixels % side:
+        height, width = own_size(adapter, image[0] if isinstance(image, tuple) else image)
+        for name, side in (("height", height), ("width", width)):
+            if getattr(adapter, name) == side:
                 out.setdefault(name, None)
     return out
 
