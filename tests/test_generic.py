@@ -28,6 +28,7 @@ from hsd.models import BrokenAdapter, check, load
 from hsd.models.generic import Generic, proof
 from hsd.models.generic.formula import RESCALES, Formula
 from hsd.models.generic.sources import Timestep
+from hsd.probing.predict import unguided
 from tiny import unadapted
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", 'a sign that says "open"']
@@ -194,6 +195,26 @@ def test_prompts_have_settings_of_their_own():
     for i, settings in enumerate(own):
         [expected] = stock(pipe, PROMPTS[i], SEEDS[i], {**SHORT, **settings}, "pil")
         assert mean_difference(images[i], expected) < 0.5
+
+
+@pytest.mark.parametrize(("build", "settings", "calls"), [(unadapted.aura_flow, SHORT, 2), (unadapted.lumina2, {}, 1)])
+def test_a_probe_has_the_conditional_output_alone(build, settings, calls):
+    """Of AuraFlow, which evaluates both prompts in one call, and of Lumina 2, which makes a call for each."""
+    pipe = build()
+    model = load(pipe, **SIZE, **settings)
+    conditioning = encoded(model, PROMPTS[:1], SEEDS[:1])
+    rows = conditioning.mean(np.array([0]))
+    rows = {name: row[None] for name, row in rows.items()}
+    noise, t = model.first_noise(fresh_generators([3])[0]), model.sampler(STEPS).timesteps[:1]
+    network, given = model.modules()[0], []
+    handle = network.register_forward_hook(lambda module, args, output: given.append(output[0]))
+    output, _ = unguided(model).denoise(noise, t, rows)
+    handle.remove()
+    [alone] = given
+    assert len(alone) == calls
+    assert torch.equal(output, model._recipe.formula.sign * alone[model._recipe.formula.conditional % calls][None])
+    guided, _ = model.denoise(noise, t, rows)
+    assert apart(output, guided) > 1e-4
 
 
 def test_the_pipeline_is_left_as_it_was():

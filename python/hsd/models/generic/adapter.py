@@ -275,8 +275,11 @@ class Generic(Adapter):
         return self._recipe.rows(record, 1, own=False)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The calls of the network of one step, and the formula that the pipeline makes of their outputs."""
-        recipe = self._recipe
+        """The calls of the network of one step, and the formula that the pipeline makes of their outputs.
+
+        A copy that is probed without guidance has ``guided = False``: it gives the conditional output.
+        """
+        recipe = self._recipe if self.guided else self._recipe.unguided()
         lanes = Lanes(latents, timestep, rows.get(NEXT_TIMESTEP), rows)
         [network] = self.modules()
         outputs: list[Tensor] = []

@@ -47,7 +47,7 @@ class Formula:
     def of(self, outputs: Sequence[Tensor]) -> Tensor:
         """(B, ...) from the outputs (B, ...) of one step."""
         conditional = outputs[self.conditional]
-        if len(outputs) == 1:
+        if len(self.weights) == 1:
             return self.sign * conditional
         # u + w (c - u), as pipelines write it, and not (1 - w) u + w c, which rounds differently.
         [base] = [i for i in range(len(outputs)) if i != self.conditional][:1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .formula import Formula, formulas_of
-from .recipe import Recipe, check_formula, outputs_of, sources_of, with_source
+from .recipe import Recipe, check_formula, evaluations_of, outputs_of, sources_of, with_source
 from .rehearsal import Record, Step, Theatre, repeats
 from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, part_of
 from .times import time_of
@@ -281,7 +281,7 @@ def _as_int(mask: Tensor) -> Tensor:
 
 def _conditional(calls: Sequence[dict[str, Argument]]) -> int:
     """Which evaluation of a step reads the prompt."""
-    sizes = [next(each.times for each in call.values() if isinstance(each, Latents)) for call in calls]
+    sizes = [evaluations_of(call) for call in calls]
     starts = [0, *itertools.accumulate(sizes)]
     for c, part, _, source in sources_of(calls):
         if source.own:
