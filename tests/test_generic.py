@@ -186,6 +186,14 @@ def test_another_scheduler_steps_it():
         assert apart(own, stock(pipe, prompt, seed, SHORT)) < TOLERANCE
 
 
+def test_another_scheduler_takes_no_part_in_the_proof():
+    """Other guidance is learnt anew, with the pipeline's own scheduler: it is the pipeline's call that is compared."""
+    pipe, other = unadapted.lumina2(), FlowMatchHeunDiscreteScheduler(shift=2.0)
+    model = load(load(pipe, **SIZE).with_scheduler(other), guidance_scale=1.0)
+    assert not model.guided
+    assert model.scheduler() is other
+
+
 def test_prompts_have_settings_of_their_own():
     pipe = unadapted.aura_flow()
     model = load(pipe, **SIZE, **SHORT)

@@ -145,7 +145,15 @@ class Generic(Adapter):
         return known[key]
 
     def _learn(self) -> Recipe:
-        """A recipe that is proven: of the first kind that is, with tokens stored without their padding or with it."""
+        """A recipe that is proven, with the pipeline's own scheduler: the pipeline's call is the witness."""
+        other, self.other_scheduler = self.other_scheduler, None
+        try:
+            return self._proven()
+        finally:
+            self.other_scheduler = other
+
+    def _proven(self) -> Recipe:
+        """Of the first kind that holds: with tokens stored without their padding, or with it."""
         failed: Unfit | None = None
         for cut in (True, False):
             theatre = self._theatre()
