@@ -12,6 +12,7 @@ from diffusers import (
     AuraFlowPipeline,
     ClassifierFreeGuidance,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     Lumina2Pipeline,
     StableDiffusionPipeline,
@@ -184,6 +185,31 @@ def test_another_scheduler_steps_it():
     pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=2.0)
     for own, prompt, seed in zip(latents, PROMPTS, SEEDS, strict=True):
         assert apart(own, stock(pipe, prompt, seed, SHORT)) < TOLERANCE
+
+
+def by_position(scheduler, steps, device, **options):
+    scheduler.set_timesteps(steps, device)
+    return scheduler.timesteps, steps
+
+
+def test_a_pipeline_may_give_the_device_by_position(monkeypatch):
+    monkeypatch.setattr("diffusers.pipelines.lumina2.pipeline_lumina2.retrieve_timesteps", by_position)
+    pipe = unadapted.lumina2()
+    _, latents = ours(pipe, INSTRUCTED, PROMPTS[:1], SEEDS[:1])
+    assert apart(latents[0], stock(pipe, PROMPTS[0], SEEDS[0], INSTRUCTED)) < TOLERANCE
+
+
+def test_a_scheduler_that_cannot_be_set_on_the_host_is_the_reason(unproven):
+    class Elsewhere(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
+            if device == "cpu":  # a pipeline gives a torch.device
+                raise ValueError("no such device")
+            super().set_timesteps(num_inference_steps, device, sigmas, mu)
+
+    pipe = unadapted.lumina2()
+    pipe.scheduler = Elsewhere.from_config(pipe.scheduler.config)
+    with pytest.raises(hsd.UnsupportedPipeline, match="has a scheduler that cannot be driven: no such device"):
+        load(pipe, **SIZE)
 
 
 def test_another_scheduler_takes_no_part_in_the_proof():

@@ -232,8 +232,9 @@ class Generic(Adapter):
         if self._timesteps[key] is None:
             raise Error(f"{type(self.pipe).__name__} does not set the timesteps of a {type(scheduler).__name__}")
         args, kwargs = self._timesteps[key]
-        args = [torch.device("cpu") if isinstance(each, (torch.device)) else each for each in args]
-        scheduler.set_timesteps(*args, **{**kwargs, "device": "cpu"})
+        given = inspect.signature(scheduler.set_timesteps).bind(*args, **kwargs)
+        given.arguments["device"] = "cpu"  # which pipelines give by name or by position
+        scheduler.set_timesteps(*given.args, **given.kwargs)
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """What the pipeline gives ``step``, as far as the scheduler takes it."""

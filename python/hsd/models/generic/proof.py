@@ -16,6 +16,7 @@ from ...planning.build import plan_of
 from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
 from ...replay.lowering import program_of
+from ...sampler import SamplerTable
 from ..encode import encode
 from .recipe import Recipe
 from .unfit import Unfit
@@ -96,12 +97,16 @@ def _prove(adapter: Any, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
     return adapter._recipe.mixed, (height, width)
 
 
+def _sampler(adapter: Any) -> SamplerTable:
+    try:
+        return adapter.sampler(STEPS)  # type: ignore[no-any-return]
+    except (UnsupportedScheduler, TypeError, ValueError) as error:
+        raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
+
+
 def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
     """The finished latents of both prompts, by the executor at tau = 0."""
-    try:
-        sampler = adapter.sampler(STEPS)
-    except UnsupportedScheduler as error:
-        raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
+    sampler = _sampler(adapter)
     plan = plan_of(conditioning.vectors, PROMPTS, SEEDS, 0.0, sampler.n_steps)
     program = program_of(plan, adapter, conditioning, len(PROMPTS))
     found: dict[int, Tensor] = {}
@@ -112,8 +117,7 @@ def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
 
 def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     """Whether lanes at different steps in one call give what each gives alone; ``Unfit`` if lanes at one do not."""
-    sampler = adapter.sampler(STEPS)
-    timesteps = sampler.timesteps.to(adapter.device)
+    timesteps = _sampler(adapter).timesteps.to(adapter.device)
     prompts = [0, 0] if adapter.one_length else [0, 1]
     given = replace(conditioning, padded=not adapter.one_length)
     means = [given.mean(np.array([i])) for i in prompts]
