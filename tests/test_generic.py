@@ -271,6 +271,12 @@ def test_half_precision_is_rounded_as_the_pipeline_does():
     assert (time.form, time.first) == ("t / n", True)
 
 
+def test_a_scale_near_another_number_is_kept_in_half_precision():
+    """1.02 is as near to 1 as bfloat16 can say: it is the setting that is meant, not no guidance."""
+    model = load(unadapted.lumina2().to(torch.bfloat16), **SIZE, guidance_scale=1.02)
+    assert sorted(model._recipe.formula.weights) == pytest.approx([-0.02, 1.02], abs=1e-9)
+
+
 def test_masks_say_which_tokens_a_mean_counts():
     model = load(unadapted.lumina2(), **SIZE, **INSTRUCTED)
     rows = rows_of(encoded(model, PROMPTS, SEEDS), model._recipe.main)
@@ -394,6 +400,14 @@ def test_a_formula_is_found_from_outputs(rescale):
     for sign in (1.0, -1.0):
         formula = Formula((-2.5, 3.5), sign, rescale, 1)
         assert formula in formulas_of(outputs, formula.of(outputs), 1, [3.5])
+
+
+def test_of_two_scales_the_nearest_is_meant():
+    from hsd.models.generic.formula import _snapped
+
+    assert _snapped(4.021, 0.1, [[4.0, 4.02], [4.021]]) == 4.02
+    assert _snapped(4.021, 0.1, [[7.0], [4.0]]) == 4.0
+    assert _snapped(4.021, 0.1, [[], []]) == 4.02
 
 
 # ------------------------------------------------------------------------------- what it refuses

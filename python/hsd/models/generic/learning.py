@@ -53,8 +53,7 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
     if cut:
         calls = [_without_padding(c, arguments, records) for c, arguments in enumerate(calls)]
     conditional = _conditional(calls)
-    known = [float(v) for v in _numbers(theatre)]
-    formula = _formula(formulas_of(outputs_of(first), first.output, conditional, known), (*records, pair))
+    formula = _formula(formulas_of(outputs_of(first), first.output, conditional, *_numbers(theatre)), (*records, pair))
     index = _noise_index(theatre, records[0])
     recipe = Recipe(
         calls=tuple(calls),
@@ -300,16 +299,20 @@ def _needs_one_length(calls: Sequence[dict[str, Argument]]) -> bool:
     )
 
 
-def _numbers(theatre: Theatre) -> Iterator[float]:
-    """Numbers that may be the guidance scale: of the call's arguments, and of guiders."""
-    given = {name: parameter.default for name, parameter in theatre.takes.items()} | theatre.settings
+def _numbers(theatre: Theatre) -> tuple[list[float], list[float]]:
+    """Numbers that may be the guidance scale: settings and those of guiders, and defaults of the pipeline's call."""
+    defaults = {name: parameter.default for name, parameter in theatre.takes.items() if name not in theatre.settings}
+    guiders = [part for part in vars(theatre.pipe).values() if hasattr(part, "prepare_inputs")]
+    own = [*_scales(theatre.settings)]
+    for guider in guiders:
+        own += _scales({"guidance_scale": getattr(guider, "guidance_scale", None)})
+    return own, [*_scales(defaults)]
+
+
+def _scales(given: dict[str, Any]) -> Iterator[float]:
     for name, value in given.items():
         if ("guidance" in name or "cfg" in name) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield value
-    for part in vars(theatre.pipe).values():
-        scale = getattr(part, "guidance_scale", None) if hasattr(part, "prepare_inputs") else None
-        if isinstance(scale, (int, float)):
-            yield scale
+            yield float(value)
 
 
 def _noise_index(theatre: Theatre, record: Record) -> int | None:

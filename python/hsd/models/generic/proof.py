@@ -99,9 +99,10 @@ def _prove(adapter: Any, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
 
 def _sampler(adapter: Any) -> SamplerTable:
     try:
-        return adapter.sampler(STEPS)  # type: ignore[no-any-return]
+        table: SamplerTable = adapter.sampler(STEPS)
     except (UnsupportedScheduler, TypeError, ValueError) as error:
         raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
+    return table
 
 
 def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
