@@ -390,6 +390,25 @@ def test_the_proof_is_announced_and_made_once(unproven):
         load(unadapted.aura_flow(), **SIZE, **SHORT, guidance_scale=2.0)
 
 
+@pytest.mark.parametrize("build", [unadapted.aura_flow, unadapted.longcat_image])
+def test_each_size_has_images_of_its_own_size(build, unproven):
+    """With one proof, and where latents are rows of tokens."""
+    pipe = build()
+    for size in ((64, 64), (128, 64), (64, 128)):
+        model = load(pipe, height=size[0], width=size[1])
+        assert model.decoded_size() == size
+        [image] = model.decode(torch.zeros(1, *model.latent_shape()), fresh_generators(SEEDS[:1]))
+        assert image.size == size[::-1]
+    assert len(proof._proven) == 1
+
+
+def test_a_size_that_is_not_asked_for_follows_from_the_latents():
+    found = proof._Proof(True, (64, 128), 100)
+    assert found.size_at((4, 100), (None, None)) == (128, 256)
+    assert found.size_at((4, 100), (256, 128)) == (256, 128)
+    assert found.size_at((4, 100), (256, 512)) == (128, 256)  # diffusers may make other sizes than it is asked for
+
+
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_a_formula_is_found_from_outputs(rescale):
     from hsd.models.generic.formula import formulas_of

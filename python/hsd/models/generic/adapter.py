@@ -218,7 +218,7 @@ class Generic(Adapter):
         return self._recipe.latent_shape
 
     def decoded_size(self) -> tuple[int, int] | None:
-        """Height and width of the images that the proof made."""
+        """Height and width of the images, from those that the proof made."""
         return self._recipe.size
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
