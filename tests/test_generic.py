@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
 import warnings
 
@@ -26,7 +28,7 @@ from algorithm1 import algorithm1
 from families.base import masked_mean
 from helpers import encoded, fresh_generators, latents_of, mean_difference, rows_of, share_apart
 from hsd.models import BrokenAdapter, check, load
-from hsd.models.generic import Generic, proof
+from hsd.models.generic import Generic, adapter, proof
 from hsd.models.generic.formula import RESCALES, Formula
 from hsd.models.generic.sources import Timestep
 from hsd.probing.predict import unguided
@@ -388,6 +390,26 @@ def test_the_proof_is_announced_and_made_once(unproven):
     with warnings.catch_warnings():
         warnings.simplefilter("error", hsd.Notice)
         load(unadapted.aura_flow(), **SIZE, **SHORT, guidance_scale=2.0)
+
+
+def test_what_is_learnt_holds_for_the_parts_it_was_learnt_with(monkeypatch):
+    learnt, own = [], Generic._learn
+    monkeypatch.setattr(Generic, "_learn", lambda self: learnt.append(self) or own(self))
+    pipe = unadapted.aura_flow()
+    for _ in range(2):
+        load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 1
+    pipe.transformer.register_to_config(pos_embed_max_size=49)  # the configuration of a network, in place
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 2
+    monkeypatch.setattr(adapter, "id", lambda part: 0, raising=False)  # as if ids were given out again
+    load(pipe, **SIZE, **SHORT)
+    pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    gc.collect()
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 4
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 4
 
 
 @pytest.mark.parametrize("build", [unadapted.aura_flow, unadapted.longcat_image])

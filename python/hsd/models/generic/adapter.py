@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import PIL.Image
 import torch
@@ -36,8 +36,11 @@ _CHUNK = 8
 _IMAGES = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "control_guidance_start")
 """Arguments of pipelines that start from an image."""
 
-_learnt: WeakKeyDictionary[Any, dict[Any, Recipe]] = WeakKeyDictionary()
-"""What was learnt of a pipeline object, by its settings and its parts."""
+_learnt: WeakKeyDictionary[Any, dict[str, tuple[Recipe, list[ref[Any]]]]] = WeakKeyDictionary()
+"""What was learnt of a pipeline object, and the parts that it was learnt with, by its settings and its parts.
+
+The parts are held weakly: the key names them by ids, which are those of others when a part is no more.
+"""
 
 
 def why_not(pipe: Any) -> str | None:
@@ -130,19 +133,17 @@ class Generic(Adapter):
             theatre.latents_name, theatre.form = recipe.latents_name, recipe.form
         return theatre
 
-    def _key(self) -> Any:
-        parts = [
-            (name, id(part), repr(getattr(part, "config", None)) if not isinstance(part, torch.nn.Module) else "")
-            for name, part in self.pipe.components.items()
-        ]
+    def _key(self) -> str:
+        parts = [(name, id(part), repr(getattr(part, "config", None))) for name, part in self.pipe.components.items()]
         guiders = [repr(vars(part)) for part in self.pipe.components.values() if hasattr(part, "prepare_inputs")]
         return repr((sorted(self.settings.items()), parts, guiders, self.modules()[0].dtype, self.device))
 
     def _learnt(self) -> Recipe:
         known, key = _learnt.setdefault(self.pipe, {}), self._key()
-        if key not in known:
-            known[key] = self._learn()
-        return known[key]
+        if key not in known or any(part() is None for part in known[key][1]):
+            parts = [ref(part) for part in self.pipe.components.values() if hasattr(part, "__weakref__")]
+            known[key] = self._learn(), parts
+        return known[key][0]
 
     def _learn(self) -> Recipe:
         """A recipe that is proven, with the pipeline's own scheduler: the pipeline's call is the witness."""
