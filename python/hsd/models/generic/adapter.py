@@ -67,6 +67,12 @@ def why_not(pipe: Any) -> str | None:
     return None
 
 
+def reads_image(pipe: Any) -> bool:
+    """Whether a pipeline's call takes an image to start from, or to follow; it may do without."""
+    takes = inspect.signature(type(pipe).__call__).parameters if isinstance(pipe, DiffusionPipeline) else {}
+    return not takes.keys().isdisjoint({"image", *_IMAGES})
+
+
 def _is_denoiser(name: str) -> bool:
     return "transformer" in name or "unet" in name
 
