@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
 import warnings
 
@@ -12,6 +14,7 @@ from diffusers import (
     AuraFlowPipeline,
     ClassifierFreeGuidance,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     Lumina2Pipeline,
     StableDiffusionPipeline,
@@ -25,9 +28,10 @@ from algorithm1 import algorithm1
 from families.base import masked_mean
 from helpers import encoded, fresh_generators, latents_of, mean_difference, rows_of, share_apart
 from hsd.models import BrokenAdapter, check, load
-from hsd.models.generic import Generic, proof
+from hsd.models.generic import Generic, adapter, proof
 from hsd.models.generic.formula import RESCALES, Formula
 from hsd.models.generic.sources import Timestep
+from hsd.probing.predict import unguided
 from tiny import unadapted
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", 'a sign that says "open"']
@@ -185,6 +189,39 @@ def test_another_scheduler_steps_it():
         assert apart(own, stock(pipe, prompt, seed, SHORT)) < TOLERANCE
 
 
+def by_position(scheduler, steps, device, **options):
+    scheduler.set_timesteps(steps, device)
+    return scheduler.timesteps, steps
+
+
+def test_a_pipeline_may_give_the_device_by_position(monkeypatch):
+    monkeypatch.setattr("diffusers.pipelines.lumina2.pipeline_lumina2.retrieve_timesteps", by_position)
+    pipe = unadapted.lumina2()
+    _, latents = ours(pipe, INSTRUCTED, PROMPTS[:1], SEEDS[:1])
+    assert apart(latents[0], stock(pipe, PROMPTS[0], SEEDS[0], INSTRUCTED)) < TOLERANCE
+
+
+def test_a_scheduler_that_cannot_be_set_on_the_host_is_the_reason(unproven):
+    class Elsewhere(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
+            if device == "cpu":  # a pipeline gives a torch.device
+                raise ValueError("no such device")
+            super().set_timesteps(num_inference_steps, device, sigmas, mu)
+
+    pipe = unadapted.lumina2()
+    pipe.scheduler = Elsewhere.from_config(pipe.scheduler.config)
+    with pytest.raises(hsd.UnsupportedPipeline, match="has a scheduler that cannot be driven: no such device"):
+        load(pipe, **SIZE)
+
+
+def test_another_scheduler_takes_no_part_in_the_proof():
+    """Other guidance is learnt anew, with the pipeline's own scheduler: it is the pipeline's call that is compared."""
+    pipe, other = unadapted.lumina2(), FlowMatchHeunDiscreteScheduler(shift=2.0)
+    model = load(load(pipe, **SIZE).with_scheduler(other), guidance_scale=1.0)
+    assert not model.guided
+    assert model.scheduler() is other
+
+
 def test_prompts_have_settings_of_their_own():
     pipe = unadapted.aura_flow()
     model = load(pipe, **SIZE, **SHORT)
@@ -194,6 +231,26 @@ def test_prompts_have_settings_of_their_own():
     for i, settings in enumerate(own):
         [expected] = stock(pipe, PROMPTS[i], SEEDS[i], {**SHORT, **settings}, "pil")
         assert mean_difference(images[i], expected) < 0.5
+
+
+@pytest.mark.parametrize(("build", "settings", "calls"), [(unadapted.aura_flow, SHORT, 2), (unadapted.lumina2, {}, 1)])
+def test_a_probe_has_the_conditional_output_alone(build, settings, calls):
+    """Of AuraFlow, which evaluates both prompts in one call, and of Lumina 2, which makes a call for each."""
+    pipe = build()
+    model = load(pipe, **SIZE, **settings)
+    conditioning = encoded(model, PROMPTS[:1], SEEDS[:1])
+    rows = conditioning.mean(np.array([0]))
+    rows = {name: row[None] for name, row in rows.items()}
+    noise, t = model.first_noise(fresh_generators([3])[0]), model.sampler(STEPS).timesteps[:1]
+    network, given = model.modules()[0], []
+    handle = network.register_forward_hook(lambda module, args, output: given.append(output[0]))
+    output, _ = unguided(model).denoise(noise, t, rows)
+    handle.remove()
+    [alone] = given
+    assert len(alone) == calls
+    assert torch.equal(output, model._recipe.formula.sign * alone[model._recipe.formula.conditional % calls][None])
+    guided, _ = model.denoise(noise, t, rows)
+    assert apart(output, guided) > 1e-4
 
 
 def test_the_pipeline_is_left_as_it_was():
@@ -214,6 +271,12 @@ def test_half_precision_is_rounded_as_the_pipeline_does():
         assert float((own - expected).norm() / expected.norm()) < 0.05
     [time] = {each.time for call in model._recipe.calls for each in call.values() if isinstance(each, Timestep)}
     assert (time.form, time.first) == ("t / n", True)
+
+
+def test_a_scale_near_another_number_is_kept_in_half_precision():
+    """1.02 is as near to 1 as bfloat16 can say: it is the setting that is meant, not no guidance."""
+    model = load(unadapted.lumina2().to(torch.bfloat16), **SIZE, guidance_scale=1.02)
+    assert sorted(model._recipe.formula.weights) == pytest.approx([-0.02, 1.02], abs=1e-9)
 
 
 def test_masks_say_which_tokens_a_mean_counts():
@@ -329,6 +392,45 @@ def test_the_proof_is_announced_and_made_once(unproven):
         load(unadapted.aura_flow(), **SIZE, **SHORT, guidance_scale=2.0)
 
 
+def test_what_is_learnt_holds_for_the_parts_it_was_learnt_with(monkeypatch):
+    learnt, own = [], Generic._learn
+    monkeypatch.setattr(Generic, "_learn", lambda self: learnt.append(self) or own(self))
+    pipe = unadapted.aura_flow()
+    for _ in range(2):
+        load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 1
+    pipe.transformer.register_to_config(pos_embed_max_size=49)  # the configuration of a network, in place
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 2
+    monkeypatch.setattr(adapter, "id", lambda part: 0, raising=False)  # as if ids were given out again
+    load(pipe, **SIZE, **SHORT)
+    pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    gc.collect()
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 4
+    load(pipe, **SIZE, **SHORT)
+    assert len(learnt) == 4
+
+
+@pytest.mark.parametrize("build", [unadapted.aura_flow, unadapted.longcat_image])
+def test_each_size_has_images_of_its_own_size(build, unproven):
+    """With one proof, and where latents are rows of tokens."""
+    pipe = build()
+    for size in ((64, 64), (128, 64), (64, 128)):
+        model = load(pipe, height=size[0], width=size[1])
+        assert model.decoded_size() == size
+        [image] = model.decode(torch.zeros(1, *model.latent_shape()), fresh_generators(SEEDS[:1]))
+        assert image.size == size[::-1]
+    assert len(proof._proven) == 1
+
+
+def test_a_size_that_is_not_asked_for_follows_from_the_latents():
+    found = proof._Proof(True, (64, 128), 100)
+    assert found.size_at((4, 100), (None, None)) == (128, 256)
+    assert found.size_at((4, 100), (256, 128)) == (256, 128)
+    assert found.size_at((4, 100), (256, 512)) == (128, 256)  # diffusers may make other sizes than it is asked for
+
+
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_a_formula_is_found_from_outputs(rescale):
     from hsd.models.generic.formula import formulas_of
@@ -339,6 +441,14 @@ def test_a_formula_is_found_from_outputs(rescale):
     for sign in (1.0, -1.0):
         formula = Formula((-2.5, 3.5), sign, rescale, 1)
         assert formula in formulas_of(outputs, formula.of(outputs), 1, [3.5])
+
+
+def test_of_two_scales_the_nearest_is_meant():
+    from hsd.models.generic.formula import _snapped
+
+    assert _snapped(4.021, 0.1, [[4.0, 4.02], [4.021]]) == 4.02
+    assert _snapped(4.021, 0.1, [[7.0], [4.0]]) == 4.0
+    assert _snapped(4.021, 0.1, [[], []]) == 4.02
 
 
 # ------------------------------------------------------------------------------- what it refuses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import diffusers
 import pytest
@@ -14,6 +15,7 @@ import hsd
 import tiny
 from families import FAMILIES, Family
 from helpers import share_apart
+from hsd.models.generic import Generic
 from hsd.models.registry import adapter_class
 
 pytestmark = pytest.mark.faults
@@ -234,14 +236,33 @@ def test_a_unet_for_videos():
 def test_pipelines_for_other_tasks_lead_to_the_class_for_text(kind, relative):
     if not hasattr(diffusers, kind):
         pytest.skip(f"diffusers {diffusers.__version__} has no {kind}")
-    pipe = type(kind, (), {})()
+    pipe = object.__new__(getattr(diffusers, kind))
     with pytest.raises(hsd.UnsupportedPipeline, match=rf"{kind} has no adapter.*diffusers.{relative}.from_pipe.pipe."):
         hsd.load(pipe)
 
 
+@pytest.mark.parametrize("kind", ["SanaSprintPipeline", "StableDiffusionPAGPipeline", "StableDiffusionSAGPipeline"])
+def test_pipelines_for_text_are_tried_with_their_own_code(kind):
+    """They make images in another way than the class whose networks they have."""
+    if not hasattr(diffusers, kind):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {kind}")
+    stock = tiny.sana() if "Sana" in kind else tiny.stable_diffusion()
+    options = {} if "Sana" in kind else {"requires_safety_checker": False}
+    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    parts = {name: part for name, part in stock.components.items() if name in taken}
+    assert adapter_class(getattr(diffusers, kind)(**parts, **options)) is Generic
+
+
+def test_a_pipeline_for_text_that_cannot_be_tried_says_why():
+    pipe = object.__new__(diffusers.StableDiffusionAttendAndExcitePipeline)
+    with pytest.raises(hsd.UnsupportedPipeline, match="cannot be called without token_indices") as caught:
+        hsd.load(pipe)
+    assert "from_pipe" not in str(caught.value)
+
+
 def test_a_pipeline_with_other_networks_does_not_lead_there():
-    """FLUX.2 klein reads Qwen's tokens, so it cannot be made a Flux2Pipeline."""
-    pipe = type("Flux2KleinPipeline", (), {})()
+    """Sana for videos has a transformer of its own, so it cannot be made a SanaPipeline."""
+    pipe = object.__new__(diffusers.SanaImageToVideoPipeline)
     with pytest.raises(hsd.UnsupportedPipeline, match="has no adapter") as caught:
         hsd.load(pipe)
     assert "from_pipe" not in str(caught.value)

@@ -13,7 +13,7 @@ import diffusers
 
 from ..errors import Error, UnsupportedPipeline
 from .base import Adapter
-from .generic import Generic, why_not
+from .generic import Generic, reads_image, why_not
 
 GROUP = "hsd.adapters"
 """Entry points of this group are adapters: ``MyPipeline = my_package.adapters:MyAdapter``, named as the pipeline."""
@@ -113,7 +113,8 @@ def adapter_class(pipe: Any) -> type[Adapter]:
 
     The pipeline's class is looked up first, then its base classes; each among the registered adapters, then the
     built-in ones, then those that other packages announce. A pipeline that none of them drives gets the generic
-    adapter, which proves itself when it is made.
+    adapter, which proves itself when it is made; but one that takes an image, and has a relative that makes images from
+    text alone with the same networks, is refused with the way to the relative.
 
     Raises
     ------
@@ -146,13 +147,12 @@ def adapter_class(pipe: Any) -> type[Adapter]:
                 f"follow, and it {reason}: pass a {cls.__name__}, or write an adapter for it (docs/adapters.md)"
             )
         return Generic
-    unsupported = _unsupported(own.__name__)
-    if unsupported is None:
-        reason = why_not(pipe)
-        if reason is None:
-            return Generic
-        unsupported = _no_adapter(own.__name__, f" The generic adapter is of no use: {own.__name__} {reason}.")
-    raise unsupported
+    _check_halves(own.__name__)
+    relative = _for_text_alone(own.__name__) if reads_image(pipe) else None
+    reason = None if relative else why_not(pipe)
+    if reason is None and relative is None:
+        return Generic
+    raise _no_adapter(own.__name__, relative, reason)
 
 
 def adapter_named(pipeline: str) -> type[Adapter] | None:
@@ -185,22 +185,20 @@ def _built_in(pipeline: str, place: str) -> type[Adapter]:
     return adapter
 
 
-def _unsupported(name: str) -> UnsupportedPipeline | None:
-    """Why a class without adapter is refused whatever it does: another class is the one to pass; None if none is."""
+def _check_halves(name: str) -> None:
     for prior, decoder in PAIRS:
         if name in (prior, decoder):
-            return UnsupportedPipeline(
+            raise UnsupportedPipeline(
                 f"{name} is half of Kandinsky 2.2: pass the pair (prior_pipeline, decoder_pipeline), or a "
                 "KandinskyV22CombinedPipeline"
             )
-    return None if _for_text_alone(name) is None else _no_adapter(name)
 
 
-def _no_adapter(name: str, why: str = "") -> UnsupportedPipeline:
+def _no_adapter(name: str, relative: str | None, reason: str | None) -> UnsupportedPipeline:
     known = supported()
-    relative = _for_text_alone(name)
     near = relative or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     how = f" (for images from text alone, pass diffusers.{near}.from_pipe(pipe))" if relative else ""
+    why = f" The generic adapter is of no use: {name} {reason}." if reason else ""
     return UnsupportedPipeline(
         f"{name} has no adapter; the nearest that has is {near}{how}. Supported: {', '.join(known)}.{why} A new one has"
         f" the five methods of hsd.models.Adapter: {', '.join(METHODS)}; hsd.models.register makes it known "

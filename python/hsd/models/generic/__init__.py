@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .adapter import Generic, why_not
+from .adapter import Generic, reads_image, why_not
 
-__all__ = ["Generic", "why_not"]
+__all__ = ["Generic", "reads_image", "why_not"]

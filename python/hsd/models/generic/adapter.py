@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import PIL.Image
 import torch
@@ -36,8 +36,11 @@ _CHUNK = 8
 _IMAGES = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "control_guidance_start")
 """Arguments of pipelines that start from an image."""
 
-_learnt: WeakKeyDictionary[Any, dict[Any, Recipe]] = WeakKeyDictionary()
-"""What was learnt of a pipeline object, by its settings and its parts."""
+_learnt: WeakKeyDictionary[Any, dict[str, tuple[Recipe, list[ref[Any]]]]] = WeakKeyDictionary()
+"""What was learnt of a pipeline object, and the parts that it was learnt with, by its settings and its parts.
+
+The parts are held weakly: the key names them by ids, which are those of others when a part is no more.
+"""
 
 
 def why_not(pipe: Any) -> str | None:
@@ -62,6 +65,12 @@ def why_not(pipe: Any) -> str | None:
         if getattr(pipe, part, None) is None:
             return f"has no {part}"
     return None
+
+
+def reads_image(pipe: Any) -> bool:
+    """Whether a pipeline's call takes an image to start from, or to follow; it may do without."""
+    takes = inspect.signature(type(pipe).__call__).parameters if isinstance(pipe, DiffusionPipeline) else {}
+    return not takes.keys().isdisjoint({"image", *_IMAGES})
 
 
 def _is_denoiser(name: str) -> bool:
@@ -130,22 +139,28 @@ class Generic(Adapter):
             theatre.latents_name, theatre.form = recipe.latents_name, recipe.form
         return theatre
 
-    def _key(self) -> Any:
-        parts = [
-            (name, id(part), repr(getattr(part, "config", None)) if not isinstance(part, torch.nn.Module) else "")
-            for name, part in self.pipe.components.items()
-        ]
+    def _key(self) -> str:
+        parts = [(name, id(part), repr(getattr(part, "config", None))) for name, part in self.pipe.components.items()]
         guiders = [repr(vars(part)) for part in self.pipe.components.values() if hasattr(part, "prepare_inputs")]
         return repr((sorted(self.settings.items()), parts, guiders, self.modules()[0].dtype, self.device))
 
     def _learnt(self) -> Recipe:
         known, key = _learnt.setdefault(self.pipe, {}), self._key()
-        if key not in known:
-            known[key] = self._learn()
-        return known[key]
+        if key not in known or any(part() is None for part in known[key][1]):
+            parts = [ref(part) for part in self.pipe.components.values() if hasattr(part, "__weakref__")]
+            known[key] = self._learn(), parts
+        return known[key][0]
 
     def _learn(self) -> Recipe:
-        """A recipe that is proven: of the first kind that is, with tokens stored without their padding or with it."""
+        """A recipe that is proven, with the pipeline's own scheduler: the pipeline's call is the witness."""
+        other, self.other_scheduler = self.other_scheduler, None
+        try:
+            return self._proven()
+        finally:
+            self.other_scheduler = other
+
+    def _proven(self) -> Recipe:
+        """Of the first kind that holds: with tokens stored without their padding, or with it."""
         failed: Unfit | None = None
         for cut in (True, False):
             theatre = self._theatre()
@@ -210,7 +225,7 @@ class Generic(Adapter):
         return self._recipe.latent_shape
 
     def decoded_size(self) -> tuple[int, int] | None:
-        """Height and width of the images that the proof made."""
+        """Height and width of the images, from those that the proof made."""
         return self._recipe.size
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
@@ -224,8 +239,9 @@ class Generic(Adapter):
         if self._timesteps[key] is None:
             raise Error(f"{type(self.pipe).__name__} does not set the timesteps of a {type(scheduler).__name__}")
         args, kwargs = self._timesteps[key]
-        args = [torch.device("cpu") if isinstance(each, (torch.device)) else each for each in args]
-        scheduler.set_timesteps(*args, **{**kwargs, "device": "cpu"})
+        given = inspect.signature(scheduler.set_timesteps).bind(*args, **kwargs)
+        given.arguments["device"] = "cpu"  # which pipelines give by name or by position
+        scheduler.set_timesteps(*given.args, **given.kwargs)
 
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """What the pipeline gives ``step``, as far as the scheduler takes it."""
@@ -275,8 +291,11 @@ class Generic(Adapter):
         return self._recipe.rows(record, 1, own=False)
 
     def denoise(self, latents: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The calls of the network of one step, and the formula that the pipeline makes of their outputs."""
-        recipe = self._recipe
+        """The calls of the network of one step, and the formula that the pipeline makes of their outputs.
+
+        A copy that is probed without guidance has ``guided = False``: it gives the conditional output.
+        """
+        recipe = self._recipe if self.guided else self._recipe.unguided()
         lanes = Lanes(latents, timestep, rows.get(NEXT_TIMESTEP), rows)
         [network] = self.modules()
         outputs: list[Tensor] = []

@@ -47,7 +47,7 @@ class Formula:
     def of(self, outputs: Sequence[Tensor]) -> Tensor:
         """(B, ...) from the outputs (B, ...) of one step."""
         conditional = outputs[self.conditional]
-        if len(outputs) == 1:
+        if len(self.weights) == 1:
             return self.sign * conditional
         # u + w (c - u), as pipelines write it, and not (1 - w) u + w c, which rounds differently.
         [base] = [i for i in range(len(outputs)) if i != self.conditional][:1]
@@ -62,11 +62,11 @@ class Formula:
         return f"{'-' if self.sign < 0 else ''}({text}){'' if self.rescale == 'none' else f', {self.rescale}'}"
 
 
-def formulas_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, known: Sequence[float]) -> list[Formula]:
+def formulas_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, *known: Sequence[float]) -> list[Formula]:
     """The formulas by which ``given`` (B, ...) may follow from the ``outputs`` (B, ...), which have to be random.
 
-    ``known`` are numbers that a weight may be, such as the guidance scale: in half precision weights are measured
-    with an error.
+    ``known`` are numbers that a weight may be, such as the guidance scale, those that are most likely first: in half
+    precision weights are measured with an error.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def formulas_of(outputs: Sequence[Tensor], given: Tensor, conditional: int, know
 
 
 def _candidates(
-    o: Tensor, m: Tensor, tolerance: float, conditional: int, known: Sequence[float]
+    o: Tensor, m: Tensor, tolerance: float, conditional: int, known: Sequence[Sequence[float]]
 ) -> list[tuple[float, ...]]:
     """Weights that sum to 1 and may have made ``m`` of the outputs ``o`` (E, B, ...), up to a rescale of the result."""
     if len(o) == 1:
@@ -116,10 +116,12 @@ def _candidates(
     return list(dict.fromkeys(found))
 
 
-def _snapped(weight: float, tolerance: float, known: Sequence[float]) -> float:
-    """The weight that was meant: one of ``known``, or of those plus 1, or a short number."""
-    for one in sorted({each for scale in known for each in (scale, 1.0 + scale, 1.0 - scale, -scale)}):
-        if abs(weight - one) <= tolerance * max(1.0, abs(one)) / 4:
-            return one
+def _snapped(weight: float, tolerance: float, known: Sequence[Sequence[float]]) -> float:
+    """The weight that was meant: the nearest one of ``known``, or of those plus 1, or a short number."""
+    for scales in known:
+        meant = [each for scale in scales for each in (scale, 1.0 + scale, 1.0 - scale, -scale)]
+        near = [each for each in meant if abs(weight - each) <= tolerance * max(1.0, abs(each)) / 4]
+        if near:
+            return min(near, key=lambda each: abs(weight - each))
     short = round(weight, 4 if tolerance < 1e-3 else 2)
     return short if abs(short - weight) <= tolerance / 4 else weight

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .formula import Formula, formulas_of
-from .recipe import Recipe, check_formula, outputs_of, sources_of, with_source
+from .recipe import Recipe, check_formula, evaluations_of, outputs_of, sources_of, with_source
 from .rehearsal import Record, Step, Theatre, repeats
 from .sources import Argument, Constant, Joined, Latents, OfOneLane, Source, Timestep, part_of
 from .times import time_of
@@ -53,8 +53,7 @@ def learn(theatre: Theatre, *, cut: bool = True) -> Recipe:
     if cut:
         calls = [_without_padding(c, arguments, records) for c, arguments in enumerate(calls)]
     conditional = _conditional(calls)
-    known = [float(v) for v in _numbers(theatre)]
-    formula = _formula(formulas_of(outputs_of(first), first.output, conditional, known), (*records, pair))
+    formula = _formula(formulas_of(outputs_of(first), first.output, conditional, *_numbers(theatre)), (*records, pair))
     index = _noise_index(theatre, records[0])
     recipe = Recipe(
         calls=tuple(calls),
@@ -281,7 +280,7 @@ def _as_int(mask: Tensor) -> Tensor:
 
 def _conditional(calls: Sequence[dict[str, Argument]]) -> int:
     """Which evaluation of a step reads the prompt."""
-    sizes = [next(each.times for each in call.values() if isinstance(each, Latents)) for call in calls]
+    sizes = [evaluations_of(call) for call in calls]
     starts = [0, *itertools.accumulate(sizes)]
     for c, part, _, source in sources_of(calls):
         if source.own:
@@ -300,16 +299,20 @@ def _needs_one_length(calls: Sequence[dict[str, Argument]]) -> bool:
     )
 
 
-def _numbers(theatre: Theatre) -> Iterator[float]:
-    """Numbers that may be the guidance scale: of the call's arguments, and of guiders."""
-    given = {name: parameter.default for name, parameter in theatre.takes.items()} | theatre.settings
+def _numbers(theatre: Theatre) -> tuple[list[float], list[float]]:
+    """Numbers that may be the guidance scale: settings and those of guiders, and defaults of the pipeline's call."""
+    defaults = {name: parameter.default for name, parameter in theatre.takes.items() if name not in theatre.settings}
+    guiders = [part for part in vars(theatre.pipe).values() if hasattr(part, "prepare_inputs")]
+    own = [*_scales(theatre.settings)]
+    for guider in guiders:
+        own += _scales({"guidance_scale": getattr(guider, "guidance_scale", None)})
+    return own, [*_scales(defaults)]
+
+
+def _scales(given: dict[str, Any]) -> Iterator[float]:
     for name, value in given.items():
         if ("guidance" in name or "cfg" in name) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield value
-    for part in vars(theatre.pipe).values():
-        scale = getattr(part, "guidance_scale", None) if hasattr(part, "prepare_inputs") else None
-        if isinstance(scale, (int, float)):
-            yield scale
+            yield float(value)
 
 
 def _noise_index(theatre: Theatre, record: Record) -> int | None:

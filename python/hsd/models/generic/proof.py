@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ...planning.build import plan_of
 from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
 from ...replay.lowering import program_of
+from ...sampler import SamplerTable
 from ..encode import encode
 from .recipe import Recipe
 from .unfit import Unfit
@@ -29,8 +32,33 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 0.1
 """Largest difference of finished latents, as a share of their root mean square: half precision rounds at each step."""
 
-_proven: dict[str, tuple[bool, tuple[int, int] | None]] = {}
-"""Whether lanes may be at different steps, and the size of the images, by what was proven in this process."""
+
+@dataclass(frozen=True)
+class _Proof:
+    """What a proof found."""
+
+    mixed: bool
+    """Whether lanes may be at different steps."""
+    size: tuple[int, int]
+    """Height and width of its images."""
+    numbers: int
+    """How many numbers its latents held."""
+
+    def size_at(self, latents: Sequence[int], asked: Sequence[int | None]) -> tuple[int, int]:
+        """Height and width of images from latents of another shape: those ``asked`` for, if they are as many pixels.
+
+        Latents that are rows of tokens do not say which side is the longer one.
+        """
+        height, width = self.size
+        ratio = math.prod(latents) / self.numbers
+        sides = [side for side in asked if side is not None]
+        if len(sides) == 2 and math.prod(sides) == round(ratio * height * width):
+            return sides[0], sides[1]
+        return round(height * ratio**0.5), round(width * ratio**0.5)
+
+
+_proven: dict[str, _Proof] = {}
+"""By what was proven in this process."""
 
 
 def prove(adapter: Any, recipe: Recipe) -> Recipe:
@@ -57,12 +85,12 @@ def prove(adapter: Any, recipe: Recipe) -> Recipe:
             stacklevel=8,
         )
         _proven[key] = _prove(adapter, recipe)
-    mixed, size = _proven[key]
-    return replace(recipe, mixed=mixed, size=size)
+    proof, asked = _proven[key], (adapter.height, adapter.width)
+    return replace(recipe, mixed=proof.mixed, size=proof.size_at(recipe.latent_shape, asked))
 
 
 @torch.no_grad()
-def _prove(adapter: Any, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
+def _prove(adapter: Any, recipe: Recipe) -> _Proof:
     theatre = adapter._theatre()
     expected, images = [], []
     for prompt, seed in zip(PROMPTS, SEEDS.tolist(), strict=True):
@@ -93,15 +121,20 @@ def _prove(adapter: Any, recipe: Recipe) -> tuple[bool, tuple[int, int] | None]:
                 f"gives another image for the same latents when they are decoded again, off by {off:.1f} of 255"
             )
     width, height = images[0].size
-    return adapter._recipe.mixed, (height, width)
+    return _Proof(adapter._recipe.mixed, (height, width), math.prod(recipe.latent_shape))
+
+
+def _sampler(adapter: Any) -> SamplerTable:
+    try:
+        table: SamplerTable = adapter.sampler(STEPS)
+    except (UnsupportedScheduler, TypeError, ValueError) as error:
+        raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
+    return table
 
 
 def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
     """The finished latents of both prompts, by the executor at tau = 0."""
-    try:
-        sampler = adapter.sampler(STEPS)
-    except UnsupportedScheduler as error:
-        raise Unfit(f"has a scheduler that cannot be driven: {error}") from error
+    sampler = _sampler(adapter)
     plan = plan_of(conditioning.vectors, PROMPTS, SEEDS, 0.0, sampler.n_steps)
     program = program_of(plan, adapter, conditioning, len(PROMPTS))
     found: dict[int, Tensor] = {}
@@ -112,8 +145,7 @@ def _latents(adapter: Any, conditioning: Conditioning) -> list[Tensor]:
 
 def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     """Whether lanes at different steps in one call give what each gives alone; ``Unfit`` if lanes at one do not."""
-    sampler = adapter.sampler(STEPS)
-    timesteps = sampler.timesteps.to(adapter.device)
+    timesteps = _sampler(adapter).timesteps.to(adapter.device)
     prompts = [0, 0] if adapter.one_length else [0, 1]
     given = replace(conditioning, padded=not adapter.one_length)
     means = [given.mean(np.array([i])) for i in prompts]

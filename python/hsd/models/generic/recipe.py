@@ -61,6 +61,16 @@ class Recipe:
         ]
         return f"{calls} {self.formula.rescale} {self.formula.sign} {self.scales_input} {self.one_length}"
 
+    def unguided(self) -> Recipe:
+        """The same without guidance: the call that holds the conditional output alone, and that output alone."""
+        at = self.formula.conditional
+        for arguments in self.calls:
+            times = evaluations_of(arguments)
+            if at < times:
+                return replace(self, calls=(arguments,), formula=Formula((1.0,), self.formula.sign, "none", at))
+            at -= times
+        raise AssertionError(f"no call holds output {self.formula.conditional}")
+
     def rows(self, record: Record, n: int, *, own: bool) -> dict[str, Any]:
         """Rows of ``n`` prompts from a rehearsal of them; those that all share are one row."""
         found: dict[str, Any] = {}
@@ -120,6 +130,11 @@ def _kind(argument: Argument) -> Any:
     if isinstance(argument, Timestep):
         return argument.time
     return argument.times if isinstance(argument, Latents) else ""
+
+
+def evaluations_of(arguments: dict[str, Argument]) -> int:
+    """How many evaluations a call of the network with these arguments holds."""
+    return next(each.times for each in arguments.values() if isinstance(each, Latents))
 
 
 def outputs_of(step: Step) -> list[Tensor]:
