@@ -128,10 +128,11 @@ def scheduler_of(scheduler: Any) -> dict[str, Any]:
     return found
 
 
-def tokenizer_of(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_of(tokenizer: Any, template: Any = None) -> dict[str, Any]:
     """What a tokenizer makes of a text: its vocabulary, the tokens that were added, its settings, and a few examples.
 
-    Not its class: the libraries have several for one tokenizer.
+    Not its class: the libraries have several for one tokenizer. ``template`` is the chat template of a processor, which
+    counts instead of that of the tokenizer inside it: a folder has one file for both.
     """
     vocabulary = tokenizer.get_vocab()
     found = {
@@ -142,8 +143,9 @@ def tokenizer_of(tokenizer: Any) -> dict[str, Any]:
     }
     for name in ("model_max_length", "padding_side", "truncation_side"):
         found[name] = as_json(getattr(tokenizer, name, None))
-    if getattr(tokenizer, "chat_template", None):
-        found["chat_template"] = _hash(json.dumps(as_json(tokenizer.chat_template), sort_keys=True).encode())
+    template = template or getattr(tokenizer, "chat_template", None)
+    if template:
+        found["chat_template"] = _hash(json.dumps(as_json(template), sort_keys=True).encode())
     found["examples"] = _hash(json.dumps([_tokens(tokenizer, text) for text in _TEXTS]).encode())
     return found
 

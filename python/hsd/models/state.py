@@ -108,7 +108,9 @@ def _small_parts(parts: dict[str, Any], stepped: Any) -> dict[str, Any]:
     schedulers = {name: part for name, part in parts.items() if _is_scheduler(part) and part is not stepped}
     return {
         "tokenizers": {
-            name: tokenizer_of(_tokenizer(part)) for name, part in parts.items() if _tokenizer(part) is not None
+            name: tokenizer_of(_tokenizer(part), getattr(part, "chat_template", None))
+            for name, part in parts.items()
+            if _tokenizer(part) is not None
         },
         "schedulers": {name: scheduler_of(part) for name, part in schedulers.items()},
     }
