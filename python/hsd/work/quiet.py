@@ -15,9 +15,12 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
-_LIBRARIES = ("accelerate", "diffusers", "huggingface_hub", "peft", "torch", "torchao", "transformers")
+_LIBRARIES = ("accelerate", "bitsandbytes", "diffusers", "huggingface_hub", "peft", "torch", "torchao", "transformers")
 
-_MODULES = r"(accelerate|diffusers|huggingface_hub|peft|torchao|transformers)(\.|$)|torch(?!\.utils\._contextlib)(\.|$)"
+_MODULES = (
+    r"(accelerate|bitsandbytes|diffusers|huggingface_hub|peft|torchao|transformers)(\.|$)"
+    r"|torch(?!\.utils\._contextlib)(\.|$)"
+)
 """Modules whose warnings are not shown. Not torch's wrapper of functions: a warning of HSD may seem to come from it."""
 
 Change = Callable[[contextlib.ExitStack], None]
