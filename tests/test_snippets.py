@@ -101,10 +101,16 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {}
 
-    def stand_in(source, device, dtype, original=loading._from_pretrained):
-        name = next((name for name in STAND_INS if MODELS[name] == source), None)
+    def named(source):
+        return next((name for name in STAND_INS if MODELS[name] == source), None)
+
+    def adapter_of(source, original=loading._adapter_of):  # without asking the hub
+        return original(source) if named(source) is None else None
+
+    def stand_in(source, device, dtype, adapter, original=loading._from_pretrained):
+        name = named(source)
         if name is None:
-            return original(source, None, dtype)
+            return original(source, None, dtype, adapter)
         if name not in made:
             made[name] = STAND_INS[name][0]()
         return made[name]
@@ -114,6 +120,7 @@ def reader(tmp_path, monkeypatch):
         return original(pipe, name=name, settings={**sizes, **settings})
 
     monkeypatch.setattr(loading, "_from_pretrained", stand_in)
+    monkeypatch.setattr(loading, "_adapter_of", adapter_of)
     monkeypatch.setattr(loading, "_wrap", small)
     monkeypatch.setattr(grid, "STEPS", (0.2,))  # fewer settings to try
     monkeypatch.setattr("webbrowser.open", lambda page: True)
