@@ -12,7 +12,7 @@ from diffusers import FirstBlockCacheConfig
 import hsd
 import tiny
 from device import emulated
-from device.runs import case, images_of, latents_of, on_the_device, padded, same
+from device.runs import case, images_of, latents_of, on_the_device, padded, same, same_images
 from families import FAMILIES
 from helpers import executor_of, finished_by, make_scheduler
 from hsd.replay import kept
@@ -55,7 +55,7 @@ def test_offload(how):
             assert model.device.type == "cuda"
             held = device.memory[0].allocated
             assert same(latents_of(plan, model, True), expected[0])
-            assert same(images_of(plan, model, True), expected[1])
+            assert same_images(images_of(plan, model, True), expected[1])
             assert {p.device.type for p in pipe.unet.parameters()} <= {"cpu", "meta"}
             assert device.counts["captures"] == 0
             gc.collect()
@@ -77,7 +77,7 @@ def test_two_devices_one_after_the_other(graphs):
                 model = load(pipe)
                 assert model.device == torch.device("cuda", index)
                 assert same(latents_of(plan, model, graphs), expected[0])
-                assert same(images_of(plan, model, graphs), expected[1])
+                assert same_images(images_of(plan, model, graphs), expected[1])
                 assert (device.counts["replays"] > replays) == graphs
                 assert torch.cuda.current_device() == 0
                 device.release()
@@ -100,7 +100,7 @@ def test_weights_that_are_upcast_for_decoding():
     for seed in range(12):
         with emulated(seed, 1.0) as device, on_the_device():
             device.adopt(pipe)
-            assert same(images_of(plan, loaded(), True), expected), seed
+            assert same_images(images_of(plan, loaded(), True), expected), seed
             torch.cuda.synchronize()
             for name, weight in pipe.vae.state_dict().items():
                 assert weight.cpu().equal(weights[name]), (seed, name)
@@ -142,7 +142,7 @@ def test_a_second_run_of_one_model():
             device.adopt(pipe)
             model = load(pipe)
             for plan, images in zip(plans, expected, strict=True):
-                assert same(images_of(plan, model, True), images)
+                assert same_images(images_of(plan, model, True), images)
 
 
 def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
@@ -161,7 +161,7 @@ def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
         for image in hsd.stream(plan, model, batch_size=2):
             images[image.index] = np.array(image.pil)
             assert len(everything_kept()) <= 1
-        assert same(images, expected)
+        assert same_images(images, expected)
 
 
 def everything_kept():

@@ -19,7 +19,7 @@ from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
 import hsd
 from algorithm1 import algorithm1
 from device import emulated
-from device.runs import case, images_of, on_the_device, same
+from device.runs import case, images_of, on_the_device, same, same_images
 from device.runs import latents_of as device_latents_of
 from helpers import encoded, latents_of
 from hsd.models.identity import image_identity
@@ -314,7 +314,7 @@ def test_runs_on_the_emulated_device(monkeypatch):
         model = expected.load()
         assert model.device.type == "cuda"
         assert same(device_latents_of(expected.plan, model, False), expected.latents[False])
-        assert same(images_of(expected.plan, model, False), expected.images[False])
+        assert same_images(images_of(expected.plan, model, False), expected.images[False])
 
 
 # ------------------------------------------------------------------------------- loading, identity

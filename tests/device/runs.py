@@ -104,6 +104,18 @@ def images_of(plan: hsd.Plan, model: Any, graphs: bool, batch_size: int = 2) -> 
     return {image.index: np.array(image.pil) for image in stream}
 
 
+def same_images(ours: dict[int, Any], expected: dict[int, Any]) -> bool:
+    """Whether two runs gave the same images: few values, if any, one step of 1/255 apart.
+
+    On some CPUs the last bit of a convolution depends on where its input lies in memory. What was read too early, or
+    too late, is far away.
+    """
+    if ours.keys() != expected.keys():
+        return False
+    apart = [np.abs(np.asarray(ours[i], int) - np.asarray(expected[i], int)) for i in expected]
+    return all(each.max() <= 1 and (each > 0).mean() < 1e-3 for each in apart)
+
+
 def same(ours: dict[int, Any], expected: dict[int, Any]) -> bool:
     """Whether two runs gave the same, bit for bit."""
     return ours.keys() == expected.keys() and all(np.array_equal(ours[i], expected[i]) for i in expected)
