@@ -14,7 +14,7 @@ from device import emulated
 from device.runs import case, images_of, latents_of, on_the_device, same, same_images
 from families import FAMILIES, Family
 
-SCHEDULES = int(os.environ.get("HSD_SCHEDULES", "3"))
+SCHEDULES = int(os.environ.get("HSD_SCHEDULES", "2"))
 
 EAGERNESS = [0.3, 0.0, 1.0]
 """By turns: now and then, as late as possible, at once."""
