@@ -15,7 +15,7 @@ The order of the members does not matter: rows are added in the order in which t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 
@@ -201,6 +201,11 @@ class Conditioning:
         common = {name: field for name, field in fields.items() if name not in own}
         shared, differing = (replace(self, fields=part) for part in (common, own))
         return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
+
+    def each(self, prompts: Iterable[int], device: torch.device) -> dict[str, Tensor]:
+        """(B, ...) by name on ``device``: the row of each of B ``prompts`` by itself, all of one shape."""
+        rows = [self.mean(np.array([prompt])) for prompt in prompts]
+        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
 
     def mean(self, prompts: NDArray[np.int64]) -> dict[str, Tensor]:
         """The mean row of ``prompts`` (n,), each (...); where lengths differ, padded with zeros, with its mask.

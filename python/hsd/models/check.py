@@ -6,7 +6,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..conditioning.rows import Conditioning
 from ..errors import Error, Notice
 from ..replay.denoiser import step_rows
-from ..replay.lengths import of_one_length
+from ..replay.lengths import of_one_length, read_by
 from .base import Adapter
 from .caches import refuse_step_caches
 from .capture import PROMPTS, NotChecked, Verdict, lint
@@ -90,7 +89,7 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
     step = torch.arange(n) % (sampler.n_steps if adapter.mixed_timesteps else 1)
     timesteps = sampler.timesteps.to(adapter.device)
     for lanes in _calls(adapter, conditioning, n):
-        rows = _rows_of(adapter, conditioning, lanes)
+        rows = read_by(adapter, conditioning).each(lanes, adapter.device)
         at = step[: len(lanes)].to(adapter.device)
         if adapter.reads_steps:
             rows |= step_rows(timesteps, at)
@@ -105,13 +104,6 @@ def _calls(adapter: Adapter, conditioning: Conditioning, n: int) -> list[list[in
         return [list(range(n))]
     alike = [places.tolist() for places in of_one_length(adapter, conditioning, np.arange(n))]
     return [prompts if len(prompts) > 1 else prompts * 2 for prompts in alike]
-
-
-def _rows_of(adapter: Adapter, conditioning: Conditioning, prompts: list[int]) -> dict[str, Tensor]:
-    """(B, ...) by name, the rows of lanes that are conditioned on ``prompts``."""
-    given = replace(conditioning, padded=not adapter.one_length)
-    means = [given.mean(np.array([i])) for i in prompts]
-    return {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
 
 
 def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], steps: int) -> list[Finding] | NotChecked:

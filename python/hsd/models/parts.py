@@ -185,7 +185,7 @@ def decode_patches(pipe: Any, latents: Tensor, eps: float, generators: list[torc
 
 
 def decode_frame(vae: Any, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """(B, 3, H, W): images of latents (B, C, 1, h, w), videos of one frame as Qwen-Image's VAE has them.
+    """(B, 3 or 4, H, W): images of latents (B, C, 1, h, w), videos of one frame as Qwen-Image's VAE has them.
 
     They are scaled channel by channel.
     """

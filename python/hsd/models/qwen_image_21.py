@@ -17,7 +17,7 @@ from .guidance import Guidance, scale_row
 from .guided import GuidedAdapter
 from .lora_scale import denoiser_scale
 from .own_tokens import own_mean, template_ends
-from .parts import image_size, pictures, shift_for, vae_decode
+from .parts import decode_frame, image_size, pictures, shift_for
 from .refusals import Needs
 from .timesteps import set_timesteps
 
@@ -164,9 +164,4 @@ class QwenImage21(GuidedAdapter):
         """Scale channel by channel, then decode as a video of one frame: RGBA images."""
         vae = self.pipe.vae
         x = latents.transpose(1, 2).unflatten(2, (1, *self._grid)).to(vae.dtype)  # [B, C, 1, h, w]
-        mean, std = (
-            torch.tensor(each, device=x.device, dtype=x.dtype).view(1, -1, 1, 1, 1)
-            for each in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        image = vae_decode(vae, x * std + mean, generators)[:, :, 0]  # [B, 4, H, W]
-        return pictures(self.pipe.image_processor, image)
+        return pictures(self.pipe.image_processor, decode_frame(vae, x, generators))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..conditioning.rows import Conditioning
 from ..models.base import Adapter, AdapterT
 from ..replay.denoiser import step_rows
-from ..replay.lengths import of_one_length
+from ..replay.lengths import of_one_length, read_by
 from ..work.device import FittingSize
 from ..work.progress import Progress, Report
 from .levels import NoiseLevel, noise_levels
@@ -93,7 +92,7 @@ def predictions(
     prompts = np.arange(conditioning.n_prompts) if prompts is None else prompts
     levels = noise_levels(adapter) if levels is None else levels
     twin = unguided(smaller(adapter))
-    shared, own = replace(conditioning, padded=not twin.one_length).split(prompts)
+    shared, own = read_by(twin, conditioning).split(prompts)
     device, report = twin.device, Progress(progress)
     shared = {name: row.to(device) for name, row in shared.items()}
     generator = torch.Generator().manual_seed(_SEED)
@@ -119,7 +118,7 @@ def predictions(
         inputs = [noisy, *(level.signal * image + level.noise * second for level in levels[1:])]
         finished = 0
         for places in _calls(twin, conditioning, prompts):
-            rows = _rows(own, prompts[places], device)
+            rows = own.each(prompts[places], device)
             count, done = len(places), 0
             while done < count:
                 for j, (level, model_input) in enumerate(zip(levels, inputs, strict=True)):
@@ -144,12 +143,6 @@ def _calls(adapter: Adapter, conditioning: Conditioning, prompts: NDArray[np.int
     for places in of_one_length(adapter, conditioning, prompts):
         for begin in range(0, len(places), _BATCH):
             yield places[begin : begin + _BATCH]
-
-
-def _rows(own: Conditioning, prompts: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
-    """The rows (B, ...) of ``prompts`` (B,)."""
-    means = [own.mean(prompts[i : i + 1]) for i in range(len(prompts))]
-    return {name: torch.stack([row[name] for row in means]).to(device) for name in means[0]}
 
 
 def balance(values: NDArray[np.float32], levels: int) -> None:

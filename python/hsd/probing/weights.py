@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..conditioning.rows import Conditioning
 from ..models.base import Adapter
 from ..replay.denoiser import step_rows
 from ..replay.feed import draw_noise
+from ..replay.lengths import read_by
 from ..sampler import SamplerTable
 from ..work.device import FittingSize
 from ..work.progress import Progress, Report
@@ -58,7 +58,7 @@ def step_weights(
     sampler = adapter.sampler(steps)
     steps = sampler.n_steps
     prompts = np.concatenate(clusters)
-    shared, own = replace(conditioning, padded=not adapter.one_length).split(prompts)
+    shared, own = read_by(adapter, conditioning).split(prompts)
     device = adapter.device
     shared = {name: row.to(device) for name, row in shared.items()}
     means, errors = [], []

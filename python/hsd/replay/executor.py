@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Generator, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ from .feed import Feed, Feeder, Throttle, now_on
 from .graphs import Compiled, Graphs, bucket, can_capture
 from .kept import Captured, drop_everywhere, kept_by, with_room
 from .layout import check_rows
-from .lengths import lengths_of
+from .lengths import lengths_of, read_by
 from .worth import CallsLeft
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class Executor:
         self._scales_input = denoiser.scales_input
         # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
         self._lengths = lengths_of(plan, conditioning, denoiser)
-        common, own = replace(conditioning, padded=not denoiser.one_length).split(plan.covered())
+        common, own = read_by(denoiser, conditioning).split(plan.covered())
         late = caught_up_fields(plan, own, catch_up)
         weights = torch.from_numpy(catch_up_weights(plan.n_steps, catch_up)) if late else None
         # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network

@@ -6,7 +6,7 @@ longest of its call would get another image than by itself (``Denoiser.one_lengt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,11 @@ def lengths_of(plan: Plan, conditioning: Conditioning, denoiser: Denoiser) -> Le
     distinct, kinds = np.unique(table, axis=0, return_inverse=True)
     of_kind = [dict(zip(names, row, strict=True)) for row in distinct.tolist()]
     return Lengths(kinds.reshape(-1).astype(np.int64), of_kind)
+
+
+def read_by(denoiser: Denoiser, conditioning: Conditioning) -> Conditioning:
+    """``conditioning`` as the denoiser reads it: tokens padded, with a mask, or neither where padding would be read."""
+    return replace(conditioning, padded=not denoiser.one_length)
 
 
 def kinds_of(plan: Plan, conditioning: Conditioning, denoiser: Denoiser) -> NDArray[np.int64] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from ..conditioning.rows import Conditioning
 from ..replay.denoiser import Denoiser, step_rows
-from ..replay.lengths import lengths_of_prompts
+from ..replay.lengths import lengths_of_prompts, read_by
 from ..sampler import SamplerTable
 
 _PROMPTS = 16
@@ -37,10 +35,9 @@ class Inputs:
         self._device, self._latent = denoiser.device, denoiser.latent_shape()
         if denoiser.one_length:
             leaves = _longest(conditioning, leaves)
-        common, own = replace(conditioning, padded=not denoiser.one_length).split(leaves)
+        common, own = read_by(denoiser, conditioning).split(leaves)
         picked = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), _PROMPTS)).astype(np.int64)]
-        means = [own.mean(picked[i : i + 1]) for i in range(len(picked))]
-        self._rows = {name: torch.stack([mean[name] for mean in means]).to(self._device) for name in means[0]}
+        self._rows = own.each(picked, self._device)
         self._shared = {name: row.to(self._device) for name, row in common.items()}
         self._n_prompts = len(picked)
         timesteps = sampler.timesteps.to(self._device)

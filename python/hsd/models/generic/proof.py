@@ -17,6 +17,7 @@ from ...errors import Notice, UnsupportedScheduler
 from ...planning.build import plan_of
 from ...replay.denoiser import step_rows
 from ...replay.executor import Executor
+from ...replay.lengths import read_by
 from ...replay.lowering import program_of
 from ...sampler import SamplerTable
 from ..encode import encode
@@ -147,9 +148,7 @@ def _mixes(adapter: Any, conditioning: Conditioning) -> bool:
     """Whether lanes at different steps in one call give what each gives alone; ``Unfit`` if lanes at one do not."""
     timesteps = _sampler(adapter).timesteps.to(adapter.device)
     prompts = [0, 0] if adapter.one_length else [0, 1]
-    given = replace(conditioning, padded=not adapter.one_length)
-    means = [given.mean(np.array([i])) for i in prompts]
-    rows = {name: torch.stack([mean[name] for mean in means]).to(adapter.device) for name in means[0]}
+    rows = read_by(adapter, conditioning).each(prompts, adapter.device)
     noise = torch.cat([adapter.first_noise(adapter.generator(int(seed))) for seed in SEEDS]).to(adapter.device).float()
     tolerance = _TOLERANCE.get(adapter.modules()[0].dtype, _HALF_TOLERANCE)
     worst = 0.0

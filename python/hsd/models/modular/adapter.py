@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import Error, UnsupportedPipeline
 from ...replay.denoiser import NEXT_TIMESTEP, STEP, Batch, Encoded
 from ..base import Adapter
+from ..parts import eta_for
 from .blocks import Blocks, blocks_of, evaluate
 from .guiders import check_guider, is_guided, new_guider, reads_step
 from .layout import Layout, layout_of
@@ -286,8 +286,7 @@ class Modular(Adapter):
     def step_kwargs(self, scheduler: Any) -> dict[str, Any]:
         """``eta`` of the inputs, where the scheduler takes it."""
         eta = (self.inputs or {}).get("eta")
-        takes = inspect.signature(scheduler.step).parameters
-        return {"eta": eta} if eta is not None and "eta" in takes else {}
+        return {} if eta is None else eta_for(scheduler, eta)
 
     @property
     def scales_input(self) -> bool:
