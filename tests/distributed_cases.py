@@ -29,11 +29,11 @@ def once(folder, name):
     return True
 
 
-def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
+def demo(folder=None, *, load=None, image=None, pace=0.0, gate=None):
     """The bundled model. ``load`` happens when it is loaded, ``image`` when the bad prompt's image is written.
 
     Each batch of the denoiser takes ``pace`` seconds more, a number or ``slow`` for the first process that asks. With a
-    ``gate`` a process stops after ten batches, until there is a file ``go``.
+    ``gate`` a process stops after so many batches, until there is a file ``go``.
     """
     if load is not None:
         load(folder)
@@ -54,7 +54,7 @@ def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
             write(self, made, extra)
 
         Made.write = writing
-    if pace or gate:
+    if pace or gate is not None:
         evaluate, calls = model.denoise, []
 
         def denoising(*args, **options):
@@ -62,7 +62,7 @@ def demo(folder=None, *, load=None, image=None, pace=0.0, gate=False):
             calls.append(1)
             if note is not None:
                 note.write_text("." * len(calls))  # its size tells how far this process is
-            while gate and len(calls) > 10 and not (Path(folder) / "go").exists():
+            while gate is not None and len(calls) > gate and not (Path(folder) / "go").exists():
                 time.sleep(0.05)
             return evaluate(*args, **options)
 
@@ -89,10 +89,12 @@ def dies(_=None):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fails_on(node, _):
+def fails_on(node, folder):
+    """Fail on this machine, and open the gate at which the others wait: else they may have made all images before."""
     import ray
 
     if ray.get_runtime_context().get_node_id() == node:
+        (Path(folder) / "go").touch()
         raise RuntimeError("this machine has no weights")
 
 

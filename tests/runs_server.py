@@ -37,10 +37,11 @@ class Server:
         self.process.stdin.flush()
         return self._answer()
 
-    def start(self, out, *, shard=None, slow=0.0, batch_size=4, host=None, locks=True):
-        """Begin a run; its number. ``host``: it is on another host, which no lock reaches."""
-        job = {"out": str(out), "shard": shard, "slow": slow, "batch_size": batch_size, "host": host, "locks": locks}
-        return self._ask(do="run", **job)
+    def start(self, out, *, shard=None, slow=0.0, held=False, batch_size=4, host=None, locks=True):
+        """Begin a run; its number. ``host``: it is on another host, which no lock reaches. ``held``: it makes its first
+        images and stays there, until it is killed."""
+        ways = {"shard": shard, "slow": slow, "held": held, "batch_size": batch_size, "host": host, "locks": locks}
+        return self._ask(do="run", out=str(out), **ways)
 
     def wait(self, pid):
         """How a run ended: its exit status (negative: the signal), and the message of its error."""
@@ -56,8 +57,10 @@ class Server:
         self.process.stdout.close()
 
 
-def _pause(seconds, node_steps, images):
+def _pause(seconds, held, node_steps, images):
     time.sleep(seconds)
+    while held and images:
+        time.sleep(1.0)
 
 
 def _main(plan_file: str) -> None:
@@ -91,7 +94,7 @@ def _main(plan_file: str) -> None:
                 if job["host"] is not None or not job["locks"]:
                     hosts.move_to(job["host"] or "here", with_locks=job["locks"])
                 part = plan if job["shard"] is None else plan.shard(job["shard"][1])[job["shard"][0]]
-                pause = partial(_pause, job["slow"])
+                pause = partial(_pause, job["slow"], job["held"])
                 hsd.generate(part, model, job["out"], batch_size=job["batch_size"], progress=pause)
                 code = 0
             except BaseException as problem:

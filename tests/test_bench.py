@@ -242,7 +242,7 @@ def test_a_compiled_best_is_used_and_undone(demo, monkeypatch):
         return dataclasses.replace(curve, seconds_per_call=faster)
 
     class Marked:
-        def __init__(self, modules, size):
+        def __init__(self, modules, size, *, dynamic=False):
             used.append(size)
             self.size = size
 

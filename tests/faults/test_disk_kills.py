@@ -97,7 +97,7 @@ def check_lines_after_a_kill(path, plan):
 
 def test_the_same_command_twice_is_refused_naming_the_first(server, served, reference, tmp_path):
     path = tmp_path / "images"
-    first = server.start(path, slow=0.2)
+    first = server.start(path, held=True)
     until(lambda: count(path))
     status, error = server.run(path)
     assert status == 1

@@ -110,7 +110,7 @@ def test_one_of_three_is_killed(server, served, reference, tmp_path, way):
 
 def test_the_same_images_on_two_hosts(server, served, reference, tmp_path):
     path = tmp_path / "images"
-    first = server.start(path, slow=0.05, host="one")
+    first = server.start(path, held=True, host="one")
     until(lambda: images(path) if path.exists() else False)
     status, error = server.run(path, host="two")
     assert status == 1

@@ -161,7 +161,7 @@ def test_loading_always_fails(cluster, plan, tmp_path, load):
 
 def test_one_machine_cannot_load_the_model(cluster, plan, reference, tmp_path):
     node = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    run = generate(plan, model_of(tmp_path / "notes", load=partial(fails_on, node)), tmp_path / "images")
+    run = generate(plan, model_of(tmp_path / "notes", load=partial(fails_on, node), gate=1), tmp_path / "images")
     assert_same_folder(tmp_path / "images", reference)
     assert 1 <= run.record["workers"]["lost"] <= 3
 
@@ -200,7 +200,7 @@ def test_a_slow_worker(cluster, plan, reference, tmp_path):
 def test_machines_come_and_go(cluster, plan, reference, tmp_path):
     """Three workers are wanted where two find a place; a machine joins, and another is lost."""
     out, notes = tmp_path / "images", tmp_path / "notes"
-    model = model_of(notes, gate=True)
+    model = model_of(notes, gate=10)
     with ThreadPoolExecutor(1) as pool:  # nodes are started in the main thread only
         run = pool.submit(generate, plan, model, out, batch_size=1, workers=3)
         until(lambda: list(out.glob("*.png")))

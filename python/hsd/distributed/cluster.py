@@ -56,6 +56,8 @@ def connected(address: str | None, workers: int | None) -> Iterator[tuple[Any, b
             folder = tempfile.mkdtemp(prefix="hsd-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             os.environ.setdefault("RAY_worker_niceness", "0")
+            # Its own 30 seconds can be too few where other work takes all cores.
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
             cores = max(os.cpu_count() or 1, workers or 1)
             options = {
                 "num_cpus": cores,
