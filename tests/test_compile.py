@@ -292,6 +292,8 @@ steps             3
 clustering        ward on embeddings, tau 0.5
 node-steps        8 instead of 12
 saved             33.3% of the denoiser's evaluations
+                  each of 3 steps decides much of an image: what shares one looks alike;
+                  look at a sample first, and take a smaller tau than with more steps
 clusters by step  2 ▄▄█ 4
                   0:2  1:2  2:4
 calls of 16       3 (lower bound 3), 16.7% of lanes filled
@@ -301,6 +303,10 @@ slots             6 latents alive at most"""
 def test_the_text_of_a_summary():
     e = np.repeat(np.eye(2, 4), 2, axis=0) + 1e-3 * np.eye(4)
     assert str(hsd.compile(unique_prompts(4), 0.5, embeddings=e, steps=3)) == SUMMARY
+    few = "steps decides much of an image"
+    assert few in str(hsd.compile(unique_prompts(4), 0.5, embeddings=e, steps=8))
+    assert few not in str(hsd.compile(unique_prompts(4), 0.5, embeddings=e, steps=9))
+    assert few not in str(hsd.compile(unique_prompts(4), 0.0, embeddings=e, steps=3)), "nothing is shared"
 
 
 EARLIER = ["a cat", "a cat on a mat", "a dog"]

@@ -14,6 +14,9 @@ LEAST_CORRELATION = 0.5
 STANDS_IN = "the built-in encoder stands in for the model's own embeddings, by which a run compares the prompts"
 """Said of a plan that was compiled with neither a model nor embeddings."""
 
+FEW_STEPS = 8
+"""Distilled models take so few; of what they share a plan says more."""
+
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -172,6 +175,9 @@ class Summary:
             ("node-steps", f"{self.node_steps:,} instead of {self.standard_node_steps:,}"),
             ("saved", f"{self.savings:.1%} of the denoiser's evaluations"),
         ]
+        if self.steps <= FEW_STEPS and self.node_steps < self.standard_node_steps:
+            lines.append(("", f"each of {self.steps} steps decides much of an image: what shares one looks alike;"))
+            lines.append(("", "look at a sample first, and take a smaller tau than with more steps"))
         if self.guidance_varies and self.rows is not None and self.standard_rows is not None:
             saved = 1.0 - self.rows / self.standard_rows
             lines.append(("network rows", f"{self.rows:,} instead of {self.standard_rows:,}, {saved:.1%} saved"))
