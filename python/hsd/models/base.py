@@ -87,6 +87,9 @@ class Adapter(Denoiser):
     needed_images: ClassVar[tuple[str, ...]] = ()
     """Settings with an image that has to be given."""
 
+    never_captured: ClassVar[str] = ""
+    """Why calls are not captured as CUDA graphs whatever they do; empty where :attr:`capturable` alone decides."""
+
     lane_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that reach :meth:`denoise` through its rows only, so that lanes of one call may differ in them."""
 
@@ -129,6 +132,10 @@ class Adapter(Denoiser):
         denoising go on meanwhile, so that nothing may change for them. :meth:`decode` has to work without it, too.
         """
         yield
+
+    def steps_for(self, n: int) -> int:
+        """The smallest number of steps of the schedule of which at least ``n`` are made."""
+        return n
 
     def decoded_size(self) -> tuple[int, int] | None:
         """Height and width in pixels of what the networks decode, which decides how many latents are decoded at once.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +21,6 @@ from .caches import refuse_step_caches
 from .capture import PROMPTS, NotChecked, Verdict, lint
 from .capture_rules import Finding
 from .encode import encode
-from .generic import Generic
-from .image_to_image import ImageToImage
 from .loading import load
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -71,8 +68,7 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
     texts = list(dict.fromkeys(prompts))
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} different prompts: a check needs two or more")
-    if isinstance(adapter, ImageToImage):
-        steps = max(steps, math.ceil(2 / adapter.strength))
+    steps = max(steps, adapter.steps_for(2))
     sampler = adapter.sampler(steps)
     n, seeds, variant = len(texts), np.arange(len(texts)), np.zeros(len(texts), np.int64)
     conditioning = encode([adapter], variant, texts, seeds)
@@ -111,7 +107,7 @@ def _graphs(adapter: Adapter, conditioning: Conditioning, texts: list[str], step
 
     On a CPU also in the half precision that the family is loaded in on a GPU, in which networks may do other things.
     """
-    if adapter.one_length or isinstance(adapter, Generic):
+    if adapter.one_length or adapter.never_captured:
         return []
     try:
         found = lint(adapter, conditioning, texts, steps=steps)
@@ -131,8 +127,8 @@ def _judged(adapter: Adapter, graphs: list[Finding] | NotChecked) -> Verdict:
         return Verdict(False, "hooks move or convert the model's weights for each call")
     if adapter.one_length:
         return Verdict(False, "a call holds texts of one length, and each length would need a graph of its own")
-    if isinstance(adapter, Generic):
-        return Verdict(False, "a pipeline without an adapter of its own is called as its own code does it")
+    if adapter.never_captured:
+        return Verdict(False, adapter.never_captured)
     if isinstance(graphs, NotChecked):
         return Verdict(None, str(graphs))
     what = "; ".join(map(str, graphs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,10 @@ class ImageToImage(UNetAdapter):
                 "strength or the number of steps"
             )
         return (n - left) * scheduler.order
+
+    def steps_for(self, n: int) -> int:
+        """More than ``n``, since only a part of the steps is made."""
+        return math.ceil(n / self.strength)
 
     def sampler(self, steps: int) -> SamplerTable:
         """The last steps of the pipeline's scheduler, and how much of the image and of the noise they begin with."""

@@ -94,6 +94,7 @@ class Generic(Adapter):
     max_sequence_length: int | None = field(default=None, metadata=LATER)
 
     capturable: ClassVar[bool] = False
+    never_captured: ClassVar[str] = "a pipeline without an adapter of its own is called as its own code does it"
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     encode_batch: ClassVar[int] = _CHUNK
     denoising_settings: ClassVar[frozenset[str]] = frozenset()  # each may change what the network is given
