@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diffusers import (
 )
 
 from hsd.models.encode import encode
+from hsd.models.registry import adapter_class
 from hsd.replay.executor import Executor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -46,6 +48,12 @@ class UniPCTakingGenerator(UniPCMultistepScheduler):
 
     def step(self, model_output, timestep, sample, return_dict=True, generator=None):
         return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+
+@functools.cache
+def adapter_of(family):
+    """The adapter that drives a family's pipeline. Its pipeline is built once: many tests ask while they are found."""
+    return adapter_class(family.loadable(family.build()))
 
 
 def make_scheduler(name, config):

@@ -24,14 +24,14 @@ import hsd
 import tiny
 from families import FAMILIES, Family
 from families.measure import PROMPTS, SEEDS
-from helpers import fresh_generators, latents_of, share_apart
+from helpers import adapter_of, fresh_generators, latents_of, share_apart
 
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def families_with(setting: str) -> list[Family]:
     """Those whose adapter has the setting."""
-    return [f for f in FAMILIES if setting in type(hsd_load(f, f.build())).setting_names()]
+    return [family for family in FAMILIES if setting in adapter_of(family).setting_names()]
 
 
 def hsd_load(family: Family, pipe: Any, **more: Any) -> hsd.models.Adapter:

@@ -14,7 +14,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 import hsd
 import tiny
 from families import FAMILIES, Family
-from helpers import share_apart
+from helpers import adapter_of, share_apart
 from hsd.models.generic import Generic
 from hsd.models.registry import adapter_class
 
@@ -27,11 +27,9 @@ def load(family: Family, pipe):
     return hsd.load(family.loadable(pipe), **family.settings(family.guided, family.size))
 
 
-def parts_of(family: Family) -> list[str]:
-    return list(adapter_class(family.loadable(family.build())).needs.parts)
-
-
-@pytest.mark.parametrize(("family", "part"), [(family, part) for family in FAMILIES for part in parts_of(family)])
+@pytest.mark.parametrize(
+    ("family", "part"), [(family, part) for family in FAMILIES for part in adapter_of(family).needs.parts]
+)
 def test_without_a_part(family: Family, part):
     """A part set to None, as ``from_pretrained(..., text_encoder=None)`` does."""
     pipe = family.build()
