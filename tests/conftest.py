@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ray keeps the token that a process has found first: a test with another HOME would look for one that is not there.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import hypothesis
 import pytest

@@ -203,10 +203,9 @@ def test_rays_own_lines_are_left_out(capsys):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray.*", "ignore::ResourceWarning")
-def test_workers_of_this_machine(tmp_path, capfd, monkeypatch):
+def test_workers_of_this_machine(tmp_path, capfd):
     """A plan that the first worker compiles; nothing of Ray is left, and nothing is printed."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("HOME", str(tmp_path))  # its token
     before = signal.getsignal(signal.SIGTERM), dict(os.environ)
     plan = hsd.compile(PROMPTS, 0.8, steps=4)
     run = hsd.distributed.generate(plan, "demo", tmp_path / "many", workers=2, batch_size=4, prior_steps=5)

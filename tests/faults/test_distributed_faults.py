@@ -47,7 +47,7 @@ SMALL = {"object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A head without cores, and two machines with one each."""
     from ray.cluster_utils import Cluster
 
@@ -55,7 +55,6 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_TMPDIR", folder)  # else other programs of this machine would join it
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # nobody's token
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         try:
             made.nodes_of_two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
