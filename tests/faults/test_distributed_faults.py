@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 
 import hsd
 import hsd.distributed
+import warm
 from distributed_cases import (
     BAD,
     PROMPTS,
@@ -51,11 +53,16 @@ def cluster():
     """A head without cores, and two machines with one each."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="hsd-", dir="/tmp") as folder:
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hsd-", dir="/tmp"))
         patch.setenv("RAY_TMPDIR", folder)  # else other programs of this machine would join it
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+        python = stack.enter_context(warm.executable(folder))
+        patch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"py_executable": python}}))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
+        made.python = python
         try:
             made.nodes_of_two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
             ray.init(made.address, log_to_driver=False, logging_level="ERROR")
@@ -150,7 +157,9 @@ def test_loading_fails_once(cluster, plan, reference, tmp_path):
 
 
 @pytest.mark.parametrize("load", [fails, dies])
-def test_loading_always_fails(cluster, plan, tmp_path, load):
+def test_loading_always_fails(cluster, plan, tmp_path, load, monkeypatch):
+    for module in ("startup", "crew"):
+        monkeypatch.setattr(f"hsd.distributed.{module}.TRIES", 2)
     with pytest.raises(hsd.errors.WorkersFailed, match="no worker can load the model.*the same call makes") as caught:
         generate(plan, model_of(tmp_path / "notes", load=load), tmp_path / "images", workers=1)
     assert caught.value.__cause__ is not None
@@ -175,8 +184,8 @@ def test_one_machine_cannot_load_the_model(cluster, plan, reference, tmp_path):
     ids=["raises", "dies", "hangs"],
 )
 def test_one_image_is_bad(cluster, plan, reference, tmp_path, image, reason, options, monkeypatch):
-    monkeypatch.setattr("hsd.distributed.queue.TRIES", 2)
-    monkeypatch.setattr("hsd.distributed.driver.TRIES", 2)
+    for module in ("queue", "driver"):
+        monkeypatch.setattr(f"hsd.distributed.{module}.TRIES", 2)
     failed, model = [], model_of(tmp_path / "notes", image=image)
     plan = plan.prune([BAD_INDEX - 1, BAD_INDEX, BAD_INDEX + 1])
     run = generate(plan, model, tmp_path / "images", workers=1, failed=failed.append, **options)
@@ -238,9 +247,10 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def driver(address, plan, tmp_path, pace=0.0):
+def driver(python, address, plan, tmp_path, pace=0.0):
     plan.save(tmp_path / "plan.safetensors")
-    command = [sys.executable, "-c", DRIVER, address, tmp_path / "plan.safetensors", tmp_path / "images"]
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [python, tmp_path / "driver.py", address, tmp_path / "plan.safetensors", tmp_path / "images"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     process = subprocess.Popen(
         [*map(str, command), str(tmp_path / "notes"), str(pace)],
@@ -275,7 +285,7 @@ def client_server(cluster):
 def test_from_a_machine_that_is_not_in_the_cluster(cluster, plan, reference, tmp_path):
     """Interrupted once: its workers end, and the run is recorded there. A run that continues tells what it made."""
     with client_server(cluster) as address:
-        with driver(address, plan, tmp_path, pace=0.3) as process:
+        with driver(cluster.python, address, plan, tmp_path, pace=0.3) as process:
             until(lambda: list((tmp_path / "images").glob("*.png")))
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
@@ -283,7 +293,7 @@ def test_from_a_machine_that_is_not_in_the_cluster(cluster, plan, reference, tmp
         assert '"outcome": "interrupted"' in (tmp_path / "images" / "run.json").read_text()
         made = len(lines_of(tmp_path / "images"))
         assert 0 < made < 16
-        with driver(address, plan, tmp_path) as process:
+        with driver(cluster.python, address, plan, tmp_path) as process:
             out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert list(map(int, out.split())) == [16 - made, made, 16 - made], "images, existing, told"
@@ -299,17 +309,18 @@ def until(condition, seconds=90.0):
 
 
 def test_the_driver_is_killed_and_started_again(cluster, plan, reference, tmp_path):
-    with driver(cluster.address, plan, tmp_path, pace=0.6) as first:
+    with driver(cluster.python, cluster.address, plan, tmp_path, pace=0.4) as first:
         until(lambda: list((tmp_path / "images").glob("*.png")))
-        with driver(cluster.address, plan, tmp_path) as second:  # refused as long as the first lives
+        with driver(cluster.python, cluster.address, plan, tmp_path) as second:  # refused as long as the first lives
             _, err = second.communicate(timeout=90)
             assert second.returncode == 1
             assert "is in use by" in err
+        until(lambda: len(list((tmp_path / "images").glob("*.png"))) > 2)
         assert first.poll() is None, "it has to be longer at work than the second one needs to be refused"
         first.kill()
         first.communicate()
     made = len(list((tmp_path / "images").glob("*.png")))
-    with driver(cluster.address, plan, tmp_path) as third:
+    with driver(cluster.python, cluster.address, plan, tmp_path) as third:
         out, err = third.communicate(timeout=90)
     assert third.returncode == 0, err
     images, existing, _ = map(int, out.split())
@@ -319,7 +330,7 @@ def test_the_driver_is_killed_and_started_again(cluster, plan, reference, tmp_pa
 
 
 def test_interrupted(cluster, plan, reference, tmp_path):
-    with driver(cluster.address, plan, tmp_path, pace=0.3) as process:
+    with driver(cluster.python, cluster.address, plan, tmp_path, pace=0.3) as process:
         until(lambda: list((tmp_path / "images").glob("*.png")))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
