@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray keeps the token that a process has found first: a test with another HOME would look for one that is not there.
@@ -34,6 +36,7 @@ pytest.register_assert_rewrite(
 
 import hsd  # noqa: E402
 import tiny  # noqa: E402
+import warm  # noqa: E402
 from helpers import PROMPTS, make_scheduler  # noqa: E402
 
 WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
@@ -54,6 +57,16 @@ def interruptible():
     """Shells start background jobs with Ctrl-C ignored, and child processes inherit that: tests need it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """What runs a file of Python in a process that has imported torch, diffusers and HSD, see tests/warm.py."""
+    if not hasattr(os, "fork"):
+        yield sys.executable
+        return
+    with tempfile.TemporaryDirectory(prefix="hsd-", dir="/tmp") as folder, warm.executable(folder) as python:
+        yield python
 
 
 @pytest.fixture(autouse=True, scope="session")

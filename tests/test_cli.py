@@ -172,10 +172,11 @@ main()
 """The command, with Ctrl-C while it generates the third image."""
 
 
-def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path):
+def test_interrupt_keeps_what_is_made_and_continues(prompts, tmp_path, warm_python):
     out = tmp_path / "images"
     command = ["generate", str(prompts), "--out", str(out), "--steps", "4", "--batch-size", "1", "--tau", "0"]
-    first = subprocess.run([sys.executable, "-c", INTERRUPTED, *command], stderr=subprocess.PIPE, text=True)
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    first = subprocess.run([warm_python, tmp_path / "interrupted.py", *command], stderr=subprocess.PIPE, text=True)
     assert first.returncode == 130
     assert first.stderr.strip().endswith("hsd: interrupted; run the same command again to continue")
     assert len((out / "metadata.jsonl").read_text().splitlines()) == 2  # queued images are still written

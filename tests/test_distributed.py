@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import hsd
 import hsd.distributed
 import tiny
+import warm
 from distributed_cases import PROMPTS, assert_same_folder
 from hsd.distributed.cluster import _Filtered, ray_module
 from hsd.distributed.job import Job
@@ -203,9 +204,10 @@ def test_rays_own_lines_are_left_out(capsys):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray.*", "ignore::ResourceWarning")
-def test_workers_of_this_machine(tmp_path, capfd):
+def test_workers_of_this_machine(tmp_path, capfd, monkeypatch, warm_python):
     """A plan that the first worker compiles; nothing of Ray is left, and nothing is printed."""
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", warm.for_ray(warm_python))
     before = signal.getsignal(signal.SIGTERM), dict(os.environ)
     plan = hsd.compile(PROMPTS, 0.8, steps=4)
     run = hsd.distributed.generate(plan, "demo", tmp_path / "many", workers=2, batch_size=4, prior_steps=5)

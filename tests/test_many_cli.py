@@ -8,7 +8,6 @@ import pickle
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hsd
+import warm
 from disk import TEXTS, check_lines, check_pixels, make_plan
 from hsd import cli, distributed
 from hsd.cli.recipe import Recipe, Shard
@@ -67,7 +67,7 @@ def generate(prompts, out, *options):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-def test_parts_that_begin_at_once_make_what_one_run_makes(prompts, tmp_path):
+def test_parts_that_begin_at_once_make_what_one_run_makes(prompts, tmp_path, warm_python):
     """On an empty folder; one of them is killed, and started again."""
     out, one = tmp_path / "images", tmp_path / "one"
 
@@ -76,7 +76,8 @@ def test_parts_that_begin_at_once_make_what_one_run_makes(prompts, tmp_path):
 
     parts = [command(out, "--shard", f"{i}/3", "--json", str(tmp_path / f"{i}.json")) for i in (1, 2, 3)]
     steps = [[[part, i == 1] for i, part in enumerate(parts)], [[parts[1], False]], [[command(one), False]]]
-    done = subprocess.run([sys.executable, "-c", FORKS, json.dumps(steps)], capture_output=True, text=True)
+    (tmp_path / "forks.py").write_text(FORKS)
+    done = subprocess.run([warm_python, tmp_path / "forks.py", json.dumps(steps)], capture_output=True, text=True)
     codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert codes == [[0, -9, 0], [0], [0]], done.stderr
     plan = hsd.Plan.load(one / PLAN_FILE)
@@ -330,13 +331,15 @@ def test_a_plan_by_embeddings_says_how_it_is_run(prompts, tmp_path):
     )
 
 
-def test_workers_of_this_machine(prompts, tmp_path):
+def test_workers_of_this_machine(prompts, tmp_path, monkeypatch, warm_python):
     """With a real Ray: the images of one run, and nothing but the result on standard output."""
     pytest.importorskip("ray")
-    code = "import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", warm.for_ray(warm_python))
+    script = tmp_path / "hsd.py"
+    script.write_text("import sys; from hsd.cli import main; sys.argv[0] = 'hsd'; main()")
     many, record = tmp_path / "many", tmp_path / "run.json"
     command = ["generate", prompts, "--out", many, *FIXED, "--workers", "2", "--json", record]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    done = subprocess.run([warm_python, script, *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"9 images in .*\n[\d,]+ evaluations of the denoiser instead of 36: .*\n", done.stdout)
     assert generate(prompts, tmp_path / "one", *FIXED).exit_code == 0

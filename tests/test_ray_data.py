@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hsd
+import warm
 from disk import check_lines, check_pixels, images
 from hsd.distributed import UnitRows, data, unit_rows
 from hsd.generation.folder import ImageFolder
@@ -137,7 +138,7 @@ def test_a_folder_of_another_plan_ends_the_job(plan, demo, one):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_the_example(tmp_path, monkeypatch, capsys):
+def test_the_example(tmp_path, monkeypatch, capsys, warm_python):
     """From a Parquet file to a dataset, with a real Ray. In this process, which has imported what it needs."""
     ray = pytest.importorskip("ray")
     datasets = pytest.importorskip("datasets")
@@ -145,6 +146,7 @@ def test_the_example(tmp_path, monkeypatch, capsys):
     table = datasets.Dataset.from_dict({"prompt": TEXTS, "id": [f"c-{i}" for i in range(len(TEXTS))]})
     table.to_parquet(str(tmp_path / "prompts.parquet"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", warm.for_ray(warm_python))
     monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of another test, which it would join
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else the worker waits for the tests that run beside this one
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")

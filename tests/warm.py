@@ -58,6 +58,11 @@ def executable(folder: str) -> Iterator[str]:
         process.stdout.close()
 
 
+def for_ray(python: str) -> str:
+    """The value of ``RAY_JOB_CONFIG_JSON_ENV_VAR`` with which Ray's workers begin warm."""
+    return json.dumps({"runtime_env": {"py_executable": python}})
+
+
 def _main(path: str) -> None:
     import hsd.distributed
 
@@ -112,7 +117,8 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, streams
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.path[0] = os.path.dirname(arguments[0])
+        added = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
+        sys.path[:1] = [os.path.dirname(arguments[0]), *filter(None, added)]
         runpy.run_path(arguments[0], run_name="__main__")
         status = 0
     except SystemExit as end:  # as Python itself ends

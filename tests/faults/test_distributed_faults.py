@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -49,7 +48,7 @@ SMALL = {"object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(warm_python):
     """A head without cores, and two machines with one each."""
     from ray.cluster_utils import Cluster
 
@@ -59,10 +58,9 @@ def cluster():
         patch.setenv("RAY_TMPDIR", folder)  # else other programs of this machine would join it
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        python = stack.enter_context(warm.executable(folder))
-        patch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"py_executable": python}}))
+        patch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", warm.for_ray(warm_python))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
-        made.python = python
+        made.python = warm_python
         try:
             made.nodes_of_two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
             ray.init(made.address, log_to_driver=False, logging_level="ERROR")
