@@ -156,6 +156,15 @@ def test_a_worker_in_another_folder_has_the_image(tmp_path, monkeypatch):
     assert pickle.loads(sent)().image.pil.size == (24, 16)
 
 
+def test_a_worker_in_another_folder_finds_the_model(tmp_path, monkeypatch):
+    tiny.stable_diffusion().save_pretrained(tmp_path / "own" / "model")
+    monkeypatch.chdir(tmp_path)
+    sent, name = pickle.dumps(_loader("own/model/", None, None, {})), hsd.load("own/model/").name
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent)().name == name == "own/model"
+    assert _loader("demo", None, None, {}).folder is None
+
+
 def test_prompts_are_no_plan(tmp_path):
     with pytest.raises(TypeError, match="compile it first"):
         hsd.distributed.generate(PROMPTS, "demo", tmp_path)

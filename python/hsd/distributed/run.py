@@ -15,7 +15,7 @@ from ..generation.failures import FailureReport, summary
 from ..generation.live import watching
 from ..generation.options import Options
 from ..generation.results import Run
-from ..models import Adapter, load
+from ..models import MODELS, Adapter, load
 from ..models.shared_image import opened_images
 from ..names import BatchSize, ImageFormat, Order, check_count, check_name
 from ..planning.plan import Plan, check_is_plan
@@ -128,9 +128,16 @@ class _ByName:
     device: str | None
     dtype: Any
     settings: dict[str, Any]
+    folder: str | None = None
+    """Where the model is, absolute, since a worker may be in another folder. None: ``name`` is no folder."""
 
     def __call__(self) -> Adapter:
-        return load(self.name, device=self.device, dtype=self.dtype, **self.settings)
+        options = {"device": self.device, "dtype": self.dtype, **self.settings}
+        if self.folder is None or not os.path.isdir(self.folder):
+            return load(self.name, **options)
+        adapter = load(self.folder, **options)
+        adapter.name = self.name  # that of its plans
+        return adapter
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,10 @@ def _loader(model: Any, device: str | None, dtype: Any, settings: dict[str, Any]
     """What a worker calls to load the model. Images are read here: their paths are those of this process."""
     settings = opened_images(settings)
     if isinstance(model, (str, os.PathLike)):
-        return _ByName(os.fspath(model), device, dtype, settings)
+        name, folder = os.fspath(model), user_path(model)
+        if name in ("demo", *MODELS) or not folder.is_dir():
+            return _ByName(name, device, dtype, settings)
+        return _ByName(str(folder), device, dtype, settings, str(folder.absolute()))
     if callable(model) and not isinstance(model, Adapter) and not hasattr(model, "components"):  # which pipelines have
         return _ByFunction(model, settings)
     raise TypeError(
