@@ -105,6 +105,7 @@ def test_size_of_the_image():
         ({"image": torch.zeros(3, 32, 32)}, "image is a Tensor: it has to be a PIL image, or the path"),
         ({**ONE, "control_guidance_start": 0.5, "control_guidance_end": 0.5}, "control_guidance_start is 0.5"),
         ({**ONE, "controlnet_conditioning_scale": [1.0, 2.0]}, "has 2 values, and the pipeline has 1 ControlNets"),
+        ({**ONE, "controlnet_conditioning_scale": "high"}, "controlnet_conditioning_scale is 'high': it has to be a"),
     ],
 )
 def test_what_is_refused(settings, says):

@@ -162,7 +162,7 @@ def test_images_as_values(tmp_path):
     tiny.picture((32, 48)).save(turned, exif=exif)
     assert hsd.load(tiny.sd_from_image(), image=turned).image.pil.size == (32, 48)
     turned.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="cannot be used"):
         hsd.load(tiny.sd_from_image(), image=turned)
 
 
@@ -197,6 +197,15 @@ def test_the_prompts_of_a_model_that_needs_an_image(saved):
 def test_settings_without_a_model(command):
     run = RUN.invoke(cli.app, [command, "demo", "--set", "strength=0.5"])
     assert str(run.exception) == "--set strength=0.5 is a setting of a model: give --model too"
+
+
+def test_another_strength_is_all_that_differs(tmp_path):
+    models = [hsd.load(tiny.sd_from_image(), **ONE, strength=strength) for strength in (0.5, 0.75)]
+    plans = [hsd.compile(["a cat", "a dog"], 0.0, model=model, steps=4) for model in models]
+    hsd.generate(plans[0], models[0], tmp_path)
+    with pytest.raises(hsd.PlanMismatch, match="strength: 0.5 before, 0.75 now") as refused:
+        hsd.generate(plans[1], models[1], tmp_path)
+    assert "changed in place" not in str(refused.value)
 
 
 def test_check_of_a_small_strength(saved, monkeypatch):

@@ -49,12 +49,12 @@ def test_the_report(tmp_path):
         "seeds: 2 given",
         "settings: width (1)",
         "kept beside the images: id (3)",
-        "1 repeat earlier prompts, and give other images of them by their own seeds:",
+        "repeats of earlier prompts, which give other images by their own seeds: 1",
         f"  'a red star': 2 times ({path}, line 2; {path}, line 4)",
         "1 longer than the model reads, which loses their end:",
         f"  {path}, line 5: 92 tokens, 32 are read; lost: {'a red star ' * 5 + 'a ...'!r}",
     ]
-    assert "id: no settings of the model" in result.stderr
+    assert "id: no setting of the model; kept as a column of metadata.jsonl" in result.stderr
     found = numbers(path, "--model", "demo")
     assert found["repeats"] == [{"prompt": "a red star", "indices": [0, 2]}]
     assert [(cut["index"], cut["tokens"]) for cut in found["cut"]] == [(3, 92)]
@@ -165,7 +165,7 @@ def test_a_template_to_images(tmp_path):
     arguments = ["--template", "a {red|blue} star", "--steps", "2", "--out", out, "--seed", "7"]
     result = run("generate", *arguments)
     assert "2 combinations" in result.stderr
-    assert "no settings of the model" not in result.stderr
+    assert "of the model; kept" not in result.stderr
     lines = sorted(map(json.loads, (out / "metadata.jsonl").read_text().splitlines()), key=lambda line: line["index"])
     assert [(line["text"], line["choice_1"], line["seed"]) for line in lines] == [
         ("a red star", "red", 7),

@@ -103,7 +103,7 @@ def test_rows_count_where_guidance_varies(model):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gpu_hours": 1, "tau": 1.0}, r"give tau \(1.0\) and gpu_hours \(1\) alone, not both"),
+        ({"gpu_hours": 1, "tau": 1.0}, r"give only one of tau \(1.0\) and gpu_hours \(1\), not both"),
         ({"gpu_hours": 1, "budget": 0.5}, "not both"),
         ({"images_per_hour": 1, "gpu_hours": 2}, "not both"),
         ({"images_per_hour": 0}, "images_per_hour is 0"),

@@ -117,8 +117,9 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, streams
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        added = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
-        sys.path[:1] = [os.path.dirname(arguments[0]), *filter(None, added)]
+        others = sys.path[1:]
+        added = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path not in others]
+        sys.path[:] = [os.path.dirname(arguments[0]), *added, *others]
         runpy.run_path(arguments[0], run_name="__main__")
         status = 0
     except SystemExit as end:  # as Python itself ends

@@ -152,7 +152,12 @@ def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
         variants_of(adapter, values, [file.places[i] for i in first])
     kept = [name for name in file.columns if name not in file.choices]
     if kept:
-        say(f"{', '.join(kept)}: no settings of the model; kept as columns of metadata.jsonl")
+        what = (
+            "no setting of the model; kept as a column"
+            if len(kept) == 1
+            else "no settings of the model; kept as columns"
+        )
+        say(f"{', '.join(kept)}: {what} of metadata.jsonl")
     return file
 
 

@@ -90,7 +90,7 @@ def report(file: PromptFile, found: dict[str, Any]) -> list[str]:
     repeats = found["repeats"]
     if repeats:
         more = sum(len(one["indices"]) - 1 for one in repeats)
-        out.append(f"{more:,} repeat earlier prompts, and give other images of them by their own seeds:")
+        out.append(f"repeats of earlier prompts, which give other images by their own seeds: {more:,}")
         out += [_repeat(one, file) for one in repeats[:_NAMED]]
         out += [f"  and {len(repeats) - _NAMED:,} more"] if len(repeats) > _NAMED else []
     if same := found["same_seeds"]:

@@ -25,6 +25,9 @@ MODEL = "model.json"
 OTHER_STEPS = "scheduler: other steps"
 """The beginning of a difference that follows from another number of steps, if the plan has one."""
 
+_CHOOSE_STEPS = ("strength:", "timesteps:", "sigmas:")
+"""Settings that change the steps of one and the same scheduler."""
+
 
 def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What an image depends on that differs between two models; empty if their images may be mixed.
@@ -52,7 +55,8 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found += entry_differences("", before["options"], now["options"], missing=same)
     found += _scheduler("scheduler", before["scheduler"], now["scheduler"], same)
     found += _each(before["schedulers"], now["schedulers"], lambda name, a, b: _scheduler(name, a, b, same))
-    if not any("scheduler" in text for text in found) and not _close(_tables(before), _tables(now)):
+    explained = any("scheduler" in text or text.startswith(_CHOOSE_STEPS) for text in found)
+    if not explained and not _close(_tables(before), _tables(now)):
         found.append(f"{OTHER_STEPS}, with the same configuration (it was changed in place)")
     found += _each(before["networks"], now["networks"], lambda name, a, b: _network(name, a, b, same))
     found += _each(before["tokenizers"], now["tokenizers"], lambda name, a, b: _tokenizer(name, a, b, same))

@@ -72,7 +72,12 @@ class ControlNet(UNetAdapter):
         value = getattr(self, name)
         if isinstance(value, (list, tuple)) and len(value) != n:
             raise ValueError(f"{name} has {len(value)} values, and the pipeline has {n} ControlNets: give one for each")
-        setattr(self, name, tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value))
+        try:
+            setattr(self, name, tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name} is {value!r}: it has to be a number, or a list with one for each ControlNet"
+            ) from None
 
     def _each(self, name: str) -> tuple[float, ...]:
         """The setting ``name`` of each ControlNet."""

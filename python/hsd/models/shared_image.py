@@ -176,4 +176,4 @@ def _opened(name: str, value: Any) -> SharedImage:
         with PIL.Image.open(path) as image:
             return SharedImage(PIL.ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is {os.fspath(value)!r}, which cannot be read as an image: {error}") from error
+        raise ValueError(f"{name} is {os.fspath(value)!r}, which cannot be used: {error}") from error

@@ -26,7 +26,9 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
     found = _texts(before, now) + _seeds(before, now) + _prompt_settings(before, now)
     found += _requests(before, now)
     if before.n_steps != now.n_steps and not any(text.startswith("steps") for text in found):
-        found.append(f"evaluations of the denoiser: {before.n_steps} before, {now.n_steps} now (another scheduler?)")
+        found.append(
+            f"evaluations of the denoiser: {before.n_steps} before, {now.n_steps} now (by the scheduler, or strength)"
+        )
     if not found and before.tau != now.tau:  # with a goal, tau is a result
         found.append(f"tau: {before.tau:.6g} before, {now.tau:.6g} now")
     return found or [

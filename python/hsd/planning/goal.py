@@ -50,7 +50,7 @@ def check_goal(tau: float | None, values: Mapping[str, float | None], model: obj
     given = {name: value for name, value in {"tau": tau, **values}.items() if value is not None}
     if len(given) > 1:
         shown = " and ".join(f"{name} ({value})" for name, value in given.items())
-        raise ValueError(f"give {shown} alone, not both: each decides the threshold")
+        raise ValueError(f"give only one of {shown}, not both: each decides the threshold")
     name = next(iter(given), None)
     if name is None or name == "tau":
         return None
