@@ -2,8 +2,8 @@
 
 Importing takes about ten seconds of processor time, and Ray starts a process for each worker. What it is told to start
 instead of Python is a small script, see :func:`executable`: it hands its arguments, environment, folder and standard
-streams to a process that has imported everything, which forks. The script passes signals on
-and ends as the fork does, and the fork is killed when the script is.
+streams to a process that has imported everything, which forks. The script passes signals on and ends as the fork does,
+and the fork is killed when the script is.
 """
 
 from __future__ import annotations
