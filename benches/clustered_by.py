@@ -11,7 +11,9 @@ that of all prompts together is one that no run comes by.
 
 The vectors are what the family is clustered by, and everything that a text encoder gives: pooled vectors, the mean of
 all tokens, that of the prompt's own tokens (without padding), the last of them, and each encoder alone. Baselines: the
-encoder that HSD clusters by without a model, and random vectors.
+encoder that HSD clusters by without a model, and random vectors. Of trained models, the bench also fits a map to each
+vector, as `hsd calibrate` does to the first one, and prints its correlation with the first predictions of prompts that
+it was not fitted to.
 
 Models (`--models`: names or folders, as for `hsd.load`) are trained, and their numbers mean something. The families are
 those of tests/families, with random weights and fewer prompts and steps: they show that all of this can be measured,
@@ -38,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import hsd
-from hsd.calibration.fit import distances, pearson
+from hsd.calibration.fit import distances, fit, pearson
 from hsd.conditioning.rows import Conditioning
 from hsd.demo import PROMPTS
 from hsd.models import Adapter, Batch
@@ -226,17 +228,21 @@ def measured(model: Adapter, prompts: list[str], steps: int, *, trained: bool) -
     vectors["built-in encoder"] = np.asarray(default_encoder()(prompts), dtype=np.float64)
     vectors["random"] = np.random.default_rng(0).normal(size=(len(prompts), 64))
     table = {name: dissimilarities(values) for name, values in vectors.items()}
+    fitted: dict[str, float] = {}
+    if trained:
+        probed = direct_vectors([model], np.zeros(len(prompts), np.int64), conditioning).astype(np.float64)
+        table["direct (each prompt probed)"] = {"euclidean": distances(probed - probed.mean(0))}
+        fitted = {name: round(fit(values, probed).correlation, 4) for name, values in vectors.items()}
     if model.calibration is not None:
         mapped = model.calibration.transform(conditioning.vectors).astype(np.float64)
         table["calibrated"] = {"euclidean": distances(mapped - mapped.mean(0))}
-        probed = direct_vectors([model], np.zeros(len(prompts), np.int64), conditioning).astype(np.float64)
-        table["direct (each prompt probed)"] = {"euclidean": distances(probed - probed.mean(0))}
     return {
         "model": model.name,
         "trained": trained,
         "prompts": len(prompts),
         "evaluations": sorted(answers),
         "of": model.sampler(steps).n_steps,
+        "fitted": fitted,
         "correlations": {
             name: {
                 metric: [round(spearman(given, answers[k]), 4) for k in sorted(answers)] for metric, given in by.items()
@@ -259,6 +265,9 @@ def printed(result: dict[str, Any]) -> str:
     for name, by in sorted(result["correlations"].items(), key=lambda item: -best(item[1])[0]):
         first = "".join(f"{by[metric][0]:>10.2f}" if metric in by else f"{'':10}" for metric in METRICS)
         lines.append(f"{name:52}{first}{'':10}" + "".join(f"{value:>7.2f}" for value in best(by)))
+    if result["fitted"]:
+        lines.append("a map fitted to it, and the predictions of prompts that were left out:")
+        lines += [f"{name:52}{value:>10.2f}" for name, value in sorted(result["fitted"].items(), key=lambda x: -x[1])]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Trains the demo model that ships with HSD. All training data come from the drawing program in demo_model.
+"""Trains the two demo models. All training data come from the drawing program in demo_model.
 
     python tools/train_demo.py all --work SCRATCH
 
@@ -16,6 +16,12 @@ continues from its checkpoint until the budget is used up. The stages, with the 
     decode    continues with the autoencoder's decoding half only          (movq; any time after it)
     restore   makes checkpoints of the model folder, from which other stages can continue (not part of "all")
     export    writes the model folder from the latest checkpoints          (all)
+
+The second model, in Stable Diffusion's format, begins from the first one (`restore`, then `latents`). Its stages:
+
+    vae       the decoding half of its autoencoder                         (movq)
+    sd-unet   its denoiser, which needs most of the time                   (latents, unet, text)
+    sd-export writes its folder from the latest checkpoints                (vae, sd-unet)
 """
 
 from __future__ import annotations
@@ -28,12 +34,23 @@ from pathlib import Path
 import torch
 
 from demo_model.encoders import train_image, train_prior, train_text
-from demo_model.export import export, restore_all
+from demo_model.export import export, export_sd, restore_all
 from demo_model.movq import make_latents, train_decode, train_movq
+from demo_model.token_unet import train_token_unet
+from demo_model.token_vae import train_vae
 from demo_model.unet import train_unet
 
 # Minutes of wall-clock time, chosen for two cores with bfloat16 matrix units.
-MINUTES = {"movq": 26.0, "decode": 34.0, "unet": 156.0, "text": 5.0, "prior": 15.0, "image": 5.0}
+MINUTES = {
+    "movq": 26.0,
+    "decode": 34.0,
+    "unet": 156.0,
+    "text": 5.0,
+    "prior": 15.0,
+    "image": 5.0,
+    "vae": 12.0,
+    "sd-unet": 64.0,
+}
 TRAINERS: dict[str, Callable[[Path, float, int, torch.device], None]] = {
     "movq": train_movq,
     "decode": train_decode,
@@ -41,19 +58,23 @@ TRAINERS: dict[str, Callable[[Path, float, int, torch.device], None]] = {
     "text": train_text,
     "prior": train_prior,
     "image": train_image,
+    "vae": train_vae,
+    "sd-unet": train_token_unet,
 }
 STAGES = ("movq", "latents", "unet", "text", "prior", "image", "decode", "export")
-MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model"
+SD_STAGES = ("vae", "sd-unet", "sd-export")
+ROOT = Path(__file__).resolve().parents[1]
+MODEL, SD_MODEL = ROOT / "python" / "hsd" / "demo" / "model", ROOT / "tools" / "models" / "demo-sd"
 
 
 def main() -> None:
     """Reads the command line and runs the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*STAGES, "restore", "all"))
+    parser.add_argument("stage", choices=(*STAGES, "restore", "all", *SD_STAGES))
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
     parser.add_argument("--minutes", type=float, help="budget of this stage (default: see MINUTES)")
     parser.add_argument("--shards", type=int, default=8, help="latents: files of 4,096 pictures (default: 8)")
-    parser.add_argument("--out", type=Path, default=MODEL, help="export, restore: the model folder")
+    parser.add_argument("--out", type=Path, help="export, restore: the folder of the model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--device", type=torch.device, default=torch.device("cpu"), help="where to train (default: cpu)"
@@ -69,9 +90,11 @@ def main() -> None:
         if stage == "latents":
             make_latents(args.work, args.shards, args.seed)
         elif stage == "export":
-            export(args.work, args.out, args.seed)
+            export(args.work, args.out or MODEL, args.seed)
+        elif stage == "sd-export":
+            export_sd(args.work, args.out or SD_MODEL)
         elif stage == "restore":
-            restore_all(args.out, args.work)
+            restore_all(args.out or MODEL, args.work)
         else:
             TRAINERS[stage](args.work, args.minutes or MINUTES[stage], args.seed, args.device)
         print(f"{stage}: done in {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)

@@ -45,6 +45,10 @@ ExperimentName = Literal[
     "sampler",
     "trunk",
     "frontier",
+    "settling",
+    "equal",
+    "averages",
+    "vectors",
 ]
 
 T = TypeVar("T")

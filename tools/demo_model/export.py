@@ -1,4 +1,4 @@
-"""Writing the model folder: all parts in one Kandinsky 2.2 pipeline, half precision, no more than 16 MB."""
+"""Writing the model folders: all parts in one pipeline, in half precision, no larger than a package may ship."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import KandinskyV22CombinedPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, KandinskyV22CombinedPipeline, StableDiffusionPipeline
 
 from .encoders import make_image_encoder, make_prior, make_text_encoder
 from .movq import load_movq
 from .nets import make_decoder_scheduler, make_image_processor, make_prior_scheduler, make_unet
+from .token_unet import make_token_text_encoder, make_token_unet
+from .token_vae import load_vae
 from .training import averaged, restore
 from .words import make_tokenizer
 
-LIMIT = 16 * 2**20
+LIMIT, SD_LIMIT = 16 * 2**20, 12 * 10**6
 
 
 @torch.no_grad()
@@ -75,19 +77,44 @@ def restore_all(folder: Path, work: Path) -> None:
         restore(name, part, work)
 
 
+def build_sd(work: Path) -> StableDiffusionPipeline:
+    """The model in Stable Diffusion's format; DDIM, since the released ones have deterministic samplers too."""
+    pipe = StableDiffusionPipeline(
+        vae=load_vae(work),
+        text_encoder=make_token_text_encoder(work),
+        tokenizer=make_tokenizer(),
+        unet=averaged("sd-unet", make_token_unet(), work),
+        scheduler=DDIMScheduler.from_config(make_decoder_scheduler().config, set_alpha_to_one=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe
+
+
 def export(work: Path, folder: Path, seed: int) -> None:
     """Replaces `folder` by the model of the working folder's checkpoints."""
-    pipe = build(work, seed).to(torch.float16)
+    _write(build(work, seed), folder, "prior_tokenizer", LIMIT)
+
+
+def export_sd(work: Path, folder: Path) -> None:
+    """The same for the model in Stable Diffusion's format."""
+    _write(build_sd(work), folder, "tokenizer", SD_LIMIT)
+
+
+def _write(pipe: DiffusionPipeline, folder: Path, tokenizer: str, limit: int) -> None:
+    pipe = pipe.to(torch.float16)
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.save_pretrained(fresh)
-    write_legacy_vocabulary(fresh / "prior_tokenizer")
+    write_legacy_vocabulary(fresh / tokenizer)
     index = fresh / "model_index.json"
     # Without torchvision, the name of the processor's class is one that other installations do not have.
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
-    if size > LIMIT:
-        raise RuntimeError(f"{fresh} has {size} bytes, more than {LIMIT}")
+    if size > limit:
+        raise RuntimeError(f"{fresh} has {size} bytes, more than {limit}")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh.rename(folder)
     print(f"{folder}: {size / 2**20:.1f} MB", flush=True)

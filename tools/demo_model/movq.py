@@ -31,7 +31,8 @@ def _fast_spatial_norm(self: SpatialNorm, f: torch.Tensor, zq: torch.Tensor) -> 
     return torch.addcmul(shift, self.norm_layer(f), scale)
 
 
-def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences of neighbours along both axes. x: [N, 3, H, W]."""
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
@@ -40,7 +41,7 @@ def _loss(net: VQModel, x: torch.Tensor, z: torch.Tensor, noise: float) -> torch
     # With this noise in training, latents still decode well when the denoiser makes small errors.
     noisy = z + noise * z.detach().float().std() * torch.randn_like(z)
     y = net.decode(noisy, force_not_quantize=True).sample.float()
-    edges = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y), strict=True))
+    edges = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
     return (x - y).abs().mean() + 0.5 * edges
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..demo import MODELS as DEMO_MODELS
 from ..names import ImageFormat
 from ..planning.summary import duration
 from ..work.files import METADATA, make_folder
@@ -167,5 +168,5 @@ def generate(
         tell(listed(run.failed), always=True)
         raise typer.Exit(SOME_FAILED)
     if sys.stdout.isatty() and run.images:
-        folder, scorer = shlex.quote(out), "" if model == "demo" else " --scorer clipscore"
+        folder, scorer = shlex.quote(out), "" if model in DEMO_MODELS else " --scorer clipscore"
         say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")

@@ -202,6 +202,8 @@ class DemoEvaluator:
     """
 
     name = "demo"
+    mark_names = tuple(ATTRIBUTES)
+    """What the columns of :meth:`marks` are."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .. import demo
 from ..errors import Notice
 from ..generation.events import CallReport, Watcher
 from ..generation.failures import FailureReport, summary
@@ -156,7 +157,7 @@ def _loader(model: Any, device: str | None, dtype: Any, settings: dict[str, Any]
     settings = opened_images(settings)
     if isinstance(model, (str, os.PathLike)):
         name, folder = os.fspath(model), user_path(model)
-        if name in ("demo", *MODELS) or not folder.is_dir():
+        if name in (*demo.MODELS, *MODELS) or not folder.is_dir():
             return _ByName(name, device, dtype, settings)
         return _ByName(str(folder), device, dtype, settings, str(folder.absolute()))
     if callable(model) and not isinstance(model, Adapter) and not hasattr(model, "components"):  # which pipelines have

@@ -46,7 +46,7 @@ def load(
     Parameters
     ----------
     model
-        ``"demo"`` (bundled), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
+        ``"demo"`` (bundled), ``"demo-sd"`` (in the repository), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
         a hub id (``"org/name"``), a local folder with a ``model_index.json`` or, of a modular pipeline, a
         ``modular_model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
@@ -97,16 +97,11 @@ def _load(
     if isinstance(model, (str, os.PathLike)):
         name, folder = str(model), user_path(model)
         source: str | Path
-        if name == "demo":
-            bundled = _from_pretrained(demo.FOLDER, device, dtype, _adapter_of(demo.FOLDER))
-            adapter = _wrap(bundled, name=name, settings={**demo.SETTINGS, **settings})
-            calibration = adapter.calibration  # of the user's folder
-            if calibration is None and demo.CALIBRATION.is_file():
-                calibration = Calibration.load(demo.CALIBRATION)
-            return dataclasses.replace(adapter, default_tau=demo.TAU, calibration=calibration)
+        if name in demo.MODELS:
+            return _demo(demo.MODELS[name], device, dtype, settings)
         if any((folder / index).is_file() for index in ("model_index.json", ModularPipeline.config_name)):
             source = folder
-            if str(folder) not in ("demo", *MODELS):
+            if str(folder) not in (*demo.MODELS, *MODELS):
                 name = str(folder)  # without "~" and without a slash at the end: one folder has one name
         elif name and folder.is_dir() and name not in MODELS:
             raise UnknownModel(
@@ -116,10 +111,10 @@ def _load(
         elif name in MODELS or _looks_like_hub_id(name):
             source = MODELS.get(name, name)
         else:
-            near = difflib.get_close_matches(name, ["demo", *MODELS], n=1)
+            near = difflib.get_close_matches(name, [*demo.MODELS, *MODELS], n=1)
             raise UnknownModel(
-                f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: demo, "
-                f"{', '.join(MODELS)}; or a hub id (org/name), a folder with a model_index.json, or a pipeline object"
+                f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: "
+                f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a pipeline object"
             )
         family = _adapter_of(source)
         if family is not None:  # what is missing is said before anything is downloaded
@@ -128,6 +123,17 @@ def _load(
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)
+
+
+def _demo(
+    model: demo.DemoModel, device: str | torch.device | None, dtype: torch.dtype | None, settings: dict[str, Any]
+) -> Adapter:
+    pipe = _from_pretrained(model.folder, device, dtype, _adapter_of(model.folder))
+    adapter = _wrap(pipe, name=model.name, settings={**model.settings, **settings})
+    calibration = adapter.calibration  # of the user's folder
+    if calibration is None and model.calibration_file.is_file():
+        calibration = Calibration.load(model.calibration_file)
+    return dataclasses.replace(adapter, default_tau=model.tau, calibration=calibration)
 
 
 def _looks_like_hub_id(name: str) -> bool:

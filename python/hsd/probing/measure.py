@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._core import Tree, __version__
 from ..calibration import Calibration
 from ..calibration.fit import FEWEST, fit
-from ..demo import CALIBRATION_PROMPTS
+from ..demo import CALIBRATION_PROMPTS, MODELS
 from ..errors import PromptError
 from ..models.base import Adapter
 from ..models.encode import encode
@@ -114,7 +114,7 @@ def _sample(adapter: Adapter, prompts: Iterable[str] | None) -> list[str]:
     """The different prompts to measure with."""
     if prompts is not None:
         given = list(dict.fromkeys(check_prompts(prompts)))
-    elif adapter.name == "demo":
+    elif adapter.name in MODELS:
         given = read_prompts(CALIBRATION_PROMPTS).prompts
     else:
         raise PromptError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from ..names import ExperimentName
-from . import frontier, open_questions, paper, pictures
+from . import frontier, open_questions, paper, pictures, settling
 from .experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -126,6 +126,39 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "one. Intervals over all sets are those of a stratified sample: other prompts in the same sets.",
         frontier.frontier_needs,
         frontier.frontier,
+    ),
+    Experiment(
+        "settling",
+        "How early is what settled?",
+        "What the prompt names, read from the image that each step predicts, nothing shared. What is settled early "
+        "cannot be corrected by the steps after a split.",
+        settling.settling_needs,
+        settling.settling,
+    ),
+    Experiment(
+        "equal",
+        "What is saved at equal quality?",
+        "Shares of the evaluations saved, with and without catch-up and the model's own metric, against the same "
+        f"number of steps without sharing. As good: the 95 % interval of the difference, over root clusters, is above "
+        f"-{settling.MARGIN:.0%} of the standard score, for this share and all smaller ones.",
+        settling.equal_needs,
+        settling.equal,
+    ),
+    Experiment(
+        "averages",
+        "How should a cluster's conditioning be averaged?",
+        "At equal compute: the mean (the paper), its direction with the members' length, the same about the empty "
+        "prompt, and the medoid; and how strong catch-up should be.",
+        settling.averages_needs,
+        settling.averages,
+    ),
+    Experiment(
+        "vectors",
+        "What should prompts be clustered by?",
+        "At equal compute: the model's own vector, the mean of the tokens, the calibrated map, and the model's own "
+        "predictions.",
+        settling.vectors_needs,
+        settling.vectors,
     ),
 )
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,14 @@ from ..generation.failures import require_all
 from ..generation.run import generate
 from ..generation.session import CallReport
 from ..models import Adapter
-from ..models.encode import encoded, prior_savings, remember
+from ..models.encode import encode, encoded, prior_savings, remember
 from ..models.identity import image_identity
 from ..names import Linkage, Metric, Noise, ScheduleName
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import PLAN_FILE, Plan
 from ..probing.direct import check_number, direct_vectors
 from ..work.files import STUDY, claim, make_folder
+from .averages import AverageName, averaged, token_vectors
 from .samplers import sampler_named
 from .trees import nearly_equal
 
@@ -83,6 +85,10 @@ class Variant:
     """gamma of catch-up conditioning; 0: the paper, where a prompt is conditioned on its cluster's mean alone."""
     metric: Metric = "cosine"
     """``cosine`` (the paper), ``calibrated`` or ``direct``: how the dissimilarity of prompts is measured."""
+    average: AverageName = "mean"
+    """What a cluster is conditioned on; the paper's is the mean."""
+    vectors: Literal["own", "tokens"] = "own"
+    """What prompts are clustered by: the vector of the model's adapter, or the mean of the prompt's tokens."""
 
     @property
     def name(self) -> str:
@@ -228,12 +234,24 @@ class Lab:
             self._generated[key] = self._generate(prompt_set, variant)
         return self._generated[key]
 
+    def has_tokens(self) -> bool:
+        """Whether prompts are conditioned on sequences of tokens, all of one length."""
+        return token_vectors(self._conditioning(self.sets[0], Variant())) is not None
+
+    def _averaged(self, prompt_set: PromptSet, variant: Variant) -> Conditioning:
+        """The set's conditioning, with the variant's average."""
+        conditioning = self._conditioning(prompt_set, variant)
+        if variant.average != "empty":
+            return averaged(conditioning, variant.average, None)
+        nobody, seeds = np.zeros(1, dtype=np.int64), np.array([self.seed])
+        return averaged(conditioning, variant.average, encode([self.adapter(variant)], nobody, [""], seeds))
+
     def _folder(self, prompt_set: PromptSet, variant: Variant) -> Path:
         return self.out / "runs" / prompt_set.folder / variant.name
 
     def _generate(self, prompt_set: PromptSet, variant: Variant) -> GeneratedSet:
         plan, adapter = self.plan(prompt_set, variant), self.adapter(variant)
-        remember(plan, adapter.encoding_key(), self._conditioning(prompt_set, variant))
+        remember(plan, adapter.encoding_key(), self._averaged(prompt_set, variant))
         folder = self._folder(prompt_set, variant)
         shown = self.progress or False
         require_all(generate(plan, adapter, folder, batch_size=self.batch_size, progress=shown, failed=lambda _: None))
@@ -370,6 +388,11 @@ class Lab:
         ``hsd.compile`` makes the same tree of the model alone, but encodes and probes the prompts for every plan.
         """
         vectors = self.vectors(prompt_set, variant)
+        if variant.vectors == "tokens":
+            found = token_vectors(self._conditioning(prompt_set, variant))
+            if found is None:
+                raise Skipped(f"{self.model.name} is not conditioned on tokens")
+            return found, variant.metric
         if variant.metric == "calibrated":
             if self.model.calibration is None:
                 raise Skipped(f"{self.model.name} is not calibrated: run `hsd calibrate`")

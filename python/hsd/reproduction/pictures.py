@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from ..demo import MODELS as DEMO_MODELS
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
 from ..generation.lines import alone_from
@@ -105,7 +106,7 @@ def chain_set(lab: Lab) -> PromptSet:
     name = "general-to-special"
     while name in {prompt_set.name for prompt_set in lab.first_sets}:
         name += "-"
-    return PromptSet(name, DEMO_CHAIN if lab.model.name == "demo" else CHAIN)
+    return PromptSet(name, DEMO_CHAIN if lab.model.name in DEMO_MODELS else CHAIN)
 
 
 def _merges(plan: Plan, joins: NDArray[np.bool_]) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import __version__
+from ..demo import MODELS as DEMO_MODELS
 from ..errors import PromptError
 from ..evaluation.by_name import make_scorer
 from ..evaluation.measure import Measurer
@@ -128,7 +129,7 @@ def reproduce(
     sets = read_sets(PROMPTS if prompts is None else prompts, None if limit is None else check_count("limit", limit))
     adapter = load(model, **settings)
     if scorer is None:
-        scorer = "demo" if adapter.name == "demo" else "clipscore"
+        scorer = "demo" if adapter.name in DEMO_MODELS else "clipscore"
     if isinstance(scorer, str):
         scorer = make_scorer(scorer, model=scorer_model, python=python)
     measurer = Measurer(check_scorer(scorer), batch_size, samples, seed, progress)

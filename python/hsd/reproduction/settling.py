@@ -1,0 +1,270 @@
+"""How early a model decides what: the prompt's attributes in the image that each step predicts, and what that allows.
+
+The paper's Figs. 2 and 4 show that models conditioned on image embeddings decide late, and models conditioned on tokens
+early, so that the former stand more sharing. The experiments here are these claims as numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.scorers import score_batch
+from ..evaluation.stats import cluster_bootstrap
+from ..planning.compile import compile as compile_plan
+from . import plots
+from .averages import AVERAGES
+from .experiment import (
+    ALL,
+    EVALUATIONS,
+    SAVED,
+    SET,
+    Needed,
+    by_set,
+    evaluations,
+    for_all_sets,
+    mean_difference,
+    saved,
+    score,
+)
+from .lab import Lab, Skipped, Variant
+from .open_questions import compare_variants
+from .paper import HALF
+from .results import Cell, Column, Estimate, Figure, Result, Table
+from .watching import watch
+
+PROMPTS = 16
+"""Prompts of each set whose steps are observed: all steps of a run are kept in memory."""
+
+SETTLED = 0.9
+"""Something is settled at the step from which the predicted images have this share of what the finished ones have."""
+
+# -- how early
+
+
+def settling_needs(lab: Lab) -> Needed:
+    """None: :func:`settling` generates its few images itself, to observe the steps."""
+    return []
+
+
+def settling(lab: Lab) -> list[Result]:
+    """What the prompt names, read from the image that each step predicts."""
+    prompts = [prompt for prompt_set in lab.first_sets for prompt in prompt_set.prompts[:PROMPTS]]
+    plan = compile_plan(
+        prompts, 0.0, model=lab.model, steps=lab.steps, seeds=lab.seed, metric="cosine", catch_up=0.0
+    )
+    trace = watch(plan, lab.model, batch_size=lab.batch_size)
+    values: list[NDArray[np.float64]] = []
+    for found, predicted in trace.predictions():
+        if not predicted:
+            raise Skipped(f"{type(lab.model.scheduler()).__name__} does not predict an image at each step")
+        pictures = [image.convert("RGB") for image in trace.decoded(found)]
+        values.append(_read(lab, pictures, prompts))
+    read = np.stack(values)  # [K, N, attributes and all of them]
+    names = [*_attributes(lab), ALL]
+    curves = {name: _curve(lab, read[:, :, i], prompts) for i, name in enumerate(names)}
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
+    n_steps = len(read)
+
+    figure = plots.figure(6.5, 4)
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(shown.items()):
+        points = [((k + 1) / n_steps, estimate) for k, estimate in enumerate(curve)]
+        plain = points if name == ALL else [(x, Estimate(estimate.value)) for x, estimate in points]
+        plots.line(axes, name, plain, index, dashed=name != ALL)
+    axes.set_xlabel("share of the steps done")
+    axes.set_ylabel(f"score of the predicted image ({lab.scorer.name})")
+    axes.legend(fontsize="x-small", ncols=2)
+    axes.grid(alpha=0.3)
+    caption = (
+        f"How early the model decides what: the score of the image that each step predicts, for {len(prompts)} prompts, "
+        "nothing shared. Intervals: bootstrap over prompts."
+    )
+    rows = [(k + 1, (k + 1) / n_steps, *(curve[k] for curve in shown.values())) for k in range(n_steps)]
+    columns = (Column("steps done", "count"), Column("share", "share"), *(Column(name) for name in shown))
+    settled = tuple(_settled(name, curve) for name, curve in shown.items())
+    titles = (
+        Column("what", "text"),
+        Column("after the first step"),
+        Column("finished"),
+        Column("settled after the step", "count"),
+        Column("that share of the steps", "share"),
+    )
+    return [
+        Figure("settling", caption, plots.png(figure)),
+        Table(
+            "settled",
+            f"Settled: from this step on, predicted images have {SETTLED:.0%} of the finished images' score",
+            titles,
+            settled,
+        ),
+        Table("settling", "Score of the predicted image by step", columns, tuple(rows)),
+    ]
+
+
+def _attributes(lab: Lab) -> list[str]:
+    """What the scorer tells apart; nothing for scorers with one number an image."""
+    names = getattr(lab.scorer, "mark_names", ())
+    return list(names) if hasattr(lab.scorer, "marks") else []
+
+
+def _read(lab: Lab, pictures: list[Any], prompts: list[str]) -> NDArray[np.float64]:
+    """(N, attributes + 1): the marks of each picture, and its score."""
+    scores = score_batch(lab.scorer, pictures, prompts)[:, None]
+    if not _attributes(lab):
+        return scores
+    marks = lab.scorer.marks(pictures, prompts)  # type: ignore[attr-defined]
+    return np.concatenate([marks, scores], axis=1)
+
+
+def _curve(lab: Lab, values: NDArray[np.float64], prompts: list[str]) -> list[Estimate] | None:
+    """The mean over prompts (K, N) at each step; None for what no prompt names."""
+    known = ~np.isnan(values).any(axis=0)
+    if not known.any():
+        return None
+    labels = [prompt for prompt, has in zip(prompts, known, strict=True) if has]
+    intervals = cluster_bootstrap(values[:, known].T, labels, seed=lab.seed, resamples=2_000)
+    means = values[:, known].mean(axis=1)
+    return [Estimate(float(mean), None if intervals is None else intervals[k]) for k, mean in enumerate(means)]
+
+
+def _settled(name: str, curve: list[Estimate]) -> tuple[Cell, ...]:
+    means = np.array([estimate.value for estimate in curve], dtype=np.float64)
+    below = np.flatnonzero(means < SETTLED * means[-1])
+    first = int(below[-1]) + 1 if len(below) else 0  # the steps before it are not all above
+    return name, curve[0], curve[-1], first + 1, (first + 1) / len(curve)
+
+
+# -- what is saved at equal quality
+
+EQUAL_BUDGETS = (0.2, 0.35, 0.5, 0.65)
+MARGIN = 0.02
+"""Images are as good as standard ones if the 95 % interval of the difference lies above minus this share of the
+standard score: a limit for what may be lost, and not only nothing found."""
+
+EQUAL_WAYS: dict[str, dict[str, Any]] = {
+    "the paper's sharing": {},
+    "catch-up": {"catch_up": 1.0},
+    "calibrated metric": {"metric": "calibrated"},
+    "both": {"metric": "calibrated", "catch_up": 1.0},
+}
+
+
+def _equal(lab: Lab) -> dict[str, list[Variant]]:
+    return {
+        label: [Variant(budget=budget, **how) for budget in EQUAL_BUDGETS]
+        for label, how in EQUAL_WAYS.items()
+        if lab.measures(how.get("metric", "cosine"))
+    }
+
+
+def equal_needs(lab: Lab) -> Needed:
+    """Standard diffusion, and every way at every budget."""
+    return for_all_sets(lab, [Variant(), *(variant for variants in _equal(lab).values() for variant in variants)])
+
+
+def equal(lab: Lab) -> list[Result]:
+    """What each way of sharing saves at equal quality."""
+    standard = by_set(lab, Variant())
+    lines: dict[str, list[tuple[float, Estimate]]] = {}
+    rows: list[tuple[Cell, ...]] = []
+    best: list[tuple[Cell, ...]] = []
+    for label, variants in _equal(lab).items():
+        by_variant = [by_set(lab, variant) for variant in variants]
+        for name, base in standard.items():
+            least = -MARGIN * abs(score(lab, base).value or 0.0)
+            most: Cell = 0.0
+            for budget, sets in zip(EQUAL_BUDGETS, by_variant, strict=True):
+                ours = sets[name]
+                difference = mean_difference(lab, ours, base, within_sets=True)
+                as_good = difference.interval is not None and difference.interval[0] > least
+                most = budget if as_good and most == _before(budget) else most
+                clusters = lab.clusters(ours, base)
+                cells = (evaluations(ours), saved(lab, ours), score(lab, ours, within_sets=True), difference)
+                rows.append((label, name, *cells, "yes" if as_good else "no", clusters.count))
+                if name == list(standard)[-1]:
+                    lines.setdefault(label, []).append((saved(lab, ours), difference))
+            best.append((label, name, most))
+    names = list(standard)
+    figure = plots.figure(6, 3.8)
+    axes = figure.subplots()
+    for index, (label, points) in enumerate(lines.items()):
+        plots.line(axes, label, points, index, dashed=index == 0)
+    axes.axhline(0.0, color="0.6", linewidth=1)
+    axes.set_xlabel("share of the evaluations saved")
+    axes.set_ylabel("score, more than standard")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    at_most = {(label, name): most for label, name, most in best}
+    summary = tuple((label, *(at_most[label, name] for name in names)) for label in lines)
+    columns = (
+        Column("way", "text"),
+        SET,
+        EVALUATIONS,
+        SAVED,
+        Column("score"),
+        Column("more than standard", "signed"),
+        Column("as good", "text"),
+        Column("clusters", "count"),
+    )
+    title = f"The largest share saved at which images are as good as standard ones (at most {MARGIN:.0%} worse)"
+    return [
+        Figure("equal", f"Score against what is saved, {names[-1]}.", plots.png(figure)),
+        Table("equal", title, (Column("way", "text"), *(Column(name, "share") for name in names)), summary),
+        Table("equal-scores", "Every way and every share saved", columns, tuple(rows)),
+    ]
+
+
+def _before(budget: float) -> float:
+    """The budget before this one; 0 before the first."""
+    at = EQUAL_BUDGETS.index(budget)
+    return EQUAL_BUDGETS[at - 1] if at else 0.0
+
+
+# -- how to average, and what to cluster by
+
+MEAN = "mean, gamma 1"
+
+
+def average_variants() -> dict[str, Variant]:
+    """All averages with catch-up, and the mean with more of it and with less; all save half of the evaluations."""
+    averages = {f"{name}, gamma 1": Variant(budget=0.5, average=name, catch_up=1.0) for name in AVERAGES}
+    gammas = {f"mean, gamma {gamma:g}": Variant(budget=0.5, catch_up=gamma) for gamma in (0.5, 2.0)}
+    bare = {f"{name}, gamma 0": Variant(budget=0.5, average=name) for name in AVERAGES}
+    return {**averages, **gammas, **bare}
+
+
+def averages_needs(lab: Lab) -> Needed:
+    """The variants, and standard diffusion."""
+    return for_all_sets(lab, [Variant(), *average_variants().values()])
+
+
+def averages(lab: Lab) -> list[Result]:
+    """Compare averages and strengths of catch-up."""
+    title = "What a cluster is conditioned on, all saving half of the evaluations"
+    return compare_variants(lab, "averages", title, average_variants(), MEAN)
+
+
+def vector_variants(lab: Lab) -> dict[str, Variant]:
+    """One for each vector and metric that the model allows, with catch-up, saving half of the evaluations."""
+    variants = {"own embedding, cosine": HALF}
+    if lab.has_tokens():
+        variants["mean of the tokens, cosine"] = Variant(budget=0.5, vectors="tokens")
+    if lab.measures("calibrated"):
+        variants["calibrated"] = Variant(budget=0.5, metric="calibrated")
+    if lab.measures("direct"):
+        variants["direct"] = Variant(budget=0.5, metric="direct")
+    return variants
+
+
+def vectors_needs(lab: Lab) -> Needed:
+    """The variants, and standard diffusion."""
+    return for_all_sets(lab, [Variant(), *vector_variants(lab).values()])
+
+
+def vectors(lab: Lab) -> list[Result]:
+    """Compare what prompts are clustered by."""
+    title = "What prompts are clustered by, all saving half of the evaluations, no catch-up"
+    return compare_variants(lab, "vectors", title, vector_variants(lab), "own embedding, cosine")
