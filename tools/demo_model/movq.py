@@ -41,8 +41,8 @@ def _loss(net: VQModel, x: torch.Tensor, z: torch.Tensor, noise: float) -> torch
     # With this noise in training, latents still decode well when the denoiser makes small errors.
     noisy = z + noise * z.detach().float().std() * torch.randn_like(z)
     y = net.decode(noisy, force_not_quantize=True).sample.float()
-    edges = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
-    return (x - y).abs().mean() + 0.5 * edges
+    rims = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
+    return (x - y).abs().mean() + 0.5 * rims
 
 
 def _crops(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,8 @@ def load(
     Parameters
     ----------
     model
-        ``"demo"`` (bundled), ``"demo-sd"`` (in the repository), a short name (``"kandinsky-2.2"``, ``"sdxl"``, ``"flux-dev"``...: the keys of ``MODELS``),
+        ``"demo"`` (bundled), ``"demo-sd"`` (in the repository), a short name (``"kandinsky-2.2"``, ``"sdxl"``,
+        ``"flux-dev"``...: the keys of ``MODELS``),
         a hub id (``"org/name"``), a local folder with a ``model_index.json`` or, of a modular pipeline, a
         ``modular_model_index.json``, a diffusers pipeline object, the pair
         ``(KandinskyV22PriorPipeline, KandinskyV22Pipeline)``, or a model that was loaded before.
@@ -114,7 +115,8 @@ def _load(
             near = difflib.get_close_matches(name, [*demo.MODELS, *MODELS], n=1)
             raise UnknownModel(
                 f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: "
-                f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a pipeline object"
+                f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a "
+                "pipeline object"
             )
         family = _adapter_of(source)
         if family is not None:  # what is missing is said before anything is downloaded

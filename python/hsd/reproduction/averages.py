@@ -74,7 +74,9 @@ def token_vectors(conditioning: Conditioning) -> NDArray[np.float32] | None:
 
     Of several fields with tokens it is the largest.
     """
-    tokens = [one for one in conditioning.fields.values() if one.rows.dtype.is_floating_point and len(one.rows.shape) == 2]
+    tokens = [
+        one for one in conditioning.fields.values() if one.rows.dtype.is_floating_point and len(one.rows.shape) == 2
+    ]
     if not tokens:
         return None
     one = max(tokens, key=lambda found: found.rows.nbytes)

@@ -52,9 +52,7 @@ def settling_needs(lab: Lab) -> Needed:
 def settling(lab: Lab) -> list[Result]:
     """What the prompt names, read from the image that each step predicts."""
     prompts = [prompt for prompt_set in lab.first_sets for prompt in prompt_set.prompts[:PROMPTS]]
-    plan = compile_plan(
-        prompts, 0.0, model=lab.model, steps=lab.steps, seeds=lab.seed, metric="cosine", catch_up=0.0
-    )
+    plan = compile_plan(prompts, 0.0, model=lab.model, steps=lab.steps, seeds=lab.seed, metric="cosine", catch_up=0.0)
     trace = watch(plan, lab.model, batch_size=lab.batch_size)
     values: list[NDArray[np.float64]] = []
     for found, predicted in trace.predictions():
@@ -79,8 +77,8 @@ def settling(lab: Lab) -> list[Result]:
     axes.legend(fontsize="x-small", ncols=2)
     axes.grid(alpha=0.3)
     caption = (
-        f"How early the model decides what: the score of the image that each step predicts, for {len(prompts)} prompts, "
-        "nothing shared. Intervals: bootstrap over prompts."
+        "How early the model decides what: the score of the image that each step predicts, for "
+        f"{len(prompts)} prompts, nothing shared. Intervals: bootstrap over prompts."
     )
     rows = [(k + 1, (k + 1) / n_steps, *(curve[k] for curve in shown.values())) for k in range(n_steps)]
     columns = (Column("steps done", "count"), Column("share", "share"), *(Column(name) for name in shown))
