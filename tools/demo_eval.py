@@ -3,11 +3,12 @@
     python tools/demo_eval.py --count 128 --sheet sheet.png
     python tools/demo_eval.py --count 2000 --held-out --evaluator
     python tools/demo_eval.py --count 512 --held-out --evaluator --autoencoder
+    python tools/demo_eval.py --model tools/models/demo-sd --steps 30 --count 512 --held-out --evaluator
 
 Prompts are full scenes in any wording; half of them (or all) are combinations that were not in the training set. The
-pictures come from the stock diffusers pipeline. The judge compares them with drawings (demo_model/judge.py), or the
-bundled evaluator recognises what they show. About 0.5 s per picture. With `--autoencoder` the pictures are drawings
-that were only encoded and decoded by the autoencoder: no denoiser can be better than that.
+pictures come from the stock diffusers pipeline of the model's folder. The judge compares them with drawings
+(demo_model/judge.py), or the bundled evaluator recognises what they show. About 0.5 s per picture. With `--autoencoder`
+the pictures are drawings that were only encoded and decoded by the autoencoder: no denoiser can be better than that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import KandinskyV22CombinedPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from demo_model.draw import draw, random_jitter
@@ -31,7 +32,10 @@ from hsd.demo.evaluator import DemoEvaluator
 MODEL = Path(__file__).resolve().parents[1] / "python" / "hsd" / "demo" / "model"
 
 
-def generate(pipe: KandinskyV22CombinedPipeline, prompts: list[str], seed: int, **options: float) -> torch.Tensor:
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "euler": EulerDiscreteScheduler}
+
+
+def generate(pipe: DiffusionPipeline, prompts: list[str], seed: int, **options: float) -> torch.Tensor:
     """Pictures [N, 3, 64, 64] in 0..1, in batches of 16, with one generator per prompt."""
     parts = []
     for begin in range(0, len(prompts), 16):
@@ -43,12 +47,15 @@ def generate(pipe: KandinskyV22CombinedPipeline, prompts: list[str], seed: int, 
 
 
 @torch.no_grad()
-def reconstruct(pipe: KandinskyV22CombinedPipeline, drawings: torch.Tensor) -> torch.Tensor:
+def reconstruct(pipe: DiffusionPipeline, drawings: torch.Tensor) -> torch.Tensor:
     """Drawings [N, 3, 64, 64] in 0..1, encoded and decoded; prints the reconstruction error in dB."""
     parts = []
     for some in drawings.split(64):
-        latents = pipe.movq.encode(some * 2 - 1).latents
-        parts.append(pipe.movq.decode(latents, force_not_quantize=True).sample / 2 + 0.5)
+        if isinstance(pipe, StableDiffusionPipeline):
+            decoded = pipe.vae.decode(pipe.vae.encode(some * 2 - 1).latent_dist.mode())
+        else:
+            decoded = pipe.movq.decode(pipe.movq.encode(some * 2 - 1).latents, force_not_quantize=True)
+        parts.append(decoded.sample / 2 + 0.5)
     images = torch.cat(parts).clamp(0, 1)
     print(f"reconstruction {-10 * torch.log10((images - drawings).square().mean()):.1f} dB")
     return images
@@ -77,6 +84,7 @@ def main() -> None:
     parser.add_argument("--prior-steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--prior-guidance", type=float, default=1.0)
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another one than the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--held-out", action="store_true", help="only combinations that were not in the training set")
@@ -93,7 +101,10 @@ def main() -> None:
     half = 0 if args.held_out else args.count // 2
     rows = np.concatenate([sample(rng, half, split="train"), sample(rng, args.count - half, split="held-out")])
     prompts = [describe(Scene.from_row(row), rng) for row in rows]
-    pipe = KandinskyV22CombinedPipeline.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32, local_files_only=True)
+    if args.scheduler is not None:
+        pipe.scheduler = SCHEDULERS[args.scheduler].from_config(pipe.scheduler.config)
+    prior = {"prior_num_inference_steps": args.prior_steps, "prior_guidance_scale": args.prior_guidance}
     pipe.set_progress_bar_config(disable=True)
     begin = time.monotonic()
     if args.autoencoder:
@@ -105,8 +116,7 @@ def main() -> None:
             args.seed,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
-            prior_num_inference_steps=args.prior_steps,
-            prior_guidance_scale=args.prior_guidance,
+            **({} if isinstance(pipe, StableDiffusionPipeline) else prior),
         )
     seconds = time.monotonic() - begin
     right = DemoEvaluator().marks(pictures(images), prompts) if args.evaluator else marks(images, rows)
