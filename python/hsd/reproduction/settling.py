@@ -80,7 +80,9 @@ def settling(lab: Lab) -> list[Result]:
         "How early the model decides what: the score of the image that each step predicts, for "
         f"{len(prompts)} prompts, nothing shared. Intervals: bootstrap over prompts."
     )
-    rows = [(k + 1, (k + 1) / n_steps, *(curve[k] for curve in shown.values())) for k in range(n_steps)]
+    rows: list[tuple[Cell, ...]] = [
+        (k + 1, (k + 1) / n_steps, *(curve[k] for curve in shown.values())) for k in range(n_steps)
+    ]
     columns = (Column("steps done", "count"), Column("share", "share"), *(Column(name) for name in shown))
     settled = tuple(_settled(name, curve) for name, curve in shown.items())
     titles = (
@@ -119,10 +121,10 @@ def _read(lab: Lab, pictures: list[Any], prompts: list[str]) -> NDArray[np.float
 
 def _curve(lab: Lab, values: NDArray[np.float64], prompts: list[str]) -> list[Estimate] | None:
     """The mean over prompts (K, N) at each step; None for what no prompt names."""
-    known = ~np.isnan(values).any(axis=0)
-    if not known.any():
+    known = np.flatnonzero(~np.isnan(values).any(axis=0))
+    if not len(known):
         return None
-    labels = [prompt for prompt, has in zip(prompts, known, strict=True) if has]
+    labels = [prompts[i] for i in known]
     intervals = cluster_bootstrap(values[:, known].T, labels, seed=lab.seed, resamples=2_000)
     means = values[:, known].mean(axis=1)
     return [Estimate(float(mean), None if intervals is None else intervals[k]) for k, mean in enumerate(means)]
