@@ -79,7 +79,7 @@ def restore_all(folder: Path, work: Path) -> None:
 
 def build_sd(work: Path) -> StableDiffusionPipeline:
     """The model in Stable Diffusion's format; DDIM, since the released ones have deterministic samplers too."""
-    pipe = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=load_vae(work),
         text_encoder=make_token_text_encoder(work),
         tokenizer=make_tokenizer(),
@@ -89,7 +89,6 @@ def build_sd(work: Path) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipe
 
 
 def export(work: Path, folder: Path, seed: int) -> None:

@@ -31,18 +31,21 @@ def _fast_spatial_norm(self: SpatialNorm, f: torch.Tensor, zq: torch.Tensor) -> 
     return torch.addcmul(shift, self.norm_layer(f), scale)
 
 
-def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences of neighbours along both axes. x: [N, 3, H, W]."""
+def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
+def picture_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Error of pictures `y` for the drawings `x`, both [N, 3, H, W]: in values and in differences of neighbours."""
+    edges = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y), strict=True))
+    return (x - y).abs().mean() + 0.5 * edges
+
+
 def _loss(net: VQModel, x: torch.Tensor, z: torch.Tensor, noise: float) -> torch.Tensor:
-    """Error of the picture that is decoded from noisy latents, in values and in differences of neighbours."""
+    """Error of the picture that is decoded from noisy latents."""
     # With this noise in training, latents still decode well when the denoiser makes small errors.
     noisy = z + noise * z.detach().float().std() * torch.randn_like(z)
-    y = net.decode(noisy, force_not_quantize=True).sample.float()
-    rims = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
-    return (x - y).abs().mean() + 0.5 * rims
+    return picture_loss(x, net.decode(noisy, force_not_quantize=True).sample.float())
 
 
 def _crops(rng: np.random.Generator, x: torch.Tensor) -> torch.Tensor:

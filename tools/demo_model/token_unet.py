@@ -20,7 +20,7 @@ from .language import describe
 from .nets import LATENT_SIDE, make_decoder_scheduler, make_text_encoder, make_unet
 from .scenes import Scene
 from .training import averaged, train
-from .unet import Latents, timesteps
+from .unet import Latents, velocity_batch
 from .words import make_tokenizer
 
 NULL_SHARE, PARTIAL_SHARE = 0.1, 0.25
@@ -94,21 +94,12 @@ def train_token_unet(folder: Path, minutes: float, seed: int, device: torch.devi
     signal = make_decoder_scheduler().alphas_cumprod  # [1000]
 
     def loss_of(step: int) -> torch.Tensor:
-        # Every step has its own random numbers, so a resumed run uses the same as an uninterrupted one.
-        rng = np.random.default_rng([seed, step])
-        torch.manual_seed(1_000_003 * seed + step)
-        if step % 200 == 0:
-            data.refresh()
-        pick = data.pick(rng, batch)
-        x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
-        t = timesteps(rng, batch, len(signal))
-        a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
-        noisy, target = (a * x + b * noise).to(device), (a * noise - b * x).to(device)
-        ids = texts.of(rng, data.rows[pick]).to(device)
+        rng, rows, t, noisy, target = velocity_batch(data, signal, seed, step, batch)
+        ids = texts.of(rng, rows).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
             with torch.no_grad():
                 tokens = text_encoder(ids).last_hidden_state
-            out = compiled(noisy, t.to(device), tokens, return_dict=False)[0]
-        return F.mse_loss(out.float(), target)
+            out = compiled(noisy.to(device), t.to(device), tokens, return_dict=False)[0]
+        return F.mse_loss(out.float(), target.to(device))
 
     train("sd-unet", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from diffusers.models.attention_processor import SpatialNorm
 
-from .movq import edges, load_movq, pictures
+from .movq import load_movq, picture_loss, pictures
 from .training import averaged, train
 
 LOG_VARIANCE = -30.0  # the least that the class allows: its latents have no noise
@@ -80,8 +80,7 @@ def train_vae(folder: Path, minutes: float, seed: int, device: torch.device, bat
                 z = net.encode(x).latent_dist.mode()
             # With this noise in training, latents still decode well when the denoiser makes small errors.
             y = decoder(net.post_quant_conv(z + 0.1 * torch.randn_like(z))).float()
-        rims = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
-        return (x - y).abs().mean() + 0.5 * rims
+        return picture_loss(x, y)
 
     train("vae", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=2e-3)
 

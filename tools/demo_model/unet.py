@@ -85,6 +85,24 @@ def timesteps(rng: np.random.Generator, n: int, end: int) -> torch.Tensor:
     return torch.from_numpy((low + rng.random(n) * (high - low)).astype(np.int64))
 
 
+def velocity_batch(
+    data: Latents, signal: torch.Tensor, seed: int, step: int, batch: int
+) -> tuple[np.random.Generator, np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step's samples: random numbers to go on with, scenes [N, 12], timesteps [N], noisy latents and velocities.
+
+    Every step has its own random numbers, so a resumed run uses the same as an uninterrupted one. `signal`: [1000].
+    """
+    rng = np.random.default_rng([seed, step])
+    torch.manual_seed(1_000_003 * seed + step)
+    if step % 200 == 0:
+        data.refresh()
+    pick = data.pick(rng, batch)
+    x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
+    t = timesteps(rng, batch, len(signal))
+    a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
+    return rng, data.rows[pick], t, a * x + b * noise, a * noise - b * x
+
+
 def train_unet(folder: Path, minutes: float, seed: int, device: torch.device, batch: int = 64) -> None:
     """Velocity regression over all timesteps on the cached latents."""
     torch.manual_seed(seed)
@@ -95,19 +113,10 @@ def train_unet(folder: Path, minutes: float, seed: int, device: torch.device, ba
     signal = make_decoder_scheduler().alphas_cumprod  # [1000]
 
     def loss_of(step: int) -> torch.Tensor:
-        # Every step has its own random numbers, so a resumed run uses the same as an uninterrupted one.
-        rng = np.random.default_rng([seed, step])
-        torch.manual_seed(1_000_003 * seed + step)
-        if step % 200 == 0:
-            data.refresh()
-        pick = data.pick(rng, batch)
-        x, noise = data.latents[torch.from_numpy(pick)].float(), torch.randn(batch, 4, 16, 16)
-        t = timesteps(rng, batch, len(signal))
-        a, b = (v[t].sqrt()[:, None, None, None] for v in (signal, 1 - signal))
-        added = {"image_embeds": conditions(rng, data.rows[pick]).to(device)}
-        noisy, target = (a * x + b * noise).to(device), (a * noise - b * x).to(device)
+        rng, rows, t, noisy, target = velocity_batch(data, signal, seed, step, batch)
+        added = {"image_embeds": conditions(rng, rows).to(device)}
         with torch.autocast(device.type, torch.bfloat16):
-            out = net(noisy, t.to(device), None, added_cond_kwargs=added, return_dict=False)[0]
-        return F.mse_loss(out[:, :4].float(), target)
+            out = net(noisy.to(device), t.to(device), None, added_cond_kwargs=added, return_dict=False)[0]
+        return F.mse_loss(out[:, :4].float(), target.to(device))
 
     train("unet", net, loss_of, folder=folder, minutes=minutes, device=device, batch=batch, peak=1e-3)

@@ -175,12 +175,13 @@ def equal(lab: Lab) -> list[Result]:
         by_variant = [by_set(lab, variant) for variant in variants]
         for name, base in standard.items():
             least = -MARGIN * abs(score(lab, base).value or 0.0)
-            most: Cell = 0.0
+            most, still = 0.0, True
             for budget, sets in zip(EQUAL_BUDGETS, by_variant, strict=True):
                 ours = sets[name]
                 difference = mean_difference(lab, ours, base, within_sets=True)
                 as_good = difference.interval is not None and difference.interval[0] > least
-                most = budget if as_good and most == _before(budget) else most
+                still = still and as_good
+                most = budget if still else most
                 clusters = lab.clusters(ours, base)
                 cells = (evaluations(ours), saved(lab, ours), score(lab, ours, within_sets=True), difference)
                 rows.append((label, name, *cells, "yes" if as_good else "no", clusters.count))
@@ -215,12 +216,6 @@ def equal(lab: Lab) -> list[Result]:
         Table("equal", title, (Column("way", "text"), *(Column(name, "share") for name in names)), summary),
         Table("equal-scores", "Every way and every share saved", columns, tuple(rows)),
     ]
-
-
-def _before(budget: float) -> float:
-    """The budget before this one; 0 before the first."""
-    at = EQUAL_BUDGETS.index(budget)
-    return EQUAL_BUDGETS[at - 1] if at else 0.0
 
 
 # -- how to average, and what to cluster by
