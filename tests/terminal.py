@@ -84,12 +84,15 @@ class Terminal:
 
 @dataclass
 class Ended:
-    """What became of a program: its exit code, the last screen, and all screens on the way that ``seen`` kept."""
+    """What became of a program: its exit code, the last screen, and all that it wrote."""
 
     code: int
     screen: Terminal
     output: str
-    screens: list[str]
+
+
+QUIET = 0.1
+"""Seconds without output after which a screen is whole: one drawing of it may come in several parts."""
 
 
 def in_terminal(
@@ -101,7 +104,7 @@ def in_terminal(
     limit: float = 120.0,
     **options: object,
 ) -> Ended:
-    """Run ``command`` with standard output and error in a terminal. ``act`` is called with each new screen."""
+    """Run ``command`` with standard output and error in a terminal. ``act`` is called with each new whole screen."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     unset = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "HSD_PROGRESS")
@@ -111,7 +114,7 @@ def in_terminal(
         command, stdin=slave, stdout=slave, stderr=slave, env=own, start_new_session=True, **options
     )
     os.close(slave)
-    terminal, screens, end = Terminal(columns), [], time.monotonic() + limit
+    terminal, shown, end = Terminal(columns), None, time.monotonic() + limit
     decoder, parts, rest = codecs.getincrementaldecoder("utf-8")("ignore"), [], ""
     try:
         while True:
@@ -129,11 +132,11 @@ def in_terminal(
             whole = text.rfind("\x1b") if "\x1b" in text[-8:] else len(text)  # a code may come in two parts
             terminal.feed(text[:whole])
             rest = text[whole:]
-            if not screens or screens[-1] != terminal.text:
-                screens.append(terminal.text)
-                act(terminal.text, process)
+            if not select.select([master], [], [], QUIET)[0] and shown != terminal.text:
+                shown = terminal.text
+                act(shown, process)
         terminal.feed(rest)
-        return Ended(process.wait(timeout=30), terminal, "".join(parts), screens)
+        return Ended(process.wait(timeout=30), terminal, "".join(parts))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

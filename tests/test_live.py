@@ -83,7 +83,7 @@ def generate(prompts, seen, out, *more):
     return [*command, "--steps", "4", "--batch-size", "2", *more]
 
 
-BAR = re.compile(r"^denoising [━╸╺]+ +\d+%  \d+:\d\d left\n", re.MULTILINE)
+BAR = re.compile(r"^denoising [━╸╺]+ +\d+%  \d+:\d\d left\n(?=(.*\n){4}folder )", re.MULTILINE)
 PARTS = {"encode": re.compile("encoding prompts"), "denoise": BAR, "image": re.compile("^last ", re.MULTILINE)}
 """What a screen shows in each part of a run."""
 
