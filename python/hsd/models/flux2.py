@@ -38,6 +38,7 @@ class Flux2(Adapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     encode_batch: ClassVar[int] = 8  # small: the text encoder keeps the outputs of all its layers
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "text_encoder_out_layers"})
