@@ -96,11 +96,37 @@ def side_by_side(found: dict[str, Study]) -> list[Table]:
         last = next(iter(of("equal").values())).columns[-1].title
         out.append(beside("Largest share saved at equal quality, all sets", of("equal"), 1, (last,)))
         out.append(beside("Score by share saved", whole(of("equal-scores")), 3, ("more than standard",)))
+    if of("families"):
+        sums = {name: by_set(table) for name, table in of("families").items()}
+        titles = tuple(column.title for column in next(iter(sums.values())).columns)
+        out.append(beside("Families by set", sums, 1, titles[1:]))
     for name in ("averages", "vectors"):
         if of(name):
             more = next(iter(of(name).values())).columns[5].title
             out.append(beside(name, of(name), 1, ("score", more)))
     return out
+
+
+def by_set(families: Table) -> Table:
+    """Of the table of families, one row a set: its prompts that share, and what became of them together."""
+    titles = [column.title for column in families.columns]
+    prompts, saved, more = (titles.index(title) for title in ("prompts", "saved", "difference"))
+    rows: dict[Any, list[tuple[Any, ...]]] = {}
+    for row in families.rows:
+        members = rows.setdefault(row[0], [])
+        if row[saved] > 0:
+            members.append(row)
+    columns = (
+        families.columns[0],
+        Column("families"),
+        *(families.columns[i] for i in (prompts, saved, more, -3, -2, -1)),
+    )
+    body = []
+    for name, members in rows.items():
+        number = sum(row[prompts] for row in members)
+        means = (sum(row[prompts] * row[i] for row in members) / number if number else None for i in (saved, more))
+        body.append((name, len(members), number, *means, *(sum(row[i] for row in members) for i in (-3, -2, -1))))
+    return Table("families", families.title, columns, tuple(body))
 
 
 def whole(studies: dict[str, Table]) -> dict[str, Table]:

@@ -28,6 +28,19 @@ def test_rows_with_equal_keys_stand_in_one_line():
     assert found.rows == (("a", 0.1, None), ("b", 0.2, 0.3), ("c", None, 0.4))
 
 
+def test_families_of_a_set_together():
+    titles = ("set", "family of", "prompts", "saved", "standard", "shared", "difference", "wins", "ties", "losses")
+    columns = tuple(Column(title) for title in titles)
+    rows = (
+        ("objects", "a", 3, 0.4, 1.0, 0.9, -0.1, 0, 2, 1),
+        ("objects", "b", 1, 0.2, 0.5, 0.8, 0.3, 1, 0, 0),
+        ("scenes", "(5 that share with none)", 5, 0.0, 1.0, 1.0, 0.0, 0, 5, 0),
+    )
+    objects, scenes = demo_models.by_set(Table("families", "F", columns, rows)).rows
+    assert objects == ("objects", 2, 4, pytest.approx(0.35), pytest.approx(0.0), 1, 2, 1)
+    assert scenes == ("scenes", 0, 0, None, None, 0, 0, 0)
+
+
 def test_both_models_in_one_document(tmp_path, capsys):
     words = ["--steps", "3", "--limit", "2", "--studies", "demo", "demo-sd", "--only", "settling"]
     demo_models.main([str(tmp_path / "out"), *words, "--json", str(tmp_path / "found.json")])
