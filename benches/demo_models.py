@@ -197,7 +197,7 @@ def main(words: list[str] | None = None) -> None:
     print("\n\n".join(parts))
     print(f"\n{time.perf_counter() - start:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps(document(found, args), indent=1) + "\n")
+        args.json.write_text(json.dumps(document(found, args)) + "\n")
 
 
 if __name__ == "__main__":
