@@ -47,7 +47,8 @@ def browser_page(browser, **options) -> Iterator:
     wrong: list[str] = []
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"{request.url}: {request.failure}"))
+    # An image that is still on its way when the page leaves it is aborted, and nothing is wrong.
+    page.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED" or wrong.append(f"{r.url}: {r.failure}"))
     page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
     page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     try:

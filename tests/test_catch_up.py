@@ -403,8 +403,11 @@ def test_images_with_and_without_do_not_mix(kandinsky, tmp_path, monkeypatch):
     monkeypatch.setattr(type(kandinsky), "default_catch_up", 0.0)
     hsd.generate(plan, kandinsky, tmp_path, progress=False)
     monkeypatch.undo()
-    with pytest.raises(hsd.PlanMismatch):
+    advice = r"catch_up: 0.0 before, 1.0 now, --catch-up 0.0 or catch_up=0.0 continues it"
+    with pytest.raises(hsd.PlanMismatch, match=advice):
         hsd.generate(plan, kandinsky, tmp_path, progress=False)
+    off = hsd.compile(PROMPTS[:2], 9.0, model=kandinsky, steps=3, catch_up=0.0)
+    assert hsd.generate(off, kandinsky, tmp_path, progress=False).existing == 2
 
 
 def test_automatic_batch_size(kandinsky):

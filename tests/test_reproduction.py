@@ -80,7 +80,7 @@ def test_images_are_those_of_generate(lab, model, tmp_path, variant):
     generated = lab.generate(FIRST, variant)
     own = {"tau": variant.tau or 0.0} if variant.budget is None else {"budget": variant.budget}
     plan = hsd.compile(
-        FIRST.prompts, model=model, steps=6, seeds=5, linkage=variant.linkage, noise=variant.noise, **own
+        FIRST.prompts, model=model, steps=6, seeds=5, linkage=variant.linkage, noise=variant.noise, catch_up=0.0, **own
     )
     hsd.generate(plan, model, tmp_path, batch_size=4, progress=False)
     assert plan.node_steps == generated.plan.node_steps

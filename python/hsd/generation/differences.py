@@ -161,7 +161,9 @@ def _with_an_early_one(before: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 def _catch_up(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """It is recorded where it is not 0."""
-    return entry_differences("", {"catch_up": before.get("catch_up", 0.0)}, {"catch_up": now.get("catch_up", 0.0)})
+    was = before.get("catch_up", 0.0)
+    found = entry_differences("", {"catch_up": was}, {"catch_up": now.get("catch_up", 0.0)})
+    return [f"{text}, --catch-up {shown(was)} or catch_up={shown(was)} continues it" for text in found]
 
 
 def _settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
