@@ -91,7 +91,7 @@ def side_by_side(found: dict[str, Study]) -> list[Table]:
 
     out = []
     if of("settled"):
-        out.append(beside("Settled at", of("settled"), 1, ("finished", "that share of the steps")))
+        out.append(beside("Settled at", of("settled"), 1, ("settled at", "score settled at")))
     if of("equal"):
         last = next(iter(of("equal").values())).columns[-1].title
         out.append(beside("Largest share saved at equal quality, all sets", of("equal"), 1, (last,)))
@@ -140,23 +140,26 @@ def whole(studies: dict[str, Table]) -> dict[str, Table]:
 
 
 def drawn(found: dict[str, Study]) -> bytes:
-    """The curves of what is settled when, one plot a study."""
-    curves = {name: tables(study)["settling"] for name, study in found.items() if "settling" in tables(study)}
-    figure = plots.figure(1 + 3.6 * len(curves), 3.8)
-    for column, (name, table) in enumerate(curves.items()):
-        axes = figure.add_subplot(1, len(curves), column + 1)
-        titles = [one.title for one in table.columns]
-        for index, shown in enumerate(SHOWN):
-            if shown in titles:
-                at = titles.index(shown)
-                points = [(row[1], row[at] if shown == ALL else Estimate(row[at].value)) for row in table.rows]
-                plots.line(axes, shown, points, index, dashed=shown != ALL)
-        axes.set_title(name)
+    """The curves of what is settled when: a column a study, above what is right and below what stays as it is."""
+    studies = {name: tables(study) for name, study in found.items() if "settling" in tables(study)}
+    rows = {"settling": "right", "settling-alike": "as in the finished image"}
+    figure = plots.figure(1 + 3.6 * len(studies), 6.6)
+    every = figure.subplots(2, len(studies), sharex=True, sharey="row", squeeze=False)
+    for axes_of_row, (table_name, label) in zip(every, rows.items(), strict=True):
+        for axes, (name, named) in zip(axes_of_row, studies.items(), strict=True):
+            table = named[table_name]
+            titles = [one.title for one in table.columns]
+            for index, shown in enumerate(SHOWN):
+                if shown in titles:
+                    at = titles.index(shown)
+                    points = [(row[1], row[at] if shown == ALL else Estimate(row[at].value)) for row in table.rows]
+                    plots.line(axes, shown, points, index, dashed=shown != ALL)
+            axes.set_title(f"{name}: {label}", fontsize="medium")
+            axes.grid(alpha=0.3)
+        axes_of_row[0].set_ylabel("share of the attributes")
+    for axes in every[-1]:
         axes.set_xlabel("share of the steps done")
-        axes.set_ylim(0, 1.03)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("attributes right in the predicted image")
-    figure.axes[-1].legend(fontsize="small", loc="lower right")
+    every[-1, -1].legend(fontsize="small", loc="lower right")
     return plots.png(figure)
 
 

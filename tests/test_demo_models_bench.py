@@ -47,8 +47,8 @@ def test_both_models_in_one_document(tmp_path, capsys):
     printed = capsys.readouterr().out
     text = (tmp_path / "out" / "side-by-side.md").read_text()
     assert text.strip() in printed
-    assert "demo: finished" in text
-    assert "demo-sd: that share of the steps" in text
+    assert "demo: settled at" in text
+    assert "demo-sd: score settled at" in text
     studies = json.loads((tmp_path / "found.json").read_text())["studies"]
     assert set(studies) == {"demo", "demo-sd"}
     for name in studies:

@@ -12,6 +12,7 @@ import tiny
 from evaluate_cases import Brightness
 from hsd.conditioning.rows import Conditioning, Field, Rows
 from hsd.conditioning.spool import Spool
+from hsd.evaluation.by_name import make_scorer
 from hsd.evaluation.measure import Measurer
 from hsd.reproduction import settling
 from hsd.reproduction.averages import AVERAGES, averaged, token_vectors
@@ -178,9 +179,47 @@ def test_curves_are_the_scores_of_the_pipelines_own_predictions(model, lab, tmp_
 
 
 def test_settled_is_where_the_curve_stays():
-    curve = [Estimate(value) for value in (0.2, 0.95, 0.5, 0.9, 1.0)]
-    assert settling._settled("x", curve)[3:] == (4, 0.8)
-    assert settling._settled("x", [Estimate(1.0), Estimate(1.0)])[3:] == (1, 0.5)
+    curve = [Estimate(value) for value in (0.2, 0.95, 0.5, 0.93, 1.0)]
+    assert settling._way(curve) == (curve[0], curve[-1], 0.8)
+    assert settling._likeness(curve) == (curve[0], 0.8)
+    # Of a way from .8 to 1, .93 is less than 90 %.
+    assert settling._way([Estimate(value) for value in (0.8, 0.93, 0.97, 1.0)])[2] == 1.0
+    assert settling._way([Estimate(1.0), Estimate(1.0)])[2] == 0.5
+    # Nor does it matter that a score falls.
+    assert settling._way([Estimate(0.9), Estimate(0.7), Estimate(0.7)])[2] == 2 / 3
+    assert settling._likeness(None) == (None, None)
+
+
+def test_pictures_are_compared_with_their_own_finished_ones():
+    """Whether it is what the prompt names does not matter, and what only an early picture shows does not count."""
+    readings = [
+        [{"shape": "ring", "place": "top"}, {"shape": "star"}],
+        [{"shape": "star", "place": "top"}, {"shape": "star", "place": "top"}],
+        [{"shape": "star", "place": "left"}, {"shape": "star"}],
+    ]
+    found = settling._alike(readings, ["shape", "place", "all"])
+    assert found[:, 0].tolist() == [[0, 0, 0], [1, 0, 0.5], [1, 1, 1]]
+    np.testing.assert_equal(found[:, 1], [[1, np.nan, 1]] * 3)
+
+
+def test_the_demo_is_compared_with_its_finished_images(tmp_path):
+    """Step by step, with attributes that the evaluator reads from the decoded predictions."""
+    model, evaluator = hsd.load("demo"), make_scorer("demo")
+    two = PromptSet("two", ("a red star", "a small blue ring left of a white heart on a plain green background"))
+    *figures, settled, scores, alike = settling.settling(make_lab(model, tmp_path, (two,), evaluator))
+    assert [figure.name for figure in figures] == ["settling", "settling-alike"]
+    assert (scores.name, alike.name) == ("settling", "settling-alike")
+    plan = hsd.compile(two.prompts, 0.0, model=model, steps=STEPS, seeds=SEED)
+    trace = watch(plan, model, batch_size=2)
+    shown = [evaluator.attributes(trace.decoded(found)) for found, _ in trace.predictions()]
+    for name in ("shape", "background"):
+        at = [column.title for column in alike.columns].index(name)
+        for k in range(STEPS):
+            expected = np.mean([one[name] == last[name] for one, last in zip(shown[k], shown[-1], strict=True)])
+            assert alike.rows[k][at].value == pytest.approx(expected)
+    assert alike.rows[-1][-1].value == 1.0
+    rows = {row[0]: row for row in settled.rows}
+    assert rows["all"][4] == alike.rows[0][-1]
 
 
 def test_a_scheduler_that_predicts_nothing_is_skipped(tmp_path, monkeypatch, model):

@@ -39,7 +39,8 @@ PROMPTS = 16
 """Prompts of each set whose steps are observed: all steps of a run are kept in memory."""
 
 SETTLED = 0.9
-"""Something is settled at the step from which the predicted images have this share of what the finished ones have."""
+"""Something is settled at the step from which on this share of the predicted images show what their finished ones show;
+and the score, at the step from which on it has made this share of its way from the first step to the last."""
 
 # -- how early
 
@@ -55,53 +56,68 @@ def settling(lab: Lab) -> list[Result]:
     plan = compile_plan(prompts, 0.0, model=lab.model, steps=lab.steps, seeds=lab.seed, metric="cosine", catch_up=0.0)
     trace = watch(plan, lab.model, batch_size=lab.batch_size)
     values: list[NDArray[np.float64]] = []
+    readings: list[list[dict[str, str]]] = []
     for found, predicted in trace.predictions():
         if not predicted:
             raise Skipped(f"{type(lab.model.scheduler()).__name__} does not predict an image at each step")
         pictures = [image.convert("RGB") for image in trace.decoded(found)]
         values.append(_read(lab, pictures, prompts))
-    read = np.stack(values)  # [K, N, attributes and all of them]
+        if _attributes(lab) and hasattr(lab.scorer, "attributes"):
+            readings.append(lab.scorer.attributes(pictures))
+    n_steps = len(values)
     names = [*_attributes(lab), ALL]
-    curves = {name: _curve(lab, read[:, :, i], prompts) for i, name in enumerate(names)}
-    shown = {name: curve for name, curve in curves.items() if curve is not None}
-    n_steps = len(read)
+    scored = _curves(lab, np.stack(values), names, prompts)
+    alike = _curves(lab, _alike(readings, names), names, prompts) if readings else {}
+    of_prompts = f"{len(prompts)} prompts, nothing shared. Intervals: bootstrap over prompts."
+    score_title, alike_title = f"score of the predicted image ({lab.scorer.name})", "read as in the finished image"
+    caption = f"How early the model decides what: the score of the image that each step predicts, for {of_prompts}"
+    results: list[Result] = [_drawn("settling", scored, score_title, caption)]
+    if alike:
+        caption = f"The share of the predicted images that show what their finished images show, for {of_prompts}"
+        results.append(_drawn("settling-alike", alike, alike_title, caption))
+    settled = tuple((name, *_way(curve), *_likeness(alike.get(name))) for name, curve in scored.items())
+    columns = (
+        Column("what", "text"),
+        Column("score after the first step"),
+        Column("score, finished"),
+        Column("score settled at", "share"),
+        Column("as finished after the first step"),
+        Column("settled at", "share"),
+    )
+    title = (
+        f"Settled: the share of the steps from which on {SETTLED:.0%} of the predicted images show what the finished "
+        f"ones show, and the score has made {SETTLED:.0%} of its way from the first step to the last"
+    )
+    results.append(Table("settled", title, columns, settled))
+    results.append(_by_step("settling", "Score of the predicted image by step", scored, n_steps))
+    if alike:
+        title = "Share of the predicted images that show what the finished ones show, by step"
+        results.append(_by_step("settling-alike", title, alike, n_steps))
+    return results
 
+
+def _drawn(name: str, curves: dict[str, list[Estimate]], label: str, caption: str) -> Figure:
+    """A line for each attribute, with intervals for all together."""
     figure = plots.figure(6.5, 4)
     axes = figure.subplots()
-    for index, (name, curve) in enumerate(shown.items()):
-        points = [((k + 1) / n_steps, estimate) for k, estimate in enumerate(curve)]
-        plain = points if name == ALL else [(x, Estimate(estimate.value)) for x, estimate in points]
-        plots.line(axes, name, plain, index, dashed=name != ALL)
+    for index, (what, curve) in enumerate(curves.items()):
+        points = [((k + 1) / len(curve), estimate) for k, estimate in enumerate(curve)]
+        plain = points if what == ALL else [(x, Estimate(estimate.value)) for x, estimate in points]
+        plots.line(axes, what, plain, index, dashed=what != ALL)
     axes.set_xlabel("share of the steps done")
-    axes.set_ylabel(f"score of the predicted image ({lab.scorer.name})")
+    axes.set_ylabel(label)
     axes.legend(fontsize="x-small", ncols=2)
     axes.grid(alpha=0.3)
-    caption = (
-        "How early the model decides what: the score of the image that each step predicts, for "
-        f"{len(prompts)} prompts, nothing shared. Intervals: bootstrap over prompts."
-    )
+    return Figure(name, caption, plots.png(figure))
+
+
+def _by_step(name: str, title: str, curves: dict[str, list[Estimate]], n_steps: int) -> Table:
+    """The curves as a table, a row a step."""
+    columns = (Column("steps done", "count"), Column("share", "share"), *(Column(what) for what in curves))
     rows: list[tuple[Cell, ...]] = [
-        (k + 1, (k + 1) / n_steps, *(curve[k] for curve in shown.values())) for k in range(n_steps)
+        (k + 1, (k + 1) / n_steps, *(curve[k] for curve in curves.values())) for k in range(n_steps)
     ]
-    columns = (Column("steps done", "count"), Column("share", "share"), *(Column(name) for name in shown))
-    settled = tuple(_settled(name, curve) for name, curve in shown.items())
-    titles = (
-        Column("what", "text"),
-        Column("after the first step"),
-        Column("finished"),
-        Column("settled after the step", "count"),
-        Column("that share of the steps", "share"),
-    )
-    return [
-        Figure("settling", caption, plots.png(figure)),
-        Table(
-            "settled",
-            f"Settled: from this step on, predicted images have {SETTLED:.0%} of the finished images' score",
-            titles,
-            settled,
-        ),
-        Table("settling", "Score of the predicted image by step", columns, tuple(rows)),
-    ]
+    return Table(name, title, columns, tuple(rows))
 
 
 def _attributes(lab: Lab) -> list[str]:
@@ -119,6 +135,26 @@ def _read(lab: Lab, pictures: list[Any], prompts: list[str]) -> NDArray[np.float
     return np.concatenate([marks, scores], axis=1)
 
 
+def _alike(readings: list[list[dict[str, str]]], names: list[str]) -> NDArray[np.float64]:
+    """(K, N, attributes + 1): 1 where a step's picture shows what the finished one shows, nan where that shows nothing.
+
+    The last column is the mean of the others. It does not matter whether what is shown is what the prompt names.
+    """
+    finished = readings[-1]
+    same = [
+        [[float(one.get(name) == last[name]) if name in last else np.nan for name in names[:-1]] for one, last in pairs]
+        for pairs in (zip(shown, finished, strict=True) for shown in readings)
+    ]
+    found = np.array(same, dtype=np.float64)
+    return np.concatenate([found, np.nanmean(found, axis=2, keepdims=True)], axis=2)
+
+
+def _curves(lab: Lab, values: NDArray[np.float64], names: list[str], prompts: list[str]) -> dict[str, list[Estimate]]:
+    """By name the mean over prompts at each step of (K, N, names), without what no picture has."""
+    curves = {name: _curve(lab, values[:, :, i], prompts) for i, name in enumerate(names)}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
 def _curve(lab: Lab, values: NDArray[np.float64], prompts: list[str]) -> list[Estimate] | None:
     """The mean over prompts (K, N) at each step; None for what no prompt names."""
     known = np.flatnonzero(~np.isnan(values).any(axis=0))
@@ -130,11 +166,31 @@ def _curve(lab: Lab, values: NDArray[np.float64], prompts: list[str]) -> list[Es
     return [Estimate(float(mean), None if intervals is None else intervals[k]) for k, mean in enumerate(means)]
 
 
-def _settled(name: str, curve: list[Estimate]) -> tuple[Cell, ...]:
-    means = np.array([estimate.value for estimate in curve], dtype=np.float64)
-    below = np.flatnonzero(means < SETTLED * means[-1])
+def _way(curve: list[Estimate]) -> tuple[Cell, ...]:
+    """The first score, the last, and the share of the steps after which it has made :data:`SETTLED` of its way.
+
+    The way is measured from the first step, since a model whose first picture has much of the score by chance has not
+    decided more.
+    """
+    means = _means(curve)
+    way = means - means[0] if means[-1] >= means[0] else means[0] - means  # a score may fall, too
+    return curve[0], curve[-1], _stays_above(way, SETTLED * way[-1])
+
+
+def _likeness(curve: list[Estimate] | None) -> tuple[Cell, ...]:
+    """Which share of the first step's pictures shows what the finished ones show, and when most of them do."""
+    return (None, None) if curve is None else (curve[0], _stays_above(_means(curve), SETTLED))
+
+
+def _means(curve: list[Estimate]) -> NDArray[np.float64]:
+    return np.array([estimate.value for estimate in curve], dtype=np.float64)
+
+
+def _stays_above(means: NDArray[np.float64], least: float) -> float:
+    """The share of the steps after which ``means`` is never below ``least`` again, but for rounding."""
+    below = np.flatnonzero(means < least - 1e-9)
     first = int(below[-1]) + 1 if len(below) else 0  # the steps before it are not all above
-    return name, curve[0], curve[-1], first + 1, (first + 1) / len(curve)
+    return (first + 1) / len(means)
 
 
 # -- what is saved at equal quality
