@@ -123,6 +123,7 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_adapter_of", adapter_of)
     monkeypatch.setattr(loading, "_wrap", small)
     monkeypatch.setattr(grid, "STEPS", (0.2,))  # fewer settings to try
+    monkeypatch.setattr(grid, "BUDGETS", (0.0, 0.5))
     monkeypatch.setattr("webbrowser.open", lambda page: True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for module in (measure, tuning):

@@ -17,6 +17,9 @@ UNCALIBRATED = "has no calibration (hsd calibrate makes one)"
 STEPS = (1.0, 0.5, 0.3, 0.2)
 """Default numbers of steps, as shares of the standard number."""
 
+BUDGETS = (0.0, 0.3, 0.5)
+"""Default shares of the evaluations that are saved by sharing."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -63,7 +66,7 @@ class Axes:
     """The values of each field of :class:`Setting`; None: the default values, where the model has them."""
 
     steps: Sequence[int] | None = None
-    budgets: Sequence[float] = (0.0, 0.3, 0.5)
+    budgets: Sequence[float] | None = None
     catch_up: Sequence[float] | None = None
     metrics: Sequence[str] | None = None
     schedules: Sequence[str] | None = None
@@ -92,6 +95,7 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
     calibrated = adapter.calibration is not None
 
     steps = list(axes.steps or _default_steps(adapter, standard_steps, notes))
+    budgets = list(BUDGETS if axes.budgets is None else axes.budgets)
     catch_up = list((0.0, 1.0) if axes.catch_up is None else axes.catch_up)
     metrics = list((("calibrated",) if calibrated else ("cosine",)) if axes.metrics is None else axes.metrics)
     # By name, because the file of settings has a threshold for this metric only.
@@ -120,7 +124,7 @@ def grid(axes: Axes, adapter: Adapter, standard_steps: int) -> tuple[list[Settin
             notes.append(f"left out: {error}")
 
     settings = [Setting(standard_steps)]
-    for values in itertools.product(schedulers or [None], intervals, steps, axes.budgets, schedules, metrics, catch_up):
+    for values in itertools.product(schedulers or [None], intervals, steps, budgets, schedules, metrics, catch_up):
         scheduler, interval, n, budget, schedule, metric, gamma = values
         setting = Setting(n, guidance_interval=interval, scheduler=scheduler)
         if budget:

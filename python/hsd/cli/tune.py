@@ -86,7 +86,7 @@ def tune(
 
     axes = Axes(
         steps=try_steps or None,
-        budgets=try_budget or (0.0, 0.3, 0.5),
+        budgets=try_budget or None,
         catch_up=try_catch_up or None,
         metrics=try_metric or None,
         schedules=try_schedule or None,
