@@ -130,8 +130,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "settling",
         "How early is what settled?",
-        "What the prompt names, read from the image that each step predicts, nothing shared. What is settled early "
-        "cannot be corrected by the steps after a split.",
+        "What the image that each step predicts shows, nothing shared: whether it is what the prompt names, and "
+        "whether it is what the finished image shows. What is settled early cannot be corrected after a split.",
         settling.settling_needs,
         settling.settling,
     ),

@@ -51,7 +51,7 @@ def settling_needs(lab: Lab) -> Needed:
 
 
 def settling(lab: Lab) -> list[Result]:
-    """What the prompt names, read from the image that each step predicts."""
+    """What the image that each step predicts shows of the prompt, and of its own finished image."""
     prompts = [prompt for prompt_set in lab.first_sets for prompt in prompt_set.prompts[:PROMPTS]]
     plan = compile_plan(prompts, 0.0, model=lab.model, steps=lab.steps, seeds=lab.seed, metric="cosine", catch_up=0.0)
     trace = watch(plan, lab.model, batch_size=lab.batch_size)
