@@ -118,7 +118,7 @@ def by_set(families: Table) -> Table:
             members.append(row)
     columns = (
         families.columns[0],
-        Column("families"),
+        Column("families", "count"),
         *(families.columns[i] for i in (prompts, saved, more, -3, -2, -1)),
     )
     body = []

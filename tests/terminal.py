@@ -104,7 +104,11 @@ def in_terminal(
     limit: float = 120.0,
     **options: object,
 ) -> Ended:
-    """Run ``command`` with standard output and error in a terminal. ``act`` is called with each new whole screen."""
+    """Run ``command`` with standard output and error in a terminal. ``act`` is called with each new screen.
+
+    A screen is whole where nothing was written for :data:`QUIET` seconds; a program that never waits for so long, or
+    ends, shows the others too, ten times later.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     unset = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "HSD_PROGRESS")
@@ -115,6 +119,7 @@ def in_terminal(
     )
     os.close(slave)
     terminal, shown, end = Terminal(columns), None, time.monotonic() + limit
+    acted = time.monotonic()
     decoder, parts, rest = codecs.getincrementaldecoder("utf-8")("ignore"), [], ""
     try:
         while True:
@@ -132,8 +137,9 @@ def in_terminal(
             whole = text.rfind("\x1b") if "\x1b" in text[-8:] else len(text)  # a code may come in two parts
             terminal.feed(text[:whole])
             rest = text[whole:]
-            if not select.select([master], [], [], QUIET)[0] and shown != terminal.text:
-                shown = terminal.text
+            whole_screen = not select.select([master], [], [], QUIET)[0] or time.monotonic() > acted + 10 * QUIET
+            if whole_screen and shown != terminal.text:
+                shown, acted = terminal.text, time.monotonic()
                 act(shown, process)
         terminal.feed(rest)
         return Ended(process.wait(timeout=30), terminal, "".join(parts))

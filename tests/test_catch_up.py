@@ -21,8 +21,7 @@ from families.measure import sharing
 from helpers import encoded, executor_of, finished_by, latents_of, mean_difference
 from hsd import cli
 from hsd.generation.session import Options, Session
-from hsd.models import Adapter
-from hsd.models.flux2 import Flux2
+from hsd.models import Adapter, registry
 from hsd.models.generic import Generic
 from hsd.models.guided import GuidedAdapter
 from hsd.models.modular.adapter import Modular
@@ -358,9 +357,9 @@ def test_reuse(tmp_path, model):
 
 def test_defaults():
     """On for every family that has an adapter here; off where nobody knows what a row of conditioning holds."""
-    families = (Flux2, *GuidedAdapter.__subclasses__())
-    assert {model.default_catch_up for model in families} == {hsd.load("demo").default_catch_up} == {1.0}
-    assert {model.default_catch_up for model in (Adapter, Generic, Modular, TextPrior)} == {0.0}
+    families = [registry._built_in(name, place) for name, place in registry.BUILT_IN.items()]
+    assert {model.default_catch_up for model in families} == {1.0}
+    assert {model.default_catch_up for model in (Adapter, GuidedAdapter, Generic, Modular, TextPrior)} == {0.0}
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +402,7 @@ def test_images_with_and_without_do_not_mix(kandinsky, tmp_path, monkeypatch):
     monkeypatch.setattr(type(kandinsky), "default_catch_up", 0.0)
     hsd.generate(plan, kandinsky, tmp_path, progress=False)
     monkeypatch.undo()
-    advice = r"catch_up: 0.0 before, 1.0 now, --catch-up 0.0 or catch_up=0.0 continues it"
+    advice = r"catch_up: 0.0 before, 1.0 now, a plan that was compiled with catch_up=0 \(--catch-up 0\) has none"
     with pytest.raises(hsd.PlanMismatch, match=advice):
         hsd.generate(plan, kandinsky, tmp_path, progress=False)
     off = hsd.compile(PROMPTS[:2], 9.0, model=kandinsky, steps=3, catch_up=0.0)

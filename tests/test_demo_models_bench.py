@@ -36,7 +36,9 @@ def test_families_of_a_set_together():
         ("objects", "b", 1, 0.2, 0.5, 0.8, 0.3, 1, 0, 0),
         ("scenes", "(5 that share with none)", 5, 0.0, 1.0, 1.0, 0.0, 0, 5, 0),
     )
-    objects, scenes = demo_models.by_set(Table("families", "F", columns, rows)).rows
+    table = demo_models.by_set(Table("families", "F", columns, rows))
+    objects, scenes = table.rows
+    assert "| objects | 2 |" in table.markdown()
     assert objects == ("objects", 2, 4, pytest.approx(0.35), pytest.approx(0.0), 1, 2, 1)
     assert scenes == ("scenes", 0, 0, None, None, 0, 0, 0)
 

@@ -176,6 +176,7 @@ def test_curves_are_the_scores_of_the_pipelines_own_predictions(model, lab, tmp_
         assert table.rows[k][2].value == pytest.approx(bright, abs=2e-3)
         assert table.rows[k][0] == k + 1
     assert [row[0] for row in settled.rows] == ["bright", "all"]
+    assert [column.title for column in settled.columns][-1] == "score settled at"  # it does not say what pictures show
 
 
 def test_settled_is_where_the_curve_stays():

@@ -23,6 +23,7 @@ import hsd
 from hsd.conditioning.rows import Conditioning
 from hsd.models import Adapter
 from hsd.models.kandinsky22 import Kandinsky22
+from hsd.replay.catch_up import catch_up_of
 from hsd.replay.executor import Executor
 from hsd.replay.graphs import Compiled
 
@@ -159,6 +160,7 @@ class Bench:
         program = plan.program(self.args.batch_size)
         sampler = self.decoder.sampler(plan.request["steps"])
         extra: dict[str, Any] = {"compile": True} if mode == "compile" else {}
+        extra["catch_up"] = catch_up_of(plan, self.decoder)
         return Executor(plan, program, self.decoder, conditioning, sampler, cuda_graphs=mode != "eager", **extra)
 
 

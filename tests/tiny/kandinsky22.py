@@ -107,7 +107,8 @@ def _movq() -> VQModel:
             latent_channels=4,
             block_out_channels=[32, 32, 32, 32],  # four blocks, so that an image is 8 times its latent, as in 2.2
             down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 3 + ["AttnUpDecoderBlock2D"],
+            # Attention where there are few pixels, as in 2.2: at the last block it would take longer than all else.
+            up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
             layers_per_block=1,
             norm_num_groups=8,
             norm_type="spatial",

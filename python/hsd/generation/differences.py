@@ -163,7 +163,9 @@ def _catch_up(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """It is recorded where it is not 0."""
     was = before.get("catch_up", 0.0)
     found = entry_differences("", {"catch_up": was}, {"catch_up": now.get("catch_up", 0.0)})
-    return [f"{text}, --catch-up {shown(was)} or catch_up={shown(was)} continues it" for text in found]
+    if was == 0:  # it was off by default once
+        return [f"{text}, a plan that was compiled with catch_up=0 (--catch-up 0) has none" for text in found]
+    return found
 
 
 def _settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -49,6 +49,7 @@ class CogView4(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     one_length: ClassVar[bool] = True
     capturable: ClassVar[bool] = False  # the transformer makes the positions of its patches on the host in each call
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16

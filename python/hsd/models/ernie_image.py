@@ -32,6 +32,7 @@ class ErnieImage(GuidedAdapter):
     guidance_scale: float = 4.0
     negative_prompt: str | None = ""
 
+    default_catch_up: ClassVar[float] = 1.0
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "negative_prompt"})
     pipelines: ClassVar[tuple[str, ...]] = ("ErnieImagePipeline",)

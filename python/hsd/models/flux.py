@@ -45,6 +45,7 @@ class Flux(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     joint_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"guidance_scale", "true_cfg_scale", "negative_prompt", "prompt_2", "negative_prompt_2"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,6 @@ from .base import LATER, Adapter
 @dataclass(eq=False)
 class GuidedAdapter(Adapter):
     """An adapter that may be guided. A family with a ``__post_init__`` of its own calls this one first."""
-
-    default_catch_up: ClassVar[float] = 1.0
 
     guidance_interval: tuple[float, float] | None = field(default=None, kw_only=True, metadata=LATER)
     """The part (a, b) of the run that is guided, 0 <= a < b <= 1: step k of K if a <= k / K < b. None: all of it.

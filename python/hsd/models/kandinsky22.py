@@ -42,6 +42,7 @@ class Kandinsky22(GuidedAdapter):
     prior_tau: float = 1.0
     scale_model_input: bool = False
 
+    default_catch_up: ClassVar[float] = 1.0
     encodes_seeds: ClassVar[bool] = True
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"negative_prompt", "guidance_scale", "prior_steps", "prior_guidance_scale", "share_prior", "prior_tau"}

@@ -39,6 +39,7 @@ class Kandinsky5(GuidedAdapter):
     negative_prompt: str | None = None
     max_sequence_length: int = 512
 
+    default_catch_up: ClassVar[float] = 1.0
     one_length: ClassVar[bool] = True
     capturable: ClassVar[bool] = False  # the time embedding copies its frequencies from the host in each call
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16

@@ -46,6 +46,7 @@ class Karlo(GuidedAdapter):
     share_prior: bool = False
     prior_tau: float = 1.0
 
+    default_catch_up: ClassVar[float] = 1.0
     encodes_seeds: ClassVar[bool] = True
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"guidance_scale", "prior_guidance_scale", "share_prior", "prior_tau"}

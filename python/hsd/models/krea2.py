@@ -41,6 +41,7 @@ class Krea2(GuidedAdapter):
     sigmas: tuple[float, ...] | None = None
     attention_kwargs: dict[str, float] | None = None
 
+    default_catch_up: ClassVar[float] = 1.0
     encode_batch: ClassVar[int] = 8  # small: the text encoder keeps the outputs of all its layers
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})

@@ -51,6 +51,7 @@ class PixArtSigma(GuidedAdapter):
     timesteps: tuple[int | float, ...] | None = field(default=None, metadata=LATER)
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"guidance_scale", "negative_prompt", "clean_caption", "max_sequence_length"}
     )

@@ -41,6 +41,7 @@ class QwenImage(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     capturable: ClassVar[bool] = False  # with a mask the transformer copies a number from the host to the device
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"true_cfg_scale", "negative_prompt", "max_sequence_length"})

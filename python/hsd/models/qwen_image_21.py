@@ -47,6 +47,7 @@ class QwenImage21(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     one_length: ClassVar[bool] = True
     capturable: ClassVar[bool] = False  # the transformer looks for the image's place in a mask, on the host
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16

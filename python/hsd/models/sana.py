@@ -59,6 +59,7 @@ class Sana(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {"negative_prompt", "guidance_scale", "clean_caption", "max_sequence_length", "complex_human_instruction"}

@@ -42,6 +42,7 @@ class StableUnCLIP(GuidedAdapter):
     clip_skip: int | None = field(default=None, metadata=LATER)
     cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     encodes_seeds: ClassVar[bool] = True
     lane_settings: ClassVar[frozenset[str]] = frozenset(
         {

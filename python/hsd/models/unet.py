@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
@@ -35,6 +35,8 @@ class UNetAdapter(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     cross_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
     ip_adapter_image: Any = field(default=None, kw_only=True, metadata=LATER)
+
+    default_catch_up: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,7 @@ class ZImage(GuidedAdapter):
     sigmas: tuple[float, ...] | None = field(default=None, metadata=LATER)
     joint_attention_kwargs: dict[str, float] | None = field(default=None, metadata=LATER)
 
+    default_catch_up: ClassVar[float] = 1.0
     capturable: ClassVar[bool] = False  # it reads the captions' lengths
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     lane_settings: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "guidance_scale", "max_sequence_length"})

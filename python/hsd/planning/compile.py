@@ -123,8 +123,8 @@ def compile(
     catch_up
         gamma >= 0 of catch-up conditioning: a cluster that begins after the first step is conditioned on
         m + gamma (m - h), its mean m and the mean h of what its path was given before; 0 is the paper. Default: that of
-        the model which runs the plan, 1 where conditioning is an image embedding, else 0. Images that share nothing do
-        not change.
+        the model which runs the plan, 1 for families with an adapter in HSD, else 0. Images that share nothing do not
+        change.
     settings
         One mapping per given prompt, with the settings of the model for its images only: ``negative_prompt``,
         ``guidance_scale``, ``height``, ``width``... Prompts whose settings differ never share a step. A setting that is

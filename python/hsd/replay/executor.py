@@ -425,6 +425,7 @@ class Executor:
                 difference = _upto(buffer, name, lengths).index_select(0, target)
                 late = torch.addcmul(rows[name], difference, per_row(weight, rows[name]))
                 rows[name] = late.to(buffer.dtype)  # added in float32
+                del difference, late  # or they would be in memory during the call
         rows |= {name: row.expand(len(step), *row.shape[1:]) for name, row in buffers.shared.items()}
         if self.denoiser.reads_steps:
             rows |= step_rows(sampler.timesteps, step)

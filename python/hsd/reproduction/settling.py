@@ -62,8 +62,8 @@ def settling(lab: Lab) -> list[Result]:
             raise Skipped(f"{type(lab.model.scheduler()).__name__} does not predict an image at each step")
         pictures = [image.convert("RGB") for image in trace.decoded(found)]
         values.append(_read(lab, pictures, prompts))
-        if _attributes(lab) and hasattr(lab.scorer, "attributes"):
-            readings.append(lab.scorer.attributes(pictures))
+        if _attributes(lab) and callable(reads := getattr(lab.scorer, "attributes", None)):
+            readings.append(reads(pictures))
     n_steps = len(values)
     names = [*_attributes(lab), ALL]
     scored = _curves(lab, np.stack(values), names, prompts)
@@ -75,25 +75,30 @@ def settling(lab: Lab) -> list[Result]:
     if alike:
         caption = f"The share of the predicted images that show what their finished images show, for {of_prompts}"
         results.append(_drawn("settling-alike", alike, alike_title, caption))
-    settled = tuple((name, *_way(curve), *_likeness(alike.get(name))) for name, curve in scored.items())
-    columns = (
-        Column("what", "text"),
-        Column("score after the first step"),
-        Column("score, finished"),
-        Column("score settled at", "share"),
-        Column("as finished after the first step"),
-        Column("settled at", "share"),
-    )
-    title = (
-        f"Settled: the share of the steps from which on {SETTLED:.0%} of the predicted images show what the finished "
-        f"ones show, and the score has made {SETTLED:.0%} of its way from the first step to the last"
-    )
-    results.append(Table("settled", title, columns, settled))
+    results.append(_settled(scored, alike))
     results.append(_by_step("settling", "Score of the predicted image by step", scored, n_steps))
     if alike:
         title = "Share of the predicted images that show what the finished ones show, by step"
         results.append(_by_step("settling-alike", title, alike, n_steps))
     return results
+
+
+def _settled(scored: dict[str, list[Estimate]], alike: dict[str, list[Estimate]]) -> Table:
+    """When what is settled; by the score alone if the scorer does not say what a picture shows."""
+    columns = [
+        Column("what", "text"),
+        Column("score after the first step"),
+        Column("score, finished"),
+        Column("score settled at", "share"),
+    ]
+    title = f"the score has made {SETTLED:.0%} of its way from the first step to the last"
+    if alike:
+        columns += [Column("as finished after the first step"), Column("settled at", "share")]
+        title = f"{SETTLED:.0%} of the predicted images show what the finished ones show, and {title}"
+    rows: list[tuple[Cell, ...]] = [
+        (name, *_way(curve), *(_likeness(alike.get(name)) if alike else ())) for name, curve in scored.items()
+    ]
+    return Table("settled", f"Settled: the share of the steps from which on {title}", tuple(columns), tuple(rows))
 
 
 def _drawn(name: str, curves: dict[str, list[Estimate]], label: str, caption: str) -> Figure:
