@@ -110,7 +110,7 @@ def side_by_side(found: dict[str, Study]) -> list[Table]:
 def by_set(families: Table) -> Table:
     """Of the table of families, one row a set: its prompts that share, and what became of them together."""
     titles = [column.title for column in families.columns]
-    prompts, saved, more = (titles.index(title) for title in ("prompts", "saved", "difference"))
+    prompts, saved, more, *outcomes = map(titles.index, ("prompts", "saved", "difference", "wins", "ties", "losses"))
     rows: dict[Any, list[tuple[Any, ...]]] = {}
     for row in families.rows:
         members = rows.setdefault(row[0], [])
@@ -119,13 +119,13 @@ def by_set(families: Table) -> Table:
     columns = (
         families.columns[0],
         Column("families", "count"),
-        *(families.columns[i] for i in (prompts, saved, more, -3, -2, -1)),
+        *(families.columns[i] for i in (prompts, saved, more, *outcomes)),
     )
     body = []
     for name, members in rows.items():
         number = sum(row[prompts] for row in members)
         means = (sum(row[prompts] * row[i] for row in members) / number if number else None for i in (saved, more))
-        body.append((name, len(members), number, *means, *(sum(row[i] for row in members) for i in (-3, -2, -1))))
+        body.append((name, len(members), number, *means, *(sum(row[i] for row in members) for i in outcomes)))
     return Table("families", families.title, columns, tuple(body))
 
 

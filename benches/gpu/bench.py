@@ -160,8 +160,8 @@ class Bench:
         program = plan.program(self.args.batch_size)
         sampler = self.decoder.sampler(plan.request["steps"])
         extra: dict[str, Any] = {"compile": True} if mode == "compile" else {}
-        extra["catch_up"] = catch_up_of(plan, self.decoder)
-        return Executor(plan, program, self.decoder, conditioning, sampler, cuda_graphs=mode != "eager", **extra)
+        extra |= {"cuda_graphs": mode != "eager", "catch_up": catch_up_of(plan, self.decoder)}
+        return Executor(plan, program, self.decoder, conditioning, sampler, **extra)
 
 
 @dataclass

@@ -83,7 +83,7 @@ CatchUp = Annotated[
     typer.Option(
         "--catch-up",
         help="After a split, condition an image beyond its own prompt, away from what it shared before; 0 is off.",
-        show_default="1 for models with an adapter of their own; else 0",
+        show_default="1 for families with an adapter in HSD; else 0",
     ),
 ]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")]
