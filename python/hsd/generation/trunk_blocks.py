@@ -37,7 +37,7 @@ KEY = re.compile(r"[0-9a-f]{64}")
 _MOST_HEADER = 1 << 22
 """Bytes of a header, the largest that is read: that of a block of 64 trunks has some ten thousand."""
 
-_DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 """By safetensors' name."""
 
 
@@ -74,9 +74,12 @@ def encoded(rows: Sequence[tuple[str, Trunk]]) -> bytes:
 
 def most_bytes(trunk: Trunk) -> int:
     """An upper bound of the bytes that a trunk takes in a block, its part of the header included."""
-    # By row: key and digest, and for each tensor that was given its name (twice; a character may become 12), dtype,
-    # shape and place.
-    return trunk.nbytes + 192 + sum(192 + 24 * (len(name) + value.ndim) for name, value in trunk.given.items())
+    # By row: key and digest, and of each tensor that was given its name twice, once of them in JSON within JSON, its
+    # dtype, shape and place.
+    header = 160
+    for name, value in trunk.given.items():
+        header += 128 + len(json.dumps(json.dumps(name))) + len(json.dumps(name)) + 16 * value.ndim
+    return trunk.nbytes + header
 
 
 HEADER_BYTES = 1024
