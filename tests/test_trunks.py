@@ -24,7 +24,7 @@ import hsd
 from hsd.generation import claims, trunk_blocks, trunks
 from hsd.generation.trunks import TRUNKS, TrunkFolder
 from hsd.generation.writers import Writers
-from hsd.replay.trunks import Trunk, most_valuable
+from hsd.replay.trunks import Trunk, _Points, most_valuable
 from hsd.work import files
 
 ROOM = 1 << 30
@@ -407,7 +407,12 @@ def swap_fields(known, arrays):
     known["given"][2] = ["text"]
 
 
+def other_shape_of_given(known, arrays):
+    arrays["given.text.0"] = arrays["given.text.0"].reshape(-1)
+
+
 EDITS = {
+    "another shape of what was given": (other_shape_of_given, 5),
     "keys of two swapped": (swap_keys, 4),
     "states of two swapped": (swap_rows, 4),
     "given of two swapped": (swap_given, 4),
@@ -438,6 +443,24 @@ def test_a_block_whose_parts_do_not_belong_together(copy, name):
     change(block(copy), edit)
     assert len(found(copy, range(6))) == left
     check_every_trunk_or_none(copy)
+
+
+def test_what_is_no_key_is_not_known(copy):
+    change(block(copy), EDITS["a key that is none"][0])
+    assert "../../etc/passwd" not in TrunkFolder(copy)
+
+
+@pytest.mark.parametrize("change", [{"state": torch.zeros(3)}, {"predicted": torch.zeros(5)}], ids=str)
+def test_shapes_that_do_not_belong_together_are_not_read(tmp_path, change):
+    """Though the digest is theirs."""
+    odd = dataclasses.replace(trunk(0), **change)
+    path = tmp_path / TRUNKS / "block-0000000000000000.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(trunk_blocks.encoded([(key(0), odd)]))
+    folder = TrunkFolder(tmp_path)
+    assert folder.read(key(0)) is None
+    with pytest.warns(hsd.Notice, match="shapes of a trunk"):
+        folder.close()
 
 
 def test_a_block_that_is_written_again_as_it_was_holds(copy):
@@ -589,6 +612,17 @@ def test_links_and_folders_in_the_place_of_a_block_are_passed_over(copy, tmp_pat
     write(copy, range(6))
     assert found(copy, range(6)) == list(range(6))
     assert (path.parent / f".{path.name}.damaged" / "of-the-user.txt").read_text() == "kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system has no flag for links")
+def test_a_link_that_appears_before_the_block_is_opened(copy, tmp_path, monkeypatch):
+    folder, path = TrunkFolder(copy), block(copy)
+    shutil.move(path, tmp_path / "outside.safetensors")
+    path.symlink_to(tmp_path / "outside.safetensors")
+    monkeypatch.setattr(files, "regular", os.stat)
+    assert folder.read(key(0)) is None
+    with pytest.warns(hsd.Notice, match="damaged or gone"):
+        folder.close()
 
 
 @pytest.mark.parametrize("what", ["link", "link to nothing", "file"])
@@ -762,6 +796,23 @@ def test_gains_of_a_larger_plan_are_those_of_the_definition():
     assert forks(plan).sum() > 20
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_gains_are_right_in_whatever_order_points_are_kept(seed, random):
+    """Below one that is kept, above it and between two."""
+    plan = make_plan(12, seed, steps=12)
+    kept, rows = np.zeros(len(plan.segments), bool), plan.segments
+    leaves = rows["leaf_end"] - rows["leaf_begin"]
+    points = _Points(rows["parent"].tolist(), rows["end_step"].tolist(), leaves.tolist())
+    for c in random.sample(range(len(rows)), 8):
+        points.keep(c)
+        kept[c] = True
+        for other in np.flatnonzero(~kept).tolist():
+            more = kept.copy()
+            more[other] = True
+            assert points.gain(other) == worth(plan, more) - worth(plan, kept)
+
+
 def test_without_present_it_is_as_with_none_of_them():
     plan = make_plan(20, 1)
     none = np.zeros(len(plan.segments), bool)
@@ -836,5 +887,4 @@ def test_a_large_plan():
         rows = np.flatnonzero(depth == level)
         above = deepest[(rows + 1) // 2 - 1] if level else 0
         deepest[rows] = np.where(chosen[rows], plan.segments["end_step"][rows], above)
-    # All of level 13 are as many, and no set of so many is worth more than by two levels.
-    assert 42 * (1 - 1 / math.e) <= deepest[depth == 17].mean() <= 48
+    assert deepest[depth == 17].mean() >= 42 * (1 - 1 / math.e)  # 42: level 13, which has as many
