@@ -186,6 +186,15 @@ pub enum Error {
         /// The prompt.
         prompt: usize,
     },
+    /// A resumed plan where a plan is needed that begins at step 0.
+    #[error(
+        "this plan continues from states that are not part of it, so it cannot be {what}; \
+         use the plan that it was resumed from"
+    )]
+    Resumed {
+        /// What cannot be done with it.
+        what: &'static str,
+    },
     /// Nothing to work on.
     #[error("no {what} given; at least one is needed")]
     Empty {

@@ -15,6 +15,7 @@ mod fingerprint;
 mod kept;
 mod prune;
 mod request;
+mod resume;
 mod shard;
 mod units;
 
@@ -46,7 +47,7 @@ impl Plan {
     /// The only constructor: [`validate`] has passed every plan that exists.
     pub(crate) fn new(tree: Arc<Tree>, phi: Arc<[f64]>, kept: Vec<u32>, segments: Vec<Segment>) -> Result<Self> {
         index_count("segments", segments.len())?;
-        validate(&tree, phi.len(), &kept, &segments)?;
+        validate(&tree, &phi, &kept, &segments)?;
         Ok(Plan { tree, phi, kept, segments })
     }
 
@@ -80,6 +81,11 @@ impl Plan {
         &self.segments
     }
 
+    /// Whether some segments begin after step 0 without a parent: at states that are not part of the plan.
+    pub fn is_resumed(&self) -> bool {
+        self.segments.iter().any(Segment::begins_late)
+    }
+
     /// Evaluations of the denoiser on one latent.
     pub fn node_steps(&self) -> usize {
         self.segments.iter().map(Segment::steps).sum()
@@ -101,7 +107,8 @@ impl Plan {
         change
     }
 
-    /// Row of the segment that each prompt is in at `step`; none for a prompt that is not kept.
+    /// Row of the segment that each prompt is in at `step`; none for a prompt that is not kept, and in a resumed plan for
+    /// one of which nothing is left to run at that step.
     pub fn active(&self, step: i64) -> Result<Vec<Option<u32>>> {
         let last = self.n_steps() - 1;
         let Some(step) = u32::try_from(step).ok().filter(|&step| step as usize <= last) else {
@@ -121,13 +128,18 @@ impl Plan {
     }
 }
 
+/// The first step at which a node of this height is split, or the number of steps.
+fn first_split(phi: &[f64], height: f64) -> u32 {
+    phi.partition_point(|&threshold| threshold > height) as u32
+}
+
 /// The segments of a tree under thresholds: which clusters are active at which steps (Eq. 6 of arXiv 2508.21032, with
 /// heights in place of scores).
 ///
 /// A node is active from the first step at which its parent is split to the first at which it is split itself, so
 /// two binary searches for each node replace a walk over nodes and steps.
 fn cut(tree: &Tree, phi: &[f64]) -> Vec<Segment> {
-    let first_split = |height: f64| phi.partition_point(|&threshold| threshold > height) as u32;
+    let first_split = |height: f64| first_split(phi, height);
     let mut segments = Vec::new();
     // For each node, its own segment, or else that of its nearest ancestor that has one.
     let mut segment_of: Vec<Option<u32>> = vec![None; tree.n_nodes()];
