@@ -158,6 +158,34 @@ class Tree:
         of them. The linkage is that of the trees, or "mixed" if they differ.
         Raises ``ValueError`` unless the leaves are a permutation of 0..N-1.
         """
+    def insert(
+        self,
+        embeddings: NDArray[np.floating] | NDArray[np.uint16],
+        groups: NDArray[np.int64],
+        *,
+        metric: str = "cosine",
+        threads: int | None = None,
+        bfloat16: bool = False,
+        progress: Callable[[float], object] | None = None,
+    ) -> Tree:
+        """A tree with new leaves N, N + 1, ..., in which the clusters of the old ones do not change.
+
+        ``embeddings`` (N + n, D) are the rows of the old leaves, in order, and then of n >= 1 new ones. The new leaves are
+        clustered by this tree's linkage among themselves, and each cluster of them joins the old cluster that it meets
+        first: at the largest of their distance and their two heights, if the old one is not below another by then.
+        Heights of old nodes and the order of old leaves do not change: the tree restricted to the old leaves is this one.
+
+        ``groups`` (N + n,) is a number for each leaf. In a joined tree a new leaf joins only parts of finite height that
+        hold an old leaf of its group, and new leaves of different groups are never in one cluster of finite height.
+        Those of a group that no part holds become a tree of their own, joined by a merge of infinite score.
+
+        Embeddings, ``metric``, ``threads``, ``bfloat16``, ``progress`` and Ctrl-C are as in :meth:`build`; the metric has
+        to be the one that this tree was built with. The result is ``exact`` if this tree is.
+
+        Raises ``ValueError`` for what :meth:`build` refuses in the embeddings, for no new rows, a wrong number of groups,
+        a linkage that :meth:`build` does not take (such as "mixed"), and for two groups that both grow in one part;
+        ``TypeError`` for anything but such an array.
+        """
     @property
     def n_leaves(self) -> int: ...
     @property
