@@ -251,9 +251,7 @@ impl Growth {
             let embeddings = progress.part(0.0, CHECK_INSERT, |progress| {
                 Embeddings::new(view, value, self.metric, self.threads, progress)
             })?;
-            progress.part(CHECK_INSERT, 1.0, |progress| {
-                tree.insert(&embeddings, &self.groups, self.threads, progress)
-            })
+            progress.part(CHECK_INSERT, 1.0, |progress| tree.insert(&embeddings, &self.groups, self.threads, progress))
         };
         Ok(watched(py, callback.as_ref(), insert)?.into())
     }
