@@ -116,7 +116,7 @@ def test_new_clusters_are_as_far_as_the_linkage_says(by, metric):
             own_heights[tuple(leaf - 110 for leaf in guest)],
         )
         assert score == pytest.approx(key, rel=1e-5, abs=1e-7)
-    assert sorted(sum(attached, [])) == list(range(110, 150))
+    assert sorted(leaf for guest in attached for leaf in guest) == list(range(110, 150))
     assert max(map(len, attached)) > 1
 
 
@@ -210,7 +210,8 @@ def test_progress_rises_to_one_and_stops_the_work():
     old = _core.Tree.build(rows[:400])
     seen = []
     old.insert(rows, one_group(rows), progress=seen.append)
-    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
 
     def stop(_fraction):
         raise RuntimeError("enough")
@@ -250,5 +251,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no Euclidean form"):
         centroid.insert(rows, groups, metric="euclidean")
     two = np.array([0, 1, *[0] * 8, 0, 1])
-    with pytest.raises(ValueError, match="leaves 0 and 1 are in one cluster|are in one cluster, but in two groups"):
+    with pytest.raises(
+        ValueError,
+        match="leaves 0 and [0-9] are in one cluster, but in two|leaves [0-9] and 1 are in one cluster, but in two",
+    ):
         old.insert(rows, two)
