@@ -251,8 +251,5 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no Euclidean form"):
         centroid.insert(rows, groups, metric="euclidean")
     two = np.array([0, 1, *[0] * 8, 0, 1])
-    with pytest.raises(
-        ValueError,
-        match="leaves 0 and [0-9] are in one cluster, but in two|leaves [0-9] and 1 are in one cluster, but in two",
-    ):
+    with pytest.raises(ValueError, match="are in one cluster, but in two groups that both grow"):
         old.insert(rows, two)
