@@ -462,7 +462,17 @@ impl Work<'_> {
                 let begin = middle(&block);
                 progress.part(begin, at(block.end), |progress| progress.at(seen - block.start, block.len()))?;
             }
-            let Some(merge) = node.checked_sub(rows.len()) else {
+            if let Some(merge) = node.checked_sub(rows.len()) {
+                let [a, b] = new.merges()[merge].map(|child| child as usize);
+                let (one, other) = (kept[a].take(), kept[b].take());
+                let own = guest(node);
+                let meets = |child: usize| meetings[child].is_some_and(|meeting| meeting.key >= own.height);
+                if let (true, Some(one), Some(other)) = (meets(a) && meets(b), one, other) {
+                    let row = joined_row::<A>((one, guest(a).scale), (other, guest(b).scale));
+                    meetings[node] = nearest::<A, f64>(&hosts, &row, &own, &mut open);
+                    kept[node] = Some(Row::Joined(row));
+                }
+            } else {
                 if seen == block.end {
                     block = seen..(seen + at_once).min(leaves.len());
                     let nodes: Vec<usize> = leaves[block.clone()].iter().map(|&leaf| leaf as usize).collect();
@@ -477,16 +487,6 @@ impl Work<'_> {
                     })?;
                 }
                 seen += 1;
-                continue;
-            };
-            let [a, b] = new.merges()[merge].map(|child| child as usize);
-            let (one, other) = (kept[a].take(), kept[b].take());
-            let own = guest(node);
-            let meets = |child: usize| meetings[child].is_some_and(|meeting| meeting.key >= own.height);
-            if let (true, Some(one), Some(other)) = (meets(a) && meets(b), one, other) {
-                let row = joined_row::<A>((one, guest(a).scale), (other, guest(b).scale));
-                meetings[node] = nearest::<A, f64>(&hosts, &row, &own, &mut open);
-                kept[node] = Some(Row::Joined(row));
             }
         }
         Ok((hosts, meetings))

@@ -13,6 +13,7 @@ mod cuts;
 mod digest;
 mod fingerprint;
 mod kept;
+mod order;
 mod prune;
 mod request;
 mod resume;
@@ -21,6 +22,8 @@ mod units;
 
 use std::sync::Arc;
 
+use self::order::sort_stably;
+use self::schedule::first_split;
 use self::segment::Segment;
 use self::validate::validate;
 use crate::error::{index_count, Error, Result};
@@ -128,11 +131,6 @@ impl Plan {
     }
 }
 
-/// The first step at which a node of this height is split, or the number of steps.
-fn first_split(phi: &[f64], height: f64) -> u32 {
-    phi.partition_point(|&threshold| threshold > height) as u32
-}
-
 /// The segments of a tree under thresholds: which clusters are active at which steps (Eq. 6 of arXiv 2508.21032, with
 /// heights in place of scores).
 ///
@@ -173,23 +171,4 @@ fn sort(segments: Vec<Segment>, n_places: usize, n_steps: usize) -> Vec<Segment>
         Segment { parent: segment.parent.map(|parent| new_row[parent as usize]), ..segment }
     };
     rows.iter().map(renumber).collect()
-}
-
-/// `rows` by ascending key, each key below `n_keys`; equal keys keep their order. Linear: keys are counted, not
-/// compared.
-fn sort_stably(rows: Vec<u32>, n_keys: usize, key: impl Fn(u32) -> u32) -> Vec<u32> {
-    let mut next = vec![0u32; n_keys + 1];
-    for &row in &rows {
-        next[key(row) as usize + 1] += 1;
-    }
-    for key in 0..n_keys {
-        next[key + 1] += next[key];
-    }
-    let mut sorted = vec![0; rows.len()];
-    for row in rows {
-        let place = &mut next[key(row) as usize];
-        sorted[*place as usize] = row;
-        *place += 1;
-    }
-    sorted
 }

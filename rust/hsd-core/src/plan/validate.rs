@@ -1,8 +1,9 @@
 //! Checks that a list of segments is a plan, from nothing but the list.
 
 use super::kept::KeptPlaces;
+use super::order::sort_stably;
+use super::schedule::first_split;
 use super::segment::Segment;
-use super::{first_split, sort_stably};
 use crate::error::{Error, Result};
 use crate::tree::Tree;
 
