@@ -158,6 +158,35 @@ class Tree:
         of them. The linkage is that of the trees, or "mixed" if they differ.
         Raises ``ValueError`` unless the leaves are a permutation of 0..N-1.
         """
+    def insert(
+        self,
+        embeddings: NDArray[np.floating] | NDArray[np.uint16],
+        groups: NDArray[np.int64],
+        *,
+        metric: str = "cosine",
+        threads: int | None = None,
+        bfloat16: bool = False,
+        progress: Callable[[float], object] | None = None,
+    ) -> Tree:
+        """A tree with new leaves N, N + 1, ..., in which the clusters of the old ones do not change.
+
+        ``embeddings`` (N + n, D) are the rows of the old leaves, in order, and then of n >= 1 new ones. The new leaves
+        are clustered by this tree's linkage among themselves, and each cluster of them joins the old cluster that it
+        meets first: at the largest of their distance and their two heights, if the old one is not below another by
+        then. Heights of old nodes and the order of old leaves do not change: the tree restricted to the old leaves is
+        this one.
+
+        ``groups`` (N + n,) is a number for each leaf. In a joined tree a new leaf joins only parts of finite height
+        that hold an old leaf of its group, and new leaves of different groups are never in one cluster of finite
+        height. Those of a group that no part holds become a tree of their own, joined by a merge of infinite score.
+
+        Embeddings, ``metric``, ``threads``, ``bfloat16``, ``progress`` and Ctrl-C are as in :meth:`build`; the metric
+        has to be the one that this tree was built with. The result is ``exact`` if this tree is.
+
+        Raises ``ValueError`` for what :meth:`build` refuses in the embeddings, for no new rows, a wrong number of
+        groups, a linkage that :meth:`build` does not take (such as "mixed"), and for two groups that both grow in one
+        part; ``TypeError`` for anything but such an array.
+        """
     @property
     def n_leaves(self) -> int: ...
     @property
@@ -235,8 +264,8 @@ class Plan:
         """Structured array, one entry per segment, parents before children.
 
         Ordered by first step, then by position in the leaf order. Read-only; the same array at every access.
-        Fields, all int32: ``parent`` (index, -1 for none), ``first_step``, ``end_step`` (exclusive),
-        ``leaf_begin``, ``leaf_end`` (range of the leaf order: the *full* cluster, also when pruned) and
+        Fields, all int32: ``parent`` (index, -1 for none: at step 0, or resumed), ``first_step``, ``end_step``
+        (exclusive), ``leaf_begin``, ``leaf_end`` (range of the leaf order: the *full* cluster, also when pruned) and
         ``representative`` (the full cluster's lowest prompt).
         """
     @property
@@ -245,7 +274,8 @@ class Plan:
     def counts(self) -> NDArray[np.int64]:
         """(K,) number of segments active at each step."""
     def active(self, step: int) -> NDArray[np.int64]:
-        """(N,) index of each prompt's segment at ``step``; -1 for a prompt that is not kept.
+        """(N,) index of each prompt's segment at ``step``; -1 for a prompt that is not kept, and in a resumed plan for
+        one of which nothing is left to run at that step.
 
         Raises ``IndexError`` if there is no such step.
         """
@@ -254,6 +284,15 @@ class Plan:
 
         Raises ``ValueError`` for an empty ``keep``, and for a prompt that is repeated, out of range or not kept
         (names it).
+        """
+    def resume(self, given: NDArray[np.bool_]) -> Plan:
+        """The plan without what ``given`` (segments,) makes needless: of which of :attr:`segments` the state at their
+        end is known.
+
+        Segments that reach the last step stay, and those that are not given and that another one that stays forks
+        from. One whose parent is left out has no parent, keeps its own ``first_step`` > 0, and continues the state at
+        its parent's end; its lane there is ``fresh``. Tree, phi and kept stay. Such a plan cannot be pickled or written
+        to a file: both raise ``ValueError``. Raises ``ValueError`` for a wrong number of entries.
         """
     def shard(self, n: int, slack: float = 0.02) -> list[Plan]:
         """At most ``n`` plans that together generate the same images: contiguous shares of the leaf order, cut where
@@ -320,14 +359,16 @@ class Plan:
         rows: NDArray[np.int64] | None = None,
         kinds: NDArray[np.int64] | None = None,
     ) -> int:
-        """Max over k of k + ceil(rows at steps >= k / rows of a call): no program has fewer calls.
+        """Max over k of k + ceil(rows at steps >= k / rows of a call): no program has fewer calls. In a resumed plan,
+        whose roots begin at any step, max over d of d + ceil(rows after d node-steps from the root / rows of a call).
 
         Without mixed steps, the sum over k of ceil(node-steps at step k / lanes of a call at step k): no call has lanes
         of two steps. Without ``rows`` a lane is one row, and a call has ``batch_size``.
 
         With ``kinds`` no call has lanes of two kinds: without mixed steps the sum is over steps and kinds. With mixed
         steps it is the sum over kinds of max over d of d + ceil(rows after d node-steps of the kind / rows of a call),
-        or max over k of k + the sum over kinds of ceil(rows at steps >= k / rows of a call), if that is more.
+        or max over d of d + the sum over kinds of ceil(rows after d node-steps of any kind / rows of a call), if that
+        is more.
         """
     def least_slots(self) -> int:
         """The fewest slots any program of this plan needs (Sethi-Ullman number of the segment forest)."""
@@ -339,11 +380,12 @@ class Plan:
         The header's one entry, ``hsd``, is JSON: ``exact``, ``format``, ``linkage``, ``metadata``, ``prompts_sha256``
         (of prompts and seeds) and ``sha256`` (of everything). The same plan gives the same bytes. For other readers
         the file also holds ``segments`` (M, 6), int32, columns as in :attr:`segments`.
-        Raises ``ValueError`` for a wrong number of prompts or seeds, and if ``metadata`` is not JSON.
+        Raises ``ValueError`` for a wrong number of prompts or seeds, if ``metadata`` is not JSON, and for a resumed
+        plan.
         """
     def fingerprint(self, prompts: Sequence[str], seeds: NDArray[np.int64], extra: str) -> str:
         """Hex SHA-256 of the clusters of every step, prompts, seeds and ``extra``; the same for a plan and all plans
-        pruned from it, whatever the last bits of scores and phi are.
+        pruned or resumed from it, whatever the last bits of scores and phi are.
 
         Raises ``ValueError`` for a wrong number of prompts or seeds.
         """
@@ -378,9 +420,9 @@ class Program:
 
         Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
         (int32 slots; ``n_slots``, a scratch slot, in padding), ``fresh`` (bool: the lane starts a root segment, its
-        first latent has to be drawn into ``source`` before the call), ``begins`` (bool: first step of its segment:
-        its conditioning has to be ready), ``final`` (bool: last step; the finished latent is in ``target``
-        right after the call).
+        first latent has to be drawn into ``source`` before the call; at a step > 0, of a resumed plan, its parent's
+        state has to be put there), ``begins`` (bool: first step of its segment: its conditioning has to be ready),
+        ``final`` (bool: last step; the finished latent is in ``target`` right after the call).
 
         A segment's target is the same slot at all its steps. A slot is reused at the earliest in the call after
         the one that last needs it, so a finished latent has to be copied out before the next call.

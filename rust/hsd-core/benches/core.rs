@@ -97,6 +97,37 @@ fn random_tree(n: usize) -> Tree {
     Tree::from_merges(&merges, scores, "ward").expect("sound merges")
 }
 
+/// 100 new leaves on 100,000; with `--test`, which runs everything once, on 2,000.
+fn growth(c: &mut Criterion) {
+    const NEW: usize = 100;
+    let n = if std::env::args().any(|argument| argument == "--test") { 2_000 } else { 100_000 };
+    let mut group = c.benchmark_group("insert");
+    group.sample_size(10).warm_up_time(Duration::from_secs(1));
+    let merges = random_tree(n);
+    let pairs: Vec<[i64; 2]> = merges.merges().iter().map(|pair| pair.map(i64::from)).collect();
+    for columns in [384, 1280] {
+        let set = embeddings(n + NEW, columns).mapv(|x| x as f32);
+        let check = |metric| {
+            Embeddings::new(set.view(), f64::from, metric, threads(), &mut Progress::unwatched()).expect("sound rows")
+        };
+        let size = format!("{NEW} on {n}x{columns}");
+        group.bench_function(BenchmarkId::new("check", &size), |b| b.iter(|| check(Metric::Cosine)));
+        for (by, metric) in [
+            (Linkage::Ward, Metric::Cosine),
+            (Linkage::Ward, Metric::Euclidean),
+            (Linkage::Complete, Metric::Cosine),
+            (Linkage::Centroid, Metric::Cosine),
+        ] {
+            let tree = Tree::from_merges(&pairs, merges.scores().to_vec(), by.name()).expect("sound merges");
+            let (rows, groups) = (check(metric), vec![0; n + NEW]);
+            let grow = || tree.insert(&rows, black_box(&groups), threads(), &mut Progress::unwatched());
+            assert_eq!(grow().expect("sound rows").n_leaves(), n + NEW);
+            group.bench_function(BenchmarkId::new(format!("{by}, {metric}"), &size), |b| b.iter(grow));
+        }
+    }
+    group.finish();
+}
+
 fn plans(c: &mut Criterion) {
     const N: usize = 50_000;
     let tree = Arc::new(random_tree(N));
@@ -159,5 +190,5 @@ fn plans(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, trees, plans);
+criterion_group!(benches, trees, growth, plans);
 criterion_main!(benches);

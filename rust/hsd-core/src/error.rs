@@ -46,6 +46,36 @@ pub enum Error {
          choose metric \"cosine\", or with \"euclidean\" one of \"ward\", \"average\", \"complete\""
     )]
     NoEuclideanCentroid,
+    /// No row of embeddings besides those of the old leaves.
+    #[error(
+        "there are {rows} rows of embeddings and {leaves} leaves; the rows of all leaves come first, and then at least one \
+         new row"
+    )]
+    NoNewRows {
+        /// Rows given.
+        rows: usize,
+        /// Leaves of the tree.
+        leaves: usize,
+    },
+    /// A tree whose linkage is none that new leaves could be inserted by.
+    #[error("the tree's linkage is {linkage:?}; only trees of {} can grow", quoted(choices))]
+    NoSuchGrowth {
+        /// The linkage of the tree.
+        linkage: String,
+        /// The linkages that there are.
+        choices: &'static [&'static str],
+    },
+    /// Leaves of two groups, both of which grow, in one cluster of finite height.
+    #[error(
+        "leaves {} and {} are in one cluster, but in two groups that both grow; give all leaves of a cluster of finite \
+         height one group",
+        leaves[0],
+        leaves[1]
+    )]
+    MixedGroups {
+        /// One of each group.
+        leaves: [usize; 2],
+    },
     /// More of something than the tables' 32-bit indices can hold.
     #[error("{count} {what} are more than the {limit} that fit; split the set")]
     TooMany {
@@ -185,6 +215,15 @@ pub enum Error {
     NotKept {
         /// The prompt.
         prompt: usize,
+    },
+    /// A resumed plan where a plan is needed that begins at step 0.
+    #[error(
+        "this plan continues from states that are not part of it, so it cannot be {what}; \
+         use the plan that it was resumed from"
+    )]
+    Resumed {
+        /// What cannot be done with it.
+        what: &'static str,
     },
     /// Nothing to work on.
     #[error("no {what} given; at least one is needed")]

@@ -83,7 +83,7 @@ proptest! {
             4 => segment.leaf_end = number,
             _ => segment.representative = number,
         }
-        let verdict = validate(plan.tree(), plan.n_steps(), plan.kept(), &segments);
+        let verdict = validate(plan.tree(), plan.phi(), plan.kept(), &segments);
         prop_assert_eq!(verdict.is_ok(), segments == plan.segments());
     }
 
@@ -98,14 +98,14 @@ proptest! {
             1 => segments.insert(y, segments[x]),
             _ => segments.swap(x, y),
         }
-        let verdict = validate(plan.tree(), plan.n_steps(), plan.kept(), &segments);
+        let verdict = validate(plan.tree(), plan.phi(), plan.kept(), &segments);
         prop_assert_eq!(verdict.is_ok(), segments == plan.segments());
     }
 
     #[test]
     fn a_wrong_list_of_kept_prompts_is_refused(plan in whole_plan(16), kept in prop::collection::vec(0..20u32, 0..4)) {
         // Too few kept prompts leave segments without one, unless they share all of them.
-        let verdict = validate(plan.tree(), plan.n_steps(), &kept, plan.segments());
+        let verdict = validate(plan.tree(), plan.phi(), &kept, plan.segments());
         prop_assert_eq!(verdict.is_ok(), kept == plan.kept());
     }
 }

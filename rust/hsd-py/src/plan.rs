@@ -116,6 +116,11 @@ impl Plan {
         Ok(py.detach(|| self.inner.prune(&keep)).map_err(raise)?.into())
     }
 
+    fn resume(&self, py: Python<'_>, given: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let given: Vec<bool> = vector("given", given)?;
+        Ok(py.detach(|| self.inner.resume(&given)).map_err(raise)?.into())
+    }
+
     #[pyo3(signature = (n, slack = 0.02))]
     fn shard(&self, py: Python<'_>, n: i64, slack: f64) -> PyResult<Vec<Self>> {
         let shards = py.detach(|| self.inner.shard(n, slack)).map_err(raise)?;
@@ -242,6 +247,9 @@ impl Plan {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        if self.inner.is_resumed() {
+            return Err(raise(hsd_core::Error::Resumed { what: "pickled" }));
+        }
         if self.inner.kept().len() == self.inner.n_prompts() {
             return rebuild(py, ("compile", self.tree(), self.phi(py)), None, py.get_type::<Plan>());
         }

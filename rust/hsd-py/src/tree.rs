@@ -86,6 +86,29 @@ impl Tree {
         Ok(hsd_core::Tree::join(&trees, &leaves).map_err(raise)?.into())
     }
 
+    #[pyo3(signature = (embeddings, groups, *, metric = "cosine", threads = None, bfloat16 = false, progress = None))]
+    #[allow(clippy::too_many_arguments)] // Keywords, each with a default.
+    fn insert(
+        &self,
+        py: Python<'_>,
+        embeddings: &Bound<'_, PyAny>,
+        groups: &Bound<'_, PyAny>,
+        metric: &str,
+        threads: Option<i64>,
+        bfloat16: bool,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let threads = thread_count(threads)?;
+        let growth = Growth { groups: vector("groups", groups)?, metric: metric.parse().map_err(raise)?, threads };
+        let tree = &self.inner;
+        match Borrowed::new(embeddings, bfloat16)? {
+            Borrowed::Half(array) => growth.insert(py, tree, array.as_array(), f16::to_f64, progress),
+            Borrowed::Bfloat16(array) => growth.insert(py, tree, array.as_array(), bf16_to_f64, progress),
+            Borrowed::Single(array) => growth.insert(py, tree, array.as_array(), f64::from, progress),
+            Borrowed::Double(array) => growth.insert(py, tree, array.as_array(), |x| x, progress),
+        }
+    }
+
     #[getter]
     fn n_leaves(&self) -> usize {
         self.inner.n_leaves()
@@ -166,8 +189,10 @@ fn matrix<T: numpy::Element>(py: Python<'_>, flat: Vec<T>, columns: usize) -> Py
     PyArray1::from_vec(py, flat).reshape([rows, columns])
 }
 
-/// Share of the work that checking the embeddings is, as far as progress is concerned.
+/// Share of the work that checking the embeddings is, as far as progress is concerned; where a tree is built, and where
+/// new leaves are inserted.
 const CHECK: f64 = 0.02;
+const CHECK_INSERT: f64 = 0.4;
 
 /// How a tree is to be built.
 struct Options {
@@ -203,5 +228,31 @@ impl Options {
             })
         };
         Ok(watched(py, callback.as_ref(), build)?.into())
+    }
+}
+
+/// How new leaves are to be inserted.
+struct Growth {
+    groups: Vec<i64>,
+    metric: Metric,
+    threads: usize,
+}
+
+impl Growth {
+    fn insert<T: Copy + Sync>(
+        &self,
+        py: Python<'_>,
+        tree: &hsd_core::Tree,
+        view: ArrayView2<'_, T>,
+        value: impl Fn(T) -> f64 + Send + Sync,
+        callback: Option<Py<PyAny>>,
+    ) -> PyResult<Tree> {
+        let insert = |progress: &mut Progress<'_>| {
+            let embeddings = progress.part(0.0, CHECK_INSERT, |progress| {
+                Embeddings::new(view, value, self.metric, self.threads, progress)
+            })?;
+            progress.part(CHECK_INSERT, 1.0, |progress| tree.insert(&embeddings, &self.groups, self.threads, progress))
+        };
+        Ok(watched(py, callback.as_ref(), insert)?.into())
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::work::progress::Progress;
 
 /// Length of `s_a + s_b`.
-fn joined_length(a: f64, b: f64, distance: f64) -> f64 {
+pub fn joined_length(a: f64, b: f64, distance: f64) -> f64 {
     ((a + b) * (a + b) - 2.0 * a * b * distance).max(0.0).sqrt()
 }
 

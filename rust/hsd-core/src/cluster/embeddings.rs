@@ -139,7 +139,7 @@ impl<'a> Embeddings<'a> {
         };
         let centre = vec![0.0; columns];
         let mut embeddings = Embeddings { source, columns, metric, scales, unit, lengths, centre };
-        embeddings.centre = embeddings.mean_of_sample();
+        embeddings.centre = mean_of_sample(&embeddings);
         Ok(embeddings)
     }
 
@@ -153,24 +153,29 @@ impl<'a> Embeddings<'a> {
         (distance * self.unit).min(f64::MAX)
     }
 
+    /// The distance of two clusters as points, of their distance.
+    pub(super) fn of_units(&self, distance: f64) -> f64 {
+        distance / self.unit
+    }
+
     /// The rows' lengths, in units of the largest entry of all.
     pub fn lengths(&self) -> &[f64] {
         &self.lengths
     }
+}
 
-    /// The mean of some points, evenly spaced. Distances are right for any centre; a near one keeps more digits.
-    fn mean_of_sample(&self) -> Vec<f64> {
-        let step = self.len().div_ceil(SAMPLE);
-        let mut sum = vec![0.0; self.columns];
-        let mut row = vec![0.0; self.columns];
-        for i in (0..self.len()).step_by(step) {
-            self.read(i, &mut row);
-            sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x);
-        }
-        let count = self.len().div_ceil(step) as f64;
-        sum.iter_mut().for_each(|sum| *sum /= count);
-        sum
+/// The mean of some points, evenly spaced. Distances are right for any centre; a near one keeps more digits.
+pub(super) fn mean_of_sample(points: &dyn Points) -> Vec<f64> {
+    let step = points.len().div_ceil(SAMPLE);
+    let mut sum = vec![0.0; points.columns()];
+    let mut row = vec![0.0; points.columns()];
+    for i in (0..points.len()).step_by(step) {
+        points.read(i, &mut row);
+        sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x);
     }
+    let count = points.len().div_ceil(step) as f64;
+    sum.iter_mut().for_each(|sum| *sum /= count);
+    sum
 }
 
 impl Points for Embeddings<'_> {

@@ -18,16 +18,31 @@ pub fn build(
     threads: usize,
     progress: &mut Progress<'_>,
 ) -> Result<Tree> {
-    let clusters = Clusters::singles(embeddings, embeddings.lengths());
+    let units = |distance| embeddings.in_units(distance);
+    let tree = build_of(embeddings, embeddings.lengths(), &units, definition, storage, threads, progress)?;
+    progress.finish()?;
+    Ok(tree)
+}
+
+/// Clusters points whose rows have these lengths by the linkage itself. `in_units` makes a distance of points a score.
+pub fn build_of(
+    points: &dyn Points,
+    lengths: &[f64],
+    in_units: &dyn Fn(f64) -> f64,
+    definition: Definition,
+    storage: Storage,
+    threads: usize,
+    progress: &mut Progress<'_>,
+) -> Result<Tree> {
+    let clusters = Clusters::singles(points, lengths);
     let mut joins = agglomerate(&clusters, definition, definition.entries, storage, threads, progress)?;
-    joins.iter_mut().for_each(|join| join.distance = embeddings.in_units(join.distance));
+    joins.iter_mut().for_each(|join| join.distance = in_units(join.distance));
     if definition.linkage.is_reducible() {
         // Pairs are found out of order. No join is nearer than those below it, so sorting keeps children before
         // parents.
         joins.sort_by(|x, y| x.distance.total_cmp(&y.distance));
     }
-    progress.finish()?;
-    tree_of(embeddings.len(), &joins, definition.linkage.name())
+    tree_of(points.len(), &joins, definition.linkage.name())
 }
 
 /// Joins clusters until one is left, by a matrix of such entries. Children come before parents.

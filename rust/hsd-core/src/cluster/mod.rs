@@ -12,6 +12,7 @@ mod chain;
 mod clusters;
 mod distance;
 mod exact;
+mod insert;
 mod join;
 mod matrix;
 mod reducible;

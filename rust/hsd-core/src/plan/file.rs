@@ -15,7 +15,7 @@ use super::digest::{check_lengths, digest_prompts, hex};
 use super::request;
 use super::segment::Segment;
 use super::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tree::Tree;
 
 pub use super::container::MOST_HEADER;
@@ -39,9 +39,12 @@ pub struct PlanFile {
 }
 
 impl PlanFile {
-    /// The file's bytes. The same plan gives the same bytes.
+    /// The file's bytes. The same plan gives the same bytes. An error for a resumed plan.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let plan = &self.plan;
+        if plan.is_resumed() {
+            return Err(Error::Resumed { what: "written to a file" });
+        }
         let n = plan.n_prompts();
         check_lengths(plan, &self.prompts, &self.seeds)?;
         check_json(&self.metadata)?;

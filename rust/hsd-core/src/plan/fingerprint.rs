@@ -13,7 +13,7 @@ use super::Plan;
 use crate::error::Result;
 
 /// Digest of the prompts and their seeds, of the clusters of every step, and of `extra`, whatever else the images depend
-/// on. It is the same for a plan and for all plans pruned from it.
+/// on. It is the same for a plan and for all plans pruned or resumed from it.
 ///
 /// Each segment counts with its first and last step, its lowest prompt, and the same of its parent. Two segments that
 /// begin at one step have no prompt in common, so that first step and lowest prompt name a segment. A whole plan has a
@@ -21,7 +21,7 @@ use crate::error::Result;
 /// and does not depend on the order in which the tree holds them.
 pub fn fingerprint<S: AsRef<str>>(plan: &Plan, prompts: &[S], seeds: &[i64], extra: &str) -> Result<String> {
     check_lengths(plan, prompts, seeds)?;
-    let whole = match plan.kept().len() == plan.n_prompts() {
+    let whole = match plan.kept().len() == plan.n_prompts() && !plan.is_resumed() {
         true => Cow::Borrowed(plan),
         false => Cow::Owned(Plan::compile(plan.tree().clone(), plan.phi())?),
     };

@@ -13,13 +13,17 @@ mod cuts;
 mod digest;
 mod fingerprint;
 mod kept;
+mod order;
 mod prune;
 mod request;
+mod resume;
 mod shard;
 mod units;
 
 use std::sync::Arc;
 
+use self::order::sort_stably;
+use self::schedule::first_split;
 use self::segment::Segment;
 use self::validate::validate;
 use crate::error::{index_count, Error, Result};
@@ -46,7 +50,7 @@ impl Plan {
     /// The only constructor: [`validate`] has passed every plan that exists.
     pub(crate) fn new(tree: Arc<Tree>, phi: Arc<[f64]>, kept: Vec<u32>, segments: Vec<Segment>) -> Result<Self> {
         index_count("segments", segments.len())?;
-        validate(&tree, phi.len(), &kept, &segments)?;
+        validate(&tree, &phi, &kept, &segments)?;
         Ok(Plan { tree, phi, kept, segments })
     }
 
@@ -80,6 +84,11 @@ impl Plan {
         &self.segments
     }
 
+    /// Whether some segments begin after step 0 without a parent: at states that are not part of the plan.
+    pub fn is_resumed(&self) -> bool {
+        self.segments.iter().any(Segment::begins_late)
+    }
+
     /// Evaluations of the denoiser on one latent.
     pub fn node_steps(&self) -> usize {
         self.segments.iter().map(Segment::steps).sum()
@@ -101,7 +110,8 @@ impl Plan {
         change
     }
 
-    /// Row of the segment that each prompt is in at `step`; none for a prompt that is not kept.
+    /// Row of the segment that each prompt is in at `step`; none for a prompt that is not kept, and in a resumed plan for
+    /// one of which nothing is left to run at that step.
     pub fn active(&self, step: i64) -> Result<Vec<Option<u32>>> {
         let last = self.n_steps() - 1;
         let Some(step) = u32::try_from(step).ok().filter(|&step| step as usize <= last) else {
@@ -127,7 +137,7 @@ impl Plan {
 /// A node is active from the first step at which its parent is split to the first at which it is split itself, so
 /// two binary searches for each node replace a walk over nodes and steps.
 fn cut(tree: &Tree, phi: &[f64]) -> Vec<Segment> {
-    let first_split = |height: f64| phi.partition_point(|&threshold| threshold > height) as u32;
+    let first_split = |height: f64| first_split(phi, height);
     let mut segments = Vec::new();
     // For each node, its own segment, or else that of its nearest ancestor that has one.
     let mut segment_of: Vec<Option<u32>> = vec![None; tree.n_nodes()];
@@ -161,23 +171,4 @@ fn sort(segments: Vec<Segment>, n_places: usize, n_steps: usize) -> Vec<Segment>
         Segment { parent: segment.parent.map(|parent| new_row[parent as usize]), ..segment }
     };
     rows.iter().map(renumber).collect()
-}
-
-/// `rows` by ascending key, each key below `n_keys`; equal keys keep their order. Linear: keys are counted, not
-/// compared.
-fn sort_stably(rows: Vec<u32>, n_keys: usize, key: impl Fn(u32) -> u32) -> Vec<u32> {
-    let mut next = vec![0u32; n_keys + 1];
-    for &row in &rows {
-        next[key(row) as usize + 1] += 1;
-    }
-    for key in 0..n_keys {
-        next[key + 1] += next[key];
-    }
-    let mut sorted = vec![0; rows.len()];
-    for row in rows {
-        let place = &mut next[key(row) as usize];
-        sorted[*place as usize] = row;
-        *place += 1;
-    }
-    sorted
 }

@@ -27,15 +27,27 @@ impl Plan {
         }
         let kept: Vec<u32> = (0..n as u32).filter(|&prompt| kept[prompt as usize] == Some(true)).collect();
         let places = KeptPlaces::new(self.tree(), &kept);
-        let mut new_row = vec![None; self.segments().len()];
-        let mut segments: Vec<Segment> = Vec::new();
-        for (row, segment) in self.segments().iter().enumerate() {
-            if places.within(segment.leaf_begin, segment.leaf_end) > 0 {
-                new_row[row] = Some(segments.len() as u32);
-                let parent = segment.parent.and_then(|parent| new_row[parent as usize]);
-                segments.push(Segment { parent, ..*segment });
+        let segments = self.needed(|_, segment| places.within(segment.leaf_begin, segment.leaf_end) > 0);
+        Plan::new(Arc::clone(self.tree()), Arc::clone(self.phi()), kept, segments)
+    }
+
+    /// Of the segments that `may_run` (given row and segment), those that reach the last step, and those that another one
+    /// of these forks from. One that loses its parent is left without.
+    pub(super) fn needed(&self, may_run: impl Fn(usize, &Segment) -> bool) -> Vec<Segment> {
+        let all = self.segments();
+        let mut runs: Vec<bool> = all.iter().map(|segment| segment.end_step as usize == self.n_steps()).collect();
+        for (row, segment) in all.iter().enumerate().rev() {
+            runs[row] = runs[row] && may_run(row, segment);
+            if let Some(parent) = segment.parent.filter(|_| runs[row]) {
+                runs[parent as usize] = true;
             }
         }
-        Plan::new(Arc::clone(self.tree()), Arc::clone(self.phi()), kept, segments)
+        let mut new_row = vec![None; all.len()];
+        let mut segments: Vec<Segment> = Vec::new();
+        for (row, segment) in all.iter().enumerate().filter(|&(row, _)| runs[row]) {
+            new_row[row] = Some(segments.len() as u32);
+            segments.push(Segment { parent: segment.parent.and_then(|parent| new_row[parent as usize]), ..*segment });
+        }
+        segments
     }
 }

@@ -119,6 +119,11 @@ pub fn check(phi: &[f64]) -> Result<()> {
     Ok(())
 }
 
+/// The first step at which a node of this height is split, or the number of steps.
+pub(super) fn first_split(phi: &[f64], height: f64) -> u32 {
+    phi.partition_point(|&threshold| threshold > height) as u32
+}
+
 /// Number of clusters when nodes of at least this height are split.
 fn count(tree: &Tree, threshold: f64) -> i64 {
     let whole = tree.sorted_heights().partition_point(|&height| height < threshold);

@@ -3,7 +3,7 @@
 /// One cluster over the run of steps in which it is active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Row of the segment that it forks from; none at step 0.
+    /// Row of the segment that it forks from; none at step 0, and none in a resumed plan if that one is given.
     pub parent: Option<u32>,
     /// Its first step.
     pub first_step: u32,
@@ -22,6 +22,11 @@ impl Segment {
     /// Number of steps.
     pub fn steps(&self) -> usize {
         (self.end_step - self.first_step) as usize
+    }
+
+    /// Whether it has no parent, but begins after step 0: it continues a state that is given.
+    pub fn begins_late(&self) -> bool {
+        self.parent.is_none() && self.first_step > 0
     }
 
     /// Its six fields as other programs read them; -1 for no parent. No field exceeds 31 bits.

@@ -31,6 +31,10 @@ impl Plan {
             let places = &leaves.places()[range];
             let mut kept: Vec<u32> = places.iter().map(|&place| self.tree().leaf_order()[place as usize]).collect();
             kept.sort_unstable();
+            if self.is_resumed() {
+                // A segment of the range may have no use for what the range keeps, where the next one is given.
+                return self.prune(&kept.iter().map(|&prompt| prompt.into()).collect::<Vec<i64>>());
+            }
             let segments = self.within(places[0], places[places.len() - 1] + 1);
             Plan::new(Arc::clone(self.tree()), Arc::clone(self.phi()), kept, segments)
         };

@@ -1,5 +1,5 @@
-//! The segments of a plan as trees, one for each segment of step 0: the scheduler reads here which segments fork from
-//! one, how many slots these need, and which of two equal ones comes first.
+//! The segments of a plan as trees, one for each segment without a parent: the scheduler reads here which segments fork
+//! from one, how many slots these need, and which of two equal ones comes first.
 
 use super::kinds::Kinds;
 use crate::plan::segment::Segment;
@@ -23,8 +23,8 @@ pub struct Forest {
 impl Forest {
     /// Of a plan's segments, parents before children.
     ///
-    /// Roots are in leaf order and children ascend by need. With `kinds` both are sorted by kind first, and those of one
-    /// kind are a group.
+    /// Roots are in leaf order and children ascend by need. With `kinds` both are sorted by kind first, and roots of a
+    /// resumed plan by first step then. Those of one kind and first step are a group.
     pub fn new(segments: &[Segment], kinds: Option<&Kinds>) -> Self {
         let n = segments.len();
         let need = needs(segments);
@@ -43,13 +43,14 @@ impl Forest {
             children[*next as usize] = row as u32;
             *next += 1;
         }
-        let kind = |row: u32| kinds.map_or(0, |kinds| kinds.of(row));
+        // Siblings that have a parent begin where it ends, all at one step.
+        let group = |row: u32| (kinds.map_or(0, |kinds| kinds.of(row)), segments[row as usize].first_step);
         let mut left = vec![1; n];
         for row in 0..=n {
             let siblings = &mut children[starts[row] as usize..starts[row + 1] as usize];
             let need = |child: u32| if row < n { need[child as usize] } else { 0 };
-            siblings.sort_by_key(|&child| (kind(child), need(child)));
-            for at in (1..siblings.len()).rev().filter(|&at| kind(siblings[at - 1]) == kind(siblings[at])) {
+            siblings.sort_by_key(|&child| (group(child), need(child)));
+            for at in (1..siblings.len()).rev().filter(|&at| group(siblings[at - 1]) == group(siblings[at])) {
                 left[siblings[at - 1] as usize] += left[siblings[at] as usize];
             }
         }
@@ -71,7 +72,7 @@ impl Forest {
         }
     }
 
-    /// The segments of step 0.
+    /// The segments without a parent: those of step 0, and in a resumed plan those whose parent is given.
     pub fn roots(&self) -> &[u32] {
         self.children(self.rank.len() as u32)
     }

@@ -26,7 +26,8 @@ pub struct Lane {
     pub source: u32,
     /// The slot that holds it afterwards.
     pub target: u32,
-    /// It starts a root: its first latent has to be drawn into `source` before the call.
+    /// It starts a root: its first latent has to be drawn into `source` before the call, or in a resumed plan the state
+    /// put there that it continues.
     pub fresh: bool,
     /// It is the segment's first step.
     pub begins: bool,

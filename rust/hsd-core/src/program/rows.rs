@@ -77,7 +77,8 @@ impl Rows {
         counts.iter().zip(self.of_step.iter()).map(|(&count, &rows)| count as usize * usize::from(rows)).sum()
     }
 
-    /// No program has fewer calls, where there are `counts` node-steps at each step.
+    /// No program has fewer calls, where there are `counts` node-steps at each step and all roots begin at step 0 (or,
+    /// without mixed steps, anywhere).
     ///
     /// With mixed steps it is `max_k (k + ceil(rows at steps >= k / capacity))`: the k steps before need a call each.
     /// Without, it is `sum_k ceil(node-steps at step k / lanes of a call at step k)`: no call has lanes of two steps,

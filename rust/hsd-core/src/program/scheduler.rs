@@ -29,7 +29,7 @@ pub(super) struct Rule {
 /// Every live value has one entry in `ready`: a running segment has its next step, a finished one has the next child
 /// that reads it (children run by ascending need), and all roots together have one. So the entries that wait for a
 /// slot, or for a wave, are never more than the slots in use. Children and roots of several kinds have an entry for each
-/// group of one kind.
+/// group of one kind, and so have roots of several first steps.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     plan: Arc<Plan>,
@@ -78,7 +78,8 @@ impl Scheduler {
                 }
             }
         }
-        let later = forest.groups(forest.roots()).map(|root| (0, forest.rank(root))).collect();
+        let first_step = |root: u32| plan.segments()[root as usize].first_step;
+        let later = forest.groups(forest.roots()).map(|root| (first_step(root), forest.rank(root))).collect();
         Scheduler {
             plan,
             forest,

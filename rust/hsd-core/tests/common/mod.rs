@@ -192,3 +192,16 @@ pub fn plan(most: usize) -> impl Strategy<Value = Plan> {
         }
     })
 }
+
+/// A plan, pruned or not, and for each of its segments whether its state is given.
+pub fn plan_and_given(most: usize) -> impl Strategy<Value = (Plan, Vec<bool>)> {
+    (plan(most), 0.0..=1.0f64).prop_flat_map(|(plan, share)| {
+        let given = prop::collection::vec(prop::bool::weighted(share), plan.segments().len());
+        (Just(plan), given)
+    })
+}
+
+/// A plan, pruned or not, resumed or not.
+pub fn any_plan(most: usize) -> impl Strategy<Value = Plan> {
+    prop_oneof![plan(most), plan_and_given(most).prop_map(|(plan, given)| plan.resume(&given).unwrap())]
+}
