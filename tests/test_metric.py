@@ -13,7 +13,8 @@ from scipy.cluster.hierarchy import cophenet, linkage
 
 import hsd
 from hsd import _core
-from hsd.planning.clustering import Limits, Vectors, replica_tree
+from hsd.planning.clustering import Limits, replica_tree
+from hsd.planning.vectors import Vectors
 from hsd.planning.schedule import schedule_shape
 
 EUCLIDEAN = ["ward", "average", "complete"]

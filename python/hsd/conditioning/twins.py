@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..planning.clustering import Vectors
 from ..planning.twins import ROUNDING, same_vectors
+from ..planning.vectors import Vectors
 from .rows import Conditioning, Field
 
 _TOKENS = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from ..errors import Error, PlanMismatch
 from ..planning.differences import plan_differences
-from ..planning.plan import PLAN_FILE, Plan
+from ..planning.plan import PLAN_COPY, PLAN_FILE, Plan
+from ..planning.vectors import VECTORS_FILE, write_vectors
 from ..work import files
 from ..work.files import IDENTITY, METADATA, RUN
 from .differences import warn_of_rounding
@@ -88,6 +90,9 @@ class Belonging:
             found = metadata_format or self.identity["image_format"]
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
+        if before is not None and differing and not others and self._has_grown_from(before):
+            self._save_plan()  # before the record says that it is the folder's
+            before, differing = {**before, "plan": self.identity["plan"]}, {}
         if not last and (before is None or differing):
             return False
         copy = self.record.copy()
@@ -103,7 +108,7 @@ class Belonging:
         if made or (differing and others):
             raise self._foreign(damaged) if before is None else mismatch(self.folder, differing)
         # Nothing was made yet: another plan, or another model, may have the folder.
-        self._plan.whole().save(cleared(self.folder, PLAN_FILE))
+        self._save_plan()
         self.write({"identity": self.identity, "request": self._plan.request, "runs": document.get("runs", [])})
         return True
 
@@ -152,7 +157,22 @@ class Belonging:
         if self._stored_fingerprint() != self.identity["plan"]:
             if begun or os.path.lexists(self.folder / PLAN_FILE):  # else the first run has come no further
                 self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
-            self._plan.whole().save(cleared(self.folder, PLAN_FILE))
+            self._save_plan()
+
+    def _has_grown_from(self, before: Identity) -> bool:
+        """Whether the plan is that of the folder with more prompts, and nothing else differs."""
+        grown = before["plan"] in self._plan.grown_from
+        return grown and not self._differences({**before, "plan": self.identity["plan"]})
+
+    def _save_plan(self) -> None:
+        """Write the plan; if it has grown, a copy first; and what is known of the vectors that it was clustered by."""
+        whole = self._plan.whole()
+        if whole.extensions:
+            whole.save(cleared(self.folder, PLAN_COPY))
+        whole.save(cleared(self.folder, PLAN_FILE))
+        if whole.vectors is not None:
+            with contextlib.suppress(OSError):  # nothing depends on them
+                write_vectors(cleared(self.folder, VECTORS_FILE), whole.vectors, whole.fingerprint)
 
     def _differences(self, before: Identity) -> dict[str, list[str]]:
         return identity_differences(before, self.identity, self._plan_differences)

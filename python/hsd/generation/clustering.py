@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ from ..models import Adapter, number_of_steps, variants_of
 from ..planning.apart import roots_of, set_apart
 from ..planning.compile import compile as compile_plan
 from ..planning.encoders import EARLIER_NAME
-from ..planning.plan import PLAN_FILE, Plan
-from ..planning.reuse import same_arguments, with_columns
+from ..planning.plan import Plan
+from ..planning.reuse import plan_in, same_arguments, with_columns
 from ..planning.schedule import schedule_shape
 from ..work.progress import StageReport
-from ..work.urls import below, is_url
 
 
 def clustered_by_model(
@@ -60,7 +58,10 @@ def clustered_by_model(
     arguments = _arguments(plan)
     if check is not None:
         check(_on_steps(plan, adapter))
-    found = compile_plan(model=adapter, conditioning_memory=memory, reuse=begun, progress=report, **arguments)
+    larger = begun if len(plan) == plan.n_prompts else None  # a part is numbered as its plan is
+    found = compile_plan(
+        model=adapter, conditioning_memory=memory, reuse=begun, extend=larger, progress=report, **arguments
+    )
     return _part(found, plan)
 
 
@@ -84,7 +85,8 @@ def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     members = [root for root in roots_of(plan) if len(root) > 1] if plan.phi[0] > 0 else []
     if not members:
         return plan
-    covered = np.sort(np.concatenate(members))
+    # Prompts that came later, and that nothing is conditioned on here, are not encoded, and not made.
+    covered = np.intersect1d(np.concatenate(members), plan.covered())
     labels = np.arange(plan.n_prompts, dtype=np.int64)
     labels[covered] = covered[same_rows(conditioning, covered)]
     return set_apart(plan, labels, sorted(conditioning.failed))
@@ -115,9 +117,9 @@ def _by_earlier_encoder(begun: Plan, plan: Plan) -> bool:
 
 
 def _plan_in(folder: str | os.PathLike[str]) -> Plan | None:
-    """The plan of an earlier run; None if there is none that can be read."""
+    """The plan of an earlier run, with its vectors; None if there is none that can be read."""
     try:
-        return Plan.load(below(str(folder), PLAN_FILE) if is_url(folder) else Path(folder) / PLAN_FILE)
+        return plan_in(folder)
     except (OSError, Error):
         return None
 
@@ -144,10 +146,16 @@ def _arguments(plan: Plan) -> dict[str, Any]:
         "linkage": request.get("linkage", "ward"),
         "metric": metric,
         "schedule": schedule,
-        "seeds": plan.seeds,
+        "seeds": _first_seed(plan),
         "images_per_prompt": repeats,
         "noise": plan.noise,
         "catch_up": plan.catch_up,
         "settings": None if request.get("settings") is None else [own[i] for i in which],
         "columns": {name: values[::repeats] for name, values in plan.columns.items()},
     }
+
+
+def _first_seed(plan: Plan) -> int | np.ndarray:
+    """The one integer that a plan's seeds follow from, if they do: then a longer list is known to be one."""
+    first = int(plan.seeds[0])
+    return first if np.array_equal(plan.seeds, first + np.arange(plan.n_prompts)) else plan.seeds

@@ -71,6 +71,13 @@ class StoreBelonging:
             else:  # another run was quicker
                 before = self._recorded() or self.identity
         differing = self._differences(before)
+        if differing and not others and before["plan"] in self._plan.grown_from:
+            grown = {**before, "plan": self.identity["plan"]}
+            if not self._differences(grown):
+                self._write_plan()  # before the record says that it is the folder's
+                self._objects.put(IDENTITY, as_json(grown))
+                self.write({**self.document(), "identity": grown, "request": self._plan.request})
+                before, differing = grown, {}
         if differing and (others or metadata.says()):
             raise mismatch(self._objects.url, differing)
         if differing:  # nothing was made yet: another plan, or another model, may have the folder
@@ -115,6 +122,9 @@ class StoreBelonging:
         stored = self._stored_plan()
         if stored is not None and stored.fingerprint == self.identity["plan"]:
             return
+        self._write_plan()
+
+    def _write_plan(self) -> None:
         plan = self._plan.whole()
         self._objects.put(PLAN_FILE, encoded(plan._core, plan.prompts, plan.seeds, plan.request))
 

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .clustering import Limits, Vectors, replica_tree, single_prompts
+from .clustering import Limits, replica_tree, single_prompts
 from .plan import Plan
 from .schedule import schedule_shape
 from .twins import replicas, same_texts, same_vectors
+from .vectors import Vectors
 
 
 def plan_of(

@@ -13,14 +13,7 @@ from ..names import Linkage, TreeMetric, check_count, check_name
 from ..work.memory import memory_budget
 from ..work.progress import Progress, Report
 from .metric import check_linkage
-
-
-class Vectors(NamedTuple):
-    """(N, D) floats that the core reads in place."""
-
-    array: NDArray[Any]
-    """float16, float32 or float64; uint16 for the bits of bfloat16, which NumPy does not have."""
-    bfloat16: bool = False
+from .vectors import Vectors, as_vectors
 
 
 class Limits(NamedTuple):
@@ -130,35 +123,3 @@ def single_prompts(n: int) -> Tree:
     """The tree of ``n`` prompts that share nothing: all merges at infinite height. No distance is computed."""
     single = Tree.build(np.ones((1, 1), dtype=np.float32))
     return Tree.join([single] * n, list(np.arange(n, dtype=np.int64)[:, None]))
-
-
-def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
-    """``values`` as (N, D) floats that the core can read; copied only if the core cannot read them in place."""
-    bfloat16 = False
-    if hasattr(values, "detach"):  # a torch tensor, on any device and in any float type
-        import torch  # here, so that planning with NumPy arrays does not import it
-
-        values = values.detach().cpu()
-        bfloat16 = values.dtype == torch.bfloat16
-        if bfloat16:
-            values = values.view(torch.uint16)
-        elif values.dtype.is_floating_point and values.dtype.itemsize < 2:
-            values = values.half()
-        values = values.numpy()
-    array = np.asarray(values)
-    if array.ndim != 2:
-        raise ValueError(f"{what} has shape {array.shape}: it has to be (N, D), one row per prompt")
-    if n is not None and len(array) != n:
-        raise ValueError(f"{what} has {len(array)} rows for {n} prompts: give one row per prompt")
-    if array.shape[1] == 0:
-        raise ValueError(f"{what} has shape {array.shape}: the rows are empty")
-    if bfloat16:
-        return Vectors(array, True)
-    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        raise TypeError(f"{what} holds {array.dtype}: it has to be numbers")
-    if np.issubdtype(array.dtype, np.integer):
-        return Vectors(array.astype(np.float32))
-    if array.dtype.itemsize > 8:
-        return Vectors(array.astype(np.float64))
-    native = array.dtype.newbyteorder("=")
-    return Vectors(array if array.dtype == native and array.flags.aligned else array.astype(native))

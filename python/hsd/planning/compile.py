@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from ..prompts.files import PromptFile
 from ..work.progress import Progress, StageReport, shows_stages
 from ..work.text import listed, shortened
 from .catch_up import catch_up_weights, check_catch_up
-from .clustering import Limits, Vectors, as_vectors, replica_tree, single_prompts
+from .clustering import Limits, replica_tree, single_prompts
 from .columns import check_columns
 from .encoders import Encoder, StaticEncoder, default_encoder
+from .extend import Additions
 from .goal import check_goal, most_shared, tau_for_budget
+from .grow import List, can_grow, matched, merged_columns, seeds_of
 from .metric import (
     check_linkage,
     check_threshold_given,
@@ -32,10 +35,11 @@ from .metric import (
 )
 from .plan import Plan
 from .prompts import check_alone, check_prompts, make_seeds
-from .reuse import earlier_plan
+from .reuse import earlier_plan, plan_in, with_columns
 from .schedule import Schedule, check_tau, schedule_shape
 from .settings import check_settings
 from .twins import replicas, same_texts, same_vectors
+from .vectors import Vectors, as_vectors
 
 if TYPE_CHECKING:
     from ..models.base import Adapter
@@ -67,6 +71,7 @@ def compile(
     memory: int | None = None,
     conditioning_memory: int | None = None,
     reuse: str | os.PathLike[str] | Plan | None = None,
+    extend: str | os.PathLike[str] | Plan | None = None,
     progress: bool | StageReport | None = False,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: which prompts share which denoising steps.
@@ -142,6 +147,12 @@ def compile(
         Otherwise, or if there is no such file, the prompts are compiled. A plan does not record the values of
         ``embeddings=``, of ``encoder=`` or of a custom schedule, so with one of these no plan is reused. Of a model it
         records the name, not the settings.
+    extend
+        A plan, a plan file, or the folder of an earlier run, that is to be continued with this list of prompts. If its
+        plan was compiled with the same arguments, and has any of these prompts, what is returned is that plan: new
+        prompts are added to it (:meth:`Plan.extend`), numbered after its own, and those that are not in the list are
+        left out. A prompt is the same if its text, its settings and its seed are; without given seeds, the first seed.
+        Otherwise the prompts are compiled.
     progress
         Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
         plan that is reused. True: shown on a terminal. By default nothing is printed.
@@ -179,6 +190,7 @@ def compile(
     rows = np.repeat(np.arange(len(given), dtype=np.int64), repeats)
     texts = [prompt for prompt in given for _ in range(repeats)]
     seed_array = make_seeds(seeds, len(texts))
+    chosen = _chosen_seeds(file, seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
     beside = _repeated(columns, len(given), repeats)
@@ -238,6 +250,12 @@ def compile(
         earlier = earlier_plan(reuse, request, n_steps, texts, seed_array, exact)
         if earlier is not None:
             return earlier
+    base = None if extend is None else plan_in(extend)
+    if base is not None and can_grow(base, request, n_steps):
+        wanted = List(texts, seed_array, [values[i] for i in variant], beside, chosen)
+        larger = _grown(base, wanted, adapter, embeddings, encoder, repeats, threads, conditioning_memory, stages)
+        if larger is not None:
+            return larger
 
     rounding: float | None = None
     vectors: Vectors | None = None
@@ -320,9 +338,66 @@ def compile(
     elif goal is not None:
         request["tau"] = tau_for_budget(tree, shape, goal.value)
     plan = plan_at(request["tau"])
+    if vectors is not None and shares:
+        plan.with_vectors(vectors if len(rows) == len(vectors.array) else vectors._replace(array=vectors.array[rows]))
     if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan
+
+
+def _chosen_seeds(file: PromptFile | None, seeds: Any, n: int) -> NDArray[np.bool_]:
+    """(n,) the images whose seeds were given for them: the others have the first seed plus their index."""
+    if isinstance(seeds, (int, np.integer)):
+        return np.zeros(n, dtype=bool)
+    own = [] if file is None else [one is not None for one in file.seeds]
+    return np.array(own) if any(own) else np.ones(n, dtype=bool)
+
+
+def _grown(
+    base: Plan,
+    wanted: List,
+    adapter: Adapter | None,
+    embeddings: Any,
+    encoder: Encoder | None,
+    repeats: int,
+    threads: int | None,
+    memory: int | None,
+    stages: StageReport | None,
+) -> Plan | None:
+    """The plan ``base`` with what is new in a list, and without what is not in it; None if they have nothing in common.
+
+    Embeddings have a row per given prompt of the list.
+    """
+    whole = base.whole()
+    found = matched(whole, wanted)
+    if not found.old:
+        return None
+    columns = merged_columns(whole, wanted, found)
+    if not found.new:
+        plan = with_columns(whole, {"columns": columns})
+    else:
+        new = Additions(
+            [wanted.prompts[i] for i in found.new],
+            seeds_of(wanted, found.new, whole.n_prompts),
+            [wanted.settings[i] for i in found.new],
+            {name: [values[i] for i in found.new] for name, values in wanted.columns.items()},
+        )
+        rows = None
+        if embeddings is not None:
+            rows = as_vectors(embeddings, None, "embeddings").array[np.array(found.new) // repeats]
+        own = replace(whole.as_base(), columns=columns)
+        plan = whole.extended(
+            own,
+            new,
+            model=adapter,
+            embeddings=rows,
+            encoder=encoder,
+            threads=threads,
+            conditioning_memory=memory,
+            stages=stages,
+        )
+    keep = sorted([*found.old.values(), *range(whole.n_prompts, plan.n_prompts)])
+    return plan if len(keep) == plan.n_prompts else plan.prune(keep)
 
 
 def _repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:

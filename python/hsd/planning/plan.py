@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,22 @@ from .._core import Plan as CorePlan
 from .._core import Program, Tree
 from ..errors import PlanMismatch
 from ..names import Order
-from .encoders import EARLIER_NAME, StaticEncoder
+from ..prompts.files import PromptFile
+from ..work.progress import StageReport
+from .encoders import EARLIER_NAME, Encoder, StaticEncoder
+from .extend import Additions, Base, additions, extended
 from .goal import goal_of
+from .layers import Layers
 from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
+from .vectors import Vectors
 
 PLAN_FILE = "plan.safetensors"
 """The plan's file in a folder of images."""
+
+PLAN_COPY = "plan-copy.safetensors"
+"""A second copy of a plan that has grown: which prompts came when cannot be computed again."""
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -44,6 +52,8 @@ class Plan:
     request: dict[str, Any]
     _core: CorePlan
     _origin: Plan | None
+    _segments: NDArray[np.void] | None
+    _vectors: Vectors | None
 
     def __init__(self, core: CorePlan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> None:
         if len(prompts) != core.n_prompts or len(seeds) != core.n_prompts:
@@ -53,7 +63,8 @@ class Plan:
         if seeds.flags.writeable:  # the caller's array may change later
             seeds = seeds.copy()
             seeds.flags.writeable = False
-        self._set(_core=core, prompts=prompts, seeds=seeds, request=request, _origin=None)
+        self._set(_core=core, prompts=prompts, seeds=seeds, request=request)
+        self._set(_origin=None, _segments=None, _vectors=None)
 
     def _set(self, **fields: Any) -> None:
         """Assign fields while the object is built; later assignments raise ``FrozenInstanceError``."""
@@ -137,14 +148,25 @@ class Plan:
         """What was given with ``columns=``: N values by name, which change nothing."""
         return dict(self.request.get("columns") or {})
 
+    @property
+    def extensions(self) -> tuple[int, ...]:
+        """How many prompts there were before each time that the plan was extended: see :meth:`extend`."""
+        return tuple(self.request.get("extensions") or ())
+
+    @property
+    def grown_from(self) -> tuple[str, ...]:
+        """Fingerprints of the plans that this one is an extension of."""
+        return tuple(self.request.get("grown_from") or ())
+
+    def layers(self) -> Layers:
+        """Which prompts of a cluster count in what it is conditioned on: all, unless the plan was extended."""
+        return Layers(self.extensions, self.n_prompts, self.tree.leaf_order, self._core.segments)
+
     def covered(self) -> NDArray[np.int64]:
-        """Prompts in the plan's clusters, ascending: the kept ones, and those that share a cluster with them."""
-        segments = self.segments
-        roots = segments[segments["parent"] < 0]
-        edges = np.zeros(self.n_prompts + 1, dtype=np.int64)
-        np.add.at(edges, roots["leaf_begin"], 1)
-        np.add.at(edges, roots["leaf_end"], -1)
-        return np.sort(self.tree.leaf_order[np.cumsum(edges[:-1]) > 0])
+        """Prompts that the plan's clusters are conditioned on, ascending: the kept ones, and those that share a cluster
+        with them.
+        """
+        return self.layers().any_member()
 
     @property
     def phi(self) -> NDArray[np.float64]:
@@ -159,9 +181,20 @@ class Plan:
     @property
     def segments(self) -> NDArray[np.void]:
         """Structured array, parents first: ``parent``, ``first_step``, ``end_step``, ``leaf_begin``, ``leaf_end``
-        (a range of ``tree.leaf_order``, the full cluster) and ``representative`` (its lowest prompt); all int32.
+        (a range of ``tree.leaf_order``, the full cluster) and ``representative`` (its lowest prompt), all int32; and
+        ``borrowed`` (bool), whether kept prompts are in it that were added later, and do not count in its mean.
+        Read-only.
         """
-        return self._core.segments
+        if self._segments is None:
+            core = self._core.segments
+            table = np.empty(len(core), dtype=[*core.dtype.descr, ("borrowed", "?")])
+            for name in core.dtype.names or ():
+                table[name] = core[name]
+            table["borrowed"] = self.layers().borrowed(self.kept)
+            table.flags.writeable = False
+            self._set(_segments=table)
+        assert self._segments is not None
+        return self._segments
 
     @property
     def node_steps(self) -> int:
@@ -196,6 +229,103 @@ class Plan:
         if values.size and not np.issubdtype(values.dtype, np.integer):
             raise TypeError(f"keep has to hold prompt indices (integers), not {values.dtype}")
         return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
+
+    def extend(
+        self,
+        prompts: Sequence[str] | PromptFile,
+        *,
+        model: Any = None,
+        embeddings: Any = None,
+        encoder: Encoder | None = None,
+        seeds: int | Sequence[int] | NDArray[np.integer] | None = None,
+        images_per_prompt: int = 1,
+        settings: Sequence[Mapping[str, Any]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        threads: int | None = None,
+        conditioning_memory: int | None = None,
+        progress: StageReport | None = None,
+    ) -> Plan:
+        """The plan with more prompts, numbered after its own. No image of its own prompts changes.
+
+        The new prompts are clustered among themselves. Each cluster of them joins the cluster of the plan that it meets
+        first by the linkage's own distance, shares its steps as far as the thresholds allow, and forks there. What a
+        cluster is conditioned on does not change: new prompts do not count in the mean of one that was there. The
+        segments that they borrow are marked in :attr:`segments`. So a plan that grew shares a little less, and is a
+        little worse for the new prompts, than one that was compiled at once: docs/grow.md has the figures.
+
+        Parameters
+        ----------
+        prompts
+            n non-empty strings, or what :func:`hsd.read_prompts` returned. All are added; a text that the plan has
+            gives another image. To give a whole new list, use ``hsd.compile(list, extend=folder)``.
+        model, embeddings, encoder
+            That by which the plan was compiled, one of them; ``embeddings`` (n, D), or (N + n, D) where those of the
+            plan's own prompts are not known any more, as after :meth:`load`. With neither, as :func:`hsd.compile`.
+        seeds
+            One integer (new prompt j gets ``seeds + j``) or one per image. Default: they go on after the largest one.
+        images_per_prompt, settings, columns, conditioning_memory, progress
+            As for :func:`hsd.compile`, of the new prompts.
+        threads
+            Default: one per core.
+
+        Returns
+        -------
+        Plan
+            For N + n prompts. If this one was pruned, it keeps the same prompts, and all new ones.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :func:`hsd.compile`.
+        PlanMismatch
+            If the model is not that of the plan, or the plan compares prompts by ``metric="direct"``.
+        """
+        base = self.as_base()
+        new = additions(base, prompts, seeds, images_per_prompt, settings, columns)
+        return self.extended(
+            base,
+            new,
+            model=model,
+            embeddings=embeddings,
+            encoder=encoder,
+            threads=threads,
+            conditioning_memory=conditioning_memory,
+            stages=progress,
+        )
+
+    def as_base(self) -> Base:
+        """What :mod:`.extend` needs of the whole plan."""
+        own, which = self.settings, self.setting
+        return Base(
+            self.tree,
+            self.phi,
+            self.prompts,
+            self.seeds,
+            self.request,
+            [own[i] for i in which],
+            self.columns,
+            self.fingerprint,
+            self.vectors,
+        )
+
+    def extended(self, base: Base, new: Additions, **arguments: Any) -> Plan:
+        """:meth:`extend`, of prompts that were checked."""
+        found = extended(base, new, **arguments)
+        whole = Plan(found.core, found.prompts, found.seeds, found.request)
+        whole._set(_vectors=found.vectors)
+        if len(self) == self.n_prompts:
+            return whole
+        return whole.prune(np.concatenate([self.kept, np.arange(self.n_prompts, whole.n_prompts)]))
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """(N, D) what the prompts were clustered by, where that is known: not in a plan that was loaded from a file."""
+        return self.origin._vectors
+
+    def with_vectors(self, vectors: Vectors | None) -> Plan:
+        """The plan itself, which remembers the vectors that it was clustered by."""
+        self.origin._set(_vectors=vectors)
+        return self
 
     def shard(self, n: int, slack: float = 0.02) -> list[Plan]:
         """At most ``n`` plans that together generate the same images, balanced by node-steps: one for each worker.
@@ -400,6 +530,8 @@ class Plan:
             parts["settings"] = {**own, "values": [canonical(one) for one in own["values"]]}
         if self.catch_up:  # 0 is what plans without it have
             parts["catch_up"] = self.catch_up
+        if self.extensions:
+            parts["extensions"] = list(self.extensions)
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
 
     def whole(self) -> Plan:

@@ -16,7 +16,8 @@ from ..work.objects import Objects
 from ..work.paths import user_path
 from ..work.urls import below, is_url
 from .goal import goal_of
-from .plan import PLAN_FILE, Plan
+from .plan import PLAN_COPY, PLAN_FILE, Plan
+from .vectors import VECTORS_FILE, read_vectors
 
 _ANY = frozenset(("hsd_version", "columns"))
 """What a plan records that does not decide its images."""
@@ -39,15 +40,31 @@ def earlier_plan(
     Error
         If ``given`` is a file that is not a valid plan, or cannot be read. In the folder of a run it is passed over.
     """
-    if isinstance(given, Plan):
-        plan: Plan | None = given
-    else:
-        plan = _load_url(str(given)) if is_url(given) else _load(given)
+    plan = plan_in(given)
     if plan is None or not same_arguments(plan, request, n_steps, prompts, seeds):
         return None
     if exact is not None and plan.tree.exact != exact:
         return None
     return with_columns(plan.whole(), request)
+
+
+def plan_in(given: str | os.PathLike[str] | Plan) -> Plan | None:
+    """The plan, or that in the file or folder ``given``, with the vectors that the folder keeps; None if it has none.
+
+    Raises
+    ------
+    Error
+        If ``given`` is a file that is not a valid plan, or cannot be read. In the folder of a run it is passed over.
+    """
+    if isinstance(given, Plan):
+        return given
+    if is_url(given):
+        return _load_url(str(given))
+    plan, folder = _load(given), user_path(given)
+    if plan is None or not folder.is_dir():
+        return plan
+    whole = plan.whole()
+    return whole.with_vectors(read_vectors(folder / VECTORS_FILE, whole.fingerprint, whole.n_prompts))
 
 
 def same_arguments(
@@ -59,15 +76,20 @@ def same_arguments(
     ignored: Collection[str] = (),
 ) -> bool:
     """Whether ``plan`` was compiled from these prompts and arguments, whatever those say that are ``ignored``."""
-    # Any version of HSD will do. With a goal, tau is a result and not an argument: and another speed may be known now.
-    passed = {*_ANY, *ignored} if goal_of(request) is None else {*_ANY, *ignored, "tau"}
-    found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
     return (
-        all(found.get(name) == request.get(name) for name in {*request, "settings"} - passed)
+        same_request(plan, request, ignored)
         and plan.n_steps == n_steps  # another scheduler may make more evaluations for the same ``steps``
         and plan.prompts == prompts
         and np.array_equal(plan.seeds, seeds)
     )
+
+
+def same_request(plan: Plan, request: dict[str, Any], ignored: Collection[str] = ()) -> bool:
+    """Whether ``plan`` was compiled with these arguments, whatever those say that are ``ignored``."""
+    # Any version of HSD will do. With a goal, tau is a result and not an argument: and another speed may be known now.
+    passed = {*_ANY, *ignored} if goal_of(request) is None else {*_ANY, *ignored, "tau"}
+    found = {"metric": "cosine", **plan.request}  # the only one there was when plans did not name it
+    return all(found.get(name) == request.get(name) for name in {*request, "settings"} - passed)
 
 
 def with_columns(plan: Plan, request: dict[str, Any]) -> Plan:
@@ -75,16 +97,19 @@ def with_columns(plan: Plan, request: dict[str, Any]) -> Plan:
     own = {name: value for name, value in plan.request.items() if name != "columns"}
     if request.get("columns"):
         own["columns"] = request["columns"]
-    return Plan(plan._core, plan.prompts, plan.seeds, own)
+    return Plan(plan._core, plan.prompts, plan.seeds, own).with_vectors(plan.vectors)
 
 
 def _load(path: str | os.PathLike[str]) -> Plan | None:
     path = user_path(path)
     # The folder of an earlier run, whose other files say whether a plan is its own.
     of_run = any((path / name).is_file() for name in (RUN, IDENTITY))
-    if path.is_dir():
-        path = path / PLAN_FILE
-    return _plan_in(path, of_run=of_run) if path.is_file() else None
+    if not path.is_dir():
+        return _plan_in(path, of_run=of_run) if path.is_file() else None
+    for name in (PLAN_FILE, PLAN_COPY):  # a plan that has grown cannot be compiled again
+        if (path / name).is_file() and (plan := _plan_in(path / name, of_run=of_run)) is not None:
+            return plan
+    return None
 
 
 def _load_url(url: str) -> Plan | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .clustering import Vectors
+from .vectors import Vectors
 
 ROUNDING = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """Length of the difference of two vectors, as a share of their own, up to which they are equal. Double precision counts

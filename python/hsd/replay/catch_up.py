@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..conditioning.rows import MASK, Conditioning
@@ -54,36 +55,71 @@ class History:
         segments = plan.segments
         self._fields = fields
         self._parent, self._first, self._end = segments["parent"], segments["first_step"], segments["end_step"]
+        self._origin = plan.layers().origins(self._parent, self._first)
         parents = self._parent[self._parent >= 0]
         self._children = np.bincount(parents, minlength=len(segments))
         self._left = differences_left(plan.n_steps, gamma)
         self._given: dict[int, dict[str, Tensor]] = {}
+        self._differences: dict[int, dict[str, Tensor]] = {}  # of the same segments
 
     def __len__(self) -> int:
         """Number of segments whose h is kept."""
         return len(self._given)
 
-    def begin(self, segment: int, means: dict[str, Tensor]) -> dict[str, Tensor]:
+    def given(self, segment: int) -> dict[str, Tensor]:
+        """The h at the end of a segment that has begun and of which some child has not: by field, float32. A field of
+        differing lengths is as long as its row, without padding.
+        """
+        return self._given[segment]
+
+    def begin(
+        self, segment: int, means: dict[str, Tensor], before: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The row d of each field, (...) in the dtype of its mean; none for a segment that begins at step 0.
 
-        ``means`` are the segment's rows. Where a row is padded, d is 0. Rows may be unpadded. A parent's mean is at
-        least as long as those of its children, so h has a token at every position of m.
+        ``means`` are the segment's rows, ``before`` is :meth:`given` of the parent where an earlier run has computed
+        it. Where a row is padded, d is 0, and where it is longer than h: nothing was given there. A segment of the same
+        mean as its parent goes on with the parent's d.
         """
-        rows = {name: means[name].float() for name in self._fields}
+        rows = {name: _unpadded(means, name).float() for name in self._fields}
         parent = int(self._parent[segment])
         differences: dict[str, Tensor] = {}
         if parent >= 0:
             before = self._given[parent]
-            for name, row in rows.items():
-                differences[name] = row - (before[name][: len(row)] if row.ndim else before[name])
-                if (mask := means.get(name + MASK)) is not None:
-                    differences[name][~mask] = 0.0
+        if self._origin[segment] < self._first[segment]:
+            differences = self._differences[parent]
+        elif before is not None:  # of a field that is not in it, all that share a step have one row
+            differences = {name: _difference(row, before.get(name, row)) for name, row in rows.items()}
+        if parent >= 0:
             self._children[parent] -= 1
             if not self._children[parent]:
-                del self._given[parent]
+                del self._given[parent], self._differences[parent]
         if self._children[segment]:
-            left = float(self._left[self._first[segment], self._end[segment]])
+            left = float(self._left[self._origin[segment], self._end[segment]])
             self._given[segment] = {
                 name: row - left * differences[name] if name in differences else row for name, row in rows.items()
             }
-        return {name: row.to(means[name].dtype) for name, row in differences.items()}
+            self._differences[segment] = differences
+        return {name: _padded(row, means[name]) for name, row in differences.items()}
+
+
+def _unpadded(means: dict[str, Tensor], name: str) -> Tensor:
+    mask = means.get(name + MASK)
+    return means[name] if mask is None else means[name][: int(mask.sum())]
+
+
+def _difference(row: Tensor, before: Tensor) -> Tensor:
+    if not row.ndim or len(before) >= len(row):
+        return row - (before[: len(row)] if row.ndim else before)
+    difference = torch.zeros_like(row)
+    difference[: len(before)] = row[: len(before)] - before
+    return difference
+
+
+def _padded(row: Tensor, mean: Tensor) -> Tensor:
+    """A row in the dtype and the length of ``mean``."""
+    if row.shape == mean.shape:
+        return row.to(mean.dtype)
+    padded = torch.zeros_like(mean)
+    padded[: len(row)] = row.to(mean.dtype)
+    return padded

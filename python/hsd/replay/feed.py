@@ -102,10 +102,10 @@ class Feeder:
         self._history, self._forks, self._pinned = history, forks, pinned
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
-        self._seeds, self._leaf_order = plan.seeds, plan.tree.leaf_order
+        self._seeds, self._leaf_order, self._layers = plan.seeds, plan.tree.leaf_order, plan.layers()
         self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
         self._representative = segments["representative"]
-        self._weight_row = segments["first_step"].astype(np.int64) * plan.n_steps
+        self._weight_row = self._layers.origins(segments["parent"], segments["first_step"]) * plan.n_steps
         self._last_step = segments["end_step"] - 1
         self._shared_latent = plan.noise == "shared"
         # A generator is kept as long as some segment draws from it. The child with the same representative continues
@@ -139,7 +139,7 @@ class Feeder:
         rows, differences = [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = entries["segment"][lane]
-            means = self._conditioning.mean(self.members(segment))
+            means = self._conditioning.mean(self._layers.members(segment))
             slot = int(entries["target"][lane])
             rows.append((slot, {name: self._on_host(row) for name, row in means.items()}))
             if self._history is not None and (caught := self._history.begin(int(segment), means)):

@@ -45,13 +45,10 @@ def lengths_of(plan: Plan, conditioning: Conditioning, denoiser: Denoiser) -> Le
     if not denoiser.one_length:
         return None
     names, lengths = lengths_of_prompts(conditioning, plan.covered())
-    leaves, segments = plan.tree.leaf_order, plan.segments
-    ends = np.stack([segments["leaf_begin"], segments["leaf_end"]], axis=1).astype(np.int64).reshape(-1)
     counted = lengths.copy()
     counted[list(conditioning.failed)] = 0  # they take no part in means
-    longest, any_longest = (
-        np.maximum.reduceat(np.vstack([of[leaves], np.zeros_like(of[:1])]), ends)[::2] for of in (counted, lengths)
-    )
+    layers = plan.layers()
+    longest, any_longest = layers.longest(counted), layers.longest(lengths)
     table = np.where(longest == 0, any_longest, longest)  # where none was encoded: of what stands in their place
     distinct, kinds = np.unique(table, axis=0, return_inverse=True)
     of_kind = [dict(zip(names, row, strict=True)) for row in distinct.tolist()]

@@ -53,6 +53,7 @@ pub(super) fn check(metadata: &str, plan: &Plan) -> Result<()> {
     fields.integer("images_per_prompt", plan.n_prompts())?;
     fields.text("calibration")?;
     fields.text("hsd_version")?;
+    fields.extensions(plan.n_prompts())?;
     match fields.get("settings") {
         None => Ok(()),
         Some(settings) => check_settings(settings, plan),
@@ -107,6 +108,29 @@ impl<'a> Fields<'a> {
             Some(text) => Ok(Some(text)),
             None => self.wrong(name, value, "a text without control characters"),
         }
+    }
+
+    /// How many prompts there were before each time that the plan was extended, and what it was then.
+    fn extensions(&self, n: usize) -> Result<()> {
+        if let Some(value) = self.get("extensions") {
+            let begins = value.as_array().map(|begins| begins.iter().map(Value::as_u64).collect::<Vec<_>>());
+            // No prompt is `None`, which is below every number.
+            let ascend = |begins: &Vec<Option<u64>>| begins.windows(2).all(|pair| pair[0] < pair[1]);
+            let within = |begins: &Vec<Option<u64>>| {
+                begins.first().is_none_or(|first| *first > Some(0))
+                    && begins.last().is_none_or(|last| *last < Some(n as u64))
+            };
+            if begins.filter(|begins| ascend(begins) && within(begins)).is_none() {
+                return self.wrong("extensions", value, "an ascending list of numbers of its prompts");
+            }
+        }
+        if let Some(value) = self.get("grown_from") {
+            let texts = value.as_array().map(|texts| texts.iter().all(Value::is_string));
+            if texts != Some(true) {
+                return self.wrong("grown_from", value, "a list of texts");
+            }
+        }
+        Ok(())
     }
 
     fn name(&self, what: &str, known: &[&[&str]]) -> Result<Option<&'a str>> {
