@@ -49,6 +49,10 @@ EXCEPTIONS = {
     ("planning.compile", "models.encode"),
     ("planning.compile", "probing.direct"),
     ("planning.compile", "tuning.time_goal"),
+    ("planning.extend", "models"),
+    ("planning.extend", "models.base"),  # the type of an argument
+    ("planning.extend", "models.encode"),
+    ("planning.extend", "probing.direct"),
     ("planning.metric", "models.identity"),
     ("planning.metric", "models.base"),  # the type of an argument
 }

@@ -15,7 +15,7 @@ The order of the members does not matter: rows are added in the order in which t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 
@@ -191,16 +191,19 @@ class Conditioning:
                 out[name + MASK] = ((field.rows.longest,), torch.bool)
         return out
 
-    def split(self, prompts: NDArray[np.int64]) -> tuple[dict[str, Tensor], Conditioning]:
+    def split(
+        self, prompts: NDArray[np.int64], differing: Collection[str] = ()
+    ) -> tuple[dict[str, Tensor], Conditioning]:
         """Conditioning that all ``prompts`` (n,) have in common, one row (1, ...) by name, and the rest that differs.
+        Fields ``differing`` are among the rest whatever the prompts have.
 
         Fields that only other prompts have are in neither.
         """
         fields = {name: field for name, field in self.fields.items() if field.index[prompts[0]] >= 0}
-        own = {name: field for name, field in fields.items() if np.ptp(field.index[prompts]) > 0}
+        own = {name: field for name, field in fields.items() if name in differing or np.ptp(field.index[prompts]) > 0}
         common = {name: field for name, field in fields.items() if name not in own}
-        shared, differing = (replace(self, fields=part) for part in (common, own))
-        return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, differing
+        shared, rest = (replace(self, fields=part) for part in (common, own))
+        return {name: row[None] for name, row in shared.mean(prompts[:1]).items()}, rest
 
     def each(self, prompts: Iterable[int], device: torch.device) -> dict[str, Tensor]:
         """(B, ...) by name on ``device``: the row of each of B ``prompts`` by itself, all of one shape."""

@@ -19,5 +19,7 @@ class Options:
     cuda_graphs: bool = True
     channels_last: bool = False
     keep_forks: bool = False
+    keep_trunks: int = 0
+    """Bytes of states at forks that are kept beside the images."""
     neighbours: int = 1
     """Processes on this machine that do the same, this one included: the memory is for all of them."""

@@ -35,8 +35,10 @@ from .live import watching
 from .made import Made
 from .options import Options
 from .results import Run
+from .resuming import ResumedRun
 from .run_record import facts_of, record
 from .session import Session, check
+from .trunks import TRUNKS
 from .writers import Writers
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def generate(
     channels_last: bool = False,
     image_format: ImageFormat = "png",
     keep_forks: bool = False,
+    keep_trunks: bool | int = False,
     progress: bool | CallReport | Watcher = False,
     failed: FailureReport | None = None,
     **settings: Any,
@@ -72,6 +75,11 @@ def generate(
     With ``keep_forks``, the picture that each cluster was heading for when it split is kept in ``out/__forks__``, with
     at most 256 pixels on a side. At most as many more latents are decoded as there are images, less one; the denoiser
     has nothing more to do, and the images stay the same. :func:`hsd.generation.forks.read_forks` reads them.
+
+    With ``keep_trunks``, states of latents at forks are kept in ``out/__trunks__``: prompts that are added later begin
+    there, and what led to them is not computed again. True: at most 1 GiB; a number: at most so many bytes. Those are
+    kept that are expected to save the most evaluations. Trunks that are there are used in any case. The images do not
+    depend on them, beyond rounding. See docs/grow.md.
 
     An image that cannot be made is in :attr:`Run.failed` and in ``failed.jsonl``, with the reason; ``failed``, if it is
     given, is called with it as soon as that is known (from any thread), else a warning names some at the end. Calling
@@ -93,8 +101,18 @@ def generate(
     """
     check_is_plan(plan)
     options = Options(
-        batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last, keep_forks
+        batch_size,
+        order,
+        max_slots,
+        conditioning_memory,
+        compile,
+        cuda_graphs,
+        channels_last,
+        keep_forks,
+        trunk_bytes(keep_trunks),
     )
+    if options.keep_trunks and is_url(out):
+        raise ValueError(f"keep_trunks needs a folder on a disk, and out is {os.fspath(out)!r}: leave one of them out")
     if keep_forks and is_url(out):
         raise ValueError(f"keep_forks needs a folder on a disk, and out is {os.fspath(out)!r}: leave one of them out")
     if is_url(out):
@@ -108,6 +126,27 @@ def generate(
     if run.failed and failed is None:
         warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
     return run
+
+
+TRUNK_BYTES = 1 << 30
+"""What ``keep_trunks=True`` keeps at most."""
+
+
+def trunk_bytes(keep_trunks: bool | int) -> int:
+    """The bytes that ``keep_trunks`` means.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless it is True, False or a number of bytes >= 0.
+    """
+    if isinstance(keep_trunks, (bool, np.bool_)):
+        return TRUNK_BYTES if keep_trunks else 0
+    if not isinstance(keep_trunks, (int, np.integer)):
+        raise TypeError(f"keep_trunks has to be True, False or a number of bytes, not {keep_trunks!r}")
+    if keep_trunks < 0:
+        raise ValueError(f"keep_trunks is {keep_trunks}: it has to be a number of bytes >= 0")
+    return int(keep_trunks)
 
 
 def _generate(
@@ -180,6 +219,8 @@ def _fill(
         document = record(run, plan, session.options, facts_of(session.adapter, session.catch_up), error)
         if session.forks is not None:
             document["forks"] = session.forks.written
+        if session.trunks is not None:
+            document["trunks"] = {"kept": session.trunks.written, "node_steps_saved": session.trunks.used}
         folder.record_run(document, run.failed)
         return replace(run, record=document)
 
@@ -187,6 +228,8 @@ def _fill(
         """After the record: what it says may be raised as an error, and the run is as it is."""
         if session.forks is not None:
             session.forks.close()
+        if session.trunks is not None:
+            session.trunks.close()
 
     began = time.perf_counter()
     try:
@@ -194,12 +237,16 @@ def _fill(
             watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
+                if session.options.keep_trunks or (folder.path / TRUNKS).is_dir():
+                    session.trunks = ResumedRun(folder.path, session.options.keep_trunks, writers.submit)
                 alone: np.ndarray | None = None
                 for image in session.images(part, watcher.event if watcher.watches else None, made.failures):
                     if alone is None:
                         alone = alone_from(session.plan)
                     watcher.image(image)
                     writers.submit(made.write, image, {"alone_from": int(alone[image.index])})
+                if session.trunks is not None:
+                    session.trunks.flush()
                 watcher.writing()
         spent = time.perf_counter() - began
     except BaseException as error:

@@ -46,6 +46,7 @@ from .forks import ForkFolder
 from .live import RunView, watching
 from .options import Options
 from .results import Image
+from .resuming import ResumedRun, TrunksOfPass
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ _DOING = {
     "decode": "decoding images",
 }
 """What each part of a run is called in an error, by its name in :attr:`Session.seconds`."""
+
+_GENERATOR = 6000
+"""Bytes of the state of a generator, about, and of the entry of a trunk in its file."""
 
 _AHEAD = 128
 """Prompts that a part of a plan encodes between two signs of life."""
@@ -187,6 +191,8 @@ class Session:
         self._warned = False  # that a decoder overflows
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
+        self.trunks: ResumedRun | None = None
+        """Where states at forks are kept, and found, if they are."""
         self._encodings: Encodings | None = None  # if they are kept for later parts of the plan
         self._recalled: list[Conditioning | None] = []  # one entry, once it was looked for
         self._curves: dict[int, Curve] = {}  # of each variant that was measured
@@ -257,6 +263,10 @@ class Session:
         gives_up = not found.has_passed("encode")
         if calls:
             yield from self._ahead(plan, gives_up)
+        # Who is a twin of whom is known before prompts are encoded, if the model's own embeddings decided who shares.
+        by_model = plan.request["encoder"] == self.adapter.name
+        if by_model:
+            plan = self._resumed(plan)
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=gives_up))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
         self.encoding = conditioning.seconds
@@ -264,6 +274,8 @@ class Session:
         if len(left):
             found.passed("encode")
             plan = without_twins(plan, conditioning)
+            if not by_model:
+                plan = self._resumed(plan)
         self.plan = plan
         for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
             found.add(index, "encode", conditioning.failed[index])
@@ -284,6 +296,10 @@ class Session:
         self.adapter.free()
         if failures is None and found:
             raise FailedImages(summary(found.all, len(plan.kept)), found.all)
+
+    def _resumed(self, plan: Plan) -> Plan:
+        """The plan, without what earlier runs have kept."""
+        return plan if self.trunks is None else self.trunks.resumed(plan, catches_up=self.catch_up > 0)
 
     def _ahead(self, plan: Plan, gives_up: bool) -> Iterator[None]:
         """Encode what is new in a part of the plan; None after some prompts each."""
@@ -346,6 +362,7 @@ class Session:
                 catch_up=self.catch_up,
                 observer=self.observer,
                 forks=self._forks_of(plan, variant),
+                trunks=self._trunks_of(plan, variant, conditioning, sampler),
                 make_room=decoder.make_room,
             ),
         )
@@ -370,6 +387,15 @@ class Session:
             self._tell("decode", 0.0)
             yield from self._named(plan, self._clocked("decode", decoder.rest), executor, failures)
             self._tell("decode", 1.0)
+
+    def _trunks_of(
+        self, plan: Plan, variant: Adapter, conditioning: Conditioning, sampler: SamplerTable
+    ) -> TrunksOfPass | None:
+        if self.trunks is None:
+            return None
+        rows = conditioning.split(plan.covered())[1].shapes().values() if self.catch_up else ()
+        given = sum(math.prod(shape) for shape, dtype in rows if dtype.is_floating_point)
+        return self.trunks.of(plan, 4 * (sampler.n_state * math.prod(variant.latent_shape()) + given) + _GENERATOR)
 
     def _forks_of(self, plan: Plan, variant: Adapter) -> Forks | None:
         """The forks of a pass whose pictures are to be kept; None if there are none."""

@@ -339,7 +339,7 @@ def compile(
         request["tau"] = tau_for_budget(tree, shape, goal.value)
     plan = plan_at(request["tau"])
     if vectors is not None and shares:
-        plan.with_vectors(vectors if len(rows) == len(vectors.array) else vectors._replace(array=vectors.array[rows]))
+        plan.with_vectors(vectors, None if len(rows) == len(vectors.array) else rows)
     if adapter is not None and conditioning is not None:
         remember(plan, adapter.encoding_key(), conditioning)
     return plan

@@ -1,4 +1,4 @@
-"""A longer, shorter or changed list of prompts for a plan whose images exist: what of it the plan has, and what is new."""
+"""A longer, shorter or changed list of prompts for a plan whose images exist: what it has of it, and what is new."""
 
 from __future__ import annotations
 

@@ -54,6 +54,7 @@ class Plan:
     _origin: Plan | None
     _segments: NDArray[np.void] | None
     _vectors: Vectors | None
+    _rows: NDArray[np.int64] | None
 
     def __init__(self, core: CorePlan, prompts: list[str], seeds: NDArray[np.int64], request: dict[str, Any]) -> None:
         if len(prompts) != core.n_prompts or len(seeds) != core.n_prompts:
@@ -64,7 +65,7 @@ class Plan:
             seeds = seeds.copy()
             seeds.flags.writeable = False
         self._set(_core=core, prompts=prompts, seeds=seeds, request=request)
-        self._set(_origin=None, _segments=None, _vectors=None)
+        self._set(_origin=None, _segments=None, _vectors=None, _rows=None)
 
     def _set(self, **fields: Any) -> None:
         """Assign fields while the object is built; later assignments raise ``FrozenInstanceError``."""
@@ -230,6 +231,13 @@ class Plan:
             raise TypeError(f"keep has to hold prompt indices (integers), not {values.dtype}")
         return self._with(self._core.prune(np.ascontiguousarray(values, dtype=np.int64)))
 
+    def resume(self, given: NDArray[np.bool_]) -> Plan:
+        """The plan without what leads to states that are known: of the segments ``given`` (segments,), at their end.
+
+        A segment that forks from one of them has no parent, begins at its own step, and needs that state.
+        """
+        return self._with(self._core.resume(np.ascontiguousarray(given, dtype=bool)))
+
     def extend(
         self,
         prompts: Sequence[str] | PromptFile,
@@ -320,11 +328,12 @@ class Plan:
     @property
     def vectors(self) -> Vectors | None:
         """(N, D) what the prompts were clustered by, where that is known: not in a plan that was loaded from a file."""
-        return self.origin._vectors
+        found, rows = self.origin._vectors, self.origin._rows
+        return found if found is None or rows is None else found._replace(array=found.array[rows])
 
-    def with_vectors(self, vectors: Vectors | None) -> Plan:
-        """The plan itself, which remembers the vectors that it was clustered by."""
-        self.origin._set(_vectors=vectors)
+    def with_vectors(self, vectors: Vectors | None, rows: NDArray[np.int64] | None = None) -> Plan:
+        """The plan itself, which remembers the vectors that it was clustered by: prompt i has row ``rows[i]``."""
+        self.origin._set(_vectors=vectors, _rows=rows)
         return self
 
     def shard(self, n: int, slack: float = 0.02) -> list[Plan]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ def catch_up_of(plan: Plan, denoiser: Denoiser) -> float:
     return denoiser.default_catch_up if plan.catch_up is None else plan.catch_up
 
 
-def caught_up_fields(plan: Plan, conditioning: Conditioning, gamma: float) -> list[str]:
-    """Names of the fields that catch-up changes: floating-point ones whose rows differ within some root cluster.
+def caught_up_fields(plan: Plan, conditioning: Conditioning, gamma: float, given: Collection[str] = ()) -> list[str]:
+    """Names of the fields that catch-up changes: floating-point ones whose rows differ within some root cluster, and
+    those that an earlier run found to, which computed what is ``given``.
 
     In all other fields, and in all fields of a plan without sharing, each segment has the mean of its parent.
     """
@@ -30,7 +33,7 @@ def caught_up_fields(plan: Plan, conditioning: Conditioning, gamma: float) -> li
         if field.rows.dtype.is_floating_point:
             # (N + 1,) how often the row changes up to each leaf, in leaf order
             changes = np.concatenate([[0], np.cumsum(np.diff(field.index[plan.tree.leaf_order]) != 0)])
-            if (changes[roots["leaf_end"] - 1] != changes[roots["leaf_begin"]]).any():
+            if name in given or (changes[roots["leaf_end"] - 1] != changes[roots["leaf_begin"]]).any():
                 names.append(name)
     return names
 

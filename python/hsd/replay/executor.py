@@ -32,6 +32,7 @@ from .graphs import Compiled, Graphs, bucket, can_capture
 from .kept import Captured, drop_everywhere, kept_by, with_room
 from .layout import check_rows
 from .lengths import lengths_of, read_by
+from .trunks import Trunks
 from .worth import CallsLeft
 
 T = TypeVar("T")
@@ -135,6 +136,8 @@ class Executor:
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     forks
         Whose predictions of x0 at their last step :meth:`run` yields, beside the latents; None costs nothing.
+    trunks
+        Where the segments of a resumed plan begin from, and whose states at their end are kept.
     make_room
         Called when a call does not fit into the memory, after captured calls were dropped and before the call is cut:
         frees memory or waits for work that holds some, and returns whether there was any.
@@ -159,6 +162,7 @@ class Executor:
         catch_up: float = 0.0,
         observer: Callable[[Evaluation], object] | None = None,
         forks: Forks | None = None,
+        trunks: Trunks | None = None,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
         check_fit(plan, sampler)
@@ -173,8 +177,11 @@ class Executor:
         self._scales_input = denoiser.scales_input
         # What all prompts have in common is one row, read by every lane; for the rest each slot has a row.
         self._lengths = lengths_of(plan, conditioning, denoiser)
-        common, own = read_by(denoiser, conditioning).split(plan.covered())
-        late = caught_up_fields(plan, own, catch_up)
+        common, own = read_by(denoiser, conditioning).split(
+            plan.covered(), set() if trunks is None else trunks.fields()
+        )
+        late = caught_up_fields(plan, own, catch_up, set() if trunks is None else trunks.fields())
+        self._trunks = trunks
         weights = torch.from_numpy(catch_up_weights(plan.n_steps, catch_up)) if late else None
         # Where guidance varies, calls are padded to a number of rows, and their lanes to that number too: the network
         # then has few sizes, and a padded lane costs next to nothing.
@@ -198,7 +205,7 @@ class Executor:
         self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
         history = History(plan, late, catch_up) if late else None
         wanted = None if forks is None else forks.wanted
-        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, wanted, pinned=self._on_gpu)
+        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, wanted, trunks, pinned=self._on_gpu)
         items = "latents" if program.rows is None else "rows of the network"
         self._other_room = make_room
         changed, room = _weakly(self._fewer_lanes), _weakly(self._make_room)
@@ -256,6 +263,9 @@ class Executor:
                             Finished(f.segment, predicted[f.slot : f.slot + 1].clone(), f.generator, is_fork=True)
                             for f in feed.forks
                         ]
+                    for left in feed.trunks:
+                        assert self._trunks is not None
+                        self._trunks.keep(left.segment, self.state[left.slot].clone(), left.generator, left.given)
                     if throttle is not None:
                         throttle.done(now_on(self._device))
                     yield feed.lanes, done
@@ -296,6 +306,9 @@ class Executor:
             for name, value in row.items():
                 _write(self.buffers.differences[name][slot], value)
         for slot, latent in feed.first:
+            if latent.ndim == self.state.ndim - 1:  # the whole state of a segment that begins late
+                self.state[slot].copy_(latent, non_blocking=True)
+                continue
             self.state[slot, 0].copy_(latent, non_blocking=True)
             self.state[slot, 1:].zero_()
 

@@ -21,6 +21,7 @@ from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from .catch_up import History
 from .denoiser import Denoiser
+from .trunks import Trunks
 
 CHUNK = 1024
 """Calls whose tables are in memory at once."""
@@ -49,6 +50,18 @@ class ForkedLane:
 
 
 @dataclass(frozen=True)
+class TrunkLane:
+    """A lane that makes the last step of a segment whose state is to be kept."""
+
+    segment: int
+    slot: int
+    generator: Tensor
+    """The state of the representative's generator after this step, (G,) uint8."""
+    given: dict[str, Tensor]
+    """What the path was given, with catch-up: :meth:`hsd.replay.catch_up.History.given`."""
+
+
+@dataclass(frozen=True)
 class Feed:
     """What one call needs from the host."""
 
@@ -59,13 +72,15 @@ class Feed:
     noise: Tensor | None
     """(lanes, Z, *latent) float32; None if the scheduler draws none."""
     first: list[tuple[int, Tensor]]
-    """(slot, latent) of each root that begins with this call; the latent is (*latent) float32."""
+    """(slot, latent) of each root that begins with this call; the latent is (*latent) float32. Of one that does not
+    begin at step 0, the whole state (S, *latent)."""
     rows: list[tuple[int, dict[str, Tensor]]]
     """(slot, conditioning by name) of each segment that begins with this call."""
     differences: list[tuple[int, dict[str, Tensor]]]
     """(slot, difference by name) of each of them that catches up; empty without catch-up."""
     finals: list[Final]
     forks: list[ForkedLane]
+    trunks: list[TrunkLane]
     segments: NDArray[np.int64]
     """(lanes,) the segment of each lane."""
 
@@ -83,6 +98,8 @@ class Feeder:
         For catch-up; None without it.
     forks
         (segments,) bool: whose last step's prediction of x0 is asked for.
+    trunks
+        Where segments that begin late begin from, and whose state at their end is kept; None: nothing of the kind.
     pinned
         Whether tensors are in pinned memory, from which a GPU reads while the host continues.
     """
@@ -96,16 +113,19 @@ class Feeder:
         sampler: SamplerTable,
         history: History | None,
         forks: NDArray[np.bool_] | None,
+        trunks: Trunks | None,
         pinned: bool,
     ) -> None:
         self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
         self._history, self._forks, self._pinned = history, forks, pinned
+        self._trunks, self._keeps = trunks, None if trunks is None else trunks.wanted()
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
         self._seeds, self._leaf_order, self._layers = plan.seeds, plan.tree.leaf_order, plan.layers()
         self._leaf_begin, self._leaf_end = segments["leaf_begin"], segments["leaf_end"]
         self._representative = segments["representative"]
         self._weight_row = self._layers.origins(segments["parent"], segments["first_step"]) * plan.n_steps
+        self._late = (segments["parent"] < 0) & (segments["first_step"] > 0)
         self._last_step = segments["end_step"] - 1
         self._shared_latent = plan.noise == "shared"
         # A generator is kept as long as some segment draws from it. The child with the same representative continues
@@ -136,16 +156,19 @@ class Feeder:
                     self._generators.pop(int(representative[call, lane]), None)
 
     def _feed(self, entries: NDArray[np.void], representative: list[int], lanes: int, table: Tensor) -> Feed:
-        rows, differences = [], []
+        rows, differences, first = [], [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
-            segment = entries["segment"][lane]
+            segment = int(entries["segment"][lane])
+            before = None
+            if self._late[segment]:
+                state, before = self._begun(segment)
+                first.append((int(entries["source"][lane]), self._on_host(state)))
             means = self._conditioning.mean(self._layers.members(segment))
             slot = int(entries["target"][lane])
             rows.append((slot, {name: self._on_host(row) for name, row in means.items()}))
-            if self._history is not None and (caught := self._history.begin(int(segment), means)):
+            if self._history is not None and (caught := self._history.begin(segment, means, before)):
                 differences.append((slot, {name: self._on_host(row) for name, row in caught.items()}))
-        first = []
-        for lane in np.flatnonzero(entries["fresh"]).tolist():
+        for lane in np.flatnonzero(entries["fresh"] & ~self._late[entries["segment"]]).tolist():
             first.append((int(entries["source"][lane]), self._on_host(self._first_latent(representative[lane]))))
         noise = self._noise(representative, entries["step"].tolist()) if self._sampler.n_noise else None
         finals = []
@@ -153,7 +176,32 @@ class Feeder:
             generator = self._generator(representative[lane])
             finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
         forks = [] if self._forks is None else self._forked(entries, representative)
-        return Feed(lanes, table, noise, first, rows, differences, finals, forks, entries["segment"])
+        trunks = [] if self._keeps is None else self._left_by(entries, representative, self._keeps)
+        return Feed(lanes, table, noise, first, rows, differences, finals, forks, trunks, entries["segment"])
+
+    def _begun(self, segment: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The state from which a segment that begins late goes on, and what its path was given."""
+        assert self._trunks is not None, "a plan that begins late needs what it begins from"
+        start = self._trunks.starts(segment)
+        if start.continues:
+            prompt = int(self._representative[segment])
+            self._generator(prompt).set_state(start.trunk.generator)
+        return start.trunk.state, start.trunk.given
+
+    def _left_by(
+        self, entries: NDArray[np.void], representative: list[int], keeps: NDArray[np.bool_]
+    ) -> list[TrunkLane]:
+        segment = entries["segment"]
+        lanes = np.flatnonzero(keeps[segment] & (entries["step"] == self._last_step[segment])).tolist()
+        return [
+            TrunkLane(
+                int(segment[i]),
+                int(entries["target"][i]),
+                self._generator(representative[i]).get_state(),
+                {} if self._history is None else self._history.given(int(segment[i])),
+            )
+            for i in lanes
+        ]
 
     def _forked(self, entries: NDArray[np.void], representative: list[int]) -> list[ForkedLane]:
         assert self._forks is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,31 @@ class Trunk:
         """Bytes of its tensors."""
         own = [self.state, self.generator, *self.given.values()]
         return sum(tensor.nbytes for tensor in (own if self.predicted is None else [*own, self.predicted]))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a segment without a parent, that does not begin at step 0, begins from."""
+
+    trunk: Trunk
+    continues: bool
+    """Whether it goes on with the generator: its representative is that of the segment before it."""
+
+
+class Trunks(Protocol):
+    """Where an executor finds and leaves what segments begin from."""
+
+    def starts(self, segment: int) -> Start:
+        """What a segment of the plan that runs begins from."""
+
+    def fields(self) -> set[str]:
+        """The fields of which some of them have an h."""
+
+    def wanted(self) -> NDArray[np.bool_]:
+        """(segments,) of the plan that runs: whose state at their end is to be kept."""
+
+    def keep(self, segment: int, state: Tensor, generator: Tensor, given: dict[str, Tensor]) -> None:
+        """Keep a state (S, *latent) float32 on the device, which belongs to the callee."""
 
 
 def most_valuable(

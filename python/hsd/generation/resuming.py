@@ -1,0 +1,164 @@
+"""A run that begins where an earlier one has kept its trunks, and keeps its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import OutputError
+from ..planning.plan import Plan
+from ..replay.trunks import Start, Trunk, most_valuable
+from ..work.device import to_host
+from .forks import forking
+from .trunks import TRUNKS, TrunkFolder
+
+_Begin = tuple[int, int]
+"""What a segment is known by, in every part of a plan: its representative and its first step."""
+
+
+class ResumedRun:
+    """What a session needs of the trunks of a folder.
+
+    A trunk is known by all that its state follows from besides the folder's model and plan: which prompts its path was
+    conditioned on, from which step on, and where it ends.
+
+    Parameters
+    ----------
+    out
+        The folder of images.
+    budget
+        Bytes of trunks that are kept there; 0: none is written, and those that are there are used.
+    submit
+        :meth:`Writers.submit`.
+    """
+
+    def __init__(self, out: Path, budget: int, submit: Callable[..., object]) -> None:
+        self._folder, self._budget = TrunkFolder(out, submit, budget), budget
+        self._submit = submit
+        self._paths: dict[_Begin, bytes] = {}
+        """Digests of the paths before segments whose parent is not in the plan that runs."""
+        self._keys: dict[_Begin, tuple[str, bool]] = {}
+        """The trunk that such a segment begins from, and whether it continues its generator."""
+        self._fields: set[str] = set()
+        self.used = 0
+        """Evaluations that are not computed again."""
+
+    @property
+    def written(self) -> int:
+        """Trunks that were kept."""
+        return self._folder.written
+
+    def resumed(self, plan: Plan, *, catches_up: bool) -> Plan:
+        """``plan`` without the steps that lead to trunks that are there."""
+        segments = plan.segments
+        digests = self._digests(plan)
+        parent, origin = segments["parent"], plan.layers().origins(segments["parent"], segments["first_step"])
+        candidates = forking(plan)
+        if catches_up:  # a segment that goes on with the mean of its parent needs the h of where that began
+            going_on = np.flatnonzero((parent >= 0) & (origin < segments["first_step"]))
+            candidates[parent[going_on]] = False
+        given = np.zeros(len(segments), dtype=bool)
+        read: dict[int, Trunk] = {}
+        needed = segments["end_step"] == plan.n_steps
+        for segment in range(len(segments) - 1, -1, -1):  # children come after their parents
+            if candidates[segment] and needed[segment]:
+                key = _key(digests[segment], int(segments["end_step"][segment]))
+                trunk = self._folder.read(key) if key in self._folder else None
+                if trunk is not None:
+                    given[segment], read[segment] = True, trunk
+            if needed[segment] and not given[segment] and parent[segment] >= 0:
+                needed[parent[segment]] = True
+        if not given.any():
+            return plan
+        for child in np.flatnonzero(parent >= 0).tolist():
+            above = int(parent[child])
+            if given[above]:
+                begin = _begin_of(segments[child])
+                same = segments["representative"][child] == segments["representative"][above]
+                self._keys[begin] = _key(digests[above], int(segments["end_step"][above])), bool(same)
+                self._paths[begin] = digests[above]
+        for trunk in read.values():
+            self._fields |= trunk.given.keys()
+        resumed = plan.resume(given)
+        self.used += plan.node_steps - resumed.node_steps
+        return resumed
+
+    def of(self, plan: Plan, nbytes: int) -> TrunksOfPass:
+        """For an executor that runs ``plan``, whose trunks take about ``nbytes`` each."""
+        return TrunksOfPass(self, plan, nbytes)
+
+    def close(self) -> None:
+        """Say what was lost. After the writers have ended."""
+        self._folder.close()
+
+    def flush(self) -> None:
+        """Write what is kept and not yet written."""
+        self._folder.flush()
+
+    def _digests(self, plan: Plan) -> list[bytes]:
+        """(segments,) what each path is known by, up to and with each segment."""
+        segments, layers = plan.segments, plan.layers()
+        origin = layers.origins(segments["parent"], segments["first_step"])
+        out: list[bytes] = []
+        for i, segment in enumerate(segments):
+            parent, first = int(segment["parent"]), int(segment["first_step"])
+            before = out[parent] if parent >= 0 else self._paths.get(_begin_of(segment), b"")
+            if origin[i] < first:
+                out.append(before)
+                continue
+            members = np.sort(layers.members(i)).astype("<i8").tobytes()
+            out.append(hashlib.sha256(before + first.to_bytes(8, "little") + members).digest())
+        return out
+
+
+class TrunksOfPass:
+    """The trunks of one pass of a run: what an executor asks for."""
+
+    def __init__(self, run: ResumedRun, plan: Plan, nbytes: int) -> None:
+        self._run, self._plan, self._digest = run, plan, run._digests(plan)
+        self._nbytes = nbytes
+
+    def starts(self, segment: int) -> Start:
+        """What a segment that begins late begins from."""
+        key, continues = self._run._keys[_begin_of(self._plan.segments[segment])]
+        trunk = self._run._folder.read(key)
+        if trunk is None:  # it was there when the run began
+            raise OutputError(
+                f"a file of {TRUNKS} was removed or damaged while the run used it: run the same call again"
+            )
+        return Start(trunk, continues)
+
+    def fields(self) -> set[str]:
+        """The fields of which some trunk has an h."""
+        return self._run._fields
+
+    def wanted(self) -> NDArray[np.bool_]:
+        """(segments,) whose state at their end is to be kept: those that are expected to save most."""
+        plan, folder = self._plan, self._run._folder
+        candidates = forking(plan)
+        if not self._run._budget:
+            return np.zeros_like(candidates)
+        ends = plan.segments["end_step"].tolist()
+        present = [bool(fork) and _key(self._digest[i], ends[i]) in folder for i, fork in enumerate(candidates)]
+        return most_valuable(plan, candidates, self._nbytes, folder.room(), np.array(present, dtype=bool))
+
+    def keep(self, segment: int, state: Tensor, generator: Tensor, given: dict[str, Tensor]) -> None:
+        """Keep a state (S, *latent)."""
+        key = _key(self._digest[segment], int(self._plan.segments["end_step"][segment]))
+        host = to_host(state)
+        if torch.isfinite(host).all():  # else its images fail, and are tried again
+            self._run._folder.keep(key, Trunk(host, generator, given))
+
+
+def _begin_of(segment: np.void) -> _Begin:
+    return int(segment["representative"]), int(segment["first_step"])
+
+
+def _key(path: bytes, end_step: int) -> str:
+    return hashlib.sha256(path + end_step.to_bytes(8, "little")).hexdigest()
