@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,8 @@ from . import many
 from . import options as opt
 from .console import quiet, say, tell
 from .job import Job
-from .recipe import NothingToDo, Recipe, Shard, check_planned
+from .options import is_typed
+from .recipe import NothingToDo, Recipe, Shard, check_added, check_planned
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -30,12 +33,41 @@ def generate(
     ctx: typer.Context,
     source: opt.Source,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder for the images, or a URL such as s3://bucket/images; an interrupted run continues here.",
+            help="Folder for the images, or a URL such as s3://bucket/images; an interrupted run continues here, and a "
+            "longer list of prompts too.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Instead of --out: add PROMPTS to this folder, by its plan. What it has already is not made again.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Make these images only: prompts by number (3,10-20), or a cluster that --preview names "
+            "(cluster:17@9). Can be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make one image of each of at most N clusters, that of the prompt in the middle, and name the "
+            "clusters. The images are those of the whole set.",
+            show_default=False,
+        ),
+    ] = None,
     model: opt.ModelOption = "demo",
     tau: opt.Tau = None,
     budget: opt.Budget = None,
@@ -70,6 +102,16 @@ def generate(
             "more latent is decoded for each image; the images stay the same.",
         ),
     ] = False,
+    keep_trunks: Annotated[
+        str,
+        typer.Option(
+            "--keep-trunks",
+            metavar="BYTES",
+            help="Keep states of latents where clusters split, in OUT/__trunks__, at most so many bytes (500M, 2G): "
+            "prompts that are added later, and --only, begin there. 0: none.",
+            show_default="0; with --preview 1G",
+        ),
+    ] = "",
     tar: Annotated[
         Path | None,
         typer.Option(
@@ -106,13 +148,17 @@ def generate(
 
     size = opt.parse_batch_size(batch_size)
     part = Shard.parse(shard)
+    out, kept = _place(out, extend), _trunk_bytes(keep_trunks, preview)
     by_time = [name for name, value in (("--images-per-hour", images_per_hour), ("--gpu-hours", gpu_hours)) if value]
     many.check(workers, ray, part, device=device, keep_forks=keep_forks, tar=tar, by_time=by_time)
+    many.check_trunks(workers, ray, kept if is_typed(ctx, "keep_trunks") else 0, preview)
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     if many.is_many(workers, ray):
         out = many.for_workers(out, ray)
+    if extend is not None:
+        check_added(ctx)
     if plan_file is not None:
         check_planned(ctx)
         recipe = Recipe.read(plan_file, out, part)
@@ -120,11 +166,12 @@ def generate(
         file = opt.read(source)
         planned |= {"seeds": file.seeds_from(seed, images_per_prompt), "images_per_prompt": images_per_prompt}
         recipe = Recipe(out, file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
+    recipe = replace(recipe, adds=extend is not None, only=tuple(only or ()), preview=preview)
     if tar is not None:
         check_shards(out, tar)
     if is_url(out):  # an unusable folder is reported before the model is loaded and prompts are encoded
         Objects(out).check()
-    elif not many.is_afar(ray):
+    elif not many.is_afar(ray) and extend is None:
         make_folder(out)
     common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     job = Job(
@@ -148,7 +195,7 @@ def generate(
         if many.is_many(workers, ray):
             run = job.on_workers(workers, ray, json_file)
         else:
-            run = job.here(json_file, keep_forks=keep_forks)
+            run = job.here(json_file, keep_forks=keep_forks, keep_trunks=kept)
     except NothingToDo as nothing:
         say(str(nothing), always=True)
         return
@@ -157,6 +204,8 @@ def generate(
     typer.echo(run.result())
     if run.nsfw:
         say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}", always=True)
+    if preview is not None:
+        say("to make all images of a cluster: the same command with --only NAME in place of --preview")
     if tar is not None:
         typer.echo(str(write_shards(out, tar)))
     if run.failed:
@@ -170,3 +219,25 @@ def generate(
     if sys.stdout.isatty() and run.images:
         folder, scorer = shlex.quote(out), "" if model in DEMO_MODELS else " --scorer clipscore"
         say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _place(out: str | None, extend: str | None) -> str:
+    """The folder of the images."""
+    if out is not None and extend is not None:
+        raise ValueError("give --out or --extend, not both: --extend adds prompts to a folder, and writes there")
+    if out is None and extend is None:
+        raise typer.BadParameter("say where the images go: --out FOLDER", param_hint="--out")
+    return out if out is not None else str(extend)
+
+
+def _trunk_bytes(text: str, preview: int | None) -> int:
+    """The bytes of ``--keep-trunks``."""
+    if not text:
+        return 0 if preview is None else 1 << 30
+    found = re.fullmatch(r"(\d+)\s*([KMG]?)i?B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"--keep-trunks {text}: write a number of bytes, such as 500M or 2G; 0 keeps none")
+    return int(found[1]) * _UNITS[found[2].upper()]

@@ -43,7 +43,7 @@ class Job:
     device: str | None
     options: dict[str, Any]
 
-    def here(self, json_file: Path | None, *, keep_forks: bool) -> Run:
+    def here(self, json_file: Path | None, *, keep_forks: bool, keep_trunks: int = 0) -> Run:
         """Run it in this process."""
         from ..generation import cost
         from ..generation.run import generate
@@ -58,7 +58,14 @@ class Job:
             if self.recipe.shard is not None:
                 say(f"part {self.recipe.shard}: {len(plan):,} of {plan.n_prompts:,} images")
             run = generate(
-                plan, adapter, self.out, keep_forks=keep_forks, progress=view, failed=_listed_later, **self.options
+                plan,
+                adapter,
+                self.out,
+                keep_forks=keep_forks,
+                keep_trunks=keep_trunks,
+                progress=view,
+                failed=_listed_later,
+                **self.options,
             )
         view.record(run)
         return run

@@ -107,3 +107,13 @@ def check(
         raise ValueError(f"--keep-forks is for a run of one process: leave out {option}, or --keep-forks")
     for name in by_time:
         say(f"{name} is the time of one device: several make the same images sooner")
+
+
+def check_trunks(workers: int | None, ray: str | None, kept: int, preview: int | None) -> None:
+    """Raise ``ValueError`` where trunks are to be kept, or clusters named, by a run of several processes."""
+    if not is_many(workers, ray):
+        return
+    option = "--ray" if workers is None else "--workers"
+    for given, name in ((kept, "--keep-trunks"), (preview, "--preview")):
+        if given:
+            raise ValueError(f"{name} is for a run of one process: leave out {option}, or {name}")

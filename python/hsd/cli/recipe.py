@@ -12,10 +12,18 @@ import typer
 
 from ..errors import Error
 from ..planning.agree import agreed
+from ..planning.compile import add_missing
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
+from ..planning.reuse import plan_in
+from ..planning.select import Cluster, clusters_at, selected, step_with
 from ..prompts.files import PromptFile
+from ..work.files import METADATA, PARTS
+from ..work.objects import Objects
+from ..work.paths import user_path
 from ..work.progress import StageReport
+from ..work.text import shortened
+from ..work.urls import is_url
 from . import options as opt
 from .console import say
 
@@ -87,6 +95,41 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
+def has_images(out: str) -> bool:
+    """Whether a run has written images there."""
+    if is_url(out):
+        return Objects(out).has(METADATA)
+    folder = user_path(out)
+    return any((folder / name).exists() for name in (METADATA, PARTS))
+
+
+def say_what_grew(before: Plan, now: Plan) -> None:
+    """A line on what a list changes in a folder that has images."""
+    added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now)
+    if added:
+        joins = "new prompt joins" if added == 1 else "new prompts join"
+        say(f"{added:,} {joins} the {before.n_prompts:,} of the folder, whose images stay as they are")
+    if missing:
+        are = "prompt of the folder is" if missing == 1 else "prompts of the folder are"
+        say(f"{missing:,} {are} not in this list: nothing is made for what is missing, and images stay")
+
+
+def tell_clusters(plan: Plan, clusters: list[Cluster]) -> None:
+    """One line for each cluster of a preview."""
+    width = max(len(cluster.name) for cluster in clusters)
+    for cluster in clusters:
+        image = f"image {cluster.medoid}: {shortened(plan.prompts[cluster.medoid])}"
+        typer.echo(f"{cluster.name:<{width}}  {len(cluster.prompts):>7,} prompts  {image}")
+
+
+def check_added(ctx: typer.Context) -> None:
+    """Raise ``ValueError`` if something is given beside ``--extend`` that the folder's plan has decided."""
+    options = {parameter.name: parameter for parameter in ctx.command.params}
+    for name in (*_DECIDED, "plan_file"):
+        if name not in ("prompts", "template", "images_per_prompt") and opt.is_typed(ctx, name):
+            raise ValueError(f"give --extend or {options[name].opts[0]}, not both: the folder's plan says it")
+
+
 def check_planned(ctx: typer.Context) -> None:
     """Raise ``ValueError`` if something else is given beside ``--plan`` that the plan has decided."""
     options = {parameter.name: parameter for parameter in ctx.command.params}
@@ -119,6 +162,12 @@ class Recipe:
     arguments: dict[str, Any]
     plan: Plan | None = None
     shard: Shard | None = None
+    adds: bool = False
+    """Whether ``prompts`` are added to the folder's plan, whose arguments count."""
+    only: tuple[str, ...] = ()
+    """What is wanted of the plan, as ``--only`` takes it."""
+    preview: int | None = None
+    """Of how many clusters one image each is wanted."""
 
     @classmethod
     def read(cls, path: Path, out: str, shard: Shard | None) -> Recipe:
@@ -139,6 +188,12 @@ class Recipe:
     def __call__(self, adapter: Any, report: StageReport | None = None) -> Plan:
         """The plan, or its part."""
         plan = self._compiled(adapter, report) if self.plan is None else self._clustered(self.plan, adapter, report)
+        if self.only:
+            plan = plan.prune(selected(plan, self.only))
+        if self.preview is not None:
+            clusters = clusters_at(plan, step_with(plan, self.preview))
+            tell_clusters(plan, clusters)
+            plan = plan.prune([cluster.medoid for cluster in clusters])
         if self.shard is None:
             return plan
         read = self.plan is not None and not self.plan.is_estimate  # else it was computed here
@@ -148,7 +203,20 @@ class Recipe:
     def _compiled(self, adapter: Any, report: StageReport | None) -> Plan:
         assert self.prompts is not None
         file = opt.fit(self.prompts, adapter)
-        return compile_plan(file, model=adapter, reuse=self.out, progress=report, **self.arguments)
+        begun = self._begun()
+        if self.adds:
+            if begun is None:
+                raise Error(f"{self.out} has no images whose plan could grow: begin it with --out in place of --extend")
+            plan = add_missing(begun, file, adapter, self.arguments["images_per_prompt"], report)
+        else:
+            plan = compile_plan(file, model=adapter, reuse=self.out, extend=begun, progress=report, **self.arguments)
+        if begun is not None:
+            say_what_grew(begun, plan)
+        return plan
+
+    def _begun(self) -> Plan | None:
+        """The plan of a folder in which there are images; before there are any, another plan may have it."""
+        return plan_in(self.out) if has_images(self.out) else None
 
     def _clustered(self, plan: Plan, adapter: Any, report: StageReport | None) -> Plan:
         """A plan of the stand-in is compiled again, before it is cut."""

@@ -74,6 +74,9 @@ def agreed(out: str | os.PathLike[str], plan: Plan, *, exactly: bool = False) ->
         if isinstance(error, Error):
             raise
         raise OutputError(f"cannot write to {place.folder}: {error.strerror or error}") from None
+    if found is not None and found.fingerprint in plan.grown_from:
+        place.replace(plan)  # every process that grows it comes to the same plan
+        return plan
     return plan if found is None else _checked(place, found, plan, exactly)
 
 
@@ -118,6 +121,9 @@ class _Place(Protocol):
     def put(self, plan: Plan) -> None:
         """Write the plan, unless another process has, or does."""
 
+    def replace(self, plan: Plan) -> None:
+        """Write the plan in place of the one that it has grown from."""
+
 
 class _Store:
     """An object store. It decides itself who is first, where it can."""
@@ -135,6 +141,9 @@ class _Store:
     def put(self, plan: Plan) -> None:
         self._objects.create(PLAN_FILE, encoded(plan._core, plan.prompts, plan.seeds, plan.request))
 
+    def replace(self, plan: Plan) -> None:
+        self._objects.put(PLAN_FILE, encoded(plan._core, plan.prompts, plan.seeds, plan.request))
+
 
 class _Disk:
     """A folder."""
@@ -148,6 +157,9 @@ class _Disk:
 
     def begun(self) -> bool:
         return any(regular(self._plan.parent / name) is not None for name in (RUN, IDENTITY))
+
+    def replace(self, plan: Plan) -> None:
+        plan.save(self._plan)
 
     def put(self, plan: Plan) -> None:
         temporary = self._plan.parent / f".{PLAN_FILE}.{os.urandom(8).hex()}.tmp"

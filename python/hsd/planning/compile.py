@@ -24,7 +24,7 @@ from .columns import check_columns
 from .encoders import Encoder, StaticEncoder, default_encoder
 from .extend import Additions
 from .goal import check_goal, most_shared, tau_for_budget
-from .grow import List, can_grow, matched, merged_columns, seeds_of
+from .grow import Found, List, can_grow, matched, merged_columns, seeds_of
 from .metric import (
     check_linkage,
     check_threshold_given,
@@ -372,32 +372,67 @@ def _grown(
     found = matched(whole, wanted)
     if not found.old:
         return None
-    columns = merged_columns(whole, wanted, found)
-    if not found.new:
-        plan = with_columns(whole, {"columns": columns})
-    else:
-        new = Additions(
-            [wanted.prompts[i] for i in found.new],
-            seeds_of(wanted, found.new, whole.n_prompts),
-            [wanted.settings[i] for i in found.new],
-            {name: [values[i] for i in found.new] for name, values in wanted.columns.items()},
-        )
-        rows = None
-        if embeddings is not None:
-            rows = as_vectors(embeddings, None, "embeddings").array[np.array(found.new) // repeats]
-        own = replace(whole.as_base(), columns=columns)
-        plan = whole.extended(
-            own,
-            new,
-            model=adapter,
-            embeddings=rows,
-            encoder=encoder,
-            threads=threads,
-            conditioning_memory=memory,
-            stages=stages,
-        )
+    plan = _with_new(whole, wanted, found, adapter, embeddings, encoder, repeats, threads, memory, stages)
     keep = sorted([*found.old.values(), *range(whole.n_prompts, plan.n_prompts)])
     return plan if len(keep) == plan.n_prompts else plan.prune(keep)
+
+
+def add_missing(
+    plan: Plan, file: PromptFile, adapter: Adapter, images_per_prompt: int = 1, progress: StageReport | None = None
+) -> Plan:
+    """The whole plan, with those prompts of a file that it does not have yet: the same file adds nothing again.
+
+    Seeds that the file does not give go on from the first one of the plan.
+    """
+    whole, repeats = plan.whole(), images_per_prompt
+    seeds = file.seeds_from(int(whole.seeds[0]), repeats)
+    n = len(file.prompts) * repeats
+    values, variant = check_settings(file.settings, len(file.prompts))
+    wanted = List(
+        [prompt for prompt in file.prompts for _ in range(repeats)],
+        make_seeds(seeds, n),
+        [values[i] for i in np.repeat(variant, repeats)],
+        _repeated(file.columns, len(file.prompts), repeats),
+        _chosen_seeds(file, seeds, n),
+    )
+    found = matched(whole, wanted)
+    return _with_new(whole, wanted, found, adapter, None, None, repeats, None, None, progress)
+
+
+def _with_new(
+    whole: Plan,
+    wanted: List,
+    found: Found,
+    adapter: Adapter | None,
+    embeddings: Any,
+    encoder: Encoder | None,
+    repeats: int,
+    threads: int | None,
+    memory: int | None,
+    stages: StageReport | None,
+) -> Plan:
+    columns = merged_columns(whole, wanted, found)
+    if not found.new:
+        return with_columns(whole, {"columns": columns})
+    new = Additions(
+        [wanted.prompts[i] for i in found.new],
+        seeds_of(wanted, found.new, whole.n_prompts),
+        [wanted.settings[i] for i in found.new],
+        {name: [values[i] for i in found.new] for name, values in wanted.columns.items()},
+    )
+    rows = None
+    if embeddings is not None:
+        rows = as_vectors(embeddings, None, "embeddings").array[np.array(found.new) // repeats]
+    return whole.extended(
+        replace(whole.as_base(), columns=columns),
+        new,
+        model=adapter,
+        embeddings=rows,
+        encoder=encoder,
+        threads=threads,
+        conditioning_memory=memory,
+        stages=stages,
+    )
 
 
 def _repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:

@@ -12,7 +12,6 @@ half and 5e-5 in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +138,7 @@ def _equal(vectors: Vectors, row: int, others: NDArray[np.int64], cosine: bool, 
     equal = np.empty(len(others), dtype=bool)
     step = max(1, _CHUNK // vectors.array.shape[1])
     for start in range(0, len(others), step):
-        rows = _read(vectors, np.concatenate([[row], others[start : start + step]]))
+        rows = vectors.rows(np.concatenate([[row], others[start : start + step]]))
         largest = np.abs(rows).max(axis=1 if cosine else None, keepdims=True)
         rows /= np.where(largest > 0, largest, 1.0)  # lengths do not overflow, however large the numbers are
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -162,11 +161,11 @@ def _projections(vectors: Vectors) -> NDArray[np.float32]:
     for first in range(0, n, step):
         at = slice(first, min(first + step, n))
         blocks = [(at, slice(start, start + _WIDTH)) for start in starts]
-        largest = np.max([np.abs(_read(vectors, block)).max(axis=1) for block in blocks], axis=0)
+        largest = np.max([np.abs(vectors.rows(block)).max(axis=1) for block in blocks], axis=0)
         scale = np.where(largest > 0, largest, 1.0)[:, None]
         sums, squares = np.zeros((len(scale), _DIRECTIONS)), np.zeros(len(scale))
         for k, block in enumerate(blocks):
-            rows = _read(vectors, block)
+            rows = vectors.rows(block)
             rows /= scale
             squares += np.einsum("ij,ij->i", rows, rows)
             sums += rows @ (_directions(starts[k], columns) if few is None else few[k])
@@ -178,11 +177,3 @@ def _directions(start: int, columns: int) -> NDArray[np.float64]:
     """Rows of a (columns, directions) matrix of random directions, of about unit length: at most ``_WIDTH`` of them."""
     count = min(_WIDTH, columns - start)
     return np.random.default_rng(start).normal(size=(count, _DIRECTIONS)) / np.sqrt(columns)
-
-
-def _read(vectors: Vectors, rows: Any) -> NDArray[np.float64]:
-    """Some of the numbers, in double precision."""
-    picked = vectors.array[rows]
-    if vectors.bfloat16:
-        picked = (picked.astype(np.uint32) << 16).view(np.float32)
-    return picked.astype(np.float64)

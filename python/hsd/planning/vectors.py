@@ -21,6 +21,11 @@ class Vectors(NamedTuple):
     """float16, float32 or float64; uint16 for the bits of bfloat16, which NumPy does not have."""
     bfloat16: bool = False
 
+    def rows(self, index: Any) -> NDArray[np.float64]:
+        """Some of the rows, in double precision."""
+        picked = self.array[index]
+        return ((picked.astype(np.uint32) << 16).view(np.float32) if self.bfloat16 else picked).astype(np.float64)
+
 
 def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
     """``values`` as (N, D) floats that the core can read; copied only if the core cannot read them in place."""
