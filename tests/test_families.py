@@ -65,7 +65,7 @@ def test_parity_in_bfloat16(family: Family):
     another = found.ours[[1, 2, 0]]
     assert (another - found.stock).norm() > 3 * family.rounding * found.stock.norm()
     assert found.root_mean_square < family.rounding
-    assert len(list(hsd.stream(found.plan, found.model, batch_size=2))) == len(PROMPTS)
+    assert len(found.images) == len(PROMPTS)
 
 
 def sharing_cases():

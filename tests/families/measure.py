@@ -13,7 +13,7 @@ from torch import Tensor
 import hsd
 from algorithm1 import algorithm1
 from families.base import Family, swap
-from helpers import fresh_generators, latents_of
+from helpers import fresh_generators, latents_of, recorded
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", "two birds on a wire"]
 SEEDS = [11, 5, 42]
@@ -43,11 +43,12 @@ class Parity:
     """Latents (N, ...) of the stock pipeline and ours at tau = 0."""
 
     model: Any
-    plan: hsd.Plan
     stock: Tensor
     ours: Tensor
     generators: list[torch.Generator]
     """The stock pipeline's generators, before it decodes."""
+    images: list[Any]
+    """Ours, by prompt."""
 
     @property
     def error(self) -> float:
@@ -67,14 +68,16 @@ def stock(family, pipe, settings, size, output_type, generators, prompts=PROMPTS
 
 
 def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=None, per_prompt=1) -> Parity:
-    """The latents of each prompt, by the pipeline and by us."""
+    """The latents of each prompt, by the pipeline and by a complete run of ours."""
     seeds = family.parity_seeds if seeds is None else seeds
     generators = fresh_generators(seeds)
     reference = stock(family, pipe, settings, size, "latent", generators, prompts, per_prompt).float()
     model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
     plan = hsd.compile(prompts, 0.0, model=model, steps=family.steps, seeds=seeds, images_per_prompt=per_prompt)
-    latents = latents_of(plan, model, batch_size=2)
-    return Parity(model, plan, reference, torch.cat([latents[i] for i in range(len(plan))]), generators)
+    with recorded() as latents:
+        images = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=2)}
+    ours = torch.cat([latents[i] for i in range(len(plan))])
+    return Parity(model, reference, ours, generators, [images[i] for i in range(len(plan))])
 
 
 @dataclass
