@@ -17,7 +17,7 @@ from families import FAMILIES
 from helpers import executor_of, finished_by, make_scheduler
 from hsd.replay import kept
 
-PROMPTS = ["a cat", "a cat on a mat", "a dog", "a small dog", "the sea at night", "the sea by day"]
+PROMPTS = ["a cat", "a cat on a mat", "a dog", "the sea at night"]
 
 SEEDS = range(3)
 
@@ -137,7 +137,7 @@ def test_a_second_run_of_one_model():
     """Whatever a model keeps from its first run is still right in later ones, with other plans too."""
     pipe = stable_diffusion()
     with padded():
-        plans = [hsd.compile(PROMPTS[:n], 0.8, model=load(pipe), steps=4) for n in (6, 4, 6)]
+        plans = [hsd.compile(PROMPTS[:n], 0.8, model=load(pipe), steps=4) for n in (4, 3, 4)]
         expected = [images_of(plan, load(pipe), True) for plan in plans]
     for seed in SEEDS:
         with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
@@ -159,6 +159,7 @@ def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
         device.adopt(pipe)
         model, images = load(pipe), {}
         images_of(alike, model, True)
+        gc.collect()  # the models of other tests
         assert len(everything_kept()) == 1
         for image in hsd.stream(plan, model, batch_size=2):
             images[image.index] = np.array(image.pil)
@@ -167,7 +168,6 @@ def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
 
 
 def everything_kept():
-    gc.collect()
     return [place for place in list(kept._everywhere) if place._kept is not None]
 
 
