@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -67,6 +68,13 @@ def warm_python():
         return
     with tempfile.TemporaryDirectory(prefix="hsd-", dir="/tmp") as folder, warm.executable(folder) as python:
         yield python
+
+
+@pytest.fixture(autouse=True, scope="session")
+def seldom_all_garbage():
+    """A look at all objects takes a third of a second here: half a million are imported. What is young is seen to."""
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")

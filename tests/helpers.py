@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from diffusers import (
 
 from hsd.models.encode import encode
 from hsd.models.registry import adapter_class
+from hsd.replay.denoiser import Prior
 from hsd.replay.executor import Executor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -116,6 +120,29 @@ def finished_by(executor):
     finished = [(image.index, image.latent) for _, images in executor.run() for image in images]
     assert len(finished) == len(dict(finished))
     return dict(finished)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[int, torch.Tensor]]:
+    """Finished latents by prompt of the complete run inside: what :func:`latents_of` would denoise once more.
+
+    They are copies that are made where the latents are, in the order of what is enqueued there. So nothing waits for
+    them, and what the run lets go of is free as early as without them.
+    """
+    latents: dict[int, torch.Tensor] = {}
+    run = Executor.run
+
+    def recording(self):
+        with contextlib.closing(run(self)) as calls:
+            for lanes, done in calls:
+                for finished in done:
+                    if not finished.is_fork and not isinstance(self.denoiser, Prior):
+                        assert finished.index not in latents
+                        latents[finished.index] = finished.latent.clone()
+                yield lanes, done
+
+    with patch.object(Executor, "run", recording):
+        yield latents
 
 
 def share_apart(a, b):

@@ -38,7 +38,7 @@ def plain(pipe, tmp_path_factory):
     model = hsd.load(pipe, height=32, width=32)
     path, folder = (tmp_path_factory.mktemp(name) / "plain" for name in ("plan", "folder"))
     with padded():
-        plan = hsd.compile(["a cat", "a cat on a mat", "a dog", "the sea"], 0.8, model=model, steps=4)
+        plan = hsd.compile(["a cat", "a cat on a mat", "a dog", "the sea"], 0.8, model=model, steps=3)
         plan.save(path)
         hsd.generate(hsd.Plan.load(path), model, folder, **OPTIONS)
     return path, folder

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from device import emulated
-from device.runs import case, images_of, latents_of, on_the_device, same, same_images
+from device.runs import case, near, on_the_device, run_of, same, same_images
 from families import FAMILIES, Family
 
 SCHEDULES = int(os.environ.get("HSD_SCHEDULES", "2"))
@@ -29,9 +29,10 @@ def test_every_schedule_gives_the_same(family: Family):
             device.adopt(family.loadable(expected.pipe))
             model = expected.load()
             assert model.device.type == "cuda"
-            latents = latents_of(expected.plan, model, graphs)
-            images = images_of(expected.plan, model, graphs)
+            latents, images = run_of(expected.plan, model, graphs)
             if graphs and model.capturable:
                 assert device.counts["replays"] > 0
-        assert same(latents, expected.latents[graphs]), f"the latents of schedule {seed}"
+        # A prior's last call, of one lane, is rounded by where its input lies if it is not padded.
+        equal = same if graphs or model.prior() is None else near
+        assert equal(latents, expected.latents[graphs]), f"the latents of schedule {seed}"
         assert same_images(images, expected.images[graphs]), f"the images of schedule {seed}"

@@ -77,9 +77,11 @@ def prompts(tmp_path):
     return path
 
 
-def generate(prompts, seen, out, *more):
+def generate(python, prompts, seen, out, *more):
     seen.mkdir()
-    command = [sys.executable, "-c", GATED, str(seen), "generate", str(prompts), "--out", str(out)]
+    script = seen.with_name("gated.py")
+    script.write_text(GATED)
+    command = [python, str(script), str(seen), "generate", str(prompts), "--out", str(out)]
     return [*command, "--steps", "4", "--batch-size", "2", *more]
 
 
@@ -89,7 +91,7 @@ PARTS = {"encode": re.compile("encoding prompts"), "denoise": BAR, "image": re.c
 
 
 @on_a_terminal
-def test_a_run_in_a_terminal(prompts, tmp_path):
+def test_a_run_in_a_terminal(prompts, tmp_path, warm_python):
     out, seen, kept = tmp_path / "images", tmp_path / "seen", {}
 
     def see(screen, process):
@@ -98,7 +100,7 @@ def test_a_run_in_a_terminal(prompts, tmp_path):
                 kept[part] = screen
                 (seen / part).touch()
 
-    ended = in_terminal(generate(prompts, seen, out), columns=120, act=see)
+    ended = in_terminal(generate(warm_python, prompts, seen, out), columns=120, act=see)
     assert ended.code == 0, ended.screen.text
     assert set(kept) == set(PARTS)
     view = kept["denoise"][BAR.search(kept["denoise"]).start() :].splitlines()
@@ -123,7 +125,7 @@ def test_a_run_in_a_terminal(prompts, tmp_path):
 
 
 @on_a_terminal
-def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path):
+def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path, warm_python):
     out, seen, sent = tmp_path / "i", tmp_path / "seen", []
 
     def see(screen, process):
@@ -134,7 +136,7 @@ def test_an_interrupted_run_in_a_narrow_terminal(prompts, tmp_path):
         if re.search(r"^images +2 of 6", screen, re.MULTILINE) and not sent:
             sent.append(process.send_signal(signal.SIGINT))
 
-    command = generate(prompts, seen, out, "--tau", "0")
+    command = generate(warm_python, prompts, seen, out, "--tau", "0")
     ended = in_terminal(command, columns=40, environment={"NO_COLOR": "1"}, act=see)
     assert sent
     assert ended.code == 130

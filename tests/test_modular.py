@@ -19,8 +19,7 @@ from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
 import hsd
 from algorithm1 import algorithm1
 from device import emulated
-from device.runs import case, images_of, on_the_device, same, same_images
-from device.runs import latents_of as device_latents_of
+from device.runs import case, on_the_device, run_of, same, same_images
 from helpers import encoded, latents_of
 from hsd.models.identity import image_identity
 from hsd.models.modular import Modular, blocks
@@ -313,8 +312,9 @@ def test_runs_on_the_emulated_device(monkeypatch):
         device.adopt(expected.pipe)
         model = expected.load()
         assert model.device.type == "cuda"
-        assert same(device_latents_of(expected.plan, model, False), expected.latents[False])
-        assert same_images(images_of(expected.plan, model, False), expected.images[False])
+        latents, images = run_of(expected.plan, model, False)
+        assert same(latents, expected.latents[False])
+        assert same_images(images, expected.images[False])
 
 
 # ------------------------------------------------------------------------------- loading, identity

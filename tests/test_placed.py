@@ -14,8 +14,7 @@ from torch import nn
 import hsd
 import tiny
 from device import emulated
-from device.runs import images_of, on_the_device, padded, same
-from device.runs import latents_of as device_latents_of
+from device.runs import on_the_device, padded, run_of, same
 from helpers import fresh_generators, latents_of, mean_difference
 from hsd.generation.differences import model_differences
 from hsd.models import check
@@ -173,15 +172,14 @@ def test_components_on_two_devices():
     pipe = tiny.stable_diffusion()
     with padded():
         plan = hsd.compile(PROMPTS, 0.8, model=hsd.load(pipe, **settings), steps=STEPS)
-        expected = [of(plan, hsd.load(pipe, **settings), False) for of in (device_latents_of, images_of)]
+        expected = run_of(plan, hsd.load(pipe, **settings), False)
     with emulated(0, 0.5), on_the_device():
         for name, index in (("text_encoder", 0), ("vae", 0), ("unet", 1)):
             dispatch_model(getattr(pipe, name), {"": index}, force_hooks=True)
         model = hsd.load(pipe, **settings)
         assert model.device == torch.device("cuda", 0)
         assert {weight.device.index for weight in pipe.unet.parameters()} == {1}
-        assert same(device_latents_of(plan, model, False), expected[0])
-        assert same(images_of(plan, model, False), expected[1])
+        assert all(map(same, run_of(plan, model, False), expected))
 
 
 # ------------------------------------------------------------------------------- dtypes

@@ -368,7 +368,7 @@ def test_all_experiments_on_a_given_pipeline(model, prompts, tmp_path):
         tmp_path / "out",
         scorer=Brightness(),
         steps=6,
-        batch_size=4,
+        batch_size=8,
         say=messages.append,
         progress=False,
     )

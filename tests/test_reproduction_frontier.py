@@ -285,13 +285,13 @@ def test_intervals_from_few_clusters_are_marked():
 def test_on_the_command_line(tmp_path):
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    (prompts / "shapes.txt").write_text("a red star\na red ring\na blue star\na blue ring\n")
-    arguments = ["reproduce", str(tmp_path / "out"), "--prompts", str(prompts), "--steps", "5", "--only", "frontier"]
+    (prompts / "shapes.txt").write_text("a red star\na red ring\na blue star\n")
+    arguments = ["reproduce", str(tmp_path / "out"), "--prompts", str(prompts), "--steps", "4", "--only", "frontier"]
     arguments += [
         "--seeds",
         "2",
         "--evaluations",
-        "3",
+        "2",
         "--batch-size",
         "64",
         "--device",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import hsd
 from families.base import Family
-from families.measure import PROMPTS, parity, stock
-from helpers import fresh_generators, mean_difference, share_apart
+from families.measure import PROMPTS, parity
+from helpers import mean_difference, share_apart
 
 
 def check_parity(
@@ -22,17 +21,16 @@ def check_parity(
 ) -> None:
     """At tau = 0, HSD gives the stock pipeline's results: latents, images decoded from them, and complete runs."""
     seeds = family.parity_seeds if seeds is None else seeds
-    found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt)
+    found = parity(family, pipe, settings, size, prompts=prompts, seeds=seeds, per_prompt=per_prompt, pil=True)
     assert found.ours.shape == found.stock.shape
     # The check can fail: another image's latents are far away.
     scale = found.stock.abs().max()
     assert (found.ours[0] - found.stock[1]).abs().max() > 100 * family.tolerance * scale
     assert found.error < family.tolerance
-    images = stock(family, pipe, settings, size, "pil", fresh_generators(seeds), prompts, per_prompt)
+    images = found.stock_images
     # A random decoder magnifies rounding errors in single pixels, and rounds differently in batches and single calls.
     for image, expected in zip(found.model.decode(found.stock, found.generators), images, strict=True):
         assert share_apart(image, expected) < 1e-3
-    whole = {image.index: image for image in hsd.stream(found.plan, found.model, batch_size=2)}
-    for i, expected in enumerate(images):
-        assert mean_difference(whole[i].pil, expected) < 0.5
-    assert mean_difference(whole[0].pil, images[1]) > 2
+    for image, expected in zip(found.images, images, strict=True):
+        assert mean_difference(image, expected) < 0.5
+    assert mean_difference(found.images[0], images[1]) > 2

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import hsd
 from algorithm1 import algorithm1
 from families.base import Family, swap
-from helpers import fresh_generators, latents_of
+from helpers import fresh_generators, latents_of, recorded
 
 PROMPTS = ["a cat", "a much longer prompt about a dog", "two birds on a wire"]
 SEEDS = [11, 5, 42]
@@ -43,11 +49,14 @@ class Parity:
     """Latents (N, ...) of the stock pipeline and ours at tau = 0."""
 
     model: Any
-    plan: hsd.Plan
     stock: Tensor
     ours: Tensor
     generators: list[torch.Generator]
     """The stock pipeline's generators, before it decodes."""
+    images: list[Any]
+    """Ours, by prompt."""
+    stock_images: list[Any]
+    """The stock pipeline's, if they were asked for."""
 
     @property
     def error(self) -> float:
@@ -66,15 +75,44 @@ def stock(family, pipe, settings, size, output_type, generators, prompts=PROMPTS
     return family.call(pipe, prompts, generators, settings, size, family.steps, output_type, **options)
 
 
-def parity(family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=None, per_prompt=1) -> Parity:
-    """The latents of each prompt, by the pipeline and by us."""
+@contextlib.contextmanager
+def remembering(network: nn.Module) -> Iterator[None]:
+    """Inside, a network that is called again with the same tensors gives what it gave: nothing in it draws.
+
+    The pipeline's latents and its images come from two of its runs, of which the second denoises in the same way.
+    """
+    forward, known = network.forward, {}
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = hashlib.sha256()
+        for leaf in tree_leaves((args, kwargs)):
+            is_tensor = isinstance(leaf, Tensor)
+            key.update(repr((leaf.shape, leaf.dtype) if is_tensor else leaf).encode())
+            key.update(leaf.detach().double().numpy().tobytes() if is_tensor else b"")
+        if key.digest() not in known:
+            known[key.digest()] = forward(*args, **kwargs)
+        return tree_map_only(Tensor, Tensor.clone, known[key.digest()])
+
+    with patch.object(network, "forward", functools.wraps(forward)(remembered)):
+        yield
+
+
+def parity(
+    family: Family, pipe: Any, settings, size, *, prompts=PROMPTS, seeds=None, per_prompt=1, pil=False
+) -> Parity:
+    """The latents of each prompt, by the pipeline and by a complete run of ours; the pipeline's images if ``pil``."""
     seeds = family.parity_seeds if seeds is None else seeds
     generators = fresh_generators(seeds)
-    reference = stock(family, pipe, settings, size, "latent", generators, prompts, per_prompt).float()
+    with remembering(family.denoiser(pipe)):
+        reference = stock(family, pipe, settings, size, "latent", generators, prompts, per_prompt).float()
+        again = fresh_generators(seeds)
+        pictures = stock(family, pipe, settings, size, "pil", again, prompts, per_prompt) if pil else []
     model = hsd.load(family.loadable(pipe), **family.settings(settings, size))
     plan = hsd.compile(prompts, 0.0, model=model, steps=family.steps, seeds=seeds, images_per_prompt=per_prompt)
-    latents = latents_of(plan, model, batch_size=2)
-    return Parity(model, plan, reference, torch.cat([latents[i] for i in range(len(plan))]), generators)
+    with recorded() as latents:
+        images = {image.index: image.pil for image in hsd.stream(plan, model, batch_size=2)}
+    ours = torch.cat([latents[i] for i in range(len(plan))])
+    return Parity(model, reference, ours, generators, [images[i] for i in range(len(plan))], pictures)
 
 
 @dataclass
