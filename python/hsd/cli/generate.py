@@ -22,7 +22,7 @@ from . import options as opt
 from .console import quiet, say, tell
 from .job import Job
 from .options import is_typed
-from .recipe import NothingToDo, Recipe, Shard, check_added, check_planned
+from .recipe import NothingToDo, Recipe, Shard, check_added, check_planned, of_folder
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
@@ -58,6 +58,20 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    more: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make N variations of each image, or of those of --only: they share its first steps. Without PROMPTS, "
+            "of the images of the folder.",
+            show_default=False,
+        ),
+    ] = None,
+    depth: Annotated[
+        float,
+        typer.Option(help="With --more: the part of its steps that a variation shares, above 0 and below 1."),
+    ] = 0.7,
     preview: Annotated[
         int | None,
         typer.Option(
@@ -162,11 +176,14 @@ def generate(
     if plan_file is not None:
         check_planned(ctx)
         recipe = Recipe.read(plan_file, out, part)
+    elif more is not None and extend is None and source.prompts is None and not source.template:
+        check_added(ctx)
+        recipe = Recipe(out, None, {}, of_folder(out), part)
     else:
         file = opt.read(source)
         planned |= {"seeds": file.seeds_from(seed, images_per_prompt), "images_per_prompt": images_per_prompt}
         recipe = Recipe(out, file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
-    recipe = replace(recipe, adds=extend is not None, only=tuple(only or ()), preview=preview)
+    recipe = replace(recipe, adds=extend is not None, only=tuple(only or ()), more=more, depth=depth, preview=preview)
     if tar is not None:
         check_shards(out, tar)
     if is_url(out):  # an unusable folder is reported before the model is loaded and prompts are encoded

@@ -95,6 +95,14 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
+def of_folder(out: str) -> Plan:
+    """The plan of a folder in which there are images."""
+    plan = plan_in(out) if has_images(out) else None
+    if plan is None:
+        raise Error(f"{out} has no images of which there could be more: make them first, with hsd generate PROMPTS")
+    return plan.whole()
+
+
 def has_images(out: str) -> bool:
     """Whether a run has written images there."""
     if is_url(out):
@@ -105,11 +113,11 @@ def has_images(out: str) -> bool:
 
 def say_what_grew(before: Plan, now: Plan) -> None:
     """A line on what a list changes in a folder that has images."""
-    added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now)
+    added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now) - len(now.variations)
     if added:
         joins = "new prompt joins" if added == 1 else "new prompts join"
         say(f"{added:,} {joins} the {before.n_prompts:,} of the folder, whose images stay as they are")
-    if missing:
+    if missing > 0:
         are = "prompt of the folder is" if missing == 1 else "prompts of the folder are"
         say(f"{missing:,} {are} not in this list: nothing is made for what is missing, and images stay")
 
@@ -166,6 +174,10 @@ class Recipe:
     """Whether ``prompts`` are added to the folder's plan, whose arguments count."""
     only: tuple[str, ...] = ()
     """What is wanted of the plan, as ``--only`` takes it."""
+    more: int | None = None
+    """Variations that are wanted of each image."""
+    depth: float = 0.7
+    """How much of its steps a variation shares with the first image."""
     preview: int | None = None
     """Of how many clusters one image each is wanted."""
 
@@ -190,6 +202,8 @@ class Recipe:
         plan = self._compiled(adapter, report) if self.plan is None else self._clustered(self.plan, adapter, report)
         if self.only:
             plan = plan.prune(selected(plan, self.only))
+        if self.more is not None:
+            plan = plan.more(self.more, depth=self.depth)
         if self.preview is not None:
             clusters = clusters_at(plan, step_with(plan, self.preview))
             tell_clusters(plan, clusters)

@@ -89,6 +89,8 @@ def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     covered = np.intersect1d(np.concatenate(members), plan.covered())
     labels = np.arange(plan.n_prompts, dtype=np.int64)
     labels[covered] = covered[same_rows(conditioning, covered)]
+    variations = np.array(list(plan.variations), dtype=np.int64)
+    labels[variations] = variations  # they are meant to share what they share, and differ by their noise
     return set_apart(plan, labels, sorted(conditioning.failed))
 
 

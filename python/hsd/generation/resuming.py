@@ -54,8 +54,11 @@ class ResumedRun:
         """Trunks that were kept."""
         return self._folder.written
 
-    def resumed(self, plan: Plan, *, catches_up: bool) -> Plan:
-        """``plan`` without the steps that lead to trunks that are there."""
+    def resumed(self, plan: Plan, *, catches_up: bool, renoised: NDArray[np.bool_] | None = None) -> Plan:
+        """``plan`` without the steps that lead to trunks that are there.
+
+        Segments that are ``renoised`` (segments,) begin with fresh noise, for which the trunk has to hold an x0.
+        """
         segments = plan.segments
         digests = self._digests(plan)
         parent, origin = segments["parent"], plan.layers().origins(segments["parent"], segments["first_step"])
@@ -63,6 +66,9 @@ class ResumedRun:
         if catches_up:  # a segment that goes on with the mean of its parent needs the h of where that began
             going_on = np.flatnonzero((parent >= 0) & (origin < segments["first_step"]))
             candidates[parent[going_on]] = False
+        needs_x0 = np.zeros(len(segments), dtype=bool)
+        if renoised is not None:
+            needs_x0[parent[renoised & (parent >= 0)]] = True
         given = np.zeros(len(segments), dtype=bool)
         read: dict[int, Trunk] = {}
         needed = segments["end_step"] == plan.n_steps
@@ -70,7 +76,7 @@ class ResumedRun:
             if candidates[segment] and needed[segment]:
                 key = _key(digests[segment], int(segments["end_step"][segment]))
                 trunk = self._folder.read(key) if key in self._folder else None
-                if trunk is not None:
+                if trunk is not None and not (needs_x0[segment] and trunk.predicted is None):
                     given[segment], read[segment] = True, trunk
             if needed[segment] and not given[segment] and parent[segment] >= 0:
                 needed[parent[segment]] = True
@@ -148,12 +154,19 @@ class TrunksOfPass:
         present = [bool(fork) and _key(self._digest[i], ends[i]) in folder for i, fork in enumerate(candidates)]
         return most_valuable(plan, candidates, self._nbytes, folder.room(), np.array(present, dtype=bool))
 
-    def keep(self, segment: int, state: Tensor, generator: Tensor, given: dict[str, Tensor]) -> None:
+    def keep(
+        self,
+        segment: int,
+        state: Tensor,
+        generator: Tensor,
+        given: dict[str, Tensor],
+        predicted: Tensor | None,
+    ) -> None:
         """Keep a state (S, *latent)."""
         key = _key(self._digest[segment], int(self._plan.segments["end_step"][segment]))
-        host = to_host(state)
+        host, x0 = to_host(state), None if predicted is None else to_host(predicted)
         if torch.isfinite(host).all():  # else its images fail, and are tried again
-            self._run._folder.keep(key, Trunk(host, generator, given))
+            self._run._folder.keep(key, Trunk(host, generator, given, x0))
 
 
 def _begin_of(segment: np.void) -> _Begin:

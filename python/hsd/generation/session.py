@@ -47,6 +47,7 @@ from .live import RunView, watching
 from .options import Options
 from .results import Image
 from .resuming import ResumedRun, TrunksOfPass
+from .variations import begins_of_variations, fresh_noise
 
 _LOG = logging.getLogger(__name__)
 
@@ -206,6 +207,7 @@ class Session:
             refuse_step_caches(self.variants[first])
             self.samplers[first] = self.variants[first].sampler(plan.request["steps"])
             check_fit(plan, self.samplers[first])
+            fresh_noise(plan, self.variants[first], self.samplers[first])  # refused now, if it cannot be
         # A bad batch size, order, max_slots or gamma is found here, before anything is encoded.
         mixed = all(variant.mixed_timesteps for variant in self.variants)
         for first, *_ in self.passes:
@@ -299,7 +301,11 @@ class Session:
 
     def _resumed(self, plan: Plan) -> Plan:
         """The plan, without what earlier runs have kept."""
-        return plan if self.trunks is None else self.trunks.resumed(plan, catches_up=self.catch_up > 0)
+        if self.trunks is None:
+            return plan
+        deterministic = any(not sampler.n_noise for sampler in self.samplers.values())
+        renoised = begins_of_variations(plan) if deterministic and plan.variations else None
+        return self.trunks.resumed(plan, catches_up=self.catch_up > 0, renoised=renoised)
 
     def _ahead(self, plan: Plan, gives_up: bool) -> Iterator[None]:
         """Encode what is new in a part of the plan; None after some prompts each."""
@@ -362,6 +368,7 @@ class Session:
                 catch_up=self.catch_up,
                 observer=self.observer,
                 forks=self._forks_of(plan, variant),
+                fresh=fresh_noise(plan, variant, sampler),
                 trunks=self._trunks_of(plan, variant, conditioning, sampler),
                 make_room=decoder.make_room,
             ),

@@ -37,7 +37,7 @@ class Found:
 
 def can_grow(plan: Plan, request: dict[str, Any], n_steps: int) -> bool:
     """Whether a plan was compiled with the arguments of ``request``, whatever its prompts are."""
-    ignored = ("settings", "extensions", "grown_from")
+    ignored = ("settings", "extensions", "grown_from", "variations")
     return plan.n_steps == n_steps and same_request(plan, request, ignored)
 
 
@@ -50,7 +50,10 @@ def matched(plan: Plan, wanted: List) -> Found:
     own, which = [_frozen(one) for one in plan.settings], plan.setting
     by_seed: dict[tuple[Any, ...], list[int]] = {}
     by_first: dict[tuple[Any, ...], list[int]] = {}
+    variations = plan.variations  # a list says nothing of them
     for j in range(plan.n_prompts - 1, -1, -1):
+        if j in variations:
+            continue
         what, seed = (plan.prompts[j], own[which[j]]), int(plan.seeds[j])
         by_seed.setdefault((*what, seed), []).append(j)
         by_first.setdefault((*what, seed - j), []).append(j)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._core import Plan as CorePlan
 from .._core import Program, Tree
 from ..errors import PlanMismatch
-from ..names import Order
+from ..names import Order, check_count
 from ..prompts.files import PromptFile
 from ..work.progress import StageReport
 from .encoders import EARLIER_NAME, Encoder, StaticEncoder
@@ -24,6 +24,7 @@ from .layers import Layers
 from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
+from .vary import check_depth, fork_step, varied
 from .vectors import Vectors
 
 PLAN_FILE = "plan.safetensors"
@@ -301,6 +302,79 @@ class Plan:
             stages=progress,
         )
 
+    def more(self, n: int, prompts: Sequence[int] | NDArray[np.integer] | None = None, depth: float = 0.7) -> Plan:
+        """The plan with ``n`` variations of each of some ``prompts``: images that fork late from the path of the first.
+
+        A variation has the same prompt, settings and columns, the next free seed, and a number after all others. It
+        shares the steps up to about ``depth`` of the run, and costs the rest, 30 % of an image by default, and what led
+        there if no trunk of it is kept. With a stochastic scheduler its noise differs from there on. With a
+        deterministic one, the image that is predicted there gets fresh noise of that step: what image-to-image does,
+        with the strength 1 - depth.
+
+        Parameters
+        ----------
+        n
+            Variations that each prompt has in the end: those that it has already count, so the same call adds nothing
+            again.
+        prompts
+            Their numbers. Default: all that the plan keeps and that are no variations themselves.
+        depth
+            Inside (0, 1). The larger, the cheaper, and the more like the first image.
+
+        Returns
+        -------
+        Plan
+            It keeps the prompts and all of their variations.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments that mean nothing, for a variation of a variation, and for a plan that shares no step.
+        """
+        depth, n = check_depth(depth), check_count("n", n)
+        whole, own = self.whole(), self.variations
+        chosen = np.setdiff1d(self.kept, list(own)) if prompts is None else np.unique(np.asarray(prompts))
+        if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError("prompts has to hold the numbers of prompts of the plan")
+        for i in chosen.tolist():
+            if not 0 <= i < whole.n_prompts:
+                raise ValueError(f"prompt {i} is not in the plan, which has {whole.n_prompts}")
+            if i in own:
+                raise ValueError(f"prompt {i} is a variation of prompt {own[i]}: name that one")
+        there: dict[int, list[int]] = {}
+        for variation, original in own.items():
+            there.setdefault(original, []).append(variation)
+        of = [i for i in chosen.tolist() for _ in range(n - len(there.get(i, ())))]
+        kept = [*chosen.tolist(), *(v for i in chosen.tolist() for v in there.get(i, ()))]
+        if not of:
+            return whole.prune(sorted(kept)) if len(kept) < whole.n_prompts else whole
+        first = whole.n_prompts
+        step = fork_step(whole.phi, depth)
+        request = {
+            **whole.request,
+            "extensions": [*whole.extensions, first],
+            "grown_from": [*whole.grown_from, whole.fingerprint],
+            "variations": [*map(list, own.items()), *([first + j, i] for j, i in enumerate(of))],
+        }
+        if "settings" in request:
+            settings = request["settings"]
+            request["settings"] = {**settings, "index": [*settings["index"], *(int(whole.setting[i]) for i in of)]}
+        if whole.columns:
+            request["columns"] = {name: [*values, *(values[i] for i in of)] for name, values in whole.columns.items()}
+        seeds = np.concatenate([whole.seeds, int(whole.seeds.max()) + 1 + np.arange(len(of))])
+        core = CorePlan.compile(varied(whole.tree, whole.phi, of, step), whole.phi)
+        larger = Plan(core, [*whole.prompts, *(whole.prompts[i] for i in of)], seeds, request)
+        if whole.vectors is not None:
+            rows = np.concatenate([np.arange(first), of])
+            larger.with_vectors(whole.vectors, rows)
+        keep = sorted([*kept, *range(first, larger.n_prompts)])
+        return larger if len(keep) == larger.n_prompts else larger.prune(keep)
+
+    @property
+    def variations(self) -> dict[int, int]:
+        """The prompt that each variation is one of: see :meth:`more`."""
+        return {int(variation): int(original) for variation, original in self.request.get("variations") or ()}
+
     def as_base(self) -> Base:
         """What :mod:`.extend` needs of the whole plan."""
         own, which = self.settings, self.setting
@@ -541,6 +615,8 @@ class Plan:
             parts["catch_up"] = self.catch_up
         if self.extensions:
             parts["extensions"] = list(self.extensions)
+        if self.variations:
+            parts["variations"] = sorted(self.variations.items())
         return self._core.fingerprint(self.prompts, self.seeds, json.dumps(parts, sort_keys=True))
 
     def whole(self) -> Plan:

@@ -48,6 +48,8 @@ class Contents:
     """(K,) where guidance varies."""
     predictions: Predictions | None = None
     """Where each step's prediction of x0 is kept."""
+    shifts: bool = False
+    """Whether something is added to the latents that some segments begin with."""
 
     def form(self) -> Hashable:
         """Equal where captured calls of one run are those of the other: all but slots, and what a refill sets."""
@@ -61,6 +63,7 @@ class Contents:
             _form(self.weights),
             None if self.rows_by_step is None else tuple(self.rows_by_step.tolist()),
             None if self.predictions is None else self.predictions.form,
+            self.shifts,
         )
 
 
@@ -94,6 +97,8 @@ class Buffers:
         (lanes, Z, *latent) float32, where the scheduler draws some.
     predictions, predicted
         Where predictions of x0 are kept: how they are made, and (slots, *latent) float32, the latest one of each slot.
+    shift
+        (lanes, *latent) float32, what a padded call adds to the latents that it reads, where some segments need that.
     """
 
     def __init__(self, contents: Contents, device: torch.device, *, spare: bool = False) -> None:
@@ -115,6 +120,7 @@ class Buffers:
         predictions = contents.predictions
         self.predictions = None if predictions is None else predictions.to(device)
         self.predicted = None if predictions is None else torch.zeros((slots, *latent), device=device)
+        self.shift = torch.zeros((lanes, *latent), device=device) if contents.shifts else None
         self._begin()
 
     def refill(self, contents: Contents) -> None:
@@ -136,7 +142,7 @@ class Buffers:
                 tensor.copy_(contents.predictions.tensors()[name])
         for buffer in (self.state, self.table, *self.rows.values(), *self.differences.values()):
             buffer.zero_()
-        for optional in (self.noise, self.predicted):
+        for optional in (self.noise, self.predicted, self.shift):
             if optional is not None:
                 optional.zero_()
         self._begin()

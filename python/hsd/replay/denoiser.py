@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..sampler import Predictions, SamplerTable, compile_sampler, predictions
+from ..sampler.levels import NoLevel, noise_level
 
 STEP = "_step"
 """(B,) int64, which evaluation each lane is at: 0 to K - 1. For denoisers with ``reads_steps``."""
@@ -161,6 +162,21 @@ class Denoiser(ABC):
         scheduler = self._stepped(steps)
         begin = self.first_step(scheduler, steps)
         return predictions(scheduler, step_kwargs=self.step_kwargs(scheduler), begin=begin)
+
+    def noise_levels(self, steps: int, sampler: SamplerTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(K,) signal and (K,) noise: the latent that enters step k is signal * x0 + noise * e. NaN where the scheduler
+        does not say.
+        """
+        scheduler = self._stepped(steps)
+        begin = self.first_step(scheduler, steps)
+        signal, noise = np.full((2, sampler.n_steps), np.nan)
+        for k in range(sampler.n_steps):
+            with contextlib.suppress(NoLevel):
+                level = noise_level(scheduler, begin + k)
+                # Of the latent, in what the model reads.
+                scale = float(sampler.scale[k, 0]) if sampler.scale_terms != ((),) else 1.0
+                signal[k], noise[k] = level.signal / scale, level.noise / scale
+        return signal, noise
 
     def _stepped(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set to ``steps`` inference steps."""

@@ -74,6 +74,18 @@ class Forks:
 
 
 @dataclass(frozen=True)
+class FreshNoise:
+    """Segments that begin with fresh noise on what their parent's last step predicts."""
+
+    wanted: NDArray[np.bool_]
+    """(segments,)"""
+    predictions: Predictions
+    signal: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    """(K,) both: the latent that enters step k is signal * x0 + noise * e."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Inputs and outputs of one evaluation of the denoiser, before the sampler's update."""
 
@@ -136,6 +148,8 @@ class Executor:
         Called after each evaluation. Calls are then neither captured nor compiled, since a replay runs no Python.
     forks
         Whose predictions of x0 at their last step :meth:`run` yields, beside the latents; None costs nothing.
+    fresh
+        Segments that begin with fresh noise; None: all begin with what their parent ended with.
     trunks
         Where the segments of a resumed plan begin from, and whose states at their end are kept.
     make_room
@@ -163,6 +177,7 @@ class Executor:
         observer: Callable[[Evaluation], object] | None = None,
         forks: Forks | None = None,
         trunks: Trunks | None = None,
+        fresh: FreshNoise | None = None,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
         check_fit(plan, sampler)
@@ -196,7 +211,8 @@ class Executor:
             late=tuple(late),
             weights=None if weights is None else weights.flatten(),
             rows_by_step=program.rows,
-            predictions=None if forks is None else forks.predictions,
+            predictions=next((one.predictions for one in (forks, fresh) if one is not None), None),
+            shifts=fresh is not None,
         )
         self._observer, watched = observer, observer is not None
         self._compiled = (
@@ -205,12 +221,18 @@ class Executor:
         self._prepare(cuda_graphs and can_capture(denoiser) and not watched)
         history = History(plan, late, catch_up) if late else None
         wanted = None if forks is None else forks.wanted
-        self._feeder = Feeder(plan, program, denoiser, own, sampler, history, wanted, trunks, pinned=self._on_gpu)
+        self._fresh = fresh
+        renoised = None if fresh is None else fresh.wanted
+        self._feeder = Feeder(
+            plan, program, denoiser, own, sampler, history, wanted, trunks, renoised, pinned=self._on_gpu
+        )
         items = "latents" if program.rows is None else "rows of the network"
         self._other_room = make_room
         changed, room = _weakly(self._fewer_lanes), _weakly(self._make_room)
         self._lanes = FittingSize(lanes, items, device, on_change=changed, make_room=room)
         """Lanes of one evaluation, or rows where guidance varies: fewer than the program's after the memory ran out."""
+        self._shift: Tensor | None = None
+        """Of the call that runs: :meth:`_shifts`."""
         self.errors: dict[int, str] = {}
         """By prompt, what the denoiser raised for its lane or for one that it comes from. Its latent is NaN."""
         self._works, self._failed = False, 0  # whether any evaluation has worked; lanes that raised
@@ -265,7 +287,8 @@ class Executor:
                         ]
                     for left in feed.trunks:
                         assert self._trunks is not None
-                        self._trunks.keep(left.segment, self.state[left.slot].clone(), left.generator, left.given)
+                        x0 = None if predicted is None else predicted[left.slot].clone()
+                        self._trunks.keep(left.segment, self.state[left.slot].clone(), left.generator, left.given, x0)
                     if throttle is not None:
                         throttle.done(now_on(self._device))
                     yield feed.lanes, done
@@ -312,12 +335,26 @@ class Executor:
             self.state[slot, 0].copy_(latent, non_blocking=True)
             self.state[slot, 1:].zero_()
 
+    def _shifts(self, feed: Feed) -> Tensor | None:
+        """(lanes, *latent) float32: what is added to the latents that the lanes of a call begin with. None: nothing."""
+        if self._fresh is None or self.buffers.predicted is None:
+            return None
+        for slot, predicted in feed.predicted:
+            self.buffers.predicted[slot].copy_(predicted, non_blocking=True)
+        shifts = torch.zeros((feed.lanes, *self.state.shape[2:]), device=self._device)
+        for lane, slot, step, noise in feed.renoised:
+            signal, level = float(self._fresh.signal[step]), float(self._fresh.noise[step])
+            renoised = signal * self.buffers.predicted[slot] + level * noise.to(self._device, non_blocking=True)
+            shifts[lane] = renoised - self.state[slot, 0]
+        return shifts
+
     def _call(self, feed: Feed) -> None:
         """One call of the program: one evaluation, or several if it does not fit into the memory.
 
         A call may be cut, because no lane reads what another lane of the same call writes. An evaluation that runs out
         of memory has written nothing.
         """
+        self._shift = self._shifts(feed)
         begin = 0
         while begin < feed.lanes:
             left = self._rows_of(feed, begin, feed.lanes)
@@ -395,9 +432,9 @@ class Executor:
         # Where guidance varies, such a denoiser calls its network once for each half, and needs to know their sizes.
         exact = self._compiled is None or (lengths is not None and buffers.layout is not None)
         if self._graphs is None and exact:
-            self._step(
-                table[:, begin:end], None if noise is None else noise.to(self._device, non_blocking=True), rows, lengths
-            )
+            drawn = None if noise is None else noise.to(self._device, non_blocking=True)
+            shift = None if self._shift is None else self._shift[begin:end]
+            self._step(table[:, begin:end], drawn, rows, lengths, shift)
             return lanes
         size = bucket(rows, max(rows, self._lanes.most))
         buffers.table[:, :lanes].copy_(table[:, begin:end])
@@ -405,6 +442,10 @@ class Executor:
         if noise is not None:
             assert buffers.noise is not None
             buffers.noise[:lanes].copy_(noise, non_blocking=True)
+        if buffers.shift is not None:
+            buffers.shift.zero_()
+            if self._shift is not None:
+                buffers.shift[:lanes].copy_(self._shift[begin:end])
         if self._graphs is None:
             self._padded(size, lengths)
         else:
@@ -417,20 +458,30 @@ class Executor:
         """A call of ``size`` lanes (and rows) from the buffers; this is what CUDA graphs capture."""
         table, noise = self.buffers.table, self.buffers.noise
         with self._compiled.for_lanes(size) if self._compiled is not None else contextlib.nullcontext():
-            self._step(table[:, :size], None if noise is None else noise[:size], size, lengths)
+            shift = None if self.buffers.shift is None else self.buffers.shift[:size]
+            self._step(table[:, :size], None if noise is None else noise[:size], size, lengths, shift)
 
-    def _step(self, table: Tensor, noise: Tensor | None, n_rows: int, lengths: dict[str, int] | None = None) -> None:
+    def _step(
+        self,
+        table: Tensor,
+        noise: Tensor | None,
+        n_rows: int,
+        lengths: dict[str, int] | None = None,
+        shift: Tensor | None = None,
+    ) -> None:
         """One step of each lane: gather, evaluate, update, scatter (Eq. 8 and Algorithm 1 of arXiv 2508.21032).
 
         Every lane reads its source before any lane writes its target.
 
         ``table`` (3, B) int64: step, source and target, with catch-up (4, B) and the place of the weight; ``noise``
         (B, Z, *latent) float32; ``n_rows`` rows of the network, which are lanes unless guidance varies; ``lengths`` of
-        rows that are not padded.
+        rows that are not padded; ``shift`` (B, *latent) float32, added to the latents of the sources.
         """
         buffers, sampler = self.buffers, self.buffers.sampler
         step, source, target, *place = table.unbind(0)
         state = buffers.state.index_select(0, source)  # [B, S, *latent]
+        if shift is not None:
+            state[:, 0] += shift
         rows = {name: _upto(buffer, name, lengths).index_select(0, target) for name, buffer in buffers.rows.items()}
         if buffers.weights is not None:
             weight = buffers.weights.index_select(0, place[0])

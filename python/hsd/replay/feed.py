@@ -21,7 +21,7 @@ from ..planning.plan import Plan
 from ..sampler import SamplerTable
 from .catch_up import History
 from .denoiser import Denoiser
-from .trunks import Trunks
+from .trunks import Trunk, Trunks
 
 CHUNK = 1024
 """Calls whose tables are in memory at once."""
@@ -81,6 +81,10 @@ class Feed:
     finals: list[Final]
     forks: list[ForkedLane]
     trunks: list[TrunkLane]
+    renoised: list[tuple[int, int, int, Tensor]]
+    """(lane, source slot, step, noise) of each lane that begins with fresh noise, (*latent) float32."""
+    predicted: list[tuple[int, Tensor]]
+    """(slot, x0) of those of them that begin late, (*latent) float32."""
     segments: NDArray[np.int64]
     """(lanes,) the segment of each lane."""
 
@@ -100,6 +104,8 @@ class Feeder:
         (segments,) bool: whose last step's prediction of x0 is asked for.
     trunks
         Where segments that begin late begin from, and whose state at their end is kept; None: nothing of the kind.
+    renoised
+        (segments,) bool: which begin with fresh noise; None: no segment does.
     pinned
         Whether tensors are in pinned memory, from which a GPU reads while the host continues.
     """
@@ -114,10 +120,12 @@ class Feeder:
         history: History | None,
         forks: NDArray[np.bool_] | None,
         trunks: Trunks | None,
+        renoised: NDArray[np.bool_] | None,
         pinned: bool,
     ) -> None:
         self._program, self._denoiser, self._conditioning, self._sampler = program, denoiser, conditioning, sampler
         self._history, self._forks, self._pinned = history, forks, pinned
+        self._renoised = renoised
         self._trunks, self._keeps = trunks, None if trunks is None else trunks.wanted()
         self._dtype, self._shape = denoiser.noise_dtype, denoiser.latent_shape()
         segments = plan.segments
@@ -156,13 +164,20 @@ class Feeder:
                     self._generators.pop(int(representative[call, lane]), None)
 
     def _feed(self, entries: NDArray[np.void], representative: list[int], lanes: int, table: Tensor) -> Feed:
-        rows, differences, first = [], [], []
+        rows, differences, first, renoised, predicted = [], [], [], [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = int(entries["segment"][lane])
-            before = None
+            before, source = None, int(entries["source"][lane])
             if self._late[segment]:
-                state, before = self._begun(segment)
-                first.append((int(entries["source"][lane]), self._on_host(state)))
+                trunk = self._begun(segment)
+                before = trunk.given
+                first.append((source, self._on_host(trunk.state)))
+                if trunk.predicted is not None:
+                    predicted.append((source, self._on_host(trunk.predicted)))
+            if self._renoised is not None and self._renoised[segment]:
+                noise_of_one = torch.empty((1, *self._shape))
+                draw_noise(noise_of_one, self._generator(representative[lane]), (None,), self._dtype)
+                renoised.append((lane, source, int(entries["step"][lane]), self._on_host(noise_of_one[0])))
             means = self._conditioning.mean(self._layers.members(segment))
             slot = int(entries["target"][lane])
             rows.append((slot, {name: self._on_host(row) for name, row in means.items()}))
@@ -177,16 +192,29 @@ class Feeder:
             finals.append(Final(representative[lane], int(entries["target"][lane]), generator))
         forks = [] if self._forks is None else self._forked(entries, representative)
         trunks = [] if self._keeps is None else self._left_by(entries, representative, self._keeps)
-        return Feed(lanes, table, noise, first, rows, differences, finals, forks, trunks, entries["segment"])
+        return Feed(
+            lanes,
+            table,
+            noise,
+            first,
+            rows,
+            differences,
+            finals,
+            forks,
+            trunks,
+            renoised,
+            predicted,
+            entries["segment"],
+        )
 
-    def _begun(self, segment: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The state from which a segment that begins late goes on, and what its path was given."""
+    def _begun(self, segment: int) -> Trunk:
+        """What a segment that begins late goes on from."""
         assert self._trunks is not None, "a plan that begins late needs what it begins from"
         start = self._trunks.starts(segment)
         if start.continues:
             prompt = int(self._representative[segment])
             self._generator(prompt).set_state(start.trunk.generator)
-        return start.trunk.state, start.trunk.given
+        return start.trunk
 
     def _left_by(
         self, entries: NDArray[np.void], representative: list[int], keeps: NDArray[np.bool_]

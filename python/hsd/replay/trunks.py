@@ -54,8 +54,17 @@ class Trunks(Protocol):
     def wanted(self) -> NDArray[np.bool_]:
         """(segments,) of the plan that runs: whose state at their end is to be kept."""
 
-    def keep(self, segment: int, state: Tensor, generator: Tensor, given: dict[str, Tensor]) -> None:
-        """Keep a state (S, *latent) float32 on the device, which belongs to the callee."""
+    def keep(
+        self,
+        segment: int,
+        state: Tensor,
+        generator: Tensor,
+        given: dict[str, Tensor],
+        predicted: Tensor | None,
+    ) -> None:
+        """Keep a state (S, *latent) float32 on the device, and the x0 (*latent) that its last step predicts, if that is
+        known. Both belong to the callee.
+        """
 
 
 def most_valuable(

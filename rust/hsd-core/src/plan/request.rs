@@ -124,6 +124,15 @@ impl<'a> Fields<'a> {
                 return self.wrong("extensions", value, "an ascending list of numbers of its prompts");
             }
         }
+        if let Some(value) = self.get("variations") {
+            let pair = |pair: &Value| {
+                let numbers = pair.as_array().map(|pair| pair.iter().map(Value::as_u64).collect::<Vec<_>>());
+                matches!(numbers.as_deref(), Some(&[Some(new), Some(of)]) if of < new && new < n as u64)
+            };
+            if value.as_array().map(|pairs| pairs.iter().all(pair)) != Some(true) {
+                return self.wrong("variations", value, "a list of pairs of its prompts");
+            }
+        }
         if let Some(value) = self.get("grown_from") {
             let texts = value.as_array().map(|texts| texts.iter().all(Value::is_string));
             if texts != Some(true) {
