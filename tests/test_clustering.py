@@ -18,8 +18,8 @@ import hsd
 from helpers import SHARED, needs_shared
 from hsd import _core
 from hsd.planning import clustering
-from hsd.planning.vectors import as_vectors
 from hsd.planning.encoders import default_encoder
+from hsd.planning.vectors import as_vectors
 from hsd.work import memory
 from hsd.work.memory import memory_budget
 

@@ -14,8 +14,8 @@ from scipy.cluster.hierarchy import cophenet, linkage
 import hsd
 from hsd import _core
 from hsd.planning.clustering import Limits, replica_tree
-from hsd.planning.vectors import Vectors
 from hsd.planning.schedule import schedule_shape
+from hsd.planning.vectors import Vectors
 
 EUCLIDEAN = ["ward", "average", "complete"]
 PROMPTS = [f"a {colour} {animal}" for colour in ("red", "blue", "green") for animal in ("cat", "dog", "cow")]

@@ -18,8 +18,8 @@ from helpers import PROMPTS, encoded, fresh_generators, latents_of, make_schedul
 from hsd import _core
 from hsd.conditioning.twins import same_prompts, same_rows
 from hsd.planning.apart import split_tree
-from hsd.planning.vectors import as_vectors
 from hsd.planning.twins import replicas, same_vectors
+from hsd.planning.vectors import as_vectors
 
 LONG = "a very long prompt about one thing after another, " * 2
 PAIRS = {

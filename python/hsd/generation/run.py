@@ -237,7 +237,7 @@ def _fill(
             watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
-                if session.options.keep_trunks or (folder.path / TRUNKS).is_dir():
+                if not is_url(folder.path) and (session.options.keep_trunks or (folder.path / TRUNKS).is_dir()):
                     session.trunks = ResumedRun(folder.path, session.options.keep_trunks, writers.submit)
                 alone: np.ndarray | None = None
                 for image in session.images(part, watcher.event if watcher.watches else None, made.failures):
