@@ -257,8 +257,8 @@ class _Source:
         variants = variants_of(adapter, values)
         metric = self.base.request.get("metric", "cosine")
         calibration = adapter.calibration
-        known = None if calibration is None else calibration.digest
-        if metric == "calibrated" and known != self.base.request.get("calibration"):
+        digest = None if calibration is None else calibration.digest
+        if metric == "calibrated" and digest != self.base.request.get("calibration"):
             raise PlanMismatch(
                 "the plan compares prompts by a calibration that the model does not have any more: extend it on the "
                 "machine where it was compiled, or compile a new plan"
