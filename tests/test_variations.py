@@ -396,7 +396,7 @@ def test_a_variation_that_a_new_prompt_forks_from_goes_on_by_itself(tmp_path):
     options = {"steps": STEPS, "seeds": 1, "metric": "euclidean", "catch_up": 0.0}
     plan = hsd.compile(PROMPTS[:2], 3.0, embeddings=rows, model=model, **options)
     plan = plan.more(1, [0], 0.3).whole()
-    plan = plan.extend(PROMPTS[2:3], embeddings=rows[:1] + 0.2 * rng.normal(size=6))
+    plan = plan.extend(PROMPTS[2:3], embeddings=rows[:1] + 0.4 * rng.normal(size=6))
     (shared,) = [row for row in plan.segments if row["representative"] == 2 and row["leaf_end"] - row["leaf_begin"] > 1]
     assert 0 < shared["first_step"] < shared["end_step"] < STEPS
     run(plan, model, tmp_path / "kept", keep_trunks=True)
