@@ -167,14 +167,14 @@ class Feeder:
         rows, differences, first, renoised, predicted = [], [], [], [], []
         for lane in np.flatnonzero(entries["begins"]).tolist():
             segment = int(entries["segment"][lane])
-            before, source = None, int(entries["source"][lane])
+            before, source, continues = None, int(entries["source"][lane]), False
             if self._late[segment]:
-                trunk = self._begun(segment)
+                trunk, continues = self._begun(segment)
                 before = trunk.given
                 first.append((source, self._on_host(trunk.state)))
                 if trunk.predicted is not None:
                     predicted.append((source, self._on_host(trunk.predicted)))
-            if self._renoised is not None and self._renoised[segment]:
+            if self._renoised is not None and self._renoised[segment] and not continues:
                 noise_of_one = torch.empty((1, *self._shape))
                 draw_noise(noise_of_one, self._generator(representative[lane]), (None,), self._dtype)
                 renoised.append((lane, source, int(entries["step"][lane]), self._on_host(noise_of_one[0])))
@@ -207,14 +207,14 @@ class Feeder:
             entries["segment"],
         )
 
-    def _begun(self, segment: int) -> Trunk:
-        """What a segment that begins late goes on from."""
+    def _begun(self, segment: int) -> tuple[Trunk, bool]:
+        """What a segment that begins late goes on from, and whether that is a state of its own prompt."""
         assert self._trunks is not None, "a plan that begins late needs what it begins from"
         start = self._trunks.starts(segment)
         if start.continues:
             prompt = int(self._representative[segment])
             self._generator(prompt).set_state(start.trunk.generator)
-        return start.trunk
+        return start.trunk, start.continues
 
     def _left_by(
         self, entries: NDArray[np.void], representative: list[int], keeps: NDArray[np.bool_]
