@@ -4,9 +4,10 @@
 
 The cost is counted, no image is made: node-steps for each added image, of 40 steps. `alone`: the new prompts compiled
 as a set of their own, with the same tau. `added`: they join the old plan, and trunks are computed again. `trunks 100`,
-`trunks 1,000`, `all trunks`: so many states were kept where the old plan forks, and are not computed again. `at once`:
-what the new prompts add to the cost of the plan if all had been compiled together, which nobody can have who has made
-the old images already. `anew`: all compiled together and made again. Every round draws both parts of the set anew.
+`trunks 1,000`, `trunks`: at most so many states were kept where the old plan forks, or all that `--keep-trunks` would
+choose, and are not computed again. `all trunks`: those of all forks, also of those that it leaves out. `at once`: what
+the new prompts add to the cost of the plan if all had been compiled together, which nobody can have who has made the
+old images already. `anew`: all compiled together and made again. Every round draws both parts of the set anew.
 
 The sets: `templates` are combinations of the words of a real template (a style, a subject, a place: 8,000 of them),
 clustered by the built-in encoder, since sentence embeddings exist of 2,000 only. `templates, MiniLM` are these 2,000,
@@ -136,16 +137,18 @@ def costs(old, new, rows, budget):
     part = grown.prune(np.arange(n, n + count))
     forks = base.segments["end_step"] < STEPS
     chosen = {most: most_valuable(base, forks, 1, most) for most in KEPT}
+    best = most_valuable(base, forks, 1, len(forks))
     out = {
         "without sharing": STEPS * count,
         "alone": hsd.compile(new, base.tau, embeddings=rows[n:], steps=STEPS).node_steps,
         "added": part.node_steps,
         **{f"trunks {most:,}": added(part, base, kept) for most, kept in chosen.items()},
+        "trunks": added(part, base, best),
         "all trunks": added(part, base, forks),
         "at once": together.node_steps - base.node_steps,
         "anew": together.node_steps,
     }
-    whole = {"tau": base.tau, "saved": base.savings, "forks": int(forks.sum()), "kept": int(chosen[KEPT[-1]].sum())}
+    whole = {"tau": base.tau, "saved": base.savings, "forks": int(forks.sum()), "kept": int(best.sum())}
     seconds = {"insert": insert, "extend": extend, "compile all": anew}
     return {name: cost / count for name, cost in out.items()}, whole, seconds
 
@@ -208,10 +211,10 @@ def images(n_folds, quick):
             "alone": alone,
             "without sharing": single,
         }
-        every_fork = base.segments["end_step"] < steps
+        forks = base.segments["end_step"] < steps
         costs = {
             "added": plans["added"].node_steps,
-            "added, all trunks": added(plans["added"], base, every_fork),
+            "added, trunks": added(plans["added"], base, most_valuable(base, forks, 1, len(forks))),
             "at once": together.node_steps - base.node_steps,
             "alone": alone.node_steps,
             "without sharing": single.node_steps,

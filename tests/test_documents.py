@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASES = [ROOT / below for below in ("", "python/hsd", "rust/hsd-core/src", "rust/hsd-core/src/cluster", "tests")]
 GUIDES = ["docs/architecture.md", "CONTRIBUTING.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-MADE = {"before.txt", "after.txt", "__forks__/", "__parts__/", "__report__/"}
+MADE = {"before.txt", "after.txt", "__forks__/", "__parts__/", "__report__/", "__trunks__/"}
 """Files and folders that a command in the documents writes."""
 
 # `file.py`: `Name`, `other` - a file and names that it defines.
