@@ -25,7 +25,14 @@ TEXTS = [
     "a cat",
 ]
 MADE_BY = {"name": "painted", "settings": {"guidance_scale": 3.0}}
-OWN = {".hsd.lock", "identity.json", "metadata.jsonl", "plan.safetensors", "run.json"}
+OWN = {
+    ".hsd.lock",
+    "identity.json",
+    "metadata.jsonl",
+    "plan.safetensors",
+    "run.json",
+    "vectors.safetensors",
+}
 
 
 def make_plan(texts=TEXTS, tau=0.9, **options):

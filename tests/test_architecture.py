@@ -52,7 +52,6 @@ EXCEPTIONS = {
     ("planning.extend", "models"),
     ("planning.extend", "models.base"),  # the type of an argument
     ("planning.extend", "models.encode"),
-    ("planning.extend", "probing.direct"),
     ("planning.metric", "models.identity"),
     ("planning.metric", "models.base"),  # the type of an argument
 }

@@ -52,3 +52,16 @@ def test_the_parts_in_one_document(tmp_path, capsys):
     assert steps["at once"] < steps["anew"] == pytest.approx(steps["at once"] + 0.7 * 40 * 50 / 10, abs=1)
     assert found["quality"] == {"images": 7}  # that part was not measured now
     assert "small 50 + 10" in capsys.readouterr().out
+
+
+def test_a_kept_fork_is_worth_the_steps_before_it():
+    """Two pairs far apart, and a prompt beside the first: it needs the pair's trunk, unless its end is kept."""
+    rows = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [1.0, 0.05]], dtype=np.float32)
+    base = hsd.compile(list("abcd"), 0.5, embeddings=rows[:4], steps=10)
+    part = base.extend(["e"], embeddings=rows[4:]).prune([4])
+    path = part.segments
+    assert part.node_steps == 10
+    kept = base.segments["end_step"] < 10
+    (begin,) = {int(row["end_step"]) for row in path} & {int(end) for end in base.segments["end_step"][kept]}
+    assert grow.added(part, base, kept) == 10 - begin
+    assert grow.added(part, base, ~kept & kept) == 10

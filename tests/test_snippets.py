@@ -92,8 +92,8 @@ def reader(tmp_path, monkeypatch):
     """A folder with the files that a reader has; large models and scorers are small ones."""
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     (tmp_path / "my-prompts.txt").write_text("".join(f"{prompt}\n" for prompt in MANY))
-    (tmp_path / "larger.txt").write_text("".join(f"{prompt}\n" for prompt in MANY[:6]))
-    (tmp_path / "more.txt").write_text("".join(f"{prompt}\n" for prompt in MANY[6:8]))
+    (tmp_path / "longer.txt").write_text("".join(f"{prompt}\n" for prompt in MANY[:6]))
+    (tmp_path / "additions.txt").write_text(f"{MANY[6]}\n")
     rows = "".join(f"{prompt},{i},c-{i}\n" for i, prompt in enumerate(PROMPTS))
     (tmp_path / "prompts.csv").write_text("prompt,seed,id\n" + rows)
     (tmp_path / "captions.csv").write_text("caption,seed,id\n" + rows)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, PlanMismatch
+from ..errors import Error, OutputError, PlanMismatch
 from ..planning.differences import plan_differences
 from ..planning.plan import PLAN_COPY, PLAN_FILE, Plan
 from ..planning.vectors import VECTORS_FILE, write_vectors
@@ -105,6 +105,10 @@ class Belonging:
         made = taken or holds_images(self.folder)
         if before is None and (made or not self.record.begin(self.identity)) and self.has_begun():
             return False  # another run was quicker
+        if before is not None and differing and others and self._has_grown_from(before):
+            raise OutputError(
+                f"{self.folder} cannot grow while another run makes images there: wait until that has ended"
+            )
         if made or (differing and others):
             raise self._foreign(damaged) if before is None else mismatch(self.folder, differing)
         # Nothing was made yet: another plan, or another model, may have the folder.

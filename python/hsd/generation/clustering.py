@@ -56,6 +56,8 @@ def clustered_by_model(
     if begun is not None and _by_earlier_encoder(begun, plan):
         return _part(with_columns(begun.whole(), plan.request), plan)
     arguments = _arguments(plan)
+    if begun is not None and _first_seed(begun) == _first_seed(plan) is not None:
+        arguments["seeds"] = _first_seed(plan)  # a longer list goes on with it
     if check is not None:
         check(_on_steps(plan, adapter))
     larger = begun if len(plan) == plan.n_prompts else None  # a part is numbered as its plan is
@@ -85,8 +87,11 @@ def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     members = [root for root in roots_of(plan) if len(root) > 1] if plan.phi[0] > 0 else []
     if not members:
         return plan
-    # Prompts that came later, and that nothing is conditioned on here, are not encoded, and not made.
-    covered = np.intersect1d(np.concatenate(members), plan.covered())
+    encoded = np.zeros(plan.n_prompts, dtype=bool)  # of prompts that came later, and are not made, some are not
+    for field in conditioning.fields.values():
+        encoded |= field.index >= 0
+    covered = np.sort(np.concatenate(members))
+    covered = covered[encoded[covered]]
     labels = np.arange(plan.n_prompts, dtype=np.int64)
     labels[covered] = covered[same_rows(conditioning, covered)]
     variations = np.array(list(plan.variations), dtype=np.int64)
@@ -148,7 +153,7 @@ def _arguments(plan: Plan) -> dict[str, Any]:
         "linkage": request.get("linkage", "ward"),
         "metric": metric,
         "schedule": schedule,
-        "seeds": _first_seed(plan),
+        "seeds": plan.seeds,
         "images_per_prompt": repeats,
         "noise": plan.noise,
         "catch_up": plan.catch_up,
@@ -157,7 +162,7 @@ def _arguments(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _first_seed(plan: Plan) -> int | np.ndarray:
-    """The one integer that a plan's seeds follow from, if they do: then a longer list is known to be one."""
+def _first_seed(plan: Plan) -> int | None:
+    """The one integer that a plan's seeds follow from, if they do."""
     first = int(plan.seeds[0])
-    return first if np.array_equal(plan.seeds, first + np.arange(plan.n_prompts)) else plan.seeds
+    return first if np.array_equal(plan.seeds, first + np.arange(plan.n_prompts)) else None

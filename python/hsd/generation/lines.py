@@ -75,7 +75,8 @@ class Lines:
 
     def name(self, index: int) -> str:
         """The name of an image's file: the only one that its line may have."""
-        return f"{index:0{max(5, len(str(self._plan.n_prompts - 1)))}d}.{self._format}"
+        first = self._plan.extensions[0] if self._plan.extensions else self._plan.n_prompts  # names stay where it grows
+        return f"{index:0{max(5, len(str(first - 1)))}d}.{self._format}"
 
     def expected(self, index: int) -> Entry:
         """The columns that follow from the plan. For images of other parts, those that every part knows."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +27,24 @@ _Begin = tuple[int, int]
 class ResumedRun:
     """What a session needs of the trunks of a folder.
 
-    A trunk is known by all that its state follows from besides the folder's model and plan: which prompts its path was
-    conditioned on, from which step on, and where it ends.
+    A trunk is known by all that its state follows from: the model and its settings, the steps, the prompts that its
+    path was conditioned on, with their seeds and settings, from which step on, and where it ends.
 
     Parameters
     ----------
     out
         The folder of images.
+    made_by
+        What images depend on besides the plan (``models/identity.py``).
     budget
         Bytes of trunks that are kept there; 0: none is written, and those that are there are used.
     submit
         :meth:`Writers.submit`.
     """
 
-    def __init__(self, out: Path, budget: int, submit: Callable[..., object]) -> None:
+    def __init__(self, out: Path, made_by: dict[str, Any], budget: int, submit: Callable[..., object]) -> None:
+        self._model = json.dumps(made_by, sort_keys=True, default=str)
+        self._prompts: NDArray[np.uint8] | None = None
         self._folder, self._budget = TrunkFolder(out, submit, budget), budget
         self._submit = submit
         self._paths: dict[_Begin, bytes] = {}
@@ -111,16 +117,27 @@ class ResumedRun:
         """(segments,) what each path is known by, up to and with each segment."""
         segments, layers = plan.segments, plan.layers()
         origin = layers.origins(segments["parent"], segments["first_step"])
+        prompts = self._digest_of_each(plan)
+        of_run = _hashed(self._model, plan.n_steps, plan.noise)
         out: list[bytes] = []
         for i, segment in enumerate(segments):
             parent, first = int(segment["parent"]), int(segment["first_step"])
-            before = out[parent] if parent >= 0 else self._paths.get(_begin_of(segment), b"")
+            before = out[parent] if parent >= 0 else self._paths.get(_begin_of(segment), of_run)
             if origin[i] < first:
                 out.append(before)
                 continue
-            members = np.sort(layers.members(i)).astype("<i8").tobytes()
+            members = prompts[np.sort(layers.members(i))].tobytes()
             out.append(hashlib.sha256(before + first.to_bytes(8, "little") + members).digest())
         return out
+
+    def _digest_of_each(self, plan: Plan) -> NDArray[np.uint8]:
+        """(N, 32) what each prompt is known by. All parts of a run have the same prompts."""
+        if self._prompts is None:
+            settings, which = plan.settings, plan.setting
+            each = zip(plan.prompts, plan.seeds.tolist(), which.tolist(), strict=True)
+            data = b"".join(_hashed(text, seed, json.dumps(settings[own], sort_keys=True)) for text, seed, own in each)
+            self._prompts = np.frombuffer(data, dtype=np.uint8).reshape(-1, 32)
+        return self._prompts
 
 
 class TrunksOfPass:
@@ -167,6 +184,10 @@ class TrunksOfPass:
         host, x0 = to_host(state), None if predicted is None else to_host(predicted)
         if torch.isfinite(host).all():  # else its images fail, and are tried again
             self._run._folder.keep(key, Trunk(host, generator, given, x0))
+
+
+def _hashed(*parts: object) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def _begin_of(segment: np.void) -> _Begin:

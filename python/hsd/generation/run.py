@@ -177,13 +177,14 @@ def _generate(
     with device_errors(lambda: "reading the weights"):
         made_by = image_identity(adapter, session.samplers.values(), session.catch_up)
     with open_folder(out, plan, made_by, image_format) as folder:  # for its time, no other run makes these images
-        return _fill(folder, plan, session, watcher, failed, started)
+        return _fill(folder, plan, session, made_by, watcher, failed, started)
 
 
 def _fill(
     folder: Folder,
     plan: Plan,
     session: Session,
+    made_by: dict[str, Any],
     watcher: Watcher,
     failed: FailureReport | None,
     started: float,
@@ -238,7 +239,7 @@ def _fill(
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
                 if not is_url(folder.path) and (session.options.keep_trunks or (folder.path / TRUNKS).is_dir()):
-                    session.trunks = ResumedRun(folder.path, session.options.keep_trunks, writers.submit)
+                    session.trunks = ResumedRun(folder.path, made_by, session.options.keep_trunks, writers.submit)
                 alone: np.ndarray | None = None
                 for image in session.images(part, watcher.event if watcher.watches else None, made.failures):
                     if alone is None:

@@ -476,7 +476,10 @@ class Session:
         Prompts that could not be encoded then are tried again. If one can be now, all are encoded: in a batch of
         another size it may be rounded differently. With ``gives_up``, it is an error if no prompt can be encoded.
         """
-        needed = plan.covered()
+        # Where other embeddings than the model's decided who shares, twins among the prompts that came later are still
+        # to be found: which images are apart must not depend on which are missing.
+        by_model = plan.request["encoder"] == self.adapter.name
+        needed = plan.covered() if by_model or not plan.extensions else plan.in_clusters()
         found = self._recall(plan)
         if found is None:
             return self._encoded(plan, needed, gives_up)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import Notice
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
 from ..prompts.files import PromptFile
 from ..work.progress import Progress, StageReport, shows_stages
-from ..work.text import listed, shortened
+from ..work.text import shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, replica_tree, single_prompts
 from .columns import check_columns
@@ -34,7 +32,7 @@ from .metric import (
     resolve_metric,
 )
 from .plan import Plan
-from .prompts import check_alone, check_prompts, make_seeds
+from .prompts import check_alone, check_prompts, make_seeds, warn_of_failed
 from .reuse import earlier_plan, plan_in, with_columns
 from .schedule import Schedule, check_tau, schedule_shape
 from .settings import check_settings
@@ -323,7 +321,7 @@ def compile(
         # in separate trees.
         failed = {} if conditioning is None else conditioning.failed
         if failed:
-            _warn_of_failed(failed, texts)
+            warn_of_failed(failed, texts, stacklevel=4)
         replica = replicas(labels, variant, alone=sorted(failed))
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
 
@@ -422,7 +420,7 @@ def _with_new(
     )
     rows = None
     if embeddings is not None:
-        rows = as_vectors(embeddings, None, "embeddings").array[np.array(found.new) // repeats]
+        rows = _rows_of(embeddings, whole, found, repeats)
     return whole.extended(
         replace(whole.as_base(), columns=columns),
         new,
@@ -435,16 +433,26 @@ def _with_new(
     )
 
 
+def _rows_of(embeddings: Any, whole: Plan, found: Found, repeats: int) -> Vectors:
+    """The vectors of what is new in a list; of all prompts of the plan too, where these are not known any more."""
+    given = as_vectors(embeddings, None, "embeddings")
+    places = [i // repeats for i in found.new]
+    if whole.vectors is None:
+        of_plan = {j: i // repeats for i, j in found.old.items()}
+        missing = [j for j in range(whole.n_prompts) if j not in of_plan]
+        if missing:
+            raise ValueError(
+                f"the vectors of the plan are not known any more, and those of its prompt {missing[0]} "
+                f"({shortened(whole.prompts[missing[0]])!r}) are not among the embeddings, because the list "
+                "lacks it: give the whole list once"
+            )
+        places = [*(of_plan[j] for j in range(whole.n_prompts)), *places]
+    return given._replace(array=given.array[places])
+
+
 def _repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:
     """Columns with a value per image."""
     return {name: [value for value in own for _ in range(repeats)] for name, own in check_columns(columns, n).items()}
-
-
-def _warn_of_failed(failed: Mapping[int, str], texts: Sequence[str]) -> None:
-    """A warning that names prompts that could not be encoded."""
-    named = listed([f"prompt {i} ({shortened(texts[i])!r}): {failed[i]}" for i in sorted(failed)], 3)
-    text = f"{len(failed)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}"
-    warnings.warn(text, Notice, stacklevel=4)
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:

@@ -19,7 +19,7 @@ from ..work.progress import Progress, StageReport
 from .clustering import Limits
 from .columns import check_columns
 from .encoders import EARLIER_NAME, Encoder, StaticEncoder, default_encoder
-from .prompts import check_alone, check_prompts, make_seeds
+from .prompts import check_alone, check_prompts, make_seeds, warn_of_failed
 from .settings import check_settings
 from .twins import same_texts, same_vectors
 from .vectors import Vectors, as_vectors, joined
@@ -138,7 +138,9 @@ def extended(
     kind: TreeMetric = "cosine" if request.get("metric", "cosine") == "cosine" else "euclidean"
     limits = Limits(threads=threads).arguments()
     labels = [same_texts(texts), same_vectors(vectors, cosine=kind == "cosine")]
-    groups = _groups(base.tree, variant, labels, n, failed)
+    if failed:
+        warn_of_failed(failed, texts, stacklevel=4)
+    groups = _groups(base.tree, variant, labels, n, sorted(failed))
     tree = base.tree.insert(
         vectors.array,
         groups,
@@ -176,16 +178,17 @@ class _Source:
         values: list[dict[str, Any]],
         variant: NDArray[np.int64],
         stages: StageReport | None,
-    ) -> tuple[Vectors, list[int]]:
-        """(N + n, D) of all prompts, and which of the new ones cannot be encoded."""
+    ) -> tuple[Vectors, dict[int, str]]:
+        """(N + n, D) of all prompts, and which of the new ones cannot be encoded, with the reason."""
         old, n, total = self.base.vectors, len(self.base.prompts), len(texts)
         name = str(self.base.request["encoder"])
         done = Progress(None if stages is None else partial(stages, "encode"))
         if self.embeddings is not None:
-            given = as_vectors(self.embeddings, None, "embeddings")
+            own = self.embeddings
+            given = own if isinstance(own, Vectors) else as_vectors(own, None, "embeddings")
             count = len(given.array)
             if count == total:
-                return self._checked(given), []
+                return self._checked(given), {}
             if count != total - n:
                 raise ValueError(
                     f"embeddings has {count} rows: give one for each of the {total - n} new prompts, or for all {total}"
@@ -195,18 +198,20 @@ class _Source:
                     f"embeddings has rows for the {total - n} new prompts only, and those of the {n} others are not "
                     "known any more: give one row for each prompt, those of the plan first"
                 )
-            return self._checked(joined(old, given)), []
+            return self._checked(joined(old, given)), {}
         first = 0 if old is None else n
         if self.model is not None:
             found, failed = self._by_model(name, texts, seeds, values, variant, first, done)
-            failing = [i + first for i in failed]
+            failing = {i + first: reason for i, reason in failed.items()}
         else:
             found, failing = (
                 as_vectors(self._encoder(name)(texts[first:]), total - first, "what the encoder returned"),
-                [],
+                {},
             )
             done(1.0)
-        return self._checked(found if old is None else joined(old, found)), [i for i in failing if i >= n]
+        return self._checked(found if old is None else joined(old, found)), {
+            i: why for i, why in failing.items() if i >= n
+        }
 
     def _checked(self, vectors: Vectors) -> Vectors:
         kind: TreeMetric = "cosine" if self.base.request.get("metric", "cosine") == "cosine" else "euclidean"
@@ -233,8 +238,13 @@ class _Source:
         variant: NDArray[np.int64],
         first: int,
         done: Progress,
-    ) -> tuple[Vectors, list[int]]:
+    ) -> tuple[Vectors, dict[int, str]]:
         """The vectors of the prompts from ``first`` on, as the plan compares them, and which of these have failed."""
+        if self.base.request.get("metric") == "direct":
+            raise PlanMismatch(
+                "the plan compares prompts by the model's predictions for all of them (metric 'direct'), which "
+                "another prompt changes: compile a new plan, or one with another metric"
+            )
         from ..models import load, variants_of  # here, so that planning without a model does not import torch
         from ..models.encode import encode
 
@@ -247,13 +257,12 @@ class _Source:
         variants = variants_of(adapter, values)
         metric = self.base.request.get("metric", "cosine")
         calibration = adapter.calibration
-        known = None if calibration is None else calibration.digest
-        if metric == "calibrated" and known != self.base.request.get("calibration"):
+        digest = None if calibration is None else calibration.digest
+        if metric == "calibrated" and digest != self.base.request.get("calibration"):
             raise PlanMismatch(
                 "the plan compares prompts by a calibration that the model does not have any more: extend it on the "
                 "machine where it was compiled, or compile a new plan"
             )
-        share = 0.3 if metric == "direct" else 1.0
         own = variant[first:]
         conditioning = encode(
             variants,
@@ -261,23 +270,19 @@ class _Source:
             texts[first:],
             seeds[first:],
             memory=self.memory,
-            progress=done.part(0.0, share),
+            progress=done,
             skip_failing=True,
+            gives_up=False,
         )
         array: Any = conditioning.vectors
-        if metric == "calibrated":
+        if len(conditioning.failed) == len(own):  # they share nothing, so any vector will do
+            array = np.ones(
+                (len(own), 1 if self.base.vectors is None else self.base.vectors.array.shape[1]), np.float32
+            )
+        elif metric == "calibrated":
             assert calibration is not None
             array = calibration.transform(array)
-        elif metric == "direct":
-            from ..probing.direct import direct_vectors
-
-            if first:
-                raise PlanMismatch(
-                    "the plan compares prompts by the model's predictions for all of them (metric 'direct'), which an "
-                    "added prompt changes: compile a new plan, or one with another metric"
-                )
-            array = direct_vectors(variants, own, conditioning, progress=done.part(share, 1.0))
-        return as_vectors(array, len(own), "the model's embeddings"), sorted(conditioning.failed)
+        return as_vectors(array, len(own), "the model's embeddings"), conditioning.failed
 
 
 def _groups(

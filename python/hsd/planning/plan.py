@@ -25,7 +25,7 @@ from .plan_file import read, write
 from .settings import canonical
 from .summary import Calls, Summary
 from .vary import check_depth, fork_step, varied
-from .vectors import Vectors
+from .vectors import Vectors, as_vectors
 
 PLAN_FILE = "plan.safetensors"
 """The plan's file in a folder of images."""
@@ -164,6 +164,17 @@ class Plan:
         """Which prompts of a cluster count in what it is conditioned on: all, unless the plan was extended."""
         return Layers(self.extensions, self.n_prompts, self.tree.leaf_order, self._core.segments)
 
+    def in_clusters(self) -> NDArray[np.int64]:
+        """Prompts in the clusters of the plan, ascending, also those that came later and that nothing is conditioned
+        on.
+        """
+        segments = self._core.segments
+        roots = segments[segments["parent"] < 0]
+        edges = np.zeros(self.n_prompts + 1, dtype=np.int64)
+        np.add.at(edges, roots["leaf_begin"], 1)
+        np.add.at(edges, roots["leaf_end"], -1)
+        return np.sort(self.tree.leaf_order[np.cumsum(edges[:-1]) > 0])
+
     def covered(self) -> NDArray[np.int64]:
         """Prompts that the plan's clusters are conditioned on, ascending: the kept ones, and those that share a cluster
         with them.
@@ -291,6 +302,10 @@ class Plan:
         """
         base = self.as_base()
         new = additions(base, prompts, seeds, images_per_prompt, settings, columns)
+        if embeddings is not None and images_per_prompt > 1:
+            rows = as_vectors(embeddings, None, "embeddings")
+            if len(rows.array) * images_per_prompt == len(new.prompts):  # one for each given prompt
+                embeddings = rows._replace(array=np.repeat(rows.array, images_per_prompt, axis=0))
         return self.extended(
             base,
             new,

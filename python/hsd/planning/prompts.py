@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import os
 import reprlib
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PromptError
+from ..errors import Notice, PromptError
 from ..prompts.characters import is_blank, unusable
 from ..prompts.entries import MAX_SEED
 from ..prompts.files import PromptFile
 from ..prompts.setting_values import whole_number
+from ..work.text import listed, shortened
 
-__all__ = ["MAX_SEED", "check_alone", "check_prompts", "make_seeds", "occurrences"]
+__all__ = ["MAX_SEED", "check_alone", "check_prompts", "make_seeds", "occurrences", "warn_of_failed"]
 
 
 def check_prompts(prompts: Any) -> list[str]:
@@ -69,6 +71,13 @@ def _check_container(prompts: Any) -> None:
         raise TypeError(f"prompts is an array of shape {shape}: pass one dimension, a list of strings")
     if not isinstance(prompts, Iterable) and not hasattr(prompts, "__getitem__"):
         raise TypeError(f"prompts has to be a list of strings, not {_short(prompts)} ({kind})")
+
+
+def warn_of_failed(failed: Mapping[int, str], texts: Sequence[str], *, stacklevel: int) -> None:
+    """A warning that names prompts that could not be encoded."""
+    named = listed([f"prompt {i} ({shortened(texts[i])!r}): {failed[i]}" for i in sorted(failed)], 3)
+    text = f"{len(failed)} of {len(texts)} prompts cannot be encoded, and share no steps: {named}"
+    warnings.warn(text, Notice, stacklevel=stacklevel + 1)
 
 
 def check_alone(**given: Any) -> None:

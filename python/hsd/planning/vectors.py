@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ..work.files import read_own, write_atomically
+from ..work.files import digest_of, read_own, write_atomically
 
 
 class Vectors(NamedTuple):
@@ -73,7 +73,7 @@ def write_vectors(path: Path, vectors: Vectors, fingerprint: str) -> None:
     array = np.ascontiguousarray(vectors.array)
     if array.nbytes > _MOST:
         return
-    about = json.dumps({"plan": fingerprint, "bfloat16": vectors.bfloat16})
+    about = json.dumps({"plan": fingerprint, "bfloat16": vectors.bfloat16, "digest": digest_of(array.tobytes())})
     write_atomically(path, save({"vectors": array}, metadata={"hsd": about}))
 
 
@@ -88,6 +88,7 @@ def read_vectors(path: Path, fingerprint: str, n: int) -> Vectors | None:
         array = load(data)["vectors"]
         bfloat16 = about["bfloat16"] is True
         right = about["plan"] == fingerprint and array.ndim == 2 and len(array) == n
+        right = right and about["digest"] == digest_of(array.tobytes())
         return as_vectors(array, n, "vectors")._replace(bfloat16=bfloat16) if right else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return None
