@@ -1,29 +1,57 @@
-"""``benches/grow.py``: what it counts, by closed forms."""
+"""``benches/grow.py``: what it counts is what a run computes, and all of it on a small setting."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import hsd
+import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benches"))
 
 import grow
 
+NEW = ["a cat in the sun", "the sea by night", "a purple elephant"]
+OLD = ["a cat", "a cat on a mat", "the sea", "the sea at night", "an elephant", "a blue elephant"]
 
-def test_costs_are_in_their_order_and_those_of_plans():
-    old, new, rows = grow.small_set(None, 10, 0)
-    ways, _ = grow.costs(old, new, rows, 0.5)
-    base = hsd.compile(old, budget=0.5, embeddings=rows[:50], steps=40)
-    together = hsd.compile(old + new, base.tau, embeddings=rows, steps=40)
-    assert ways["without sharing"] == 40
-    assert ways["anew"] == together.node_steps / 10
-    assert ways["at once"] == (together.node_steps - base.node_steps) / 10
-    assert ways["all trunks"] <= ways["trunks 1,000"] <= ways["trunks 100"] <= ways["added"]
-    assert ways["all trunks"] < ways["added"]
+
+def test_counted_node_steps_are_those_of_a_run(tmp_path):
+    model = hsd.load(tiny.stable_diffusion(), height=32, width=32)
+    base = hsd.compile(OLD, budget=0.4, model=model, steps=6)
+    assert hsd.generate(base, model, tmp_path, keep_trunks=True).record["trunks"]["kept"] > 0
+    plan = base.extend(NEW, model=model)
+    part = plan.prune(np.arange(len(OLD), len(plan)))
+    kept = grow.most_valuable(base, base.segments["end_step"] < 6, 1, len(base.segments))
+    counted = grow.added(part, base, kept)
+    assert hsd.generate(plan, model, tmp_path).node_steps == counted < part.node_steps
+    assert grow.added(part, base, np.zeros(len(base.segments), bool)) == part.node_steps
+
+
+def test_folds_have_every_prompt_new_once():
+    found = list(grow.folds(False))
+    new = [prompt for _, prompts in found for prompt in prompts]
+    assert len(found) == 8
+    assert len(new) == len(set(new)) == 256
+    assert all((len(old), len(one)) == (128, 32) and not set(old) & set(one) for old, one in found)
+
+
+def test_the_parts_in_one_document(tmp_path, capsys):
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps({"quality": {"images": 7}}))
+    grow.main(["--quick", "--only", "cost", "--json", str(file)])
+    found = json.loads(file.read_text())
+    (row,) = found["cost"]
+    steps = {way: values[0] for way, values in row["node_steps"].items()}
+    assert steps["without sharing"] == 40
+    assert steps["all trunks"] <= steps["trunks"] <= steps["trunks 100"] <= steps["added"] <= 40
+    assert steps["at once"] < steps["anew"] == pytest.approx(steps["at once"] + 0.7 * 40 * 50 / 10, abs=1)
+    assert found["quality"] == {"images": 7}  # that part was not measured now
+    assert "small 50 + 10" in capsys.readouterr().out
 
 
 def test_a_kept_fork_is_worth_the_steps_before_it():
