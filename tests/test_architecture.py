@@ -49,6 +49,7 @@ EXCEPTIONS = {
     ("planning.compile", "models.encode"),
     ("planning.compile", "probing.direct"),
     ("planning.compile", "tuning.time_goal"),
+    ("planning.extend", "conditioning.twins"),
     ("planning.extend", "models"),
     ("planning.extend", "models.base"),  # the type of an argument
     ("planning.extend", "models.encode"),

@@ -165,7 +165,7 @@ def generate(
     out, kept = _place(out, extend), _trunk_bytes(keep_trunks, preview)
     by_time = [name for name, value in (("--images-per-hour", images_per_hour), ("--gpu-hours", gpu_hours)) if value]
     many.check(workers, ray, part, device=device, keep_forks=keep_forks, tar=tar, by_time=by_time)
-    many.check_trunks(workers, ray, kept if is_typed(ctx, "keep_trunks") else 0, preview)
+    many.check_trunks(workers, ray, part, kept if is_typed(ctx, "keep_trunks") else 0, preview)
     own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
     own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)

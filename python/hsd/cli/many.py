@@ -109,8 +109,11 @@ def check(
         say(f"{name} is the time of one device: several make the same images sooner")
 
 
-def check_trunks(workers: int | None, ray: str | None, kept: int, preview: int | None) -> None:
+def check_trunks(workers: int | None, ray: str | None, shard: Shard | None, kept: int, preview: int | None) -> None:
     """Raise ``ValueError`` where trunks are to be kept, or clusters named, by a run of several processes."""
+    if shard is not None and (kept or preview):
+        name = "--keep-trunks" if kept else "--preview"
+        raise ValueError(f"{name} is for a run of one process: leave out --shard {shard}, or {name}")
     if not is_many(workers, ray):
         return
     option = "--ray" if workers is None else "--workers"

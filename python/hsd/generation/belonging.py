@@ -124,7 +124,9 @@ class Belonging:
             self.identity = {**before, "plan": self.identity["plan"]}
         begun = self.record.files() == 2
         if document.get("identity") != self.identity or damaged is not None or not begun:
-            self.write({"request": self._plan.request, "runs": [], **document, "identity": self.identity})
+            grown = {"request": self._plan.request} if self._plan.extensions else {}
+            document = {"request": self._plan.request, "runs": [], **document, **grown}
+            self.write({**document, "identity": self.identity})
         self._check_plan_file(begun)
 
     def document(self) -> dict[str, Any]:

@@ -94,9 +94,8 @@ def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     covered = covered[encoded[covered]]
     labels = np.arange(plan.n_prompts, dtype=np.int64)
     labels[covered] = covered[same_rows(conditioning, covered)]
-    variations = np.array(list(plan.variations), dtype=np.int64)
-    labels[variations] = variations  # they are meant to share what they share, and differ by their noise
-    return set_apart(plan, labels, sorted(conditioning.failed))
+    # A variation is meant to share what it shares, and differs by its noise.
+    return set_apart(plan, labels, sorted(conditioning.failed), plan.variations)
 
 
 def _on_steps(plan: Plan, adapter: Adapter) -> Plan:

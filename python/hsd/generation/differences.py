@@ -56,7 +56,9 @@ def model_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found += _scheduler("scheduler", before["scheduler"], now["scheduler"], same)
     found += _each(before["schedulers"], now["schedulers"], lambda name, a, b: _scheduler(name, a, b, same))
     explained = any("scheduler" in text or text.startswith(_CHOOSE_STEPS) for text in found)
-    if not explained and not _close(_tables(before), _tables(now)):
+    # Prompts of another size, that were added, have another table.
+    changed = any(not any(_close(table, other) for other in now["tables"]) for table in before["tables"])
+    if not explained and (changed or not _close(before.get("prior_table"), now.get("prior_table"))):
         found.append(f"{OTHER_STEPS}, with the same configuration (it was changed in place)")
     found += _each(before["networks"], now["networks"], lambda name, a, b: _network(name, a, b, same))
     found += _each(before["tokenizers"], now["tokenizers"], lambda name, a, b: _tokenizer(name, a, b, same))
@@ -237,10 +239,6 @@ def _each(before: dict[str, Any], now: dict[str, Any], compare: Callable[[str, A
             kinds = [side[name].get("class", "present") if name in side else "none" for side in (before, now)]
             found.append(f"{name}: {kinds[0]} before, {kinds[1]} now")
     return found
-
-
-def _tables(identity: dict[str, Any]) -> list[Any]:
-    return [*identity["tables"], identity.get("prior_table")]
 
 
 def _close(a: Any, b: Any) -> bool:

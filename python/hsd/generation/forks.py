@@ -122,6 +122,8 @@ class ForkFolder:
     def wanted(self, plan: Plan, predictions: Predictions) -> NDArray[np.bool_]:
         """(segments,) of a plan that runs: which of them fork, have a prediction and have no picture yet."""
         wanted = forking(plan)
+        if plan.extensions:  # its leaf order, which names the forks, has changed
+            return np.zeros_like(wanted)
         for segment in np.flatnonzero(wanted).tolist():
             key = self._key(plan, segment)
             wanted[segment] = key is not None and key not in self._present

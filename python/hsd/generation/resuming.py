@@ -43,7 +43,9 @@ class ResumedRun:
     """
 
     def __init__(self, out: Path, made_by: dict[str, Any], budget: int, submit: Callable[..., object]) -> None:
-        self._model = json.dumps(made_by, sort_keys=True, default=str)
+        # A folder goes on with other versions, and prompts of another size have another table, by their settings.
+        known = {name: value for name, value in made_by.items() if name not in ("versions", "tables")}
+        self._model = json.dumps(known, sort_keys=True, default=str)
         self._prompts: NDArray[np.uint8] | None = None
         self._folder, self._budget = TrunkFolder(out, submit, budget), budget
         self._submit = submit
@@ -76,14 +78,15 @@ class ResumedRun:
         if renoised is not None:
             needs_x0[parent[renoised & (parent >= 0)]] = True
         given = np.zeros(len(segments), dtype=bool)
-        read: dict[int, Trunk] = {}
+        self.used = 0
         needed = segments["end_step"] == plan.n_steps
         for segment in range(len(segments) - 1, -1, -1):  # children come after their parents
             if candidates[segment] and needed[segment]:
                 key = _key(digests[segment], int(segments["end_step"][segment]))
                 trunk = self._folder.read(key) if key in self._folder else None
                 if trunk is not None and not (needs_x0[segment] and trunk.predicted is None):
-                    given[segment], read[segment] = True, trunk
+                    given[segment] = True
+                    self._fields |= trunk.given.keys()
             if needed[segment] and not given[segment] and parent[segment] >= 0:
                 needed[parent[segment]] = True
         if not given.any():
@@ -95,10 +98,8 @@ class ResumedRun:
                 same = segments["representative"][child] == segments["representative"][above]
                 self._keys[begin] = _key(digests[above], int(segments["end_step"][above])), bool(same)
                 self._paths[begin] = digests[above]
-        for trunk in read.values():
-            self._fields |= trunk.given.keys()
         resumed = plan.resume(given)
-        self.used += plan.node_steps - resumed.node_steps
+        self.used = plan.node_steps - resumed.node_steps
         return resumed
 
     def of(self, plan: Plan, nbytes: int) -> TrunksOfPass:

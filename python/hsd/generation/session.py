@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .._core import Program
 from ..conditioning.rows import Conditioning
-from ..errors import FailedImages, Notice
+from ..errors import FailedImages, Notice, PlanMismatch
 from ..models import Adapter, load, variants_of
 from ..models.base import batches
 from ..models.caches import refuse_step_caches
@@ -201,6 +201,12 @@ class Session:
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
+        priors = [variant.prior() for variant in self.variants]
+        if plan.extensions and any(prior is not None and prior.tau > 0 for prior in priors):
+            raise PlanMismatch(
+                "a set cannot grow where the prior shares steps (share_prior=True): with other prompts beside it, an "
+                "old one would be conditioned on something else"
+            )
         self.program: Program | None = None
         """Of the latest pass."""
         for first, *_ in self.passes:
@@ -267,18 +273,23 @@ class Session:
             yield from self._ahead(plan, gives_up)
         # Who is a twin of whom is known before prompts are encoded, if the model's own embeddings decided who shares.
         by_model = plan.request["encoder"] == self.adapter.name
+        whole = plan
         if by_model:
             plan = self._resumed(plan)
         conditioning = self._clocked("encode", lambda: self.conditioning(plan, gives_up=gives_up))
+        if plan is not whole and without_twins(plan, conditioning) is not plan:
+            # Clusters are divided, from the first step on. Then their trunks are others, and all members are needed.
+            plan = whole
+            conditioning = self._clocked("encode", lambda: self.conditioning(whole, gives_up=gives_up))
         _LOG.debug("encoded %d prompts in %.2f s", len(plan.covered()), self.seconds["encode"])
         self.encoding = conditioning.seconds
         left = np.setdiff1d(plan.kept, list(conditioning.failed))
         if len(left):
             found.passed("encode")
-            plan = without_twins(plan, conditioning)
-            if not by_model:
-                plan = self._resumed(plan)
-        self.plan = plan
+            if plan is whole:
+                whole = without_twins(plan, conditioning)
+                plan = self._resumed(whole)
+        self.plan = whole
         for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
             found.add(index, "encode", conditioning.failed[index])
         try:

@@ -75,8 +75,9 @@ def agreed(out: str | os.PathLike[str], plan: Plan, *, exactly: bool = False) ->
             raise
         raise OutputError(f"cannot write to {place.folder}: {error.strerror or error}") from None
     if found is not None and found.fingerprint in plan.grown_from:
-        place.replace(plan)  # every process that grows it comes to the same plan
-        return plan
+        place.replace(plan)
+        with contextlib.suppress(FileNotFoundError):
+            found = _read(place)  # of another process, if that was later
     return plan if found is None else _checked(place, found, plan, exactly)
 
 
@@ -217,4 +218,5 @@ def _checked(place: _Place, found: Plan, plan: Plan, exactly: bool) -> Plan:
             f"{found.node_steps:,}",
             f"{plan.node_steps:,}",
         )
-    return with_columns(found.whole(), plan.request)
+    agreed_on = with_columns(found.whole(), plan.request)
+    return agreed_on.with_vectors(plan.vectors) if same else agreed_on

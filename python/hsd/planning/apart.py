@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ def roots_of(plan: Plan) -> list[NDArray[np.int64]]:
     return [np.sort(order[begin:end]) for begin, end in zip(first["leaf_begin"], first["leaf_end"], strict=True)]
 
 
-def set_apart(plan: Plan, labels: NDArray[np.int64], alone: Sequence[int] = ()) -> Plan:
+def set_apart(
+    plan: Plan, labels: NDArray[np.int64], alone: Sequence[int] = (), together: Mapping[int, int] | None = None
+) -> Plan:
     """``plan``, where images with an equal label share no step; itself, if none do.
 
     Of the images with a label in one cluster of the first step, the r-th is in the cluster's r-th part. At each step,
@@ -34,16 +36,24 @@ def set_apart(plan: Plan, labels: NDArray[np.int64], alone: Sequence[int] = ()) 
         (N,) equal for images that have to be apart. Only those of ``plan.covered()`` count.
     alone
         Images that share no step with any other. Their labels do not count.
+    together
+        Images that are where another one is, by their index. Their labels do not count.
     """
     part = np.zeros(plan.n_prompts, dtype=np.int64)
     is_alone = np.zeros(plan.n_prompts, dtype=bool)
     is_alone[list(alone)] = True
+    follow = together or {}
+    follows = np.zeros(plan.n_prompts, dtype=bool)
+    follows[list(follow)] = True
     for members in roots_of(plan):
+        members = members[~follows[members]]
         single = is_alone[members]
         rest = occurrences(labels[members[~single]].tolist())
         part[members[~single]] = rest
         first = max(rest, default=-1) + 1
         part[members[single]] = first + np.arange(np.count_nonzero(single))
+    for image, other in follow.items():
+        part[image] = part[other]
     if not part.any():
         return plan
     core = CorePlan.compile(split_tree(plan.tree, part), plan.phi)

@@ -19,7 +19,7 @@ from ..work.text import shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, replica_tree, single_prompts
 from .columns import check_columns
-from .encoders import Encoder, StaticEncoder, default_encoder
+from .encoders import Encoder, StaticEncoder, default_encoder, name_of
 from .extend import Additions
 from .goal import check_goal, most_shared, tau_for_budget
 from .grow import Found, List, can_grow, matched, merged_columns, seeds_of
@@ -249,7 +249,10 @@ def compile(
         if earlier is not None:
             return earlier
     base = None if extend is None else plan_in(extend)
-    if base is not None and can_grow(base, request, n_steps):
+    same = base is not None and can_grow(base, request, n_steps)
+    if same and request["schedule"] == "custom":  # of which a plan records the thresholds only
+        same = base is not None and np.allclose(base.phi, base.tau * shape, rtol=1e-9)
+    if base is not None and same:
         wanted = List(texts, seed_array, [values[i] for i in variant], beside, chosen)
         larger = _grown(base, wanted, adapter, embeddings, encoder, repeats, threads, conditioning_memory, stages)
         if larger is not None:
@@ -435,7 +438,7 @@ def _with_new(
 
 def _rows_of(embeddings: Any, whole: Plan, found: Found, repeats: int) -> Vectors:
     """The vectors of what is new in a list; of all prompts of the plan too, where these are not known any more."""
-    given = as_vectors(embeddings, None, "embeddings")
+    given = as_vectors(embeddings, (len(found.old) + len(found.new)) // repeats, "embeddings")
     places = [i // repeats for i in found.new]
     if whole.vectors is None:
         of_plan = {j: i // repeats for i, j in found.old.items()}
@@ -480,5 +483,5 @@ def _source(embeddings: Any, encoder: Encoder | None, adapter: Adapter | None) -
     if embeddings is not None:
         return "embeddings"
     if encoder is not None:
-        return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))
+        return name_of(encoder)
     return StaticEncoder.name if adapter is None else adapter.name

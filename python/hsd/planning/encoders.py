@@ -129,3 +129,8 @@ def _package_folder(name: str) -> Path:
 def default_encoder() -> StaticEncoder:
     """The static encoder, loaded once."""
     return StaticEncoder()
+
+
+def name_of(encoder: Encoder) -> str:
+    """What a plan records of an encoder that was given."""
+    return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", type(encoder).__name__))

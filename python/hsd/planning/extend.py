@@ -18,8 +18,8 @@ from ..prompts.files import PromptFile
 from ..work.progress import Progress, StageReport
 from .clustering import Limits
 from .columns import check_columns
-from .encoders import EARLIER_NAME, Encoder, StaticEncoder, default_encoder
-from .prompts import check_alone, check_prompts, make_seeds, warn_of_failed
+from .encoders import EARLIER_NAME, Encoder, StaticEncoder, default_encoder, name_of
+from .prompts import check_alone, check_prompts, make_seeds, next_seed, warn_of_failed
 from .settings import check_settings
 from .twins import same_texts, same_vectors
 from .vectors import Vectors, as_vectors, joined
@@ -82,7 +82,9 @@ def additions(
     Without ``seeds`` they go on after the largest one of the plan, which is ``seeds + i`` where the plan was compiled
     with one integer.
     """
-    first = int(base.seeds.max()) + 1
+    repeats = check_count("images_per_prompt", images_per_prompt)
+    count = len(prompts.prompts) if isinstance(prompts, PromptFile) else len(check_prompts(prompts))
+    first = 0 if seeds is not None else next_seed(base.seeds, count * repeats)
     if isinstance(prompts, PromptFile):
         check_alone(settings=settings, columns=columns)
         file = prompts
@@ -91,7 +93,6 @@ def additions(
             seeds = file.seeds_from(first if seeds is None else seeds, images_per_prompt)
     else:
         given = check_prompts(prompts)
-    repeats = check_count("images_per_prompt", images_per_prompt)
     values, variant = check_settings(settings, len(given))
     beside = check_columns(columns, len(given))
     return Additions(
@@ -134,10 +135,10 @@ def extended(
         return Extended(_core.Plan.compile(tree, base.phi), texts, seeds, request, None)
 
     source = _Source(base, model, embeddings, encoder, conditioning_memory)
-    vectors, failed = source.vectors(texts, seeds, values, variant, stages)
+    vectors, failed, rounding = source.vectors(texts, seeds, values, variant, stages)
     kind: TreeMetric = "cosine" if request.get("metric", "cosine") == "cosine" else "euclidean"
     limits = Limits(threads=threads).arguments()
-    labels = [same_texts(texts), same_vectors(vectors, cosine=kind == "cosine")]
+    labels = [same_texts(texts), same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)]
     if failed:
         warn_of_failed(failed, texts, stacklevel=4)
     groups = _groups(base.tree, variant, labels, n, sorted(failed))
@@ -178,8 +179,10 @@ class _Source:
         values: list[dict[str, Any]],
         variant: NDArray[np.int64],
         stages: StageReport | None,
-    ) -> tuple[Vectors, dict[int, str]]:
-        """(N + n, D) of all prompts, and which of the new ones cannot be encoded, with the reason."""
+    ) -> tuple[Vectors, dict[int, str], float | None]:
+        """(N + n, D) of all prompts, which of the new ones cannot be encoded, with the reason, and how near the vectors
+        of one text are, where that does not follow from their dtype.
+        """
         old, n, total = self.base.vectors, len(self.base.prompts), len(texts)
         name = str(self.base.request["encoder"])
         done = Progress(None if stages is None else partial(stages, "encode"))
@@ -188,7 +191,7 @@ class _Source:
             given = own if isinstance(own, Vectors) else as_vectors(own, None, "embeddings")
             count = len(given.array)
             if count == total:
-                return self._checked(given), {}
+                return self._checked(given), {}, None
             if count != total - n:
                 raise ValueError(
                     f"embeddings has {count} rows: give one for each of the {total - n} new prompts, or for all {total}"
@@ -198,20 +201,17 @@ class _Source:
                     f"embeddings has rows for the {total - n} new prompts only, and those of the {n} others are not "
                     "known any more: give one row for each prompt, those of the plan first"
                 )
-            return self._checked(joined(old, given)), {}
+            return self._checked(joined(old, given)), {}, None
         first = 0 if old is None else n
+        rounding: float | None = None
         if self.model is not None:
-            found, failed = self._by_model(name, texts, seeds, values, variant, first, done)
-            failing = {i + first: reason for i, reason in failed.items()}
+            found, failed, rounding = self._by_model(name, texts, seeds, values, variant, first, done)
         else:
-            found, failing = (
-                as_vectors(self._encoder(name)(texts[first:]), total - first, "what the encoder returned"),
-                {},
-            )
+            failed, rows = {}, self._encoder(name)(texts[first:])
+            found = as_vectors(rows, total - first, "what the encoder returned")
             done(1.0)
-        return self._checked(found if old is None else joined(old, found)), {
-            i: why for i, why in failing.items() if i >= n
-        }
+        of_new = {i + first: reason for i, reason in failed.items() if i + first >= n}
+        return self._checked(found if old is None else joined(old, found)), of_new, rounding
 
     def _checked(self, vectors: Vectors) -> Vectors:
         kind: TreeMetric = "cosine" if self.base.request.get("metric", "cosine") == "cosine" else "euclidean"
@@ -220,6 +220,9 @@ class _Source:
 
     def _encoder(self, name: str) -> Encoder:
         if self.encoder is not None:
+            own = name_of(self.encoder)
+            if own != name:
+                raise PlanMismatch(f"the plan was clustered by {name}, and encoder= is {own}: give the one of the plan")
             return self.encoder
         if name in (StaticEncoder.name, EARLIER_NAME):
             return default_encoder()
@@ -238,13 +241,14 @@ class _Source:
         variant: NDArray[np.int64],
         first: int,
         done: Progress,
-    ) -> tuple[Vectors, dict[int, str]]:
+    ) -> tuple[Vectors, dict[int, str], float]:
         """The vectors of the prompts from ``first`` on, as the plan compares them, and which of these have failed."""
         if self.base.request.get("metric") == "direct":
             raise PlanMismatch(
                 "the plan compares prompts by the model's predictions for all of them (metric 'direct'), which "
                 "another prompt changes: compile a new plan, or one with another metric"
             )
+        from ..conditioning.twins import rounding_of
         from ..models import load, variants_of  # here, so that planning without a model does not import torch
         from ..models.encode import encode
 
@@ -282,7 +286,7 @@ class _Source:
         elif metric == "calibrated":
             assert calibration is not None
             array = calibration.transform(array)
-        return as_vectors(array, len(own), "the model's embeddings"), conditioning.failed
+        return as_vectors(array, len(own), "the model's embeddings"), conditioning.failed, rounding_of(conditioning)
 
 
 def _groups(

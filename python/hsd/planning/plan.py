@@ -22,6 +22,7 @@ from .extend import Additions, Base, additions, extended
 from .goal import goal_of
 from .layers import Layers
 from .plan_file import read, write
+from .prompts import make_seeds, next_seed
 from .settings import canonical
 from .summary import Calls, Summary
 from .vary import check_depth, fork_step, varied
@@ -270,8 +271,9 @@ class Plan:
         The new prompts are clustered among themselves. Each cluster of them joins the cluster of the plan that it meets
         first by the linkage's own distance, shares its steps as far as the thresholds allow, and forks there. What a
         cluster is conditioned on does not change: new prompts do not count in the mean of one that was there. The
-        segments that they borrow are marked in :attr:`segments`. So a plan that grew shares a little less, and is a
-        little worse for the new prompts, than one that was compiled at once: docs/grow.md has the figures.
+        segments that they borrow are marked in :attr:`segments`. So a plan that grew shares a little less than one that
+        was compiled at once, and what leads to where new prompts fork is computed again if no trunks are kept:
+        docs/grow.md has the figures.
 
         Parameters
         ----------
@@ -347,8 +349,12 @@ class Plan:
             For arguments that mean nothing, for a variation of a variation, and for a plan that shares no step.
         """
         depth, n = check_depth(depth), check_count("n", n)
-        whole, own = self.whole(), self.variations
+        if self.is_estimate:
+            raise ValueError("the plan was clustered without a model: compile it with model=, then ask for variations")
+        whole, own, setting = self.whole(), self.variations, self.setting
         chosen = np.setdiff1d(self.kept, list(own)) if prompts is None else np.unique(np.asarray(prompts))
+        if prompts is None and not len(chosen):
+            raise ValueError("the plan keeps variations only, of which there are none")
         if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError("prompts has to hold the numbers of prompts of the plan")
         for i in chosen.tolist():
@@ -373,10 +379,10 @@ class Plan:
         }
         if "settings" in request:
             settings = request["settings"]
-            request["settings"] = {**settings, "index": [*settings["index"], *(int(whole.setting[i]) for i in of)]}
+            request["settings"] = {**settings, "index": [*settings["index"], *(int(setting[i]) for i in of)]}
         if whole.columns:
             request["columns"] = {name: [*values, *(values[i] for i in of)] for name, values in whole.columns.items()}
-        seeds = np.concatenate([whole.seeds, int(whole.seeds.max()) + 1 + np.arange(len(of))])
+        seeds = np.concatenate([whole.seeds, make_seeds(next_seed(whole.seeds, len(of)), len(of))])
         core = CorePlan.compile(varied(whole.tree, whole.phi, of, step), whole.phi)
         larger = Plan(core, [*whole.prompts, *(whole.prompts[i] for i in of)], seeds, request)
         if whole.vectors is not None:

@@ -19,7 +19,7 @@ from ..prompts.files import PromptFile
 from ..prompts.setting_values import whole_number
 from ..work.text import listed, shortened
 
-__all__ = ["MAX_SEED", "check_alone", "check_prompts", "make_seeds", "occurrences", "warn_of_failed"]
+__all__ = ["MAX_SEED", "check_alone", "check_prompts", "make_seeds", "next_seed", "occurrences", "warn_of_failed"]
 
 
 def check_prompts(prompts: Any) -> list[str]:
@@ -71,6 +71,20 @@ def _check_container(prompts: Any) -> None:
         raise TypeError(f"prompts is an array of shape {shape}: pass one dimension, a list of strings")
     if not isinstance(prompts, Iterable) and not hasattr(prompts, "__getitem__"):
         raise TypeError(f"prompts has to be a list of strings, not {_short(prompts)} ({kind})")
+
+
+def next_seed(seeds: NDArray[np.int64], n: int) -> int:
+    """The first of ``n`` seeds that follow the largest one.
+
+    Raises
+    ------
+    ValueError
+        If there are not so many.
+    """
+    largest = int(seeds.max())
+    if largest + n > MAX_SEED:
+        raise ValueError(f"the largest seed of the plan is {largest}, after which there are no {n} more: give seeds=")
+    return largest + 1
 
 
 def warn_of_failed(failed: Mapping[int, str], texts: Sequence[str], *, stacklevel: int) -> None:

@@ -33,6 +33,8 @@ def tree_of(source: Source) -> dict[str, Any] | None:
 
 def _forks(source: Source, plan: Plan) -> dict[str, str]:
     """URLs of the pictures of forks, by the number of the segment."""
+    if plan.extensions:  # the leaf order has changed, by which forks are known
+        return {}
     segments = plan.segments
     keys = zip(
         segments["end_step"].tolist(), segments["leaf_begin"].tolist(), segments["leaf_end"].tolist(), strict=True
