@@ -47,7 +47,7 @@ def clusters_of(plan, k, among):
 # -- plans
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     n=st.integers(1, 9),
@@ -314,15 +314,15 @@ def relative(ours, expected):
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("gamma", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("name", "scheduler"),
+    ("name", "scheduler", "gamma"),
     [
-        ("stable-diffusion", "ddim"),
-        ("stable-diffusion", "euler"),
-        ("stable-diffusion", "ddpm"),
-        ("stable-diffusion", "euler-ancestral"),
-        ("stable-diffusion-3", None),
+        ("stable-diffusion", "ddim", 0.0),
+        ("stable-diffusion", "ddim", 1.0),
+        ("stable-diffusion", "euler", 1.0),
+        ("stable-diffusion", "ddpm", 0.0),
+        ("stable-diffusion", "euler-ancestral", 0.0),
+        ("stable-diffusion-3", None, 1.0),
     ],
 )
 def test_a_variation_is_what_diffusers_makes_of_the_shared_image(name, scheduler, gamma):
@@ -358,9 +358,8 @@ def run(plan, model, out, **options):
     return hsd.generate(plan, model, out, **{"batch_size": 1, "progress": False, **options})
 
 
-@pytest.mark.parametrize("name", ["dpm++2m", "euler-ancestral"])
-def test_trunks_change_no_image_and_save_the_shared_steps(name, tmp_path):
-    model = loaded(name)
+def test_trunks_change_no_image_and_save_the_shared_steps(tmp_path):
+    model = loaded("dpm++2m")  # which remembers an x0, that of the shared step
     base = hsd.compile(PROMPTS[:3], 0.9, model=model, steps=STEPS, seeds=100)
     one, two = base.more(1, [0, 2], 0.6), base.more(1, [0, 2], 0.6).more(2, [0, 2], 0.6)
     step = fork_step(base.phi, 0.6)

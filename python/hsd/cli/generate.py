@@ -171,13 +171,15 @@ def generate(
     planned, of_model = opt.with_file(ctx, settings_file, model, **own)
     if many.is_many(workers, ray):
         out = many.for_workers(out, ray)
+    if more is None and is_typed(ctx, "depth"):
+        raise ValueError("--depth is for --more, which is not given")
     if extend is not None:
-        check_added(ctx)
+        check_added(ctx, "--extend")
     if plan_file is not None:
         check_planned(ctx)
         recipe = Recipe.read(plan_file, out, part)
     elif more is not None and extend is None and source.prompts is None and not source.template:
-        check_added(ctx)
+        check_added(ctx, "--more without PROMPTS", ["images_per_prompt"])
         recipe = Recipe(out, None, {}, of_folder(out), part)
     else:
         file = opt.read(source)

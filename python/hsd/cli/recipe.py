@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,15 +128,19 @@ def tell_clusters(plan: Plan, clusters: list[Cluster]) -> None:
     width = max(len(cluster.name) for cluster in clusters)
     for cluster in clusters:
         image = f"image {cluster.medoid}: {shortened(plan.prompts[cluster.medoid])}"
-        typer.echo(f"{cluster.name:<{width}}  {len(cluster.prompts):>7,} prompts  {image}")
+        prompts = "prompt " if len(cluster.prompts) == 1 else "prompts"
+        typer.echo(f"{cluster.name:<{width}}  {len(cluster.prompts):>7,} {prompts}  {image}")
 
 
-def check_added(ctx: typer.Context) -> None:
-    """Raise ``ValueError`` if something is given beside ``--extend`` that the folder's plan has decided."""
+def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> None:
+    """Raise ``ValueError`` if something is given beside ``option`` that the folder's plan has decided, or that is one
+    of ``also``.
+    """
     options = {parameter.name: parameter for parameter in ctx.command.params}
     for name in (*_DECIDED, "plan_file"):
-        if name not in ("prompts", "template", "images_per_prompt") and opt.is_typed(ctx, name):
-            raise ValueError(f"give --extend or {options[name].opts[0]}, not both: the folder's plan says it")
+        free = name in ("prompts", "template", "images_per_prompt") and name not in also
+        if not free and opt.is_typed(ctx, name):
+            raise ValueError(f"give {option} or {options[name].opts[0]}, not both: the folder's plan says it")
 
 
 def check_planned(ctx: typer.Context) -> None:

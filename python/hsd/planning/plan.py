@@ -354,7 +354,8 @@ class Plan:
         whole, own, setting = self.whole(), self.variations, self.setting
         chosen = np.setdiff1d(self.kept, list(own)) if prompts is None else np.unique(np.asarray(prompts))
         if prompts is None and not len(chosen):
-            raise ValueError("the plan keeps variations only, of which there are none")
+            first = int(self.kept[0])
+            raise ValueError(f"prompt {first} is a variation of prompt {own[first]}: name that one")
         if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError("prompts has to hold the numbers of prompts of the plan")
         for i in chosen.tolist():

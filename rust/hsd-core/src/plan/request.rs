@@ -129,8 +129,13 @@ impl<'a> Fields<'a> {
                 let numbers = pair.as_array().map(|pair| pair.iter().map(Value::as_u64).collect::<Vec<_>>());
                 matches!(numbers.as_deref(), Some(&[Some(new), Some(of)]) if of < new && new < n as u64)
             };
-            if value.as_array().map(|pairs| pairs.iter().all(pair)) != Some(true) {
-                return self.wrong("variations", value, "a list of pairs of its prompts");
+            let ascend = |pairs: &[Value]| {
+                pairs
+                    .windows(2)
+                    .all(|two| two[0].get(0).and_then(Value::as_u64) < two[1].get(0).and_then(Value::as_u64))
+            };
+            if value.as_array().map(|pairs| pairs.iter().all(pair) && ascend(pairs)) != Some(true) {
+                return self.wrong("variations", value, "an ascending list of pairs of its prompts");
             }
         }
         if let Some(value) = self.get("grown_from") {
