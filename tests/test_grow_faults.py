@@ -106,3 +106,53 @@ def test_given_seeds_of_an_estimate(model, tmp_path):
     hsd.generate(hsd.compile(["a cat", "a dog", "the sea"], 0.9, steps=4, seeds=[5, 6, 7]), model, tmp_path)
     part = hsd.compile(["a dog", "the sea"], 0.9, steps=4, seeds=[6, 7])
     assert hsd.generate(part, model, tmp_path).images == 0
+
+
+# where clusters are divided, the trunks that were found belong to others: all members are needed again
+def test_a_prompt_that_fails_where_trunks_are_used(model, tmp_path, monkeypatch):
+    plan = hsd.compile(PROMPTS, 0.9, model=model, steps=6, seeds=1)
+    hsd.generate(plan, model, tmp_path / "a", keep_trunks=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "__trunks__")
+    encode, broken = type(model).encode, PROMPTS[1]
+
+    def failing(self, batch):
+        if broken in batch.prompts:
+            raise ValueError("cannot encode it")
+        return encode(self, batch)
+
+    monkeypatch.setattr(type(model), "encode", failing)
+    for name in "ab":
+        for index in (0, 1, 2):
+            (tmp_path / name / f"{index:05d}.png").unlink()
+        with pytest.warns(hsd.Notice):
+            run = hsd.generate(hsd.Plan.load(tmp_path / name / "plan.safetensors"), model, tmp_path / name)
+        assert [failure.index for failure in run.failed] == [1]
+    check_pixels(tmp_path / "a", tmp_path / "b", within=1)
+
+
+def test_a_prior_that_shares_steps_cannot_grow(tmp_path):
+    model = hsd.load("demo", share_prior=True)
+    plan = hsd.compile(["a red star", "a red ring"], 0.5, model=model, steps=4)
+    hsd.generate(plan, model, tmp_path)
+    with pytest.raises(hsd.PlanMismatch, match="share_prior"):
+        hsd.generate(plan.more(1), model, tmp_path)
+
+
+def test_a_list_with_other_curves_lengths_or_encoders():
+    def compiled(n, embeddings, schedule, **options):
+        return hsd.compile(list("abcdef")[:n], 0.9, embeddings=embeddings, schedule=schedule, steps=4, **options)
+
+    base = compiled(3, ROWS[:3] + 2, lambda x: 1 - x)
+    assert compiled(4, ROWS[:4] + 2, lambda x: 1 - x, extend=base).extensions == (3,)
+    assert compiled(4, ROWS[:4] + 2, lambda x: (1 - x) ** 3, extend=base).extensions == ()
+    with pytest.raises(ValueError, match="embeddings has 3 rows for 4 prompts"):
+        compiled(4, ROWS[:3] + 2, lambda x: 1 - x, extend=base)
+
+    def one(prompts):
+        return np.ones((len(prompts), 4)) + np.arange(len(prompts))[:, None] * [0, 0, 0, 1.0]
+
+    plan = hsd.compile(list("ab"), 0.9, encoder=one, steps=4)
+    assert plan.extend(["c"], encoder=one).n_prompts == 3
+    with pytest.raises(hsd.PlanMismatch, match="clustered by one, and encoder= is <lambda>"):
+        plan.extend(["c"], encoder=lambda prompts: one(prompts))
