@@ -187,9 +187,11 @@ def test_nothing_to_quantize(stub):
 
 
 @pytest.mark.parametrize("kind", ["int8", "float8", "int8-dynamic"])
-def test_torchao_on_the_bundled_model(demo, kind):
+def test_torchao_on_the_bundled_model(demo, kind, monkeypatch):
     """The differences that the tolerance was chosen by; the options of torch's compiler stay as they are."""
     pytest.importorskip("torchao", reason="NOT TESTED: torchao is not installed")
+    # Where another layout was faster, by chance on a busy machine, the quantised network has that layout too.
+    monkeypatch.setattr("hsd.bench.run.can_be_laid_out", lambda module: False)
     from torch._inductor import config
 
     before, options = parts(demo), (config.coordinate_descent_tuning, config.force_fuse_int_mm_with_mul)
