@@ -90,7 +90,8 @@ class Belonging:
             found = metadata_format or self.identity["image_format"]
             before = {**before, "plan": self._known_plan(before["plan"]), "image_format": found}
         differing = {} if before is None else self._differences(before)
-        if before is not None and differing and not others and self._has_grown_from(before):
+        grown = before is not None and bool(differing) and self._has_grown_from(before)
+        if before is not None and grown and not others:
             self._save_plan()  # before the record says that it is the folder's
             before, differing = {**before, "plan": self.identity["plan"]}, {}
         if not last and (before is None or differing):
@@ -105,7 +106,7 @@ class Belonging:
         made = taken or holds_images(self.folder)
         if before is None and (made or not self.record.begin(self.identity)) and self.has_begun():
             return False  # another run was quicker
-        if before is not None and differing and others and self._has_grown_from(before):
+        if grown:  # and others live
             raise OutputError(
                 f"{self.folder} cannot grow while another run makes images there: wait until that has ended"
             )

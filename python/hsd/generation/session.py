@@ -201,8 +201,9 @@ class Session:
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
         self.samplers: dict[int, SamplerTable] = {}
-        priors = [variant.prior() for variant in self.variants]
-        if plan.extensions and any(prior is not None and prior.tau > 0 for prior in priors):
+        if plan.extensions and any(
+            (prior := variant.prior()) is not None and prior.tau > 0 for variant in self.variants
+        ):
             raise PlanMismatch(
                 "a set cannot grow where the prior shares steps (share_prior=True): with other prompts beside it, an "
                 "old one would be conditioned on something else"
@@ -272,7 +273,7 @@ class Session:
         if calls:
             yield from self._ahead(plan, gives_up)
         # Who is a twin of whom is known before prompts are encoded, if the model's own embeddings decided who shares.
-        by_model = plan.request["encoder"] == self.adapter.name
+        by_model = self._clustered_by_model(plan)
         whole = plan
         if by_model:
             plan = self._resumed(plan)
@@ -309,6 +310,10 @@ class Session:
         self.adapter.free()
         if failures is None and found:
             raise FailedImages(summary(found.all, len(plan.kept)), found.all)
+
+    def _clustered_by_model(self, plan: Plan) -> bool:
+        """Whether the model's own embeddings decided who shares."""
+        return bool(plan.request["encoder"] == self.adapter.name)
 
     def _resumed(self, plan: Plan) -> Plan:
         """The plan, without what earlier runs have kept."""
@@ -489,8 +494,8 @@ class Session:
         """
         # Where other embeddings than the model's decided who shares, twins among the prompts that came later are still
         # to be found: which images are apart must not depend on which are missing.
-        by_model = plan.request["encoder"] == self.adapter.name
-        needed = plan.covered() if by_model or not plan.extensions else plan.in_clusters()
+        known = self._clustered_by_model(plan) or not plan.extensions
+        needed = plan.covered() if known else plan.in_clusters()
         found = self._recall(plan)
         if found is None:
             return self._encoded(plan, needed, gives_up)

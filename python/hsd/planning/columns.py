@@ -42,6 +42,11 @@ def check_columns(columns: Mapping[str, Sequence[Any]] | None, n: int) -> dict[s
     return out
 
 
+def repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:
+    """Columns of ``n`` prompts, checked, with a value per image: ``repeats`` of each prompt."""
+    return {name: [value for value in own for _ in range(repeats)] for name, own in check_columns(columns, n).items()}
+
+
 def renamed(columns: Mapping[str, list[Any]], taken: Collection[str] = ()) -> dict[str, list[Any]]:
     """The columns with names for ``metadata.jsonl``: ``given_...`` where the name is one of ``OWN`` or ``taken``.
 

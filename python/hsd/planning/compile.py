@@ -18,7 +18,7 @@ from ..work.progress import Progress, StageReport, shows_stages
 from ..work.text import shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, replica_tree, single_prompts
-from .columns import check_columns
+from .columns import repeated
 from .encoders import Encoder, StaticEncoder, default_encoder, name_of
 from .extend import Additions
 from .goal import check_goal, most_shared, tau_for_budget
@@ -191,7 +191,7 @@ def compile(
     chosen = _chosen_seeds(file, seeds, len(texts))
 
     values, variant = check_settings(settings, len(given))
-    beside = _repeated(columns, len(given), repeats)
+    beside = repeated(columns, len(given), repeats)
     adapter = conditioning = None
     if model is not None:
         from ..models import (
@@ -204,7 +204,7 @@ def compile(
         if file is not None:  # a model from outside of this package has settings of its own
             file = file.with_settings(adapter.setting_names())
             values, variant = check_settings(file.settings, len(given))
-            beside = _repeated(file.columns, len(given), repeats)
+            beside = repeated(file.columns, len(given), repeats)
     own = adapter if embeddings is None and encoder is None else None
     resolved = resolve_metric(metric, linkage, own)
     if tau is None and own is not None:
@@ -393,7 +393,7 @@ def add_missing(
         [prompt for prompt in file.prompts for _ in range(repeats)],
         make_seeds(seeds, n),
         [values[i] for i in np.repeat(variant, repeats)],
-        _repeated(file.columns, len(file.prompts), repeats),
+        repeated(file.columns, len(file.prompts), repeats),
         _chosen_seeds(file, seeds, n),
     )
     found = matched(whole, wanted)
@@ -451,11 +451,6 @@ def _rows_of(embeddings: Any, whole: Plan, found: Found, repeats: int) -> Vector
             )
         places = [*(of_plan[j] for j in range(whole.n_prompts)), *places]
     return given._replace(array=given.array[places])
-
-
-def _repeated(columns: Mapping[str, Sequence[Any]] | None, n: int, repeats: int) -> dict[str, list[Any]]:
-    """Columns with a value per image."""
-    return {name: [value for value in own for _ in range(repeats)] for name, own in check_columns(columns, n).items()}
 
 
 def _record_calibration(request: dict[str, Any], own: Adapter | None) -> None:

@@ -17,7 +17,7 @@ from ..names import TreeMetric, check_count
 from ..prompts.files import PromptFile
 from ..work.progress import Progress, StageReport
 from .clustering import Limits
-from .columns import check_columns
+from .columns import check_columns, repeated
 from .encoders import EARLIER_NAME, Encoder, StaticEncoder, default_encoder, name_of
 from .prompts import check_alone, check_prompts, make_seeds, next_seed, warn_of_failed
 from .settings import check_settings
@@ -46,6 +46,16 @@ class Base:
     fingerprint: str
     vectors: Vectors | None
     """What it was clustered by; None if that is not known any more."""
+
+    @property
+    def metric(self) -> str:
+        """How they were compared; see :attr:`hsd.Plan.metric`."""
+        return str(self.request.get("metric", "cosine"))
+
+    @property
+    def tree_metric(self) -> TreeMetric:
+        """The same, of the vectors."""
+        return "cosine" if self.metric == "cosine" else "euclidean"
 
 
 @dataclass(frozen=True)
@@ -83,23 +93,20 @@ def additions(
     with one integer.
     """
     repeats = check_count("images_per_prompt", images_per_prompt)
-    count = len(prompts.prompts) if isinstance(prompts, PromptFile) else len(check_prompts(prompts))
-    first = 0 if seeds is not None else next_seed(base.seeds, count * repeats)
-    if isinstance(prompts, PromptFile):
+    file = prompts if isinstance(prompts, PromptFile) else None
+    given = check_prompts(prompts if file is None else file.prompts)
+    if seeds is None:
+        seeds = next_seed(base.seeds, len(given) * repeats)
+    if file is not None:
         check_alone(settings=settings, columns=columns)
-        file = prompts
-        given, settings, columns = check_prompts(file.prompts), file.settings, file.columns
-        if seeds is None or isinstance(seeds, int):
-            seeds = file.seeds_from(first if seeds is None else seeds, images_per_prompt)
-    else:
-        given = check_prompts(prompts)
+        settings, columns = file.settings, file.columns
+        seeds = file.seeds_from(seeds, repeats) if isinstance(seeds, int) else seeds
     values, variant = check_settings(settings, len(given))
-    beside = check_columns(columns, len(given))
     return Additions(
         [prompt for prompt in given for _ in range(repeats)],
-        make_seeds(first if seeds is None else seeds, len(given) * repeats),
+        make_seeds(seeds, len(given) * repeats),
         [values[i] for i in np.repeat(variant, repeats)],
-        {name: [value for value in own for _ in range(repeats)] for name, own in beside.items()},
+        repeated(columns, len(given), repeats),
     )
 
 
@@ -136,7 +143,7 @@ def extended(
 
     source = _Source(base, model, embeddings, encoder, conditioning_memory)
     vectors, failed, rounding = source.vectors(texts, seeds, values, variant, stages)
-    kind: TreeMetric = "cosine" if request.get("metric", "cosine") == "cosine" else "euclidean"
+    kind = base.tree_metric
     limits = Limits(threads=threads).arguments()
     labels = [same_texts(texts), same_vectors(vectors, cosine=kind == "cosine", rounding=rounding)]
     if failed:
@@ -214,8 +221,7 @@ class _Source:
         return self._checked(found if old is None else joined(old, found)), of_new, rounding
 
     def _checked(self, vectors: Vectors) -> Vectors:
-        kind: TreeMetric = "cosine" if self.base.request.get("metric", "cosine") == "cosine" else "euclidean"
-        _core.check_embeddings(vectors.array, metric=kind, bfloat16=vectors.bfloat16)
+        _core.check_embeddings(vectors.array, metric=self.base.tree_metric, bfloat16=vectors.bfloat16)
         return vectors
 
     def _encoder(self, name: str) -> Encoder:
@@ -243,7 +249,8 @@ class _Source:
         done: Progress,
     ) -> tuple[Vectors, dict[int, str], float]:
         """The vectors of the prompts from ``first`` on, as the plan compares them, and which of these have failed."""
-        if self.base.request.get("metric") == "direct":
+        metric = self.base.metric
+        if metric == "direct":
             raise PlanMismatch(
                 "the plan compares prompts by the model's predictions for all of them (metric 'direct'), which "
                 "another prompt changes: compile a new plan, or one with another metric"
@@ -259,7 +266,6 @@ class _Source:
                 "encoder= that it was compiled with"
             )
         variants = variants_of(adapter, values)
-        metric = self.base.request.get("metric", "cosine")
         calibration = adapter.calibration
         digest = None if calibration is None else calibration.digest
         if metric == "calibrated" and digest != self.base.request.get("calibration"):

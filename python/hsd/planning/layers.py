@@ -62,10 +62,7 @@ class Layers:
         """The prompts that any segment is conditioned on, ascending."""
         found = np.zeros(len(self._leaf_order), dtype=bool)
         for chosen, member in self._each():
-            edges = np.zeros(len(member) + 1, dtype=np.int64)
-            np.add.at(edges, self._begin[chosen], 1)
-            np.add.at(edges, self._end[chosen], -1)
-            found |= (np.cumsum(edges[:-1]) > 0) & member
+            found |= places_within(self._begin[chosen], self._end[chosen], len(member)) & member
         return np.sort(self._leaf_order[found])
 
     def borrowed(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -108,3 +105,11 @@ class Layers:
         """The segments of each layer that has any, and (N,) which leaves are members of such segments."""
         for layer in np.unique(self._layer).tolist():
             yield np.flatnonzero(self._layer == layer), self._leaf_order < self._ends[layer]
+
+
+def places_within(begin: NDArray[np.integer], end: NDArray[np.integer], n: int) -> NDArray[np.bool_]:
+    """(n,) which places of the leaf order are in any of the ranges from ``begin`` to ``end``, exclusive."""
+    edges = np.zeros(n + 1, dtype=np.int64)
+    np.add.at(edges, begin, 1)
+    np.add.at(edges, end, -1)
+    return np.asarray(np.cumsum(edges[:-1]) > 0)

@@ -20,7 +20,7 @@ from ..work.progress import StageReport
 from .encoders import EARLIER_NAME, Encoder, StaticEncoder
 from .extend import Additions, Base, additions, extended
 from .goal import goal_of
-from .layers import Layers
+from .layers import Layers, places_within
 from .plan_file import read, write
 from .prompts import make_seeds, next_seed
 from .settings import canonical
@@ -171,10 +171,7 @@ class Plan:
         """
         segments = self._core.segments
         roots = segments[segments["parent"] < 0]
-        edges = np.zeros(self.n_prompts + 1, dtype=np.int64)
-        np.add.at(edges, roots["leaf_begin"], 1)
-        np.add.at(edges, roots["leaf_end"], -1)
-        return np.sort(self.tree.leaf_order[np.cumsum(edges[:-1]) > 0])
+        return np.sort(self.tree.leaf_order[places_within(roots["leaf_begin"], roots["leaf_end"], self.n_prompts)])
 
     def covered(self) -> NDArray[np.int64]:
         """Prompts that the plan's clusters are conditioned on, ascending: the kept ones, and those that share a cluster

@@ -23,8 +23,7 @@ class Vectors(NamedTuple):
 
     def rows(self, index: Any) -> NDArray[np.float64]:
         """Some of the rows, in double precision."""
-        picked = self.array[index]
-        return ((picked.astype(np.uint32) << 16).view(np.float32) if self.bfloat16 else picked).astype(np.float64)
+        return _single(self._replace(array=self.array[index])).astype(np.float64)
 
 
 def as_vectors(values: Any, n: int | None, what: str) -> Vectors:
@@ -114,4 +113,5 @@ def joined(old: Vectors, new: Vectors) -> Vectors:
 
 
 def _single(vectors: Vectors) -> NDArray[Any]:
+    """The numbers, in a type that NumPy has."""
     return (vectors.array.astype(np.uint32) << 16).view(np.float32) if vectors.bfloat16 else vectors.array

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{phi, plan, tree, whole_plan};
+use common::{phi, plan, set_field, tree, whole_plan};
 use hsd_core::plan::schedule::counts;
 use hsd_core::plan::validate::validate;
 use hsd_core::{Error, Plan, Rows, Segment, Tree};
@@ -73,16 +73,7 @@ proptest! {
         plan in whole_plan(16), row in any::<prop::sample::Index>(), field in 0..6, value in -1..24i32,
     ) {
         let mut segments = plan.segments().to_vec();
-        let segment = &mut segments[row.index(plan.segments().len())];
-        let number = value.max(0) as u32;
-        match field {
-            0 => segment.parent = u32::try_from(value).ok(),
-            1 => segment.first_step = number,
-            2 => segment.end_step = number,
-            3 => segment.leaf_begin = number,
-            4 => segment.leaf_end = number,
-            _ => segment.representative = number,
-        }
+        set_field(&mut segments[row.index(plan.segments().len())], field, value);
         let verdict = validate(plan.tree(), plan.phi(), plan.kept(), &segments);
         prop_assert_eq!(verdict.is_ok(), segments == plan.segments());
     }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{plan, plan_and_given, whole_plan};
+use common::{plan, plan_and_given, set_field, whole_plan};
 use hsd_core::plan::file::{fingerprint, PlanFile};
 use hsd_core::plan::validate::validate;
 use hsd_core::program::bound::lower_bound;
@@ -113,16 +113,7 @@ proptest! {
         // What passes is run by the checker's rules, whatever it is; nothing may panic.
         let resumed = plan.resume(&given).unwrap();
         let mut segments = resumed.segments().to_vec();
-        let segment = &mut segments[row.index(resumed.segments().len())];
-        let number = value.max(0) as u32;
-        match field {
-            0 => segment.parent = u32::try_from(value).ok(),
-            1 => segment.first_step = number,
-            2 => segment.end_step = number,
-            3 => segment.leaf_begin = number,
-            4 => segment.leaf_end = number,
-            _ => segment.representative = number,
-        }
+        set_field(&mut segments[row.index(resumed.segments().len())], field, value);
         let verdict = validate(plan.tree(), plan.phi(), plan.kept(), &segments);
         prop_assert!(segments != resumed.segments() || verdict.is_ok());
         if verdict.is_ok() {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hsd_core::{Embeddings, Linkage, Method, Metric, Plan, Progress, Resources, Result, Tree};
+use hsd_core::{Embeddings, Linkage, Method, Metric, Plan, Progress, Resources, Result, Segment, Tree};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -204,4 +204,17 @@ pub fn plan_and_given(most: usize) -> impl Strategy<Value = (Plan, Vec<bool>)> {
 /// A plan, pruned or not, resumed or not.
 pub fn any_plan(most: usize) -> impl Strategy<Value = Plan> {
     prop_oneof![plan(most), plan_and_given(most).prop_map(|(plan, given)| plan.resume(&given).unwrap())]
+}
+
+/// Changes one of the six fields of a segment.
+pub fn set_field(segment: &mut Segment, field: i32, value: i32) {
+    let number = value.max(0) as u32;
+    match field {
+        0 => segment.parent = u32::try_from(value).ok(),
+        1 => segment.first_step = number,
+        2 => segment.end_step = number,
+        3 => segment.leaf_begin = number,
+        4 => segment.leaf_end = number,
+        _ => segment.representative = number,
+    }
 }
