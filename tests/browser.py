@@ -42,7 +42,7 @@ def browser_page(browser, **options) -> Iterator:
         Of playwright's ``new_context``: ``color_scheme``, ``viewport``...
     """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)  # other tests use the processors too
     page = context.new_page()
     wrong: list[str] = []
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))

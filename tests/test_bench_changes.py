@@ -225,7 +225,7 @@ def test_what_cannot_be_quantized_is_refused_first(model, stub, monkeypatch):
 
 def test_without_torchao(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    refused(model, ["int8"], r'need torchao .*: pip install "hsd\[quantize\]"')
+    refused(model, ["int8"], r'need torchao .*: pip install "hsd-diffusion\[quantize\]"')
 
 
 def test_weights_that_move_are_not_quantized(model, stub, monkeypatch):

@@ -130,7 +130,7 @@ def install(tmp_path, monkeypatch):
 
 
 def test_all_that_is_missing_is_named_at_once(install):
-    install("hsd", "9", "old-one>=2", "absent>=3", "there", "wordllama", 'only-tested; extra == "test"')
+    install("hsd-diffusion", "9", "old-one>=2", "absent>=3", "there", "wordllama", 'only-tested; extra == "test"')
     install("old-one", "1.5", "not-looked-for")
     install("there", "1", "below>=4", 'elsewhere; python_version < "3"', 'an-extra; extra == "x"')
     install("wordllama", "1", "of-its-loader")
@@ -139,17 +139,17 @@ def test_all_that_is_missing_is_named_at_once(install):
         "absent>=3 (not there)",
         "below>=4 (not there; there requires it)",
     ]
-    assert [requirement.name for requirement in preflight.requirements("hsd", "test")] == ["only-tested"]
+    assert [requirement.name for requirement in preflight.requirements("hsd-diffusion", "test")] == ["only-tested"]
 
 
 def test_what_comes_with_a_missing_package_is_named_too(install, monkeypatch):
-    install("hsd", "9", "no-diffusers-here>=1")
+    install("hsd-diffusion", "9", "no-diffusers-here>=1")
     monkeypatch.setitem(preflight.NEEDS, "no-diffusers-here", ("numpy", "some-backport"))
     assert [lack.requirement for lack in preflight.of_hsd()] == ["no-diffusers-here>=1", "some-backport"]
 
 
 def test_another_python_and_another_platform(install, monkeypatch):
-    install("hsd", "9", python=">=3.99")
+    install("hsd-diffusion", "9", python=">=3.99")
     monkeypatch.undo()  # the extension, too
     monkeypatch.setattr(preflight.metadata, "metadata", lambda name: {"Requires-Python": ">=3.99"})
     assert preflight._python().requirement == "python>=3.99"
@@ -169,8 +169,8 @@ def test_without_hsd_its_requirements_are_those_of_the_source(monkeypatch):
         raise preflight.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(preflight.metadata, "requires", none)
-    assert {"torch", "diffusers", "platformdirs"} <= {r.name for r in preflight.requirements("hsd")}
-    assert {"pytest", "peft"} <= {r.name for r in preflight.requirements("hsd", "test")}
+    assert {"torch", "diffusers", "platformdirs"} <= {r.name for r in preflight.requirements("hsd-diffusion")}
+    assert {"pytest", "peft"} <= {r.name for r in preflight.requirements("hsd-diffusion", "test")}
     assert preflight.requirements("no-such-package") == []
 
 
@@ -189,7 +189,9 @@ def below(names, seen):
 
 def test_what_diffusers_needs_is_known():
     """The list in the code is what diffusers' metadata says, without what hsd's other requirements bring."""
-    others = [r.name for r in preflight.requirements("hsd") if r.name not in {"diffusers", *preflight.ONLY_READ}]
+    others = [
+        r.name for r in preflight.requirements("hsd-diffusion") if r.name not in {"diffusers", *preflight.ONLY_READ}
+    ]
     needs = below(["diffusers"], set()) - below(others, set()) - {"diffusers"}
     assert needs <= {preflight._plain(name) for name in preflight.NEEDS["diffusers"]}
 
@@ -227,7 +229,12 @@ def test_files_with_a_test_for_a_gpu(tmp_path):
 
 
 def test_the_command_that_downloads_what_is_missing(monkeypatch):
-    lacks = [Lack("hsd", None), Lack("diffusers>=0.41", None), Lack("python>=3.99", "3.12"), Lack("zipp", None, by="x")]
+    lacks = [
+        Lack("hsd-diffusion", None),
+        Lack("diffusers>=0.41", None),
+        Lack("python>=3.99", "3.12"),
+        Lack("zipp", None, by="x"),
+    ]
     lines = preflight.how_to_get(lacks).splitlines()
     assert lines[1].split()[0] == "maturin"
     words = shlex.split(lines[2])

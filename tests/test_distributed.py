@@ -172,7 +172,7 @@ def test_prompts_are_no_plan(tmp_path):
 
 def test_ray_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(hsd.Error, match=r'pip install "hsd\[distributed\]"'):
+    with pytest.raises(hsd.Error, match=r'pip install "hsd-diffusion\[distributed\]"'):
         ray_module()
 
 

@@ -210,11 +210,11 @@ def test_files_that_cannot_be_written_are_found_before_the_work(tmp_path, monkey
 def test_without_matplotlib(tmp_path, monkeypatch):
     plan = compiled()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(hsd.Error, match=r'pip install "hsd\[plot\]"'):
+    with pytest.raises(hsd.Error, match=r'pip install "hsd-diffusion\[plot\]"'):
         plan.plot()
     with monkeypatch.context() as patch:
         patch.setattr("hsd.planning.charts.draw", lambda _: pytest.fail("the file was not looked at first"))
-        with pytest.raises(hsd.Error, match=r'pip install "hsd\[plot\]"'):
+        with pytest.raises(hsd.Error, match=r'pip install "hsd-diffusion\[plot\]"'):
             plan.plot(tmp_path / "a.png")
     shown = plan._repr_html_()
     assert "<table" in shown

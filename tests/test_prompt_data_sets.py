@@ -195,12 +195,13 @@ def test_addresses_that_are_none():
             read_prompts(address)
 
 
-@pytest.mark.parametrize("name", ["pyarrow", "datasets"])
-def test_what_is_missing_is_named(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("name", "extra"), [("pyarrow", "tables"), ("datasets", "datasets")])
+def test_what_is_missing_is_named(tmp_path, monkeypatch, name, extra):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = tmp_path / "p.parquet" if name == "pyarrow" else tmp_path
-    with pytest.raises(hsd.PromptError, match=rf'read by {name}, which is not installed: pip install "hsd\[tables\]"'):
+    how = rf'pip install "hsd-diffusion\[{extra}\]"'
+    with pytest.raises(hsd.PromptError, match=f"read by {name}, which is not installed: {how}"):
         read_prompts(path)
 
 

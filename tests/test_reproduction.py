@@ -419,7 +419,7 @@ def test_bad_arguments_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
     with pytest.raises(hsd.PromptError, match="another set named 'shapes'"):
         hsd.reproduce("demo", prompts, tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(hsd.Error, match=r'plots need matplotlib .*pip install "hsd\[reproduce\]"'):
+    with pytest.raises(hsd.Error, match=r'plots need matplotlib .*pip install "hsd-diffusion\[reproduce\]"'):
         hsd.reproduce("demo", prompts, tmp_path)
 
 

@@ -183,7 +183,7 @@ def test_scores_from_another_python(tmp_path, stubs, monkeypatch):
 def test_the_error_names_what_to_install(tmp_path, name):
     says = {
         "vqascore": r"needs the package t2v-metrics, .*ENV/bin/pip install t2v-metrics.*--python ENV/bin/python",
-        "hpsv2": r'needs the package hpsv2x, .*pip install "hsd\[hpsv2\]"',
+        "hpsv2": r'needs the package hpsv2x, .*pip install "hsd-diffusion\[hpsv2\]"',
         "imagereward": r"needs the package image-reward, .*ENV/bin/pip install image-reward.*--python ENV/bin/python",
     }[name]
     with pytest.raises(ScorerError, match=says):

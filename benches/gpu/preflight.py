@@ -29,6 +29,9 @@ except ImportError:  # a copy is in pip
 
 ROOT = Path(__file__).resolve().parents[2]
 
+HSD = "hsd-diffusion"
+"""The distribution whose module is hsd."""
+
 _REQUESTS = ("requests", "certifi", "charset-normalizer", "idna", "urllib3")
 
 NEEDS = {"diffusers": ("importlib-metadata", "lazy-importer", "zipp", *_REQUESTS)}
@@ -82,7 +85,7 @@ def requirements(name: str, extra: str = "") -> list[Requirement]:
     try:
         lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
-        lines = _stated() if name == "hsd" else []
+        lines = _stated() if name == HSD else []
     found = [Requirement(line) for line in lines]
     if extra:
         return [r for r in found if r.marker and r.marker.evaluate({"extra": extra}) and not _holds(r)]
@@ -118,8 +121,8 @@ def unmet(requirement: Requirement) -> Lack | None:
 
 def of_hsd() -> list[Lack]:
     """What hsd lacks, from its metadata, and what the packages lack that it needs."""
-    lacks = [Lack("hsd", None)] if version("hsd") is None else [lack for lack in (_python(), _extension()) if lack]
-    for requirement in requirements("hsd"):
+    lacks = [Lack(HSD, None)] if version(HSD) is None else [lack for lack in (_python(), _extension()) if lack]
+    for requirement in requirements(HSD):
         lack = unmet(requirement)
         if lack is None:
             lacks += () if requirement.name in ONLY_READ else _below(requirement.name)
@@ -131,7 +134,7 @@ def of_hsd() -> list[Lack]:
 
 
 def _python() -> Lack | None:
-    bounds = metadata.metadata("hsd").get("Requires-Python") or ""
+    bounds = metadata.metadata(HSD).get("Requires-Python") or ""
     here = platform.python_version()
     return None if SpecifierSet(bounds).contains(here, prereleases=True) else Lack(f"python{bounds}", here)
 
@@ -141,7 +144,7 @@ def _extension() -> Lack | None:
     try:
         importlib.import_module("hsd._core")
     except ImportError as error:
-        return Lack("hsd", f"a version whose extension cannot be loaded: {error}")
+        return Lack(HSD, f"a version whose extension cannot be loaded: {error}")
     return None
 
 
@@ -197,7 +200,7 @@ def gpu_files(tests: Path = ROOT / "tests") -> list[Path]:
 
 def of_pytest() -> list[Lack]:
     """What no test can do without."""
-    wanted = {requirement.name: requirement for requirement in requirements("hsd", "test")}
+    wanted = {requirement.name: requirement for requirement in requirements(HSD, "test")}
     return [lack for name in PYTEST if (lack := unmet(wanted.get(name, Requirement(name)))) is not None]
 
 
@@ -263,7 +266,7 @@ def _modules(node: ast.AST) -> list[str]:
 def _missing(modules: Iterable[str]) -> list[Lack]:
     """The modules of no installed package, as requirements."""
     lacks = []
-    stated = [*requirements("hsd", "test"), *requirements("hsd")]
+    stated = [*requirements(HSD, "test"), *requirements(HSD)]
     wanted = {_plain(requirement.name): requirement for requirement in stated}
     for module in sorted(modules):
         if module in sys.stdlib_module_names or find_spec(module) is not None:
@@ -285,9 +288,9 @@ def how_to_get(lacks: Iterable[Lack]) -> str:
     """The commands that fetch and install what is missing: elsewhere, and then here, where there may be no network."""
     wanted = [lack.requirement for lack in lacks]
     lines = []
-    if "hsd" in wanted:
+    if HSD in wanted:
         lines.append("maturin build --release --compatibility manylinux_2_34 --out wheels")
-    if others := [need for need in dict.fromkeys(wanted) if need != "hsd" and not need.startswith("python")]:
+    if others := [need for need in dict.fromkeys(wanted) if need != HSD and not need.startswith("python")]:
         lines.append(shlex.join([*_download(), *others]))
     if not lines:
         return ""

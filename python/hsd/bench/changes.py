@@ -78,7 +78,7 @@ def _config(kind: Quantization) -> Any:
     try:
         from torchao import quantization
     except ImportError as error:
-        raise Error(f'quantized networks need torchao ({error}): pip install "hsd[quantize]"') from None
+        raise Error(f'quantized networks need torchao ({error}): pip install "hsd-diffusion[quantize]"') from None
     # By default some of these set options of torch's compiler for the whole process, and leave them so.
     return getattr(quantization, _CONFIGS[kind])(set_inductor_config=False)
 

@@ -21,7 +21,7 @@ Workers = Annotated[
         min=1,
         metavar="N",
         help="Run on N GPUs of this machine, a worker each; without GPUs, N processes. With --ray: N GPUs of the "
-        "cluster. Needs Ray: pip install 'hsd\\[distributed]'.",
+        "cluster. Needs Ray: pip install 'hsd-diffusion\\[distributed]'.",
         show_default="this process alone; with --ray all GPUs of the cluster",
         rich_help_panel=_PANEL,
     ),

@@ -26,7 +26,7 @@ def ray_module() -> Any:
     try:
         import ray
     except ImportError:
-        raise Error('several workers need Ray: pip install "hsd[distributed]"') from None
+        raise Error('several workers need Ray: pip install "hsd-diffusion[distributed]"') from None
     return ray
 
 

@@ -26,7 +26,7 @@ _OWN_ENVIRONMENT = (
 )
 _INSTALL = {
     "vqascore": _OWN_ENVIRONMENT.format("pip install t2v-metrics, and what its README requires"),
-    "hpsv2": 'pip install "hsd[hpsv2]"',
+    "hpsv2": 'pip install "hsd-diffusion[hpsv2]"',
     # The last release sets no upper bounds for its dependencies; it can be imported with these versions.
     "imagereward": _OWN_ENVIRONMENT.format(
         'pip install image-reward openai-clip "transformers<4.50" "diffusers<0.33" "datasets<4" "setuptools<81"'

@@ -597,7 +597,7 @@ class Plan:
         Raises
         ------
         Error
-            If matplotlib is missing: ``pip install "hsd[plot]"``.
+            If matplotlib is missing: ``pip install "hsd-diffusion[plot]"``.
         ValueError
             For a file with another ending, or in a folder that does not exist, before anything is drawn.
         """

@@ -34,7 +34,9 @@ def parquet_entries(path: str | Path, columns: Columns) -> list[Entry]:
         import pyarrow.parquet as parquet
         from pyarrow.lib import ArrowException
     except ImportError:
-        raise PromptError(f'{path} is read by pyarrow, which is not installed: pip install "hsd[tables]"') from None
+        raise PromptError(
+            f'{path} is read by pyarrow, which is not installed: pip install "hsd-diffusion[tables]"'
+        ) from None
     try:
         with parquet.ParquetFile(user_path(path)) as file:
             kept = readable(file.schema_arrow)

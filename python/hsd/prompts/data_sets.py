@@ -35,7 +35,9 @@ def data_set_entries(source: str | Path, columns: Columns, split: str | None) ->
     try:
         import datasets
     except ImportError:
-        raise PromptError(f'{source} is read by datasets, which is not installed: pip install "hsd[tables]"') from None
+        raise PromptError(
+            f'{source} is read by datasets, which is not installed: pip install "hsd-diffusion[datasets]"'
+        ) from None
     with _without_bars(datasets):
         try:
             found = _opened(datasets, source)
