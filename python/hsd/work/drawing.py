@@ -76,7 +76,7 @@ def matplotlib_for(extra: str) -> Any:
         import matplotlib  # here, because it takes long to import
         import matplotlib.figure
     except ImportError as error:
-        raise Error(f'plots need matplotlib ({error}): pip install "hsd[{extra}]"') from None
+        raise Error(f'plots need matplotlib ({error}): pip install "hsd-diffusion[{extra}]"') from None
     return matplotlib
 
 
