@@ -33,7 +33,7 @@ class Family(ABC):
     """One pipeline class in miniature.
 
     To add one, put a subclass into a new module of this package. Nothing else lists the families: the tests find it,
-    and ``python tests/pipeline_table.py`` writes it into docs/pipelines.md and README.md. Its tiny pipeline may be
+    and ``python tests/pipeline_table.py`` writes it into docs/pipelines.md and docs/models.md. Its tiny pipeline may be
     built in :meth:`build`, or in tests/tiny where other tests need it too.
     """
 
@@ -41,9 +41,9 @@ class Family(ABC):
     shipped: ClassVar[bool] = True
     """Whether the adapter is part of HSD."""
     title: ClassVar[str]
-    """The pipelines, as README.md lists them."""
+    """The pipelines, as docs/models.md lists them."""
     clustered_by: ClassVar[str]
-    """What the vectors of :class:`hsd.models.Encoded` are, for README.md."""
+    """What the vectors of :class:`hsd.models.Encoded` are, for docs/models.md."""
     twin: ClassVar[bool] = False
     """Whether another family runs the same code, so that tests that take long leave this one out."""
     steps: ClassVar[int] = 4
