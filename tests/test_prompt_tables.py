@@ -133,7 +133,10 @@ def test_cells_are_what_they_say(tmp_path):
         ("prompt,Prompt\na,b\n", "line 1 has two columns that are 'prompt', 'prompt' and 'Prompt'"),
         ("prompt,id,id\na,b,c\n", "line 1 has two columns that are 'id'"),
         ("prompt,negativ_prompt\na,b\n", "'negativ_prompt', which is no setting: did you mean 'negative_prompt'"),
-        ("prompt,steps\na,20\n", "line 1 has the column 'steps'.*the same for all prompts"),
+        (
+            "prompt,steps\na,20\n",
+            "line 1 has the column 'steps'.*the same for all prompts.*compile. Write --column NAME=steps",
+        ),
         ("caption,id\na cat,7\n", "no column 'prompt'. Its columns are: caption, id. .* --column prompt=caption"),
         ("id,title\n7,a cat\n", "--column prompt=title"),
         ("a,b\nx,y\n", "--column prompt=NAME"),

@@ -112,9 +112,12 @@ class Columns:
             return self._not_given(name)
         advice = meant(heading)
         if advice is not None:
+            name = "with that name, or with one"
+            if not advice.endswith("?"):  # it proposes no name
+                advice, name = f"{advice}.", "with a name"
             raise PromptError(
-                f"{where} has the column {heading!r}, which is no setting: {advice} Write --column NAME={heading} with "
-                "that name, or with one of your own to keep it beside the images"
+                f"{where} has the column {heading!r}, which is no setting: {advice} Write --column NAME={heading} "
+                f"{name} of your own to keep it beside the images"
             )
         return self._not_given(heading)
 
