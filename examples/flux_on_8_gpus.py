@@ -20,7 +20,7 @@ PROMPTS = hsd.expand_template(
 )  # or a list of texts, or hsd.read_prompts("prompts.csv")
 STEPS = 28
 BUDGET = 0.2  # the share of the denoiser's evaluations to save
-OUT = Path("animals").absolute()  # workers have another working directory
+OUT = Path("animals").absolute()  # the working directory of a worker may be another
 
 
 def make_plan(model, progress):

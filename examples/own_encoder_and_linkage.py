@@ -33,12 +33,12 @@ def embed(prompts: list[str]) -> np.ndarray:
 
 
 def distance(plan: hsd.Plan, embeddings: np.ndarray) -> float:
-    """Cosine distance of a prompt to the mean of its cluster, averaged over prompts and steps. For some thousand."""
+    """Cosine distance of a prompt to the mean of its cluster, averaged over prompts and steps."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     similarities = []
     for step in range(plan.n_steps):
         cluster = plan.active(step)  # (N,)
-        sums = (cluster[:, None] == cluster) @ unit  # (N, D): over the cluster of each prompt
+        sums = (cluster[:, None] == cluster) @ unit  # (N, D): of the cluster of each prompt, by an (N, N) table
         similarities.append((unit * sums).sum(1) / np.linalg.norm(sums, axis=1))
     return float(1 - np.mean(similarities))
 

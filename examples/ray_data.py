@@ -17,8 +17,7 @@ parser.add_argument("out", help="a folder that all machines share, or a URL")
 parser.add_argument("--model", default="demo")
 parser.add_argument("--tau", type=float, default=1.0)
 parser.add_argument("--steps", type=int, default=40)
-parser.add_argument("--workers", type=int, default=2)
-parser.add_argument("--gpus", type=float, default=0.0, help="of each worker")
+parser.add_argument("--workers", type=int, default=2, help="processes, each on a GPU if there are any")
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
         fn_constructor_kwargs={"plan": plan, "model": given.model, "out": given.out},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=given.workers),
-        num_gpus=given.gpus,
+        num_gpus=1 if "GPU" in ray.cluster_resources() else 0,  # with 0, a worker sees no GPU
         max_task_retries=3,
     )
     made = images.to_pandas()

@@ -34,7 +34,7 @@ def main() -> None:
     plan = hsd.compile(PROMPTS, budget=BUDGET, model=model, steps=STEPS, reuse=OUT, progress=True)
     print(plan)
     # Images are written to OUT as they are finished. hsd.stream yields them instead.
-    hsd.generate(plan, model, OUT, batch_size=8, progress=True)
+    hsd.generate(plan, model, OUT, batch_size="auto", progress=True)
 
 
 if __name__ == "__main__":

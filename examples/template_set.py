@@ -19,7 +19,7 @@ OUT = "portraits"
 def main() -> None:
     """Generate the images."""
     prompts = hsd.expand_template(TEMPLATE, wildcards=WILDCARDS, sample=SAMPLE)
-    model = hsd.load(MODEL, progress=True)  # on the GPU in half precision, if there is one
+    model = hsd.load(MODEL, progress=True)  # in half precision on the GPU; without one, on the CPU, which is slow
     plan = hsd.compile(prompts, budget=BUDGET, model=model, steps=STEPS, reuse=OUT, progress=True)
     print(plan)  # what it saves, and how many calls of the denoiser it takes
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from ray import cloudpickle
 
 import hsd
 import hsd.distributed
@@ -152,6 +151,7 @@ def test_sdxl_with_lora(example, monkeypatch, tmp_path):
 
 def test_flux_on_8_gpus(example, monkeypatch):
     """The plan is made by a worker: the function for it goes there by pickle, as those of a script do."""
+    cloudpickle = pytest.importorskip("ray").cloudpickle
     calls = []
 
     def here(plan, model, out, *, workers, batch_size, progress, **settings):
