@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import re
+import tarfile
 import types
 from pathlib import Path
 
@@ -26,8 +27,6 @@ from tiny.parts import clip_encoder
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
-
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning:webdataset.*")
 
 
 @pytest.fixture
@@ -94,7 +93,6 @@ def test_template_set(example, model, capsys):
 
 def test_csv_to_dataset(example, model, monkeypatch, tmp_path):
     import datasets
-    import webdataset
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     script = example("csv_to_dataset.py", MODEL=model, STEPS=3)
@@ -105,8 +103,9 @@ def test_csv_to_dataset(example, model, monkeypatch, tmp_path):
     assert found["seed"] == [int(row[1]) for row in rows]
     assert found["colour"] == [row[-1] for row in rows]
     assert set(found["negative_prompt"]) == {"text, watermark", "text, watermark, people"}
-    shards = webdataset.WebDataset("products-shards/images-000000.tar", shardshuffle=False)
-    assert [sample["txt"].decode() for sample in shards] == found["text"]
+    with tarfile.open("products-shards/images-000000.tar") as shard:
+        texts = [shard.extractfile(name).read().decode() for name in shard.getnames() if name.endswith(".txt")]
+    assert texts == found["text"]
     budget, savings = saved("products")
     assert savings >= budget == 0.2
 
@@ -125,9 +124,9 @@ def save_lora(folder):
     StableDiffusionXLPipeline.save_lora_weights(folder, get_peft_model_state_dict(unet), weight_name="lora.safetensors")
 
 
-def with_gpu(script, count=8):
+def with_gpus(script):
     """The script believes that there are GPUs."""
-    cuda = types.SimpleNamespace(is_available=lambda: True, device_count=lambda: count)
+    cuda = types.SimpleNamespace(is_available=lambda: True, device_count=lambda: 8)
     script.torch = types.SimpleNamespace(cuda=cuda, float16=torch.float16)
 
 
@@ -140,7 +139,7 @@ def test_sdxl_with_lora(example, monkeypatch, tmp_path):
     )
     script = example("sdxl_with_lora.py", LORA=str(tmp_path), LORA_FILE="lora.safetensors", STEPS=2)
     script.PROMPTS = script.PROMPTS[:3]
-    with_gpu(script)
+    with_gpus(script)
     script.main()
     assert asked == [(script.BASE, {"dtype": torch.float16, "variant": "fp16"}), "cuda"]
     assert pipe.get_active_adapters() == ["style"]
@@ -164,7 +163,7 @@ def test_flux_on_8_gpus(example, monkeypatch):
     script = example("flux_on_8_gpus.py", STEPS=4)
     assert len(set(script.PROMPTS.prompts)) == 480
     script.PROMPTS = script.PROMPTS.prompts[:4]
-    with_gpu(script)
+    with_gpus(script)
     script.main()
     assert calls == [("black-forest-labs/FLUX.1-dev", 8)]
     assert len(pngs("animals")) == 4
