@@ -12,11 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
+__distribution__ = "hsd-diffusion"  # before the imports: errors.py looks for it, see hsd_diffusion
 if os.path.basename(sys.argv[0] if sys.argv else "") in ("hsd", "hsd.exe"):
     # The command, which handles Ctrl-C once it runs. Before that, while modules are imported, it is to be quiet too.
     sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+
+from hsd_diffusion import mixed
 
 from ._core import Program, Tree, __version__
 from .calibration import Calibration
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
     from .probing.measure import calibrate
     from .reporting import report
     from .reproduction import reproduce
+
+if (_told := mixed(__path__[0])) is not None:
+    warnings.warn(_told, Notice, stacklevel=2)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless a program wants to hear it
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from hsd_diffusion import refusal
+
+if (_why := refusal(sys.modules["hsd"])) is not None:  # here, because nearly all modules import this one
+    raise ImportError(_why)
 
 
 class Error(Exception):
