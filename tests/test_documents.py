@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import hsd
 from hsd.models.registry import BUILT_IN, adapter_named
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from docs_site import hooks  # noqa: E402
+
 # Paths in the documents are relative to one of these.
 BASES = [ROOT / below for below in ("", "python/hsd", "rust/hsd-core/src", "rust/hsd-core/src/cluster", "tests")]
 GUIDES = ["docs/architecture.md", "CONTRIBUTING.md"]
@@ -79,3 +87,56 @@ def test_recipes_name_every_family():
         assert row.split(" | ")[0] == str(adapter.half_dtype).removeprefix("torch."), name
         for setting, value in re.findall(r"`(guidance_scale|true_cfg_scale)` (\d[\d.]*)", row):
             assert float(value) == defaults[setting], (name, setting)
+
+
+def pages_of(nav) -> list[str]:
+    """Every page that the navigation of the site names."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in pages_of(entry)]
+
+
+def test_every_document_is_in_the_navigation_of_the_site():
+    """``mkdocs build --strict``, which ./check runs, refuses a page that is not there; this is quicker."""
+    named = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    written = {path.name for path in (ROOT / "docs").glob("*.md")}
+    outside = {page for page in hooks.outside() if page.endswith(".md")} - {"fuzz/README.md"}
+    assert sorted(named) == sorted(written | outside | {"cli.md", "api.md"})
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    named = [name for names in hooks.NAMES.values() for name in names]
+    assert sorted(name for name in named if "." not in name) == sorted(hsd.__all__)
+    assert len(set(named)) == len(named)
+
+
+def test_roles_of_docstrings_become_links():
+    page = '<h3 id="hsd.Plan"></h3>:meth:<code>save</code>, :data:<code>hsd.x.Y</code><h4 id="hsd.Plan.save"></h4>'
+    assert '<a href="#hsd.Plan.save"><code>save</code></a>, <code>hsd.x.Y</code>' in hooks.with_roles(page)
+
+
+def test_help_texts_stay_as_they_are():
+    from markdown_it import MarkdownIt
+
+    told = "a {red|blue} __animal__, *all* of <name>, OUT/__forks__ [x>=1]"
+    assert MarkdownIt("commonmark").render(hooks.escaped(told)) == f"<p>{html.escape(told)}</p>\n"
+
+
+def test_a_page_that_two_readers_of_markdown_take_differently_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("text\n- a list without an empty line before it\n")
+    hooks.compare("<p>text - a list without an empty line before it</p>", "page.md")
+    assert "page.md has 0 <li> on the site and 1 by CommonMark" in caplog.text
+
+
+def test_links_lead_to_pages_of_the_site_or_are_text():
+    from types import SimpleNamespace
+
+    def of(uri, text):
+        return hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri=uri)), None, None)
+
+    assert of("run.md", "[a](../benches/results/README.md#b)") == "[a](benches/results/README.md#b)"
+    assert of("benches/results/README.md", "[a](../../docs/grow.md)") == "[a](../../grow.md)"
+    assert of("CONTRIBUTING.md", "[a](docs/gpu.md) [b](https://c.org)") == "[a](gpu.md) [b](https://c.org)"
+    assert of("benches/results/README.md", "[a](h200/)") == "a"
+    assert of("quantised.md", "[a](../README.md)") == "[a](index.md)"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .units import recomputed, units  # now: later, the module would have the name of the function
+
+if TYPE_CHECKING:
+    from .data import UnitRows, unit_rows
+    from .run import generate
 
 __all__ = ["UnitRows", "generate", "recomputed", "unit_rows", "units"]
 
