@@ -23,7 +23,7 @@
 # It needs $PYTHON (default python3) with hsd and its dependencies, and pytest with pytest-timeout for the tests;
 # pytest-xdist makes them faster. What is missing is named before anything starts, with the command that downloads it,
 # and the parts that can do without it run. Where the machine with the GPU reaches no package index, carry wheels. To
-# one with Python 3.12, torch 2.11 and transformers 5.17 that is hsd itself, diffusers with importlib-metadata and
+# one with Python 3.12, torch 2.11 and transformers 5.17 that is hsd-diffusion, diffusers with importlib-metadata and
 # lazy-importer, platformdirs, and wordllama for the tests and the bundled prompts. Make them elsewhere, on x86-64:
 #
 #   maturin build --release --compatibility manylinux_2_34 --out wheels       # abi3: any Python from 3.10
