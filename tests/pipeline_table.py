@@ -1,6 +1,7 @@
 """What is tested of each pipeline, and the errors.
 
-``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md, and the list of pipelines in README.md.
+``python tests/pipeline_table.py`` measures it all and writes docs/pipelines.md, and the list of pipelines in
+docs/models.md.
 With ``--arguments`` it writes only the part of docs/pipelines.md that lists the arguments, which measures nothing.
 """
 
@@ -22,7 +23,7 @@ from hsd.models import arguments
 from hsd.models.registry import BUILT_IN, adapter_named
 
 DOCS = Path(__file__).parents[1] / "docs" / "pipelines.md"
-README = Path(__file__).parents[1] / "README.md"
+MODELS = DOCS.with_name("models.md")
 SHARED_TAU = 0.4
 
 HEADER = """# Pipelines
@@ -144,8 +145,8 @@ def document() -> str:
     )
 
 
-def readme(text: str) -> str:
-    """The text of README.md, with its list of pipelines as the families give it."""
+def models(text: str) -> str:
+    """The text of docs/models.md, with its list of pipelines as the families give it."""
     head = "| pipeline | clustered by |\n| --- | --- |\n"
     rows = sorted(f"| {family.title} | {family.clustered_by} |\n" for family in FAMILIES)
     return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + "".join(rows), text)
@@ -157,6 +158,6 @@ if __name__ == "__main__":
         DOCS.write_text(measured + arguments_section())
         sys.exit()
     torch.set_num_threads(1)
-    README.write_text(readme(README.read_text()))
+    MODELS.write_text(models(MODELS.read_text()))
     DOCS.write_text(document())
-    print(f"wrote {DOCS} and {README}")
+    print(f"wrote {DOCS} and {MODELS}")

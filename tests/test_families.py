@@ -155,10 +155,10 @@ def test_the_docs_name_every_family_and_scheduler():
             assert any(line.startswith(row) for line in lines), f"run python tests/pipeline_table.py: no row {row}"
 
 
-def test_the_readme_lists_every_family():
-    text = pipeline_table.README.read_text()
+def test_the_page_of_models_lists_every_family():
+    text = pipeline_table.MODELS.read_text()
     assert all(f"| {family.title} |" in text for family in FAMILIES), "run python tests/pipeline_table.py"
-    assert pipeline_table.readme(text) == text, "run python tests/pipeline_table.py"
+    assert pipeline_table.models(text) == text, "run python tests/pipeline_table.py"
 
 
 def test_every_built_in_adapter_has_a_family():
