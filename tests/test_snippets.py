@@ -167,4 +167,4 @@ def test_all_of_a_page_runs(page, reader, monkeypatch):
 
 
 def test_pages_have_snippets():
-    assert {"README.md", "docs/evaluate.md", "docs/tune.md"} <= set(RUN)
+    assert {"README.md", "docs/evaluate.md", "docs/get-started.md", "docs/tune.md"} <= set(RUN)

@@ -188,7 +188,8 @@ def compare(content: str, path: str) -> None:
     """Warn where a page has other lists, tables or blocks than by CommonMark, which the repository's readers see."""
     from markdown_it import MarkdownIt
 
-    common = MarkdownIt("commonmark").enable("table").render((ROOT / path).read_text(encoding="utf-8"))
+    text = re.sub(r"^```math\n.*?^```$", "", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    common = MarkdownIt("commonmark").enable("table").render(text)
     for tag in COMPARED:
         mine, theirs = (len(re.findall(rf"<{tag}[ >/]", text)) for text in (content, common))
         if mine != theirs:
