@@ -41,6 +41,7 @@ from .planning.compile import compile
 from .planning.plan import Plan
 from .prompts.files import PromptFile, read_prompts
 from .prompts.templates import expand_template
+from .work.progress import ProgressOption
 
 if TYPE_CHECKING:
     from .choice import Choice, tune
@@ -69,6 +70,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "Program",
+    "ProgressOption",
     "PromptError",
     "PromptFile",
     "Run",

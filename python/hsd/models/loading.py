@@ -20,6 +20,7 @@ from ..calibration.store import find
 from ..errors import Error, Notice, UnknownModel
 from ..sampler.named import scheduler_named
 from ..work.paths import user_path
+from ..work.progress import ProgressOption, of_stage
 from ..work.quiet import quiet
 from .arguments import why_no_setting
 from .base import Adapter
@@ -38,7 +39,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
-    progress: bool = False,
+    progress: ProgressOption = False,
     **settings: Any,
 ) -> Adapter:
     """A model that can generate, from a name, a folder, or a diffusers pipeline.
@@ -59,7 +60,7 @@ def load(
         or DDPM; for flow matching, Euler steps without or with noise), or the class name of a diffusers scheduler. For
         a scheduler object there is :meth:`Adapter.with_scheduler`.
     progress
-        Show the bars of downloads. By default nothing is printed.
+        See :data:`hsd.ProgressOption`. The stage is ``load``. True shows the bars of downloads.
     settings
         The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
@@ -80,8 +81,11 @@ def load(
     if isinstance(model, Adapter):  # its pipeline may have been changed since it was loaded
         image = settings.get("ip_adapter_image", getattr(model, "ip_adapter_image", None))
         check_pipeline(model.pipes(), model.needs, image)
-    with quiet(downloads=progress):
+    tell = of_stage(progress, "load") or (lambda fraction: None)
+    tell(0.0)
+    with quiet(downloads=progress is True):
         adapter = _load(model, device, dtype, settings)
+    tell(1.0)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
 
