@@ -25,6 +25,7 @@ from ..work.quiet import quiet
 from .arguments import why_no_setting
 from .base import Adapter
 from .generic import Generic
+from .hub import of_hub
 from .identity import family_and_networks, identity_of
 from .quantised import mix_rows
 from .refusals import check_pipeline
@@ -67,7 +68,8 @@ def load(
     Raises
     ------
     UnknownModel
-        For a name that is none of the above.
+        For a name that is none of the above, and for a model of the hub that is not in the cache, at once, if the hub
+        cannot be reached: it says so, and what to do.
     UnsupportedPipeline
         For a pipeline class without an adapter, and for a pipeline that cannot be driven as it is: it lacks a part or
         its weights, or it has an IP-Adapter or a network that needs an image, and there is none.
@@ -122,10 +124,12 @@ def _load(
                 f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a "
                 "pipeline object"
             )
-        family = _adapter_of(source)
-        if family is not None:  # what is missing is said before anything is downloaded
-            settings = with_images(family, settings)
-        return _wrap(_from_pretrained(source, device, dtype, family), name=name, settings=settings)
+        with of_hub(source):
+            family = _adapter_of(source)
+            if family is not None:  # what is missing is said before anything is downloaded
+                settings = with_images(family, settings)
+            pipe = _from_pretrained(source, device, dtype, family)
+        return _wrap(pipe, name=name, settings=settings)
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)
