@@ -5,6 +5,7 @@
 >>> plan = hsd.compile(["a red star", "a blue star", "a green ring"], tau=1.0, model=pipe)
 >>> print(plan)  # doctest: +SKIP
 >>> hsd.generate(plan, pipe, out="images")  # doctest: +SKIP
+>>> hsd.generate(["a red star", "a blue star"], pipe, out="more-images", tau=1.0)  # doctest: +SKIP
 """
 
 from __future__ import annotations
