@@ -21,6 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from hsd.generation.events import Watcher
 from hsd.models.encode import encode
 from hsd.models.registry import adapter_class
 from hsd.replay.denoiser import Prior
@@ -120,6 +121,19 @@ def finished_by(executor):
     finished = [(image.index, image.latent) for _, images in executor.run() for image in images]
     assert len(finished) == len(dict(finished))
     return dict(finished)
+
+
+class Calls(Watcher):
+    """Calls a function with what each call of the denoiser evaluated, and what it finished."""
+
+    watches = True
+
+    def __init__(self, report):
+        self.report = report
+
+    def event(self, event):
+        if event.node_steps:
+            self.report(event.node_steps, event.finished)
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def _main(plan_file: str) -> None:
     import hosts
     import hsd
     import tiny
-    from helpers import make_scheduler
+    from helpers import Calls, make_scheduler
 
     torch.set_num_threads(1)
     pipe = tiny.stable_diffusion(make_scheduler("euler-ancestral", tiny.sd_ddim().config))
@@ -95,7 +95,7 @@ def _main(plan_file: str) -> None:
                     hosts.move_to(job["host"] or "here", with_locks=job["locks"])
                 part = plan if job["shard"] is None else plan.shard(job["shard"][1])[job["shard"][0]]
                 pause = partial(_pause, job["slow"], job["held"])
-                hsd.generate(part, model, job["out"], batch_size=job["batch_size"], progress=pause)
+                hsd.generate(part, model, job["out"], batch_size=job["batch_size"], progress=Calls(pause))
                 code = 0
             except BaseException as problem:
                 error.write_text(f"{type(problem).__name__}: {problem}")

@@ -245,8 +245,8 @@ def test_a_bad_row_of_a_million_is_named_before_anything_is_clustered(tmp_path):
     del e
     seen = []
     with pytest.raises(ValueError, match="embedding 734211 holds NaN at column 1"):
-        hsd.build_tree(np.load(tmp_path / "e.npy", mmap_mode="r"), progress=seen.append)
-    assert max(seen, default=0) < 0.1
+        hsd.build_tree(np.load(tmp_path / "e.npy", mmap_mode="r"), progress=lambda *stage: seen.append(stage))
+    assert max(seen, default=("cluster", 0.0)) < ("cluster", 0.1)
     with pytest.raises(ValueError, match="embedding 900000 holds inf at column 0"):
         hsd.Tree.build(np.load(tmp_path / "e.npy", mmap_mode="r"), rows=np.arange(999_999, 734_211, -1))
 
@@ -480,8 +480,8 @@ def test_what_progress_raises_ends_the_work_at_any_report(limits):
     for last in range(2):  # the first report and the last are always sent
         seen = []
 
-        def report(fraction, seen=seen, last=last):
-            seen.append(fraction)
+        def report(stage, fraction, seen=seen, last=last):
+            seen.append(stage)
             if len(seen) > last:
                 raise Stop
 

@@ -445,9 +445,3 @@ def test_the_seeds_of_a_prompt_file(tmp_path):
         file.seeds_from(7, 2)
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     assert hsd.read_prompts(path).seeds_from(7, 2) == 7
-
-
-def test_prompts_in_place_of_a_plan():
-    for run in (hsd.generate, hsd.stream):
-        with pytest.raises(TypeError, match=r"plan is a list: compile it first, hsd\.compile"):
-            run(["a cat"], "demo")

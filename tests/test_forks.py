@@ -20,7 +20,7 @@ from device import emulated
 from device.runs import on_the_device, padded
 from disk import images
 from families import FAMILIES
-from helpers import executor_of, make_scheduler
+from helpers import Calls, executor_of, make_scheduler
 from hsd.generation.forks import FORKS, ForkFolder, forking, read_forks
 from hsd.planning.apart import set_apart
 from hsd.replay.executor import Forks
@@ -155,7 +155,7 @@ def test_images_and_counts_are_the_same(with_and_without, plan):
 
 def test_progress_counts_images_alone(plan, model, tmp_path):
     seen = []
-    generate(plan, model, tmp_path, keep_forks=True, progress=lambda steps, n: seen.append((steps, n)))
+    generate(plan, model, tmp_path, keep_forks=True, progress=Calls(lambda *call: seen.append(call)))
     assert tuple(map(sum, zip(*seen, strict=True))) == (plan.node_steps, plan.n_prompts)
 
 
@@ -190,7 +190,7 @@ def test_a_folder_is_continued(plan, model, with_and_without, tmp_path):
             raise Interrupt
 
     with pytest.raises(Interrupt):
-        generate(plan, model, tmp_path, batch_size=2, progress=stop)
+        generate(plan, model, tmp_path, batch_size=2, progress=Calls(stop))
     assert not (tmp_path / FORKS).exists()
     run = generate(plan, model, tmp_path, batch_size=2, keep_forks=True)
     assert 0 < run.images < plan.n_prompts

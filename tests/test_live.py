@@ -24,7 +24,8 @@ from hsd.generation.live import RunView
 from hsd.generation.rates import Rate, Remaining
 from hsd.work import stages as stages_module
 from hsd.work import terminal
-from hsd.work.stages import Stages, clock, counted
+from hsd.work.counting import counted
+from hsd.work.stages import Stages, clock
 from hsd.work.terminal import Pace, Screen, mode_of
 
 if sys.platform != "win32":
@@ -438,8 +439,11 @@ def test_prompts_and_paths_are_taken_literally(view):
 
 def test_a_bar_and_the_time_left():
     assert [clock(None), clock(12.4), clock(125), clock(11265)] == ["", "0:12", "2:05", "3:07:45"]
-    with counted(10, "settings", shown=False) as advance:
+    seen = []
+    with counted(10, "settings", "compare", lambda *stage: seen.append(stage)) as advance:
         advance(3)
+        advance(0, "a note")
+    assert seen == [("compare", 0.3), ("compare", 0.3)]
 
 
 def test_the_time_left_comes_from_the_cost_of_what_is_left(time):
@@ -559,13 +563,16 @@ def test_a_run_that_encodes_reports_that(model, tmp_path):
     assert ("cluster", 1.0) in seen
 
 
-def test_a_callable_still_gets_the_calls(plan, model, tmp_path):
-    seen = []
-    run = hsd.generate(plan, model, tmp_path, progress=lambda *call: seen.append(call))
-    streamed = []
-    images = list(hsd.stream(plan, model, progress=lambda *call: streamed.append(call)))
-    assert seen == streamed
-    assert np.sum(seen, axis=0).tolist() == [run.node_steps, len(images)]
+def test_a_function_gets_stages(plan, model, tmp_path):
+    seen, streamed = [], []
+    hsd.generate(plan, model, tmp_path, progress=lambda *stage: seen.append(stage))
+    list(hsd.stream(plan, model, progress=lambda *stage: streamed.append(stage)))
+    assert seen == [*streamed, ("write", 1.0)]
+    assert list(dict.fromkeys(stage for stage, _ in streamed)) == ["denoise", "decode"]
+    denoised = [fraction for stage, fraction in streamed if stage == "denoise"]
+    assert denoised == sorted(denoised)
+    assert (denoised[0], denoised[-1]) == (0.0, 1.0)
+    assert len(denoised) == plan.program(16, mixed_steps=model.mixed_timesteps).n_calls + 1
 
 
 def test_progress_true_in_a_log(plan, model, tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 
 import hsd
 import tiny
+from helpers import Calls
 from hsd.generation.folder import ImageFolder
 from hsd.generation.lines import FORMATS, ending
 from hsd.generation.writers import Writers
@@ -85,7 +86,7 @@ def test_resumes_with_what_is_missing(plan, model, made, tmp_path):
             raise Interrupt
 
     with pytest.raises(Interrupt):
-        hsd.generate(plan, model, folder, batch_size=2, progress=stop_after_two)
+        hsd.generate(plan, model, folder, batch_size=2, progress=Calls(stop_after_two))
     first = metadata(folder)
     assert 2 <= len(first) < plan.n_prompts  # images decoded before the interruption exist
     run = hsd.generate(plan, model, folder, batch_size=3, order="breadth", progress=False)
@@ -227,7 +228,7 @@ def test_stream_yields_as_images_finish():
     plan = hsd.compile([f"prompt number {i}" for i in range(12)], 0.5, model=model, steps=4)
     steps = []
     indices = []
-    for image in hsd.stream(plan, model, batch_size=2, progress=lambda n, _: steps.append(n)):
+    for image in hsd.stream(plan, model, batch_size=2, progress=Calls(lambda n, _: steps.append(n))):
         indices.append(image.index)
         if len(indices) == 1:
             assert sum(steps) < plan.node_steps  # the first comes before the last is computed

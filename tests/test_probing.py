@@ -465,9 +465,11 @@ def test_direct_is_for_small_sets(model):
 
 def test_calibrate_a_tiny_model():
     model = hsd.load(tiny.stable_diffusion(make_scheduler("ddim", tiny.sd_ddim().config)), height=16, width=16)
-    fractions: list[float] = []
-    found = hsd.calibrate(model, TEXTS, progress=fractions.append)
+    stages: list[tuple[str, float]] = []
+    found = hsd.calibrate(model, TEXTS, progress=lambda *stage: stages.append(stage))
     assert isinstance(found, hsd.Calibration)
+    assert {stage for stage, _ in stages} == {"calibrate"}
+    fractions = [fraction for _, fraction in stages]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1.0)
     assert (found.prompts, found.model) == (len(set(TEXTS)), model.name)

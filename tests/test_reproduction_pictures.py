@@ -27,7 +27,7 @@ from families.stable_diffusion_3 import StableDiffusion3
 from helpers import PROMPTS, fresh_generators, make_scheduler, mean_difference
 from hsd.demo import FOLDER, SETTINGS
 from hsd.evaluation.measure import Measurer
-from hsd.generation.lines import alone_from
+from hsd.planning.rows import alone_from
 from hsd.reproduction import pictures
 from hsd.reproduction.lab import Lab, PromptSet, Skipped
 from hsd.reproduction.results import Figure, Table

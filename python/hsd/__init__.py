@@ -5,6 +5,7 @@
 >>> plan = hsd.compile(["a red star", "a blue star", "a green ring"], tau=1.0, model=pipe)
 >>> print(plan)  # doctest: +SKIP
 >>> hsd.generate(plan, pipe, out="images")  # doctest: +SKIP
+>>> hsd.generate(["a red star", "a blue star"], pipe, out="more-images", tau=1.0)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from .planning.compile import compile
 from .planning.plan import Plan
 from .prompts.files import PromptFile, read_prompts
 from .prompts.templates import expand_template
+from .work.progress import ProgressOption
 
 if TYPE_CHECKING:
     from .choice import Choice, tune
@@ -76,6 +78,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "Program",
+    "ProgressOption",
     "PromptError",
     "PromptFile",
     "Run",

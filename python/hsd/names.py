@@ -62,6 +62,19 @@ def check_name(what: str, value: T, names: object) -> T:
     return value
 
 
+STEPS = 40
+"""Inference steps, where none are given."""
+
+
+def steps_of(steps: int | None, num_inference_steps: int | None) -> int:
+    """The inference steps that are meant: diffusers' name for ``steps`` is understood too."""
+    if num_inference_steps is None:
+        return STEPS if steps is None else check_count("steps", steps)
+    if steps is not None:
+        raise ValueError("steps and num_inference_steps are two names of one argument: give one of them")
+    return check_count("num_inference_steps", num_inference_steps)
+
+
 def check_count(name: str, value: int) -> int:
     """``value`` if it is an integer of at least 1, or an error that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import hsd
 import tiny
+from helpers import Calls
 from hsd import cli
 from hsd.choice.grid import Setting
 from hsd.choice.trials import Trials
@@ -477,7 +478,7 @@ def test_an_interrupted_run_is_recorded(sd, single, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hsd.generate(plan, sd, tmp_path, batch_size=2, progress=stop)
+        hsd.generate(plan, sd, tmp_path, batch_size=2, progress=Calls(stop))
     record = record_of(tmp_path)
     assert (record["outcome"], record["error"]) == ("interrupted", "KeyboardInterrupt")
     assert record["images"] == len(entries_of(tmp_path)) > 0
@@ -622,7 +623,7 @@ def test_savings_are_those_of_images_that_were_finished(sd, single, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hsd.generate(plan, sd, tmp_path, batch_size=2, progress=stop)
+        hsd.generate(plan, sd, tmp_path, batch_size=2, progress=Calls(stop))
     record = record_of(tmp_path)
     assert record["standard_node_steps"] <= record["node_steps"] < plan.node_steps
     assert record["savings"] <= 0.0

@@ -59,9 +59,9 @@ def run(bench: Bench) -> None:
 def _peak(bench: Bench, plan: hsd.Plan, calls: int) -> int | None:
     seen = 0
 
-    def progress(node_steps: int, images: int) -> None:
+    def progress(stage: str, fraction: float) -> None:
         nonlocal seen
-        seen += 1
+        seen += stage == "denoise" and fraction > 0.0
         if seen >= calls:
             raise _Enough
 

@@ -24,13 +24,14 @@ from .. import _core
 from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..generation.decoding import decoded_at_once
-from ..generation.session import stream
+from ..generation.streaming import stream
 from ..models.base import Adapter, quiet
 from ..models.caches import refuse_step_caches
 from ..models.controlnet import OF_EACH
 from ..models.encode import encode, encoded
 from ..models.shared_image import NAMES as IMAGES
 from ..models.shared_image import SharedImage, own_size
+from ..names import steps_of
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
 from ..planning.prompts import make_seeds
@@ -67,7 +68,8 @@ def bench(
     *,
     tau: float | None = None,
     budget: float | None = None,
-    steps: int = 40,
+    steps: int | None = None,
+    num_inference_steps: int | None = None,
     seeds: int | Sequence[int] = 0,
     seconds: float = 60.0,
     compile: bool | None = None,
@@ -83,7 +85,7 @@ def bench(
         A loaded model, with the settings to measure it with.
     prompts
         N prompts. If encoding all of them takes more than a fifth of the time, only as many as fit, evenly spaced.
-    tau, budget, steps, seeds
+    tau, budget, steps, num_inference_steps, seeds
         As in :func:`hsd.compile`.
     seconds
         Approximate time to take. Loading and compiling come in addition, and every part runs on at least one prompt.
@@ -114,7 +116,9 @@ def bench(
     changes += [Setting(quantize=kind) for kind in check_kinds(quantize, adapter)]
     run = _Bench(adapter, seconds, adapter.device.type == "cuda" if compile is None else compile, say)
     given = list(prompts)
-    plan = run.compiled(given, make_seeds(seeds, len(given)), tau=tau, budget=budget, steps=steps)
+    plan = run.compiled(
+        given, make_seeds(seeds, len(given)), tau=tau, budget=budget, steps=steps_of(steps, num_inference_steps)
+    )
     alone, best, choice = run.denoiser(plan)
     alone = dataclasses.replace(alone, tried=run.tried(plan, alone, best, changes))
     planned = run.planned(plan, alone, best, len(given))

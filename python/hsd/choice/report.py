@@ -39,6 +39,9 @@ class Choice:
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
 
+    def __repr__(self) -> str:
+        return f"<hsd.Choice: {self.decision.answer}, {len(self.compared)} settings compared by {self.scorer}>"
+
     @property
     def sentence(self) -> str:
         """The answer with its numbers."""

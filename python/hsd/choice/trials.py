@@ -20,7 +20,6 @@ from ..generation.differences import claim_model, early_identity
 from ..generation.failures import require_all
 from ..generation.metadata import complete
 from ..generation.run import generate
-from ..generation.session import CallReport
 from ..models import Adapter, load
 from ..models.encode import encoded, remember
 from ..models.identity import image_identity
@@ -75,7 +74,6 @@ class Trials:
         self.model, self.prompts, self.settings = model, list(prompts), settings
         self.out, self.measurer, self.batch_size = make_folder(out), measurer, batch_size
         self.seeds = make_seeds(seeds, len(self.prompts))
-        self.progress: CallReport | None = None
         self._encoded: dict[tuple[Any, int], Conditioning] = {}
         self._plans: dict[tuple[Setting, int], Plan] = {}
         self._folders: dict[Path, Folder] = {}
@@ -172,8 +170,7 @@ class Trials:
         if found is None or not {entry.index for entry in found.entries} >= set(members.tolist()):
             if not self._done(setting, replicate) >= set(members.tolist()):
                 part, adapter = self.plan(setting, replicate).prune(members), self.adapter(setting)
-                shown = self.progress or False
-                run = generate(part, adapter, path, batch_size=self.batch_size, progress=shown, failed=lambda _: None)
+                run = generate(part, adapter, path, batch_size=self.batch_size, failed=lambda _: None)
                 require_all(run)
             found = self._folders[path] = read_folder(path)
         return found

@@ -17,12 +17,13 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer, ScorerError, check_scorer
 from ..evaluation.stats import mean_cosine
 from ..models import load
-from ..names import check_count
+from ..names import check_count, steps_of
 from ..planning.prompts import check_prompts
 from ..planning.summary import duration
 from ..tuning.speeds import recall
+from ..work.counting import counted
 from ..work.paths import user_path
-from ..work.stages import counted
+from ..work.progress import ProgressOption
 from .decision import Comparison, decide, paired
 from .grid import Axes, Setting, grid
 from .halving import Rung, rungs, survivors
@@ -62,7 +63,8 @@ def tune(
     scorer_model: str | None = None,
     python: str | None = None,
     out: str | os.PathLike[str] = "tuning",
-    steps: int = 40,
+    steps: int | None = None,
+    num_inference_steps: int | None = None,
     axes: Axes | None = None,
     sample: int = 64,
     images_per_prompt: int = 1,
@@ -71,7 +73,7 @@ def tune(
     seed: int = 0,
     batch_size: int = 16,
     prompt_settings: Sequence[dict[str, Any]] | None = None,
-    progress: bool = False,
+    progress: ProgressOption = False,
     say: Say = lambda text: None,
     **settings: Any,
 ) -> Choice:
@@ -92,8 +94,8 @@ def tune(
         As for :func:`hsd.evaluate`.
     out
         Folder for images, scores and results.
-    steps
-        ``num_inference_steps`` of the standard way.
+    steps, num_inference_steps
+        Two names of one argument: the inference steps of the standard way, 40 by default.
     axes
         The values to combine; see :class:`hsd.choice.grid.Axes`.
     sample
@@ -111,6 +113,8 @@ def tune(
         Largest number of lanes in a call of the denoiser, and images scored at once.
     prompt_settings
         Settings of single prompts, as ``settings`` of :func:`hsd.compile`.
+    progress
+        See :data:`hsd.ProgressOption`. Stages: ``compare`` in each rung, and ``score`` and ``embed`` of its images.
     say
         Called with a line of text when a new part of the work begins.
 
@@ -130,7 +134,7 @@ def tune(
         scorer_model=scorer_model,
         python=python,
         out=out,
-        steps=steps,
+        steps=steps_of(steps, num_inference_steps),
         axes=axes,
         sample=sample,
         images_per_prompt=images_per_prompt,
@@ -167,7 +171,7 @@ class Tuning:
         seed: int,
         batch_size: int,
         prompt_settings: Sequence[dict[str, Any]] | None,
-        progress: bool,
+        progress: ProgressOption,
         say: Say,
         **settings: Any,
     ) -> None:
@@ -251,7 +255,7 @@ class Tuning:
                 f"rung {number + 1} of {len(self.rungs)}: {len(left)} settings and the standard one, {prompts} prompts"
                 + (f" with {rung.seeds} seeds each" if rung.seeds > 1 else "")
             )
-            with counted(len(left) + 1, "settings", shown=self.progress) as advance:
+            with counted(len(left) + 1, "settings", "compare", self.progress) as advance:
                 standard = self._compared(self.standard, rung, number)
                 if not standard.difference.pairs:
                     raise ScorerError(

@@ -44,7 +44,7 @@ def calibrate(
     given = opt.read(source).prompts if source.prompts or source.template else None
     adapter = opt.load(model, device, settings)
     with Stages() as stages:
-        calibration = measure(adapter, given, seeds=seed, progress=lambda done: stages("calibrate", done))
+        calibration = measure(adapter, given, seeds=seed, progress=stages)
     if out is None:
         path = keep(calibration)
     else:

@@ -15,16 +15,13 @@ from ..errors import Error
 from ..planning.agree import agreed
 from ..planning.compile import add_missing
 from ..planning.compile import compile as compile_plan
+from ..planning.grow import what_grew
 from ..planning.plan import Plan
-from ..planning.reuse import plan_in
+from ..planning.reuse import begun_in
 from ..planning.select import Cluster, clusters_at, selected, step_with
 from ..prompts.files import PromptFile
-from ..work.files import METADATA, PARTS
-from ..work.objects import Objects
-from ..work.paths import user_path
 from ..work.progress import StageReport
 from ..work.text import shortened
-from ..work.urls import is_url
 from . import options as opt
 from .console import say
 
@@ -98,29 +95,10 @@ class Shard:
 
 def of_folder(out: str) -> Plan:
     """The plan of a folder in which there are images."""
-    plan = plan_in(out) if has_images(out) else None
+    plan = begun_in(out)
     if plan is None:
         raise Error(f"{out} has no images of which there could be more: make them first, with hsd generate PROMPTS")
     return plan.whole()
-
-
-def has_images(out: str) -> bool:
-    """Whether a run has written images there."""
-    if is_url(out):
-        return Objects(out).has(METADATA)
-    folder = user_path(out)
-    return any((folder / name).exists() for name in (METADATA, PARTS))
-
-
-def say_what_grew(before: Plan, now: Plan) -> None:
-    """A line on what a list changes in a folder that has images."""
-    added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now) - len(now.variations)
-    if added:
-        joins = "new prompt joins" if added == 1 else "new prompts join"
-        say(f"{added:,} {joins} the {before.n_prompts:,} of the folder, whose images stay as they are")
-    if missing > 0:
-        are = "prompt of the folder is" if missing == 1 else "prompts of the folder are"
-        say(f"{missing:,} {are} not in this list: nothing is made for what is missing, and images stay")
 
 
 def tell_clusters(plan: Plan, clusters: list[Cluster]) -> None:
@@ -222,20 +200,16 @@ class Recipe:
     def _compiled(self, adapter: Any, report: StageReport | None) -> Plan:
         assert self.prompts is not None
         file = opt.fit(self.prompts, adapter)
-        begun = self._begun()
+        begun = begun_in(self.out)
         if self.adds:
             if begun is None:
                 raise Error(f"{self.out} has no images whose plan could grow: begin it with --out in place of --extend")
             plan = add_missing(begun, file, adapter, self.arguments["images_per_prompt"], report)
         else:
             plan = compile_plan(file, model=adapter, reuse=self.out, extend=begun, progress=report, **self.arguments)
-        if begun is not None:
-            say_what_grew(begun, plan)
+        for line in [] if begun is None else what_grew(begun, plan):
+            say(line)
         return plan
-
-    def _begun(self) -> Plan | None:
-        """The plan of a folder in which there are images; before there are any, another plan may have it."""
-        return plan_in(self.out) if has_images(self.out) else None
 
     def _clustered(self, plan: Plan, adapter: Any, report: StageReport | None) -> Plan:
         """A plan of the stand-in is compiled again, before it is cut."""

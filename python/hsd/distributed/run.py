@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import demo
 from ..errors import Notice
-from ..generation.events import CallReport, Watcher
+from ..generation.events import Watcher
 from ..generation.failures import FailureReport, summary
 from ..generation.live import watching
 from ..generation.options import Options
@@ -21,6 +21,7 @@ from ..models.shared_image import opened_images
 from ..names import BatchSize, ImageFormat, Order, check_count, check_name
 from ..planning.plan import Plan, check_is_plan
 from ..work.paths import user_path
+from ..work.progress import ProgressOption
 from ..work.urls import is_url
 from .afar import run_from_afar
 from .cluster import AFAR, connected, is_client
@@ -46,7 +47,7 @@ def generate(
     channels_last: bool = False,
     image_format: ImageFormat = "png",
     stall: float = 1800.0,
-    progress: bool | CallReport | Watcher = False,
+    progress: ProgressOption | Watcher = False,
     failed: FailureReport | None = None,
     **settings: Any,
 ) -> Run:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..names import ScorerName, check_count, check_name
-from ..work.stages import counted
+from ..work.counting import counted
+from ..work.progress import ProgressOption
 from .by_name import make_scorer
 from .cache import ScoreCache
 from .clusters import Clusters, clusters_of
@@ -38,7 +39,7 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 1e-6,
     cache: Path_ | None = None,
-    progress: bool = False,
+    progress: ProgressOption = False,
 ) -> Evaluation:
     """Measure a folder of images: how well they match their prompts, how diverse they are, how often they beat others.
 
@@ -72,7 +73,7 @@ def evaluate(
     cache
         Folder for the score files. Default: each folder of images holds its own.
     progress
-        Show a progress bar on a terminal. By default nothing is printed.
+        See :data:`hsd.ProgressOption`. Stages: ``score`` and ``embed``, of each folder.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def evaluate(
 class Measurer:
     """Scores and embeds folders with one scorer and the same options; parameters as for :func:`evaluate`."""
 
-    def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: bool) -> None:
+    def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: ProgressOption) -> None:
         self.scorer, self.batch_size, self.samples, self.seed = scorer, batch_size, samples, seed
         self.progress = progress
 
@@ -131,7 +132,7 @@ class Measurer:
         """(n,) scores of all images; those that ``cache_folder`` has are not computed again."""
         cache = ScoreCache(cache_folder, self.scorer.name, self.scorer.version)
         missing = cache.missing(folder.entries)
-        for batch in self._batches(missing, f"scoring {folder.path.name}"):
+        for batch in self._batches(missing, f"scoring {folder.path.name}", "score"):
             images = [load_image(entry) for entry in batch]
             cache.add(batch, score_batch(self.scorer, images, [entry.text for entry in batch]))
         return cache.scores(folder.entries)
@@ -168,7 +169,7 @@ class Measurer:
     def embeddings(self, folder: Folder, indices: Sequence[int]) -> list[NDArray[np.float64]]:
         """The embedding (D,) of each of these images."""
         rows: list[NDArray[np.float64]] = []
-        for batch in self._batches(indices, f"embedding {folder.path.name}"):
+        for batch in self._batches(indices, f"embedding {folder.path.name}", "embed"):
             rows.extend(embed_batch(self.scorer, [load_image(folder.entries[i]) for i in batch]))
         return rows
 
@@ -195,8 +196,8 @@ class Measurer:
         by_group = clusters.take(np.array([group[0] for group in groups], dtype=np.int64))
         return Diversity(_spread([embedding[i] for i in sample]), _within(within, by_group, self.seed))
 
-    def _batches(self, items: Sequence[Any], what: str) -> Any:
-        with counted(len(items), f"{what}, images", shown=self.progress) as advance:
+    def _batches(self, items: Sequence[Any], what: str, stage: str) -> Any:
+        with counted(len(items), f"{what}, images", stage, self.progress) as advance:
             for start in range(0, len(items), self.batch_size):
                 batch = items[start : start + self.batch_size]
                 yield batch

@@ -88,6 +88,12 @@ class Evaluation:
         """All numbers, for programs; a number that could not be computed is None."""
         return dataclasses.asdict(self)
 
+    def __repr__(self) -> str:
+        ours = self.measured
+        against = "" if self.against is None else f" against {self.against.folder}"
+        score = _number(ours.fidelity.mean)
+        return f"<hsd.Evaluation: {ours.folder}{against}, {ours.images:,} images, mean score {score} by {self.scorer}>"
+
     def __str__(self) -> str:
         lines = [("scorer", f"{self.scorer} ({self.version})"), *_folder(self.measured)]
         if self.against is not None:

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from ..tuning.passes import cost
     from .results import Failure, Image, Run
     from .run import generate
-    from .session import stream
     from .shards import write_shards
+    from .streaming import stream
 
 __all__ = ["Failure", "Image", "Run", "cost", "generate", "stream", "write_shards"]
 
@@ -20,7 +20,7 @@ _LAZY = {
     "Run": ".results",
     "cost": "..tuning.passes",
     "generate": ".run",
-    "stream": ".session",
+    "stream": ".streaming",
     "write_shards": ".shards",
 }
 

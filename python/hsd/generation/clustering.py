@@ -59,7 +59,7 @@ def clustered_by_model(
     if begun is not None and _first_seed(begun) == _first_seed(plan) is not None:
         arguments["seeds"] = _first_seed(plan)  # a longer list goes on with it
     if check is not None:
-        check(_on_steps(plan, adapter))
+        check(on_steps(plan, adapter))
     larger = begun if len(plan) == plan.n_prompts else None  # a part is numbered as its plan is
     found = compile_plan(
         model=adapter, conditioning_memory=memory, reuse=begun, extend=larger, progress=report, **arguments
@@ -98,7 +98,7 @@ def without_twins(plan: Plan, conditioning: Conditioning) -> Plan:
     return set_apart(plan, labels, sorted(conditioning.failed), plan.variations)
 
 
-def _on_steps(plan: Plan, adapter: Adapter) -> Plan:
+def on_steps(plan: Plan, adapter: Adapter) -> Plan:
     """``plan``, with as many steps as the model's scheduler makes."""
     n_steps, steps = number_of_steps(variants_of(adapter, plan.settings), plan.request["steps"])
     if (n_steps, steps) == (plan.n_steps, plan.request["steps"]):

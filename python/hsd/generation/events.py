@@ -10,10 +10,8 @@ from typing import Literal
 import torch
 
 from ..planning.plan import Plan
+from ..work.progress import StageReport
 from .results import Failure, Image, Run
-
-CallReport = Callable[[int, int], object]
-"""Called after each call of the denoiser with the node-steps it ran and the images it finished."""
 
 Part = Literal["encode", "measure", "denoise", "decode", "write"]
 """A part of a run."""
@@ -101,18 +99,25 @@ class Watcher:
         """Show nothing more, unless more is reported."""
 
 
-class Calls(Watcher):
-    """Passes calls of the denoiser on to a :data:`CallReport`."""
+class Told(Watcher):
+    """Passes the stages of a run on to a :data:`~hsd.work.progress.StageReport`."""
 
     watches = True
 
-    def __init__(self, report: CallReport) -> None:
+    def __init__(self, report: StageReport) -> None:
         self._report = report
 
+    def stage(self, name: str, fraction: float = 0.0) -> None:
+        """A stage before the run."""
+        self._report(name, fraction)
+
     def event(self, event: Event) -> None:
-        """Report a call."""
-        if event.node_steps:
-            self._report(event.node_steps, event.finished)
+        """How far the run is."""
+        self._report(event.part, event.fraction)
+
+    def writing(self) -> None:
+        """The last files."""
+        self._report("write", 1.0)
 
 
 def telling(watcher: Watcher, failed: Callable[[Failure], object] | None) -> Callable[[Failure], None]:

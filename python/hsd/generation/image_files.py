@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 
 from ..work import files
-from .image_text import Texts
+from .image_text import Text, Texts
 from .lines import FORMATS, Entry, Lines
 
 
@@ -28,18 +28,23 @@ class ImageFiles:
 
     def __init__(self, lines: Lines, texts: Texts, image_format: str) -> None:
         self._lines, self._texts = lines, texts
-        self._format, self._options = FORMATS[image_format]
+        self._format = image_format
 
     def encoded(self, index: int, image: PIL.Image.Image, extra: dict[str, Any]) -> tuple[bytes, Entry]:
         """The bytes of an image's file, and its line of metadata."""
         entry = {**self._lines.expected(index), **extra}
-        text = self._texts.of(index, self._lines.columns(index), image.size)
-        buffer = BytesIO()
-        if self._format == "JPEG":  # which has no transparency
-            image = on_white(image)
-        image.save(buffer, self._format, **self._options, **text.options(self._format))
-        data = buffer.getvalue()
+        data = encoded(image, self._format, self._texts.of(index, image.size))
         return data, {**entry, "size": len(data), "digest": files.digest_of(data)}
+
+
+def encoded(image: PIL.Image.Image, image_format: str, text: Text | None) -> bytes:
+    """The bytes of a file of a format, by its ending."""
+    pil_format, options = FORMATS[image_format]
+    if pil_format == "JPEG":  # which has no transparency
+        image = on_white(image)
+    buffer = BytesIO()
+    image.save(buffer, pil_format, **options, **({} if text is None else text.options(pil_format)))
+    return buffer.getvalue()
 
 
 def on_white(image: PIL.Image.Image) -> PIL.Image.Image:

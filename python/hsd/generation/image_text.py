@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import _core
 from ..planning.plan import Plan
+from ..planning.rows import columns_beside
 from ..work.text import shortened
 
 _MOST_EXIF = 65_500
@@ -112,11 +113,11 @@ class Texts:
     plan
         The plan of the images.
     model
-        What made them, as :func:`hsd.models.identity.image_identity` records it.
+        What made them, as :func:`hsd.models.identity.image_identity` records it, or its part that people read.
     """
 
     def __init__(self, plan: Plan, model: dict[str, Any]) -> None:
-        self._plan, self._model = plan, model
+        self.plan, self._model, self._beside = plan, model, columns_beside(plan)
         scheduler = model.get("scheduler") or {}
         if isinstance(scheduler, str):
             scheduler = {"class": scheduler}
@@ -133,16 +134,16 @@ class Texts:
             "hsd": (model.get("versions") or {}).get("hsd", _core.__version__),
         }
 
-    def of(self, index: int, columns: dict[str, Any], size: tuple[int, int]) -> Text:
-        """What the image of a prompt says; ``columns`` are those of the prompt file that are no settings."""
-        plan = self._plan
+    def of(self, index: int, size: tuple[int, int]) -> Text:
+        """What the image of a prompt says."""
+        plan = self.plan
         document = {
             "prompt": plan.prompts[index],
             "seed": int(plan.seeds[index]),
             "index": index,
             **self._common,
             "settings": {**(self._model.get("settings") or {}), **plan.settings[plan.setting[index]]},
-            "columns": columns,
+            "columns": {name: values[index] for name, values in self._beside.items()},
         }
         return Text(json.loads(json.dumps(document, default=str)), size)
 

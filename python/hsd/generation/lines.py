@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from numpy.typing import NDArray
 
 from ..names import ImageFormat
-from ..planning.columns import renamed
 from ..planning.plan import Plan
+from ..planning.rows import alone_from, columns_beside, setting_names
 from ..work.files import digest_of, read_own, regular
 from ..work.text import shortened
 
@@ -70,8 +69,8 @@ class Lines:
         self._kept[plan.kept] = True
         self._alone = alone_from(plan)
         self._settings, self._setting = plan.settings, plan.setting
-        self._columns = sorted({name for own in self._settings for name in own})  # every image has all columns
-        self._beside = renamed(plan.columns, self._columns)
+        self._columns = setting_names(plan)  # every image has all columns
+        self._beside = columns_beside(plan)
 
     def name(self, index: int) -> str:
         """The name of an image's file: the only one that its line may have."""
@@ -86,13 +85,9 @@ class Lines:
         if self._kept[index]:
             own = self._settings[self._setting[index]]
             entry.update((name, own.get(name)) for name in self._columns)
-            entry.update(self.columns(index))
+            entry.update((name, values[index]) for name, values in self._beside.items())
             entry["alone_from"] = int(self._alone[index])
         return entry
-
-    def columns(self, index: int) -> dict[str, Any]:
-        """The columns of an image that came with its prompt and are no settings."""
-        return {name: values[index] for name, values in self._beside.items()}
 
     def stands(self, entry: Entry) -> bool:
         """Whether a line is of an image of the plan, which is there with as many bytes."""
@@ -182,16 +177,6 @@ def same(a: Any, b: Any) -> bool:
     if type(a) is type(b) and isinstance(a, (str, int, type(None))):
         return bool(a == b)
     return json.dumps(a, sort_keys=True, default=str) == json.dumps(b, sort_keys=True, default=str)
-
-
-def alone_from(plan: Plan) -> NDArray[np.int64]:
-    """(N,) the first step at which each prompt is alone in its cluster; before it, its latent was shared."""
-    segments = plan.segments
-    leaf = segments[segments["end_step"] == plan.n_steps]
-    single = leaf["leaf_end"] - leaf["leaf_begin"] == 1
-    out = np.full(plan.n_prompts, plan.n_steps, dtype=np.int64)
-    out[leaf["representative"][single]] = leaf["first_step"][single]
-    return out
 
 
 def _in_its_place(path: Path) -> str:

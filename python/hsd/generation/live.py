@@ -15,9 +15,10 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from ..planning.plan import Plan
 from ..planning.summary import duration
+from ..work.progress import ProgressOption
 from ..work.stages import BarLine, Stage, clock, line_of
 from ..work.terminal import Mode, Pace, Screen, printable
-from .events import CallReport, Calls, Event, Sums, Watcher
+from .events import Event, Sums, Told, Watcher
 from .rates import Rate, Remaining
 from .results import Failure, Run
 
@@ -268,7 +269,7 @@ def _gigabytes(size: int) -> str:
 
 
 @contextlib.contextmanager
-def watching(progress: bool | CallReport | Watcher) -> Iterator[Watcher]:
+def watching(progress: ProgressOption | Watcher) -> Iterator[Watcher]:
     """Who watches a run, by its argument ``progress``: a view of its own for True, which is closed at the end."""
     if isinstance(progress, Watcher):
         yield progress
@@ -276,4 +277,4 @@ def watching(progress: bool | CallReport | Watcher) -> Iterator[Watcher]:
         with RunView() as view:
             yield view
     else:
-        yield Calls(progress) if callable(progress) else Watcher()
+        yield Told(progress) if callable(progress) else Watcher()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import PIL.Image
 
+from ..names import ImageFormat
 from ..planning.plan import Plan
 from ..planning.summary import duration
+from ..work.files import write_atomically
+from ..work.paths import user_path
 from ..work.text import shortened
+from .image_files import encoded
+from .image_text import Text, Texts
+from .lines import ending
 from .notebook import figure, png, table, thumbnails
 
 Stage = Literal["encode", "denoise", "decode", "write"]
 """Where an image can fail."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Image:
     """One finished image."""
 
@@ -29,6 +37,50 @@ class Image:
     """Whether the model's safety checker made it black; None if the model has no checker."""
     upcast: bool = False
     """Whether it was decoded in float32, because the decoder overflowed in half precision."""
+    _texts: Texts | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def shared_with(self) -> dict[int, int]:
+        """The prompts with which it shared steps, and how many: as :meth:`hsd.Plan.shared_with` of the plan that ran,
+        those that shared most first.
+        """
+        return {} if self._texts is None else self._texts.plan.shared_with(self.index)
+
+    @cached_property
+    def _text(self) -> Text | None:
+        """What its file says of itself."""
+        return None if self._texts is None else self._texts.of(self.index, self.pil.size)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file that :func:`generate` writes: the picture, and what made it.
+
+        Parameters
+        ----------
+        path
+            The ending says the format: ``.png``, ``.jpg``, ``.jpeg`` or ``.webp``. A file that is there is replaced;
+            it is never half written.
+
+        Raises
+        ------
+        ValueError
+            For another ending.
+        OSError
+            If the file cannot be written.
+        """
+        path = user_path(path)
+        image_format = path.suffix.lower().removeprefix(".")
+        if image_format not in get_args(ImageFormat):
+            known = ", ".join(f".{name}" for name in get_args(ImageFormat))
+            raise ValueError(f"{path} ends in {path.suffix!r}: the ending says the format, one of {known}")
+        write_atomically(path, encoded(self.pil, ending(cast(ImageFormat, image_format)), self._text))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the plan, which may be large."""
+        return {**vars(self), "shared_with": self.shared_with, "_text": self._text, "_texts": None}
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.pil.size))
+        return f"<hsd.Image {self.index}: {shortened(self.prompt)!r}, seed {self.seed}, {size}>"
 
     def _repr_png_(self) -> bytes:
         """The picture, for notebooks."""
@@ -56,7 +108,7 @@ class Failure:
         return f"prompt {self.index} ({shortened(self.prompt)!r}), {self.stage}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The results of :func:`generate`."""
 
@@ -96,6 +148,11 @@ class Run:
     def savings(self) -> float:
         """1 - node_steps / standard_node_steps of this call; 0 if there was nothing left to do."""
         return 1.0 - self.node_steps / self.standard_node_steps if self.standard_node_steps else 0.0
+
+    def __repr__(self) -> str:
+        existing = f", {self.existing:,} existed" if self.existing else ""
+        failed = f", {len(self.failed):,} failed" if self.failed else ""
+        return f"<hsd.Run: {self.images:,} images in {self.out}{existing}{failed}, {self.savings:.1%} saved>"
 
     def result(self) -> str:
         """What was made, where, and what was saved: one or two lines."""

@@ -7,30 +7,36 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import Notice
 from ..models import Adapter, load
 from ..models.identity import image_identity
-from ..names import BatchSize, ImageFormat, Order
-from ..planning.plan import Plan, check_is_plan
+from ..names import BatchSize, ImageFormat, Linkage, Metric, Noise, Order
+from ..planning.encoders import Encoder
+from ..planning.plan import Plan
+from ..planning.rows import alone_from
+from ..planning.schedule import Schedule
 from ..tuning import speeds
 from ..tuning.passes import cost
 from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.objects import Objects
+from ..work.progress import ProgressOption
 from ..work.quiet import quiet
 from ..work.urls import is_url
 from .clustering import clustered_by_model, replaced
-from .events import CallReport, Watcher, telling
+from .events import Watcher, telling
 from .failures import FailureReport, Failures, summary
 from .folders import Folder, open_folder
 from .forks import FORKS, ForkFolder
-from .lines import alone_from
+from .given import Prompts, compiled, divided
 from .live import watching
 from .made import Made
 from .options import Options
@@ -44,6 +50,7 @@ from .writers import Writers
 _LOG = logging.getLogger(__name__)
 
 
+@overload
 def generate(
     plan: Plan,
     model: Any,
@@ -59,18 +66,82 @@ def generate(
     image_format: ImageFormat = "png",
     keep_forks: bool = False,
     keep_trunks: bool | int = False,
-    progress: bool | CallReport | Watcher = False,
+    progress: ProgressOption | Watcher = False,
+    failed: FailureReport | None = None,
+    **settings: Any,
+) -> Run: ...
+
+
+@overload
+def generate(
+    plan: Prompts,
+    model: Any,
+    out: str | os.PathLike[str] = "images",
+    *,
+    tau: float | None = None,
+    embeddings: Any = None,
+    encoder: Encoder | None = None,
+    budget: float | None = None,
+    images_per_hour: float | None = None,
+    gpu_hours: float | None = None,
+    steps: int | None = None,
+    num_inference_steps: int | None = None,
+    linkage: Linkage = "ward",
+    metric: Metric = "auto",
+    schedule: Schedule = "linear",
+    seeds: int | Sequence[int] | NDArray[np.integer] = 0,
+    images_per_prompt: int = 1,
+    noise: Noise = "independent",
+    catch_up: float | None = None,
+    settings: Sequence[Mapping[str, Any]] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    exact: bool | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+    batch_size: BatchSize = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    conditioning_memory: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = True,
+    channels_last: bool = False,
+    image_format: ImageFormat = "png",
+    keep_forks: bool = False,
+    keep_trunks: bool | int = False,
+    progress: ProgressOption | Watcher = False,
+    failed: FailureReport | None = None,
+    **model_settings: Any,
+) -> Run: ...
+
+
+def generate(
+    plan: Plan | Prompts,
+    model: Any,
+    out: str | os.PathLike[str] = "images",
+    *,
+    batch_size: BatchSize = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    conditioning_memory: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = True,
+    channels_last: bool = False,
+    image_format: ImageFormat = "png",
+    keep_forks: bool = False,
+    keep_trunks: bool | int = False,
+    progress: ProgressOption | Watcher = False,
     failed: FailureReport | None = None,
     **settings: Any,
 ) -> Run:
-    """Generate the images of ``plan`` into the folder or URL ``out``, each written as soon as it is decoded.
+    """Generate the images of a plan, or of prompts, into the folder or URL ``out``, each as soon as it is decoded.
 
     The folder opens with ``datasets.load_dataset("imagefolder", data_dir=out)``: images and ``metadata.jsonl``
     (file_name, text, index, seed), together with the plan and a run record. Calling again after an interruption
     generates only the missing images, and those that were damaged since. See :func:`stream` for the other parameters.
 
-    Nothing is printed by default. With ``progress=True`` the run is shown live on a terminal, and in a few lines
-    elsewhere; a function is called as ``progress(node_steps, images)`` after each call of the denoiser.
+    With prompts in place of a plan, the arguments of :func:`hsd.compile` are taken too. Another list of prompts with
+    the same arguments lets the folder grow, as ``hsd generate`` does: what is new in it joins the plan of the folder,
+    whose images stay. With other arguments the folder is refused.
 
     With ``keep_forks``, the picture that each cluster was heading for when it split is kept in ``out/__forks__``, with
     at most 256 pixels on a side. At most as many more latents are decoded as there are images, less one; the denoiser
@@ -99,7 +170,7 @@ def generate(
         If the device has no memory left, or has failed. What is finished is written and recorded; the same call, after
         ``DeviceFailed`` in a new process, makes the images that are missing.
     """
-    check_is_plan(plan)
+    arguments, settings = divided(plan, settings)
     options = Options(
         batch_size,
         order,
@@ -120,7 +191,7 @@ def generate(
     with watching(progress) as watcher, quiet(downloads=watcher.shows):
         if not isinstance(model, Adapter):
             watcher.stage("load")
-        run = _generate(plan, model, out, options, image_format, watcher, failed, settings)
+        run = _generate(plan, model, out, options, image_format, watcher, failed, arguments, settings)
         if progress is True:
             watcher.finished(run)
     if run.failed and failed is None:
@@ -150,20 +221,27 @@ def trunk_bytes(keep_trunks: bool | int) -> int:
 
 
 def _generate(
-    plan: Plan,
+    given: Plan | Prompts,
     model: Any,
     out: str | os.PathLike[str],
     options: Options,
     image_format: ImageFormat,
     watcher: Watcher,
     failed: FailureReport | None,
+    arguments: dict[str, Any],
     settings: dict[str, Any],
 ) -> Run:
     """Load the model, cluster by it if that was not done yet, and fill the folder."""
     started = time.perf_counter()
-    with device_errors(lambda: "loading the model"):
-        adapter = load(model, progress=watcher.shows, **settings)
-    given = plan
+
+    def loaded() -> Adapter:
+        with device_errors(lambda: "loading the model"):
+            return load(model, progress=watcher.shows, **settings)
+
+    if isinstance(given, Plan):
+        plan, adapter = given, loaded()
+    else:
+        plan, adapter = compiled(given, loaded, arguments, options, watcher.stage, out)
     if plan.is_estimate:
         if not is_url(out):
             out = make_folder(out)  # an unusable one is found before prompts are encoded
@@ -171,7 +249,7 @@ def _generate(
         with device_errors(lambda: "encoding the prompts"):
             memory = options.conditioning_memory
             plan = clustered_by_model(plan, adapter, folder=out, memory=memory, check=checked, report=watcher.stage)
-        if plan is not given:
+        if isinstance(given, Plan) and plan is not given:
             _LOG.info(replaced(given, plan))
     session = Session(plan, adapter, options)
     with device_errors(lambda: "reading the weights"):

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from .._core import Program
 from ..conditioning.rows import Conditioning
 from ..errors import FailedImages, Notice, PlanMismatch
-from ..models import Adapter, load, variants_of
+from ..models import Adapter, variants_of
 from ..models.base import batches
 from ..models.caches import refuse_step_caches
 from ..models.encode import Encodings, default_memory, is_remembered, recall
-from ..names import BatchSize, Order
+from ..models.identity import image_description
 from ..planning.catch_up import catch_up_weights
-from ..planning.plan import Plan, check_is_plan
+from ..planning.plan import Plan
 from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..replay.lowering import program_of
@@ -38,12 +38,12 @@ from ..work.faults import device_errors
 from ..work.progress import Report
 from ..work.quiet import quietly
 from .alive import alive_after
-from .clustering import clustered_by_model, without_twins
+from .clustering import without_twins
 from .decoding import Decoded, Decoder, Undecoded
-from .events import CallReport, Event, Part, Sums, Watch, Watcher, telling
-from .failures import FailureReport, Failures, summary
+from .events import Event, Part, Sums, Watch
+from .failures import Failures, summary
 from .forks import ForkFolder
-from .live import RunView, watching
+from .image_text import Texts
 from .options import Options
 from .results import Image
 from .resuming import ResumedRun, TrunksOfPass
@@ -64,101 +64,6 @@ _GENERATOR = 6000
 
 _AHEAD = 128
 """Prompts that a part of a plan encodes between two signs of life."""
-
-
-def stream(
-    plan: Plan,
-    model: Any,
-    *,
-    batch_size: BatchSize = 16,
-    order: Order = "depth",
-    max_slots: int | None = None,
-    conditioning_memory: int | None = None,
-    compile: bool = False,
-    cuda_graphs: bool = True,
-    channels_last: bool = False,
-    progress: bool | CallReport | None = False,
-    failed: FailureReport | None = None,
-    **settings: Any,
-) -> Iterator[Image]:
-    """Generate the images of ``plan`` and yield each as soon as it is decoded.
-
-    Parameters
-    ----------
-    plan
-        From :func:`hsd.compile` or :meth:`Plan.load`; a pruned plan or a shard generates its own part only. One that
-        was compiled with neither a model nor embeddings is compiled again by this call, with the model. Images of
-        prompts that the model cannot tell apart share no step, whatever the plan says: each is another picture.
-    model
-        A loaded model, or anything that :func:`hsd.load` takes; ``settings`` go to it.
-    batch_size
-        Latents that the denoiser evaluates in one call at full guidance, where the network sees twice as many rows.
-        With a ``guidance_interval`` a call has as many rows, and so up to twice as many latents. ``"auto"``
-        measures the denoiser for some seconds, within the free memory, and uses the size with which this plan
-        finishes first. A call that does not fit into the memory is cut in two, and the run continues.
-    order
-        ``depth`` finishes images early; ``breadth`` needs the fewest calls.
-    max_slots
-        Largest number of latents alive at once. Default: what the order needs.
-    conditioning_memory
-        Bytes of encoded prompts that are kept in host memory; the rest goes to a temporary file (in ``TMPDIR``, or
-        ``/var/tmp``) and is read when a cluster begins. Default: a quarter of the memory that is free.
-    compile
-        Run full calls through ``torch.compile``: takes minutes at the start; then the denoiser is faster.
-    cuda_graphs
-        On a GPU, capture calls as CUDA graphs and replay them; what cannot be captured runs one kernel at a time.
-    channels_last
-        Convert the denoiser's weights to channels-last layout, permanently: faster for UNets in half precision.
-    progress
-        Called as ``progress(node_steps, images)`` after each call: what it ran, and what it finished. True: shown live
-        on a terminal, as a few lines elsewhere. By default nothing is printed.
-    failed
-        Called with a :class:`Failure` for each image that cannot be made: its prompt cannot be encoded or decoded, or
-        gave NaN. The others are made. Without it, ``FailedImages`` is raised after the last image.
-
-    Yields
-    ------
-    Image
-        In the order in which they finish. The images depend on ``batch_size``, ``order``, ``max_slots`` and on how the
-        plan is sharded by rounding only: 1/255 in a few values.
-
-    Raises
-    ------
-    PlanMismatch
-        If the plan does not fit the model. Errors in arguments are raised by the call itself, before the first image.
-    FailedImages
-        After the last image, if some could not be made and ``failed`` is None; or, with ``failed`` too, if the first 16
-        all fail in the same way.
-    OutOfMemory, DeviceFailed
-        If the device has no memory left, or has failed. Images that were yielded before are good.
-    """
-    check_is_plan(plan)
-    options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
-    with watching(progress or False) as watcher:
-        if not isinstance(model, Adapter):
-            watcher.stage("load")
-        with device_errors(lambda: "loading the model"):
-            adapter = load(model, progress=watcher.shows, **settings)
-        checked = partial(check, adapter, options)
-        with device_errors(lambda: _DOING["encode"]):
-            plan = clustered_by_model(plan, adapter, memory=conditioning_memory, check=checked, report=watcher.stage)
-        session = Session(plan, adapter, options)
-    # What was drawn is removed here, since nobody may ever ask for the first image; the first event draws it again.
-    return _streamed(session, plan, watcher, failed)
-
-
-def _streamed(session: Session, plan: Plan, watcher: Watcher, failed: FailureReport | None) -> Iterator[Image]:
-    """The images of a session, shown to ``watcher``."""
-    with contextlib.closing(watcher):
-        watcher.began(plan, 0, None, None)
-        watched = isinstance(watcher, RunView)  # which shows failures at once
-        failures = Failures(plan, telling(watcher, failed)) if watched or failed is not None else None
-        for image in session.images(plan, watcher.event if watcher.watches else None, failures):
-            watcher.image(image)
-            yield image
-        watcher.finished(None)
-        if failures and failed is None:
-            raise FailedImages(summary(failures.all, len(plan.kept)), failures.all)
 
 
 def check(adapter: Adapter, options: Options, plan: Plan) -> None:
@@ -189,6 +94,7 @@ class Session:
         """What :meth:`images` runs, once it has encoded the prompts."""
         self.encoding = 0.0
         """Seconds per image of encoding, whether in this session or when the plan was compiled."""
+        self._texts: Texts | None = None  # what images say of themselves, and of whom they share with
         self._warned = False  # that a decoder overflows
         self.forks: ForkFolder | None = None
         """Where pictures of forks are kept, if they are."""
@@ -291,6 +197,7 @@ class Session:
                 whole = without_twins(plan, conditioning)
                 plan = self._resumed(whole)
         self.plan = whole
+        self._texts = Texts(whole, image_description(self.adapter, self.catch_up))
         for index in np.intersect1d(plan.kept, list(conditioning.failed)).tolist():
             found.add(index, "encode", conditioning.failed[index])
         try:
@@ -484,7 +391,7 @@ class Session:
                     stacklevel=2,
                 )
             prompt, seed = plan.prompts[image.index], int(plan.seeds[image.index])
-            yield Image(image.index, prompt, seed, image.pil, image.nsfw, image.upcast)
+            yield Image(image.index, prompt, seed, image.pil, image.nsfw, image.upcast, self._texts)
 
     def conditioning(self, plan: Plan, *, gives_up: bool = True) -> Conditioning:
         """The conditioning that the plan was compiled with, if this model made it; otherwise encode now.

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from ..models import Adapter
 from ..models.identity import image_identity
 from ..planning.plan import Plan
+from ..planning.rows import alone_from
 from .events import Part
 from .failures import Failures
 from .folders import Writer
-from .lines import alone_from
 from .made import Made
 from .options import Options
 from .results import Failure

@@ -99,6 +99,19 @@ class Adapter(Denoiser):
     denoising_settings: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "timesteps", "sigmas"})
     """Settings that do not change how prompts are encoded."""
 
+    def __repr__(self) -> str:
+        """One line: of a pipeline whose parts cannot be asked, what can be."""
+        parts = [type(pipe).__name__ for pipe in (self.pipe if isinstance(self.pipe, tuple) else (self.pipe,))]
+        parts = [" and ".join(parts)]
+        for tell in (
+            lambda: "{1} x {0}".format(*self.decoded_size() or ()),
+            lambda: f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
+            lambda: type(self.scheduler()).__name__,
+        ):
+            with contextlib.suppress(Exception):
+                parts.append(tell())
+        return f"<hsd.models.{type(self).__name__}: {', '.join(parts)}>"
+
     def __post_init__(self) -> None:
         """Check the settings that several families have. Families with their own ``__post_init__`` call it first."""
         check_timesteps(self)
@@ -153,6 +166,8 @@ class Adapter(Denoiser):
         This is done here, so that no family has to do it. It is a field, so that ``dataclasses.replace`` keeps it.
         """
         super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # else dataclass makes one, with the whole pipeline
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
         owner = next(base for base in cls.__mro__ if "scheduler" in vars(base))
         if owner is Denoiser or (owner is not cls and issubclass(owner, Adapter)):
             return  # there is none yet, or it was replaced when the base class was made

@@ -49,14 +49,10 @@ def image_identity(
     catch_up
         The gamma with which it is run, which may be the model's default.
     """
-    pipe = adapter.pipe
     prior = adapter.prior()
     identity: dict[str, Any] = {
-        "name": adapter.name,
-        "settings": as_json(adapter.settings),
+        **image_description(adapter, catch_up),
         "defaults": as_json({f.name: f.default for f in dataclasses.fields(adapter) if f.name in adapter.settings}),
-        "pipeline": [type(part).__name__ for part in (pipe if isinstance(pipe, tuple) else (pipe,))],
-        "scheduler": {**scheduler_of(adapter.scheduler()), "given": adapter.other_scheduler is not None},
         "tables": [sampler_state(table) for table in samplers],
         **pipeline_state(adapter.pipes(), adapter.own_scheduler()),
         "device": adapter.device.type,
@@ -64,9 +60,19 @@ def image_identity(
     }
     if prior is not None:
         identity["prior_table"] = sampler_state(prior.sampler(prior.steps))
-    if catch_up:
-        identity["catch_up"] = catch_up
     return identity
+
+
+def image_description(adapter: Adapter, catch_up: float | None = None) -> dict[str, Any]:
+    """The part of :func:`image_identity` that people read, and an image file says of itself: no weights are read."""
+    pipe = adapter.pipe
+    described: dict[str, Any] = {
+        "name": adapter.name,
+        "settings": as_json(adapter.settings),
+        "pipeline": [type(part).__name__ for part in (pipe if isinstance(pipe, tuple) else (pipe,))],
+        "scheduler": {**scheduler_of(adapter.scheduler()), "given": adapter.other_scheduler is not None},
+    }
+    return {**described, "catch_up": catch_up} if catch_up else described
 
 
 def versions() -> dict[str, str]:

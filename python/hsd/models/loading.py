@@ -20,10 +20,12 @@ from ..calibration.store import find
 from ..errors import Error, Notice, UnknownModel
 from ..sampler.named import scheduler_named
 from ..work.paths import user_path
+from ..work.progress import ProgressOption, of_stage
 from ..work.quiet import quiet
 from .arguments import why_no_setting
 from .base import Adapter
 from .generic import Generic
+from .hub import of_hub
 from .identity import family_and_networks, identity_of
 from .quantised import mix_rows
 from .refusals import check_pipeline
@@ -38,7 +40,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
-    progress: bool = False,
+    progress: ProgressOption = False,
     **settings: Any,
 ) -> Adapter:
     """A model that can generate, from a name, a folder, or a diffusers pipeline.
@@ -59,14 +61,15 @@ def load(
         or DDPM; for flow matching, Euler steps without or with noise), or the class name of a diffusers scheduler. For
         a scheduler object there is :meth:`Adapter.with_scheduler`.
     progress
-        Show the bars of downloads. By default nothing is printed.
+        See :data:`hsd.ProgressOption`. The stage is ``load``. True shows the bars of downloads.
     settings
         The family's settings: ``height``, ``width``, ``guidance_scale``, ``negative_prompt``...
 
     Raises
     ------
     UnknownModel
-        For a name that is none of the above.
+        For a name that is none of the above, and for a model of the hub that is not in the cache, at once, if the hub
+        cannot be reached: it says so, and what to do.
     UnsupportedPipeline
         For a pipeline class without an adapter, and for a pipeline that cannot be driven as it is: it lacks a part or
         its weights, or it has an IP-Adapter or a network that needs an image, and there is none.
@@ -80,8 +83,11 @@ def load(
     if isinstance(model, Adapter):  # its pipeline may have been changed since it was loaded
         image = settings.get("ip_adapter_image", getattr(model, "ip_adapter_image", None))
         check_pipeline(model.pipes(), model.needs, image)
-    with quiet(downloads=progress):
+    tell = of_stage(progress, "load") or (lambda fraction: None)
+    tell(0.0)
+    with quiet(downloads=progress is True):
         adapter = _load(model, device, dtype, settings)
+    tell(1.0)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
 
@@ -118,10 +124,12 @@ def _load(
                 f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a "
                 "pipeline object"
             )
-        family = _adapter_of(source)
-        if family is not None:  # what is missing is said before anything is downloaded
-            settings = with_images(family, settings)
-        return _wrap(_from_pretrained(source, device, dtype, family), name=name, settings=settings)
+        with of_hub(source):
+            family = _adapter_of(source)
+            if family is not None:  # what is missing is said before anything is downloaded
+                settings = with_images(family, settings)
+            pipe = _from_pretrained(source, device, dtype, family)
+        return _wrap(pipe, name=name, settings=settings)
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)

@@ -55,7 +55,7 @@ class Settings:
     """The part of the run with guidance, as fractions 0 <= a < b <= 1 of its steps."""
     scheduler: str | None = None
     """``deterministic``, ``stochastic`` or the class name of a diffusers scheduler."""
-    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What the choice was based on: for people, not used."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._core import Tree
 from ..names import Linkage, TreeMetric, check_count, check_name
 from ..work.memory import memory_budget
-from ..work.progress import Progress, Report
+from ..work.progress import Progress, ProgressOption, Report, of_stage, shows_stages
 from .metric import check_linkage
 from .vectors import Vectors, as_vectors
 
@@ -35,6 +35,7 @@ class Limits(NamedTuple):
         return {"exact": self.exact, "threads": threads, "memory": memory}
 
 
+@shows_stages
 def build_tree(
     embeddings: Any,
     linkage: Linkage = "ward",
@@ -43,7 +44,7 @@ def build_tree(
     exact: bool | None = None,
     threads: int | None = None,
     memory: int | None = None,
-    progress: Report | None = None,
+    progress: ProgressOption = False,
 ) -> Tree:
     """Cluster embeddings by cosine or Euclidean distance.
 
@@ -65,7 +66,7 @@ def build_tree(
     memory
         Bytes that clustering may use in addition to the embeddings. Default: 60 % of the free memory.
     progress
-        Called with the finished fraction, 0 to 1.
+        See :data:`hsd.ProgressOption`. The stage is ``cluster``.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def build_tree(
         linkage,
         metric=metric,
         bfloat16=vectors.bfloat16,
-        progress=progress,
+        progress=of_stage(progress, "cluster"),
         **limits.arguments(),
     )
 

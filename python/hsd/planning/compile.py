@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name
+from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name, steps_of
 from ..prompts.files import PromptFile
-from ..work.progress import Progress, StageReport, shows_stages
+from ..work.progress import Progress, ProgressOption, StageReport, shows_stages
 from ..work.text import shortened
 from .catch_up import catch_up_weights, check_catch_up
 from .clustering import Limits, replica_tree, single_prompts
@@ -54,7 +55,8 @@ def compile(
     budget: float | None = None,
     images_per_hour: float | None = None,
     gpu_hours: float | None = None,
-    steps: int = 40,
+    steps: int | None = None,
+    num_inference_steps: int | None = None,
     linkage: Linkage = "ward",
     metric: Metric = "auto",
     schedule: Schedule = "linear",
@@ -70,7 +72,7 @@ def compile(
     conditioning_memory: int | None = None,
     reuse: str | os.PathLike[str] | Plan | None = None,
     extend: str | os.PathLike[str] | Plan | None = None,
-    progress: bool | StageReport | None = False,
+    progress: ProgressOption = False,
 ) -> Plan:
     """Compile prompts to a :class:`Plan`: which prompts share which denoising steps.
 
@@ -95,7 +97,8 @@ def compile(
         and for each image encoding, decoding and writing; not loading the model. So it is an estimate.
     model
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own
-        embeddings, and ``steps`` are counted by its scheduler.
+        embeddings, and ``steps`` are counted by its scheduler. A function that returns one of these is called when the
+        arguments have been checked.
     embeddings
         (N, D) floats to cluster by instead, one row per given prompt: NumPy (memory-mapped too), or a torch tensor
         on any device. Compared by ``metric``. Read in place, not copied.
@@ -103,9 +106,9 @@ def compile(
         A callable from a list of prompts to (N, D) floats. Default: a small static encoder that needs no network. It
         only stands in for a model: :func:`generate` and :func:`stream` cluster a plan that was compiled by it again, by
         their model's own embeddings.
-    steps
-        ``num_inference_steps`` of the scheduler; not used by a model with ``timesteps`` or ``sigmas``. Without a model,
-        evaluations of the denoiser.
+    steps, num_inference_steps
+        Two names of one argument: the inference steps of the scheduler, 40 by default; not used by a model with
+        ``timesteps`` or ``sigmas``. Without a model, evaluations of the denoiser.
     linkage
         ``ward`` (default: the authors' code), ``centroid`` (the paper's Eqs. 3-5), ``average`` or ``complete``.
     metric
@@ -152,8 +155,7 @@ def compile(
         left out. A prompt is the same if its text, its settings and its seed are; without given seeds, the first seed.
         Otherwise the prompts are compiled.
     progress
-        Called with the stage (``encode``, then ``cluster``) and its finished fraction (0 to 1). Not called for a
-        plan that is reused. True: shown on a terminal. By default nothing is printed.
+        See :data:`hsd.ProgressOption`. Stages: ``encode``, then ``cluster``; none for a plan that is reused.
 
     Raises
     ------
@@ -173,7 +175,7 @@ def compile(
     given_goals = {"budget": budget, "images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
     goal = check_goal(tau, given_goals, model)
     threshold = 1.0 if tau is None else check_tau(tau)
-    steps = check_count("steps", steps)
+    steps = steps_of(steps, num_inference_steps)
     repeats = check_count("images_per_prompt", images_per_prompt)
     check_name("linkage", linkage, Linkage)
     check_name("noise", noise, Noise)
@@ -200,7 +202,7 @@ def compile(
             variants_of,
         )  # here, so that planning without a model does not import torch
 
-        adapter = load(model)
+        adapter = load(model() if isinstance(model, FunctionType) else model)
         if file is not None:  # a model from outside of this package has settings of its own
             file = file.with_settings(adapter.setting_names())
             values, variant = check_settings(file.settings, len(given))

@@ -35,6 +35,19 @@ class Found:
     """Places in the list of what it has not."""
 
 
+def what_grew(before: Plan, now: Plan) -> list[str]:
+    """What a list changes in a folder that has images, one line each."""
+    lines = []
+    added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now) - len(now.variations)
+    if added:
+        joins = "new prompt joins" if added == 1 else "new prompts join"
+        lines.append(f"{added:,} {joins} the {before.n_prompts:,} of the folder, whose images stay as they are")
+    if missing > 0:
+        are = "prompt of the folder is" if missing == 1 else "prompts of the folder are"
+        lines.append(f"{missing:,} {are} not in this list: nothing is made for what is missing, and images stay")
+    return lines
+
+
 def can_grow(plan: Plan, request: dict[str, Any], n_steps: int) -> bool:
     """Whether a plan was compiled with the arguments of ``request``, whatever its prompts are."""
     ignored = ("settings", "extensions", "grown_from", "variations")

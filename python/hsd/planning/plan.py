@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,21 @@ from .._core import Program, Tree
 from ..errors import PlanMismatch
 from ..names import Order, check_count
 from ..prompts.files import PromptFile
-from ..work.progress import StageReport
+from ..work.progress import ProgressOption, of_stage, shows_stages
 from .encoders import EARLIER_NAME, Encoder, StaticEncoder
 from .extend import Additions, Base, additions, extended
 from .goal import goal_of
 from .layers import Layers, places_within
 from .plan_file import read, write
 from .prompts import make_seeds, next_seed
+from .rows import data_frame, shared_with
 from .settings import canonical
 from .summary import Calls, Summary
 from .vary import check_depth, fork_step, varied
 from .vectors import Vectors, as_vectors
+
+if TYPE_CHECKING:
+    import pandas
 
 PLAN_FILE = "plan.safetensors"
 """The plan's file in a folder of images."""
@@ -230,6 +234,34 @@ class Plan:
         """(N,) segment of each prompt at step ``k``; -1 where a prompt is not kept."""
         return self._core.active(k)
 
+    def shared_with(self, index: int) -> dict[int, int]:
+        """The prompts with which a prompt shares steps, and how many: those that share most first, then by number.
+
+        They are the other prompts of its clusters, whether or not this plan keeps them: its latent is conditioned on
+        all of them. Two prompts that share n steps share the steps 0 ... n - 1. Empty for one that shares nothing.
+
+        Raises
+        ------
+        IndexError, ValueError
+            If there is no prompt ``index``, or the plan does not keep it.
+        """
+        return shared_with(self, index)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A ``pandas.DataFrame`` with one row for each prompt that the plan keeps.
+
+        Columns: ``index``, ``prompt``, ``seed``; ``cluster``, the lowest prompt of its cluster at the first step;
+        ``alone_from``, the first step at which it is alone; ``node_steps``, what it is charged for: each node-step is
+        divided equally among the kept prompts of its cluster, so that the sum is :attr:`node_steps`. Then the settings
+        of single prompts, None where one has none, and the other columns, by their names in ``metadata.jsonl``.
+
+        Raises
+        ------
+        Error
+            If pandas is missing: ``pip install pandas``.
+        """
+        return data_frame(self)
+
     # -- parts, programs and costs
 
     def prune(self, keep: Iterable[int] | NDArray[np.integer]) -> Plan:
@@ -248,6 +280,7 @@ class Plan:
         """
         return self._with(self._core.resume(np.ascontiguousarray(given, dtype=bool)))
 
+    @shows_stages
     def extend(
         self,
         prompts: Sequence[str] | PromptFile,
@@ -261,7 +294,7 @@ class Plan:
         columns: Mapping[str, Sequence[Any]] | None = None,
         threads: int | None = None,
         conditioning_memory: int | None = None,
-        progress: StageReport | None = None,
+        progress: ProgressOption = False,
     ) -> Plan:
         """The plan with more prompts, numbered after its own. No image of its own prompts changes.
 
@@ -313,7 +346,7 @@ class Plan:
             encoder=encoder,
             threads=threads,
             conditioning_memory=conditioning_memory,
-            stages=progress,
+            stages=progress if callable(progress) else None,
         )
 
     def more(self, n: int, prompts: Sequence[int] | NDArray[np.integer] | None = None, depth: float = 0.7) -> Plan:
@@ -456,6 +489,7 @@ class Plan:
         """The units of :func:`hsd.distributed.units`, which also says when they are too many for this plan."""
         return [self._with(part) for part in self._core.units(workers, per_worker)]
 
+    @shows_stages
     def program(
         self,
         batch_size: int = 16,
@@ -465,12 +499,13 @@ class Plan:
         mixed_steps: bool = True,
         rows: NDArray[np.integer] | Sequence[int] | None = None,
         kinds: NDArray[np.integer] | Sequence[int] | None = None,
-        progress: Callable[[float], object] | None = None,
+        progress: ProgressOption = False,
     ) -> Program:
         """Lower to calls of ``batch_size`` lanes. ``depth`` finishes images early and keeps few latents alive;
         ``breadth`` needs the fewest calls. ``max_slots`` limits the latents alive at once; if it is too low for
         ``breadth``, the program goes depth first. With ``mixed_steps=False`` all lanes of a call are at the same step,
-        for denoisers that take one timestep per call. ``progress`` gets the finished fraction.
+        for denoisers that take one timestep per call. ``progress`` has the stage ``program``: see
+        :data:`hsd.ProgressOption`.
 
         ``rows`` (K,) says how many rows of the network a lane has at each step, where that differs: 2 if it is guided,
         else 1 (:meth:`hsd.models.Adapter.rows_by_step`). Then calls have ``2 batch_size`` rows: ``batch_size`` lanes at
@@ -486,7 +521,7 @@ class Plan:
             mixed_steps=mixed_steps,
             rows=_array(rows),
             kinds=_array(kinds),
-            progress=progress,
+            progress=of_stage(progress, "program"),
         )
 
     def check_program(

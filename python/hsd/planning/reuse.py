@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Error
-from ..work.files import IDENTITY, RUN
+from ..work.files import IDENTITY, METADATA, PARTS, RUN
 from ..work.objects import Objects
 from ..work.paths import user_path
 from ..work.urls import below, is_url
@@ -65,6 +65,15 @@ def plan_in(given: str | os.PathLike[str] | Plan) -> Plan | None:
         return plan
     whole = plan.whole()
     return whole.with_vectors(read_vectors(folder / VECTORS_FILE, whole.fingerprint, whole.n_prompts))
+
+
+def begun_in(out: str | os.PathLike[str]) -> Plan | None:
+    """The plan of a folder in which there are images; None before there are any, when another plan may have it."""
+    if is_url(out):
+        has_images = Objects(os.fspath(out)).has(METADATA)
+    else:
+        has_images = any((user_path(out) / name).exists() for name in (METADATA, PARTS))
+    return plan_in(out) if has_images else None
 
 
 def same_arguments(

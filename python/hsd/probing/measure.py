@@ -20,7 +20,7 @@ from ..models.loading import load
 from ..planning.prompts import check_prompts, make_seeds
 from ..planning.schedule import schedule_shape
 from ..prompts.files import read_prompts
-from ..work.progress import Progress, Report
+from ..work.progress import Progress, ProgressOption, of_stage, shows_stages
 from .levels import FRACTIONS, noise_levels
 from .predict import predictions, smaller
 from .weights import smooth, step_weights
@@ -33,12 +33,13 @@ _CLUSTERS, _MEMBERS = 8, 2
 _LARGEST = 8
 
 
+@shows_stages
 def calibrate(
     model: Adapter | Any,
     prompts: Iterable[str] | None = None,
     *,
     seeds: int = 0,
-    progress: Report | None = None,
+    progress: ProgressOption = False,
 ) -> Calibration:
     """Measure a model on a sample of prompts, for ``hsd.compile(metric="calibrated", schedule="measured")``.
 
@@ -58,7 +59,7 @@ def calibrate(
     seeds
         Prompt i has the seed ``seeds + i``.
     progress
-        Called with the finished fraction, 0 to 1.
+        See :data:`hsd.ProgressOption`. The stage is ``calibrate``.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def calibrate(
     given = _sample(adapter, prompts)
     seed_array = make_seeds(seeds, len(given))
     noise_levels(adapter)  # an unknown scheduler is reported before anything is encoded
-    whole = Progress(progress)
+    whole = Progress(of_stage(progress, "calibrate"))
     everything = np.zeros(len(given), dtype=np.int64)
     conditioning = encode([adapter], everything, given, seed_array, progress=whole.part(0.0, 0.3))
     vectors = conditioning.vectors

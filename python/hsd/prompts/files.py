@@ -37,6 +37,15 @@ class PromptFile:
     choices: frozenset[str] = frozenset()
     """The columns that a template chose: never settings, whatever their names."""
 
+    def __repr__(self) -> str:
+        seeds = sum(seed is not None for seed in self.seeds)
+        own = sorted({name for settings in self.settings for name in settings})
+        parts = [f"{len(self.prompts):,} prompts"]
+        parts += [f"seeds of {seeds:,}"] if seeds else []
+        parts += [f"settings {', '.join(own)}"] if own else []
+        parts += [f"columns {', '.join(self.columns)}"] if self.columns else []
+        return f"<hsd.PromptFile: {'; '.join(parts)}>"
+
     def seeds_from(self, seed: int, images_per_prompt: int = 1) -> int | list[int]:
         """The seeds for ``hsd.compile``: those of the file, and ``seed + i`` for a prompt i without one.
 

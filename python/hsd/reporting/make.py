@@ -10,7 +10,7 @@ from ..errors import OutputError
 from ..names import check_count
 from ..work.files import advice
 from ..work.paths import user_path
-from ..work.progress import Progress, StageReport, shows_stages
+from ..work.progress import Progress, ProgressOption, of_stage, shows_stages
 from . import compare, data
 from .pages import Pages
 from .places import FIRST, Places
@@ -31,7 +31,7 @@ def report(
     *,
     out: Path_ | None = None,
     page_size: int = MOST_ON_A_PAGE,
-    progress: bool | StageReport | None = False,
+    progress: ProgressOption = False,
 ) -> Path:
     """Write pages that show a folder of images: a gallery, the tree of what was shared, the figures of its runs, and
     another folder side by side.
@@ -51,7 +51,7 @@ def report(
     page_size
         Images on one page of the gallery: 1 to 500.
     progress
-        Called with the stage and its finished fraction. True: shown on a terminal. By default nothing is printed.
+        See :data:`hsd.ProgressOption`. Stages: ``thumbnails``, and ``thumbnails beside them`` of ``against``.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def report(
     places = Places(Path(os.path.abspath(ours.path if out is None else user_path(out))))
     places.prepare()
     try:
-        our_looks, their_looks = _looks(places, ours, theirs, progress if callable(progress) else None)
+        our_looks, their_looks = _looks(places, ours, theirs, progress)
         pages = Pages(places, ours, our_looks)
         _write_images(pages, ours, our_looks, page_size)
         if theirs is not None and order is not None:
@@ -89,22 +89,22 @@ def report(
 
 
 def _looks(
-    places: Places, ours: Source, theirs: Source | None, progress: StageReport | None
+    places: Places, ours: Source, theirs: Source | None, progress: ProgressOption
 ) -> tuple[list[Look], list[Look]]:
     """Look at all images; after an interruption, what was made is kept."""
     thumbs = Thumbs(places.beside / "thumbs")
     finished = False
     try:
-        first = thumbs.looks(ours.pictures, _stage(progress, "thumbnails"))
-        second = [] if theirs is None else thumbs.looks(theirs.pictures, _stage(progress, "thumbnails beside them"))
+        first = thumbs.looks(ours.pictures, Progress(of_stage(progress, "thumbnails")))
+        second = (
+            []
+            if theirs is None
+            else thumbs.looks(theirs.pictures, Progress(of_stage(progress, "thumbnails beside them")))
+        )
         finished = True
         return first, second
     finally:
         thumbs.save(finished=finished)
-
-
-def _stage(progress: StageReport | None, stage: str) -> Progress:
-    return Progress(None if progress is None else lambda fraction: progress(stage, fraction))
 
 
 def _write_images(pages: Pages, source: Source, looks: Sequence[Look], page_size: int) -> None:

@@ -21,9 +21,9 @@ from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer
 from ..evaluation.stats import Interval, WinRate, mean_of_known, win_rate
 from ..generation.differences import claim_model, early_identity
+from ..generation.events import Watcher
 from ..generation.failures import require_all
 from ..generation.run import generate
-from ..generation.session import CallReport
 from ..models import Adapter
 from ..models.encode import encode, encoded, prior_savings, remember
 from ..models.identity import image_identity
@@ -170,7 +170,8 @@ class Lab:
         self.evaluations = evaluations
         self.tau = model.default_tau if tau is None else tau
         self.steps, self.seed, self.batch_size = steps, seed, batch_size
-        self.progress: CallReport | None = None
+        self.watcher = Watcher()
+        """Is told of the runs."""
         self._encoded: dict[tuple[PromptSet, float], Conditioning] = {}
         self._predicted: dict[tuple[PromptSet, float, str | None], NDArray[np.float32]] = {}
         self._plans: dict[tuple[PromptSet, Variant], Plan] = {}
@@ -253,8 +254,9 @@ class Lab:
         plan, adapter = self.plan(prompt_set, variant), self.adapter(variant)
         remember(plan, adapter.encoding_key(), self._averaged(prompt_set, variant))
         folder = self._folder(prompt_set, variant)
-        shown = self.progress or False
-        require_all(generate(plan, adapter, folder, batch_size=self.batch_size, progress=shown, failed=lambda _: None))
+        require_all(
+            generate(plan, adapter, folder, batch_size=self.batch_size, progress=self.watcher, failed=lambda _: None)
+        )
         return GeneratedSet(prompt_set, variant, plan, folder)
 
     def missing(self, prompt_set: PromptSet, variant: Variant) -> tuple[int, int]:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..demo import MODELS as DEMO_MODELS
 from ..evaluation.folder import load_image, read_folder
 from ..evaluation.stats import cluster_bootstrap
-from ..generation.lines import alone_from
-from ..generation.session import stream
+from ..generation.streaming import stream
 from ..models.encode import encoded, remember
 from ..planning.clustering import build_tree
 from ..planning.compile import compile as compile_plan
 from ..planning.plan import Plan
+from ..planning.rows import alone_from
 from . import plots
 from .experiment import EVALUATIONS, SAVED, Needed
 from .lab import GeneratedSet, Lab, PromptSet, Skipped, Variant

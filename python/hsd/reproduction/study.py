@@ -15,15 +15,17 @@ from ..errors import PromptError
 from ..evaluation.by_name import make_scorer
 from ..evaluation.measure import Measurer
 from ..evaluation.scorers import Scorer, check_scorer
+from ..generation.events import Event, Watcher
 from ..models import load
-from ..names import ExperimentName, check_count, check_name
+from ..names import ExperimentName, check_count, check_name, steps_of
 from ..planning.schedule import check_tau
 from ..planning.summary import duration
 from ..prompts.files import kind_of, read_prompts
 from ..tuning.speeds import recall
+from ..work.counting import counted
 from ..work.files import make_folder, write_atomically
 from ..work.paths import user_path
-from ..work.stages import counted
+from ..work.progress import ProgressOption
 from . import plots
 from .catalogue import EXPERIMENTS, NAMES
 from .experiment import Experiment
@@ -48,6 +50,10 @@ class Study:
     """The reason, by experiment that could not be run."""
     seconds: float
 
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"<hsd.reproduction.Study: {len(self.results)} experiments{skipped}, in {self.out}>"
+
     @property
     def report(self) -> Path:
         """The Markdown file with all tables and figures."""
@@ -65,13 +71,14 @@ def reproduce(
     python: str | None = None,
     limit: int | None = None,
     tau: float | None = None,
-    steps: int = 40,
+    steps: int | None = None,
+    num_inference_steps: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
     seeds: int = 1,
     evaluations: Iterable[int] | None = None,
     samples: int = 100,
-    progress: bool = False,
+    progress: ProgressOption = False,
     say: Callable[[str], object] = lambda text: None,
     **settings: Any,
 ) -> Study:
@@ -96,8 +103,8 @@ def reproduce(
     tau
         The threshold for Table 1, diversity and families. Default: the model's own. Other experiments share at equal
         compute.
-    steps
-        ``num_inference_steps`` of standard diffusion.
+    steps, num_inference_steps
+        Two names of one argument: the inference steps of standard diffusion, 40 by default.
     seed
         Prompt i of a set gets the seed ``seed + i`` in every variant.
     seeds
@@ -110,6 +117,8 @@ def reproduce(
         Largest number of lanes in a call of the denoiser, and images scored at once.
     samples
         Largest number of images of a set whose diversity is measured.
+    progress
+        See :data:`hsd.ProgressOption`. Stages: ``denoise``, then ``score`` and ``embed`` of each set.
     say
         Called with a line of text when a new part of the work begins.
 
@@ -139,7 +148,7 @@ def reproduce(
         user_path(out),
         measurer,
         tau=tau,
-        steps=check_count("steps", steps),
+        steps=steps_of(steps, num_inference_steps),
         seed=seed,
         batch_size=batch_size,
         seeds=seeds,
@@ -206,8 +215,21 @@ def _chosen(only: Iterable[str] | None) -> list[Experiment]:
     return [experiment for experiment in EXPERIMENTS if experiment.name in names]
 
 
+class _Counting(Watcher):
+    """Counts the evaluations of the denoiser."""
+
+    watches = True
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+
+    def event(self, event: Event) -> None:
+        """What a call has evaluated."""
+        self._advance(event.node_steps)
+
+
 def _generate_all(
-    lab: Lab, chosen: Sequence[Experiment], progress: bool, say: Callable[[str], object]
+    lab: Lab, chosen: Sequence[Experiment], progress: ProgressOption, say: Callable[[str], object]
 ) -> dict[str, str]:
     """Report how many images the experiments need, and generate them; returns why experiments are skipped."""
     skipped: dict[str, str] = {}
@@ -227,12 +249,12 @@ def _generate_all(
     speed = recall(lab.model)
     estimate = "" if speed is None or not images else f", about {duration(speed.node_step * node_steps)} of denoising"
     say(f"{images:,} images to generate, {node_steps:,} evaluations of the denoiser{estimate}")
-    with counted(node_steps, "node-steps", shown=progress) as advance:
-        lab.progress = lambda steps, _: advance(steps)
+    with counted(node_steps, "node-steps", "denoise", progress) as advance:
+        lab.watcher = _Counting(advance)
         for prompt_set, variant in needed:
             advance(0, f"{prompt_set.name}, {variant.name}")
             lab.generate(prompt_set, variant)
-        lab.progress = None
+        lab.watcher = Watcher()
     return skipped
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -13,11 +13,25 @@ Report = Callable[[float], object]
 """Called with the finished fraction, 0 to 1."""
 
 StageReport = Callable[[str, float], object]
-"""Called with the stage (``encode``, ``cluster``) and the fraction of it that is finished (0 to 1)."""
+"""Called with the stage (``encode``, ``cluster``...) and the fraction of it that is finished (0 to 1)."""
+
+ProgressOption = bool | StageReport | None
+"""``progress=`` of all functions that take long.
+
+False (the default) or None: nothing is printed. True: it is shown on standard error, live on a terminal and in a few
+lines elsewhere. A function is called as ``progress(stage, fraction)``, with the name of the stage and the fraction of
+it that is finished, 0 to 1. It is called in the thread that works, and often, so it should return soon; what it raises
+ends the work. A stage that has nothing to do is left out, and the fraction of one whose end is not known stays 0.
+"""
+
+
+def of_stage(progress: ProgressOption, stage: str) -> Report | None:
+    """What is called with the fraction of one stage; None if nobody wants to know."""
+    return partial(progress, stage) if callable(progress) else None
 
 
 def shows_stages(work: Callable[P, T]) -> Callable[P, T]:
-    """A function whose ``progress``, a :data:`StageReport`, may be True too: then the stages are shown."""
+    """A function whose ``progress``, a :data:`ProgressOption`, may be True: then the stages are shown."""
 
     @wraps(work)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
@@ -116,20 +114,3 @@ class Stages:
 
     def __exit__(self, *_: object) -> None:
         self._screen.close()
-
-
-@contextlib.contextmanager
-def counted(total: int, what: str, *, shown: bool) -> Iterator[Callable[..., None]]:
-    """A bar that counts ``total`` items; call what it gives with the number of finished ones, and a note if wanted."""
-    done, note = 0, ""
-
-    def body() -> RenderableType:
-        return BarLine(f"{what} {done:,} of {total:,}", done / total if total else 1.0, note)
-
-    def advance(n: int = 1, text: str = "") -> None:
-        nonlocal done, note
-        done, note = done + n, text or note
-
-    with Screen(body, None if shown else "none") as screen:
-        screen.start()
-        yield advance
