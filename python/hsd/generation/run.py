@@ -18,8 +18,8 @@ from ..models import Adapter, load
 from ..models.identity import image_identity
 from ..names import BatchSize, ImageFormat, Order
 from ..planning.plan import Plan, check_is_plan
-from ..tuning import speeds
-from ..tuning.passes import cost
+from ..planning.span import Span
+from ..tuning.passes import estimated
 from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.objects import Objects
@@ -126,6 +126,12 @@ def generate(
     if run.failed and failed is None:
         warnings.warn(summary(run.failed, run.images + len(run.failed)), Notice, stacklevel=2)
     return run
+
+
+def _expected(session: Session, part: Plan) -> Span | None:
+    """Seconds that the denoiser will take, if its speed is known."""
+    size = None if session.options.batch_size == "auto" else session.batch_size
+    return estimated(part, session.adapter, size, **session.ways()).get("seconds")
 
 
 TRUNK_BYTES = 1 << 30
@@ -235,7 +241,7 @@ def _fill(
     began = time.perf_counter()
     try:
         if part is not None:
-            watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
+            watcher.began(part, len(done), folder.path, _expected(session, part))
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
                 if not is_url(folder.path) and (session.options.keep_trunks or (folder.path / TRUNKS).is_dir()):
@@ -259,5 +265,5 @@ def _fill(
         run = end(None)
         close_forks()
     if run.images and run.node_steps == run.plan.node_steps:  # else some were not encoded
-        speeds.remember(session.adapter, session.speed(spent, run.images), run.images)
+        session.remember_speed(spent, run.images)
     return run
