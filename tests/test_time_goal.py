@@ -149,6 +149,7 @@ def test_a_speed_that_is_not_known_is_measured(model, cache):
 
 def test_a_run_that_was_long_enough_is_remembered(model, tmp_path, monkeypatch):
     plan = compiled(model, tau=0)
+    monkeypatch.setattr(speeds, "LEAST_SECONDS", 1e9)
     hsd.generate(plan, model, tmp_path / "short", batch_size=2, progress=False)
     assert speeds.recall(model) is None
     monkeypatch.setattr(speeds, "LEAST_SECONDS", 0.0)

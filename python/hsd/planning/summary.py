@@ -216,8 +216,8 @@ class Summary:
 def _how_far(goal: Goal | None) -> str:
     """How much the stand-in's numbers may differ from a model's."""
     if goal is not None:
-        return "in a run they decide tau, and who shares with whom"
-    return "in a run they decide; of five prompt sets they saved 13 to 34 points more or less"
+        return "so tau, and who shares with whom, are an estimate"
+    return "by the bundled model's, five prompt sets saved 13 to 34 points more or less"
 
 
 def _judged(metric: str, correlation: float, linkage: str) -> str:

@@ -176,7 +176,8 @@ def recall(adapter: Adapter, **ways: bool) -> Speeds | None:
 def how_to_measure(adapter: Adapter, known: Speeds | None) -> str:
     """Why there is no time, and what to do."""
     if known is not None and known.sizes:
-        sizes = ", ".join(map(str, known.sizes))
+        least, most = min(known.sizes), max(known.sizes)
+        sizes = f"{least}" if least == most else f"{least} to {most}"
         return f"only batches of {sizes} were measured; hsd bench {adapter.name} measures more"
     return f"hsd bench {adapter.name} measures it, or a run of {LEAST_CALLS} full calls and {LEAST_SECONDS:g} s"
 
