@@ -367,7 +367,7 @@ def test_the_summary_judges_the_metric(model):
     assert "WARNING: cosine: correlation" in str(bad)
     assert "correlation 0.20, below 0.5" in str(bad)
     assert good.cost().numbers()["metric_correlation"] == 0.9
-    assert "predict" not in str(hsd.compile(PROMPTS, 1.0, model=model, steps=4))
+    assert "begins to draw" not in str(hsd.compile(PROMPTS, 1.0, model=model, steps=4))
 
 
 def test_a_plan_is_reused_with_the_same_calibration_only(model, tmp_path):

@@ -222,12 +222,12 @@ def _how_far(goal: Goal | None) -> str:
 
 def _judged(metric: str, correlation: float, linkage: str) -> str:
     """How well a metric predicts what the model does, and a warning where that is too little."""
-    text = f"{metric}: correlation {correlation:.2f} with how differently the model begins to draw"
+    text, drawn = f"{metric}: correlation {correlation:.2f}", "with how differently the model begins to draw"
     if correlation >= LEAST_CORRELATION:
-        return text
+        return f"{text} {drawn}"
     better = "--metric direct" if metric == "calibrated" else "--metric calibrated or direct"
     ward = " with --linkage ward" if linkage == "centroid" else ""  # centroid has no form for other metrics
-    return f"WARNING: {text}, below {LEAST_CORRELATION}; {better}{ward} would share better"
+    return f"WARNING: {text}, below {LEAST_CORRELATION}, {drawn}; {better}{ward} would share better"
 
 
 def sparkline(counts: Sequence[int]) -> str:
