@@ -73,11 +73,12 @@ def main():
             "import hsd": ["-c", "import hsd"],
             "hsd --help": ["-c", COMMAND, "--help"],
         }
+        planning = ["-c", COMMAND, "plan", "--model", "stand-in"]
         for n in args.prompts:
             path = Path(folder) / f"{n}.txt"
             path.write_text("\n".join(made(n)) + "\n", encoding="utf-8")
-            cases[f"hsd plan, {n:,} prompts"] = ["-c", COMMAND, "plan", str(path)]
-        cases["the last with --plot"] = ["-c", COMMAND, "plan", str(path), "--plot", str(Path(folder) / "plan.png")]
+            cases[f"hsd plan, {n:,} prompts"] = [*planning, str(path)]
+        cases["the last with --plot"] = [*planning, str(path), "--plot", str(Path(folder) / "plan.png")]
         for arguments in cases.values():  # also reads all files once, so that they are in the memory of the system
             no_torch(arguments)
         spent = {name: [] for name in cases}

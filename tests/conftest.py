@@ -44,6 +44,15 @@ WITH_REPEAT = [*PROMPTS, PROMPTS[0]]
 """Nine, the last a repeat of the first."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_fixtures(tmp_path_factory):
+    """The same for fixtures of modules, which are made before :func:`own_cache`: hsd bench stores speeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("session")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Measured speeds go to a new folder for each test, and so do calibrations: none of the user's is found."""

@@ -173,7 +173,7 @@ def test_models_are_imported_inside_a_function():
     "code",
     [
         "import hsd; hsd.compile(['a red star', 'a blue star', 'a green ring'], 1.0)",
-        "from hsd.cli import app; app(['plan', 'prompts.txt', '--budget', '0.3'], standalone_mode=False)",
+        "from hsd.cli import app; app('plan prompts.txt --model stand-in --budget 0.3'.split(), standalone_mode=False)",
     ],
     ids=["library", "command line"],
 )

@@ -417,7 +417,7 @@ def test_automatic_batch_size(kandinsky):
 def test_command_line(tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "plan.safetensors"
     prompts.write_text("a cat\na dog\n")
-    command = ["plan", str(prompts), "--steps", "4", "--save", str(out)]
+    command = ["plan", str(prompts), "--model", "stand-in", "--steps", "4", "--save", str(out)]
     for more, gamma in (([], None), (["--catch-up", "0.5"], 0.5)):
         result = CliRunner().invoke(cli.app, [*command, *more])
         assert result.exit_code == 0, result.output

@@ -373,14 +373,15 @@ def fake(monkeypatch):
 
 def test_the_command(tmp_path, fake):
     a, b = write(tmp_path / "a", shift=10), write(tmp_path / "b")
-    out = tmp_path / "numbers.json"
     command = ["evaluate", str(a), "--against", str(b), "--batch-size", "2", "--samples", "4", "--seed", "3"]
-    run = RUN.invoke(cli.app, [*command, "--device", "cpu", "--json", str(out), "--cache", str(tmp_path / "cache")])
+    command += ["--device", "cpu", "--cache", str(tmp_path / "cache")]
+    run = RUN.invoke(cli.app, command)
     assert run.exit_code == 0, run.output
     expected = measured(a, against=b, samples=4, seed=3)
     assert run.output == f"{expected}\n"
-    assert json.loads(out.read_text()) == json.loads(json.dumps(expected.numbers()))
-    assert fake == [("demo", {"model": None, "device": "cpu", "python": None})]
+    printed = RUN.invoke(cli.app, [*command, "--json"]).stdout
+    assert json.loads(printed) == json.loads(json.dumps(expected.numbers()))
+    assert fake == 2 * [("demo", {"model": None, "device": "cpu", "python": None})]
     assert len(lines(tmp_path / "cache")) == 10
     assert os.listdir(a) == [p for p in os.listdir(a) if p.endswith((".png", ".jsonl", ".lock"))]
 

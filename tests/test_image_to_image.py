@@ -193,10 +193,10 @@ def test_the_prompts_of_a_model_that_needs_an_image(saved):
     assert json.loads(run.output)["cut"] == []
 
 
-@pytest.mark.parametrize("command", ["plan", "prompts"])
+@pytest.mark.parametrize("command", [["plan", "--model", "stand-in"], ["prompts"]], ids=" ".join)
 def test_settings_without_a_model(command):
-    run = RUN.invoke(cli.app, [command, "demo", "--set", "strength=0.5"])
-    assert str(run.exception) == "--set strength=0.5 is a setting of a model: give --model too"
+    run = RUN.invoke(cli.app, [*command, "demo", "--set", "strength=0.5"])
+    assert str(run.exception) == "--set strength=0.5 is a setting of a model: name one with --model"
 
 
 def test_another_strength_is_all_that_differs(tmp_path):

@@ -22,6 +22,7 @@ from hsd.generation.alive import alive_after
 from hsd.generation.events import Event, Sums, Watcher
 from hsd.generation.live import RunView
 from hsd.generation.rates import Rate, Remaining
+from hsd.planning.span import Span
 from hsd.work import stages as stages_module
 from hsd.work import terminal
 from hsd.work.counting import counted
@@ -319,7 +320,7 @@ def event(plan, fraction, *, evaluations=0, standard=0, denoise=0.0, alive=0):
 def test_a_run_in_a_log(small, time, capsys):
     view = RunView("plain")
     with view:
-        view.began(small, 2, Path("/images"), 90.0)
+        view.began(small, 2, Path("/images"), Span(80.0, 100.0))
         for i in range(100):
             time.now += 1.0
             view.event(event(small, (i + 1) / 100, evaluations=i, standard=20, denoise=time.now - 1000.0))
@@ -329,7 +330,7 @@ def test_a_run_in_a_log(small, time, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     first, *lines = err.splitlines()
-    assert first == f"hsd: 4 images to /images (2 exist already), {small.node_steps:,} evaluations, about 90.0 s"
+    assert first == f"hsd: 4 images to /images (2 exist already), {small.node_steps:,} evaluations, 80.0 to 100.0 s"
     assert len(lines) == 3
     assert lines[1] == (
         "hsd: images 2 of 4, 2.0 a minute, 60% of the evaluations, about 40.0 s left, saved nothing yet, "

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import hsd
 from hsd import cli
+from hsd.planning.span import Span
 from hsd.tuning import speeds
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -28,13 +29,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _: str(tmp_path / "cache"))
     Path("prompts.txt").write_text("a red star\na blue star\na green ring\na white cross\n", encoding="utf-8")
-    speeds.remember(hsd.load("demo"), speeds.Speed(0.5, 0.1), 20)
+    speeds.remember(hsd.load("demo"), {16: Span(0.5, 0.6)}, 0.1)
+    hsd.compile(["a red star", "a blue star"], 0.5).save("plan.safetensors")
     return tmp_path
 
 
 @pytest.mark.parametrize("command", [line for block in blocks("sh") for line in block.splitlines()])
 def test_commands(command):
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     assert words[:2] == ["hsd", "plan"]
     result = CliRunner().invoke(cli.app, words[1:])
     assert result.exit_code == 0, result.output

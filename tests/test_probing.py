@@ -362,12 +362,12 @@ def test_the_measured_schedule_is_that_of_the_weights(model):
 def test_the_summary_judges_the_metric(model):
     ready = calibrated(model)
     good, bad = (hsd.compile(PROMPTS, 1.0, model=ready, steps=4, metric=m) for m in ("calibrated", "cosine"))
-    assert "calibrated distances predict how differently the model begins to draw: correlation 0.90" in str(good)
+    assert "calibrated: correlation 0.90 with how differently the model begins to draw" in str(good)
     assert "WARNING" not in str(good)
-    assert "WARNING: cosine distances" in str(bad)
+    assert "WARNING: cosine: correlation" in str(bad)
     assert "correlation 0.20, below 0.5" in str(bad)
     assert good.cost().numbers()["metric_correlation"] == 0.9
-    assert "predict" not in str(hsd.compile(PROMPTS, 1.0, model=model, steps=4))
+    assert "begins to draw" not in str(hsd.compile(PROMPTS, 1.0, model=model, steps=4))
 
 
 def test_a_plan_is_reused_with_the_same_calibration_only(model, tmp_path):

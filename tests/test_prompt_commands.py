@@ -115,13 +115,13 @@ def test_columns_reach_the_metadata(tmp_path, monkeypatch):
 def test_plan_says_what_is_taken_literally(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# animals\na (cat:1.2)\na {cat|dog}\n")
-    result = RUN.invoke(cli.app, ["plan", str(path)])
+    result = RUN.invoke(cli.app, ["plan", str(path), "--model", "stand-in"])
     assert result.exit_code == 0
     assert result.stderr.count("some prompts hold what models do not know") == 1
     assert f"comments (#, //) in 1 (first: {path}, line 1)" in result.stderr
     assert "models do not know" not in result.stdout
     path.write_text("a cat\na dog\n")
-    assert RUN.invoke(cli.app, ["plan", str(path)]).stderr == ""
+    assert RUN.invoke(cli.app, ["plan", str(path), "--model", "stand-in"]).stderr == ""
 
 
 def test_unknown_keys_do_not_cost_savings(tmp_path):
@@ -129,7 +129,7 @@ def test_unknown_keys_do_not_cost_savings(tmp_path):
     savings = []
     for more in ({}, {"id": 1}):
         path.write_text(lines(*({"prompt": text, **dict.fromkeys(more, i)} for i, text in enumerate(TEXTS))))
-        result = RUN.invoke(cli.app, ["plan", str(path), "--json"])
+        result = RUN.invoke(cli.app, ["plan", str(path), "--model", "stand-in", "--json"])
         savings.append(json.loads(result.stdout)["savings"])
     assert savings[0] == savings[1] > 0
 

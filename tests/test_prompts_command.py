@@ -177,7 +177,7 @@ def test_a_template_to_images(tmp_path):
 def test_a_table_to_a_plan(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text("caption\tseed\na red star\t3\na blue star\t4\n")
-    run("plan", path, "--column", "prompt=caption", "--save", tmp_path / "plan")
+    run("plan", path, "--model", "stand-in", "--column", "prompt=caption", "--save", tmp_path / "plan")
     plan = hsd.Plan.load(tmp_path / "plan")
     assert (list(plan.prompts), list(plan.seeds)) == (["a red star", "a blue star"], [3, 4])
 

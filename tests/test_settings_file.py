@@ -102,7 +102,9 @@ def files(tmp_path):
 def test_typed_options_win(files, tmp_path, typed, expected):
     prompts, path = files
     saved = tmp_path / "plan.safetensors"
-    run = RUN.invoke(cli.app, ["plan", str(prompts), "--settings", str(path), "--save", str(saved), *typed])
+    run = RUN.invoke(
+        cli.app, ["plan", str(prompts), "--model", "stand-in", "--settings", str(path), "--save", str(saved), *typed]
+    )
     assert run.exit_code == 0, run.output
     request = hsd.Plan.load(saved).request
     assert {key: request[key] for key in expected} == expected
@@ -135,7 +137,7 @@ def test_a_bad_file_is_an_error_before_the_model_is_loaded(files, tmp_path):
 def test_settings_of_another_model_are_said(files):
     prompts, path = files
     hsd.Settings(steps=5, tau=0.7, evidence={"model": "sdxl"}).save(path)
-    command = ["plan", str(prompts), "--settings", str(path)]
+    command = ["plan", str(prompts), "--model", "stand-in", "--settings", str(path)]
     assert "was chosen for sdxl" in RUN.invoke(cli.app, command).output
     hsd.Settings(steps=5, tau=0.7).save(path)
     assert "was chosen for" not in RUN.invoke(cli.app, command).output

@@ -367,8 +367,6 @@ def test_the_command(tmp_path):
         "64",
         "--seed",
         "5",
-        "--json",
-        str(tmp_path / "n.json"),
     ]
     dry = RUN.invoke(cli.app, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output
@@ -381,7 +379,9 @@ def test_the_command(tmp_path):
     assert shown[-4:] == ["--settings", str(out / "hsd-settings.json"), "--out", "images"]
     repeated = {"--set": "prior_steps=2", "--guidance-scale": "3.0", "--negative-prompt": "it's grey", "--seed": "5"}
     assert dict(zip(shown[5:-4:2], shown[6:-4:2], strict=True)) == repeated | {"--height": "64", "--width": "64"}
-    sentence = json.loads((tmp_path / "n.json").read_text())["sentence"]
+    numbers = json.loads(RUN.invoke(cli.app, [*command, "--json"]).stdout)
+    assert numbers["command"] == run.output.splitlines()[-1]
+    sentence = numbers["sentence"]
     assert sentence in run.output
     assert sentence.startswith(("Keep the standard settings (4 steps", "Do not share: take 2 steps"))
     bad = RUN.invoke(cli.app, [*command, "--try-guidance", "half"])

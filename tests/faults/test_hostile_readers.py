@@ -25,6 +25,7 @@ from hsd.generation import living
 from hsd.generation.differences import claim_model
 from hsd.generation.union import PartFiles, entries_of
 from hsd.planning.chosen import SettingsError
+from hsd.planning.span import Span
 from hsd.tuning import speeds
 from hsd.work.files import claim
 from hsd.work.reading import MOST_LEVELS, parse_json, read_file, read_object
@@ -172,14 +173,17 @@ def test_odd_lines_of_stored_scores_are_scored_again(images, tmp_path):
 @pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), True, "3", [1], -1, 0, None], ids=str)
 def test_odd_speeds_are_no_speeds(tmp_path, monkeypatch, value):
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _: str(tmp_path))
-    monkeypatch.setattr(speeds, "key", lambda _: "key")
-    (tmp_path / "speeds.json").write_text(json.dumps({"key": value}))
-    assert speeds.recall(None) is None
+    monkeypatch.setattr(speeds, "key", lambda _, **ways: "key")
+    entry = {"sizes": {"4": [[0.5, 0.5]]}, "image": [], "flat": False}
+    parts = ({"sizes": value}, {"sizes": {"4": [[value, value]]}}, {"image": [-1]})
+    for odd in (value, *({**entry, **part} for part in parts)):
+        (tmp_path / "speeds.json").write_text(json.dumps({"key": odd}))
+        assert speeds.recall(None) is None
     for data in NO_OBJECTS.values():
         (tmp_path / "speeds.json").write_bytes(data)
         assert speeds.recall(None) is None
-    speeds.remember(None, speeds.Speed(0.5, 0.1), 3)
-    assert speeds.recall(None) == speeds.Speed(0.5, 0.1)
+    speeds.remember(None, {4: Span(0.5, 0.6)}, 0.1)
+    assert speeds.recall(None) == speeds.Speeds({4: Span(0.5, 0.6)}, Span(0.1, 0.1))
 
 
 def test_settings_of_a_billion_steps(tmp_path):

@@ -47,7 +47,7 @@ def test_a_command_says_it_in_one_line(command, prompts, tmp_path):
 def test_a_file_that_cannot_be_written_is_one_line(prompts, tmp_path):
     code = "import sys; from hsd.cli import main; main()"
     path = str(tmp_path / "none" / "plan.safetensors")
-    command = [sys.executable, "-c", code, "plan", prompts, "--save", path]
+    command = [sys.executable, "-c", code, "plan", prompts, "--model", "stand-in", "--save", path]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 1
     assert ran.stderr == f"hsd: {path}: No such file or directory\n"

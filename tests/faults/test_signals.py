@@ -93,7 +93,7 @@ COMMANDS = [
 
 STARTING = {
     **{command[0]: (command, "torch", signal.SIGINT) for command in COMMANDS},
-    "plan": (["plan", "p.txt"], "wordllama", signal.SIGINT),
+    "plan": (["plan", "p.txt", "--model", "stand-in"], "wordllama", signal.SIGINT),
     "SIGTERM": (COMMANDS[0], "torch", signal.SIGTERM),
     "SIGHUP": (COMMANDS[0], "torch", signal.SIGHUP),
 }

@@ -41,6 +41,7 @@ from ..replay.graphs import can_capture
 from ..replay.lengths import kinds_of
 from ..replay.lowering import program_of
 from ..sampler import SamplerTable
+from ..tuning import speeds
 from ..tuning.batching import Choice, choose, free_memory, slot_bytes
 from ..tuning.curve import MOST, Curve, measure
 from ..tuning.inputs import Inputs
@@ -169,6 +170,7 @@ class _Bench:
             self.say(f"the denoiser by itself: {base.name}")
             curve = self._measure(base, leaves, most=min(MOST, len(plan)), seconds=self.share["curve"])
             curves[base.name] = curve
+            speeds.remember_curve(self.adapter, curve, **self._ways(base))
             choices[base] = choose(
                 plan,
                 curve,
@@ -208,7 +210,14 @@ class _Bench:
         """Seconds per call of ``batch_size`` lanes."""
         self.say(f"the denoiser by itself, {batch_size} lanes: {setting.name}")
         with applied(self.adapter, setting):
-            return self._curve_at(setting, leaves, batch_size).seconds(batch_size)
+            curve = self._curve_at(setting, leaves, batch_size)
+        speeds.remember_curve(self.adapter, curve, **self._ways(setting))
+        return curve.seconds(batch_size)
+
+    def _ways(self, setting: Setting) -> dict[str, bool]:
+        """The options of a run with this setting; a model that cannot be captured runs without graphs by default."""
+        graphs = setting.cuda_graphs or not can_capture(self.adapter)
+        return {"compile": setting.compile, "channels_last": setting.channels_last, "cuda_graphs": graphs}
 
     def _curve_at(self, setting: Setting, leaves: np.ndarray, batch_size: int) -> Curve:
         """One point; the layout and the changes of the setting are those that the networks have now."""
@@ -289,8 +298,12 @@ class _Bench:
             any(rows == program.max_rows for rows, _ in zip(program.rows_per_call, executor().run(), strict=False))
         machine, first, node_steps, finished = executor(), 0.0, 0, 0
         synchronize(self.device)
-        start = time.perf_counter()
+        parts, filled = speeds.Parts(), iter(program.rows_per_call)
+        start = before = time.perf_counter()
         for lanes, done in machine.run():
+            rows, now = int(next(filled)), time.perf_counter()
+            parts.add(now - before, rows * alone.batch_size / program.max_rows, rows == program.max_rows)
+            before = now
             if done and not finished:
                 synchronize(self.device)
                 first = time.perf_counter() - start
@@ -299,6 +312,8 @@ class _Bench:
         machine.wait()
         seconds = time.perf_counter() - start
         assert (node_steps, finished) == (part.node_steps, len(part))
+        found = {} if (span := parts.span()) is None else {program.batch_size: span}
+        speeds.remember(self.adapter, found, self.encode_seconds + self.decode_seconds, **self._ways(setting))
         by_denoiser = program.n_rows * alone.batch_size / program.max_rows * alone.seconds_per_lane[setting.name]
         base = Setting(cuda_graphs=setting.cuda_graphs)
         return Executed(

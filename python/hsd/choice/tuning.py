@@ -19,7 +19,7 @@ from ..evaluation.stats import mean_cosine
 from ..models import load
 from ..names import check_count, steps_of
 from ..planning.prompts import check_prompts
-from ..planning.summary import duration
+from ..planning.span import Span
 from ..tuning.speeds import recall
 from ..work.counting import counted
 from ..work.paths import user_path
@@ -44,11 +44,11 @@ class Estimate:
     images: int
     rows: int
     """Of the denoiser."""
-    seconds: float | None
+    seconds: Span | None
     """Of denoising; None if the speed of the model is not known yet."""
 
     def __str__(self) -> str:
-        time = "" if self.seconds is None else f", about {duration(self.seconds)} of denoising"
+        time = "" if self.seconds is None else f", {self.seconds} of denoising"
         return (
             f"{self.settings} settings on {self.prompts} prompts: about {self.images:,} images to generate, "
             f"{self.rows:,} rows of the network{time}"
@@ -225,8 +225,9 @@ class Tuning:
                 rows += share * sum(found)
             left = -(-left // 2)
         adapter = self.trials.model
-        speed = recall(adapter)
-        seconds = None if speed is None else speed.node_step * rows / (2 if adapter.guided else 1)
+        known = recall(adapter)
+        speed = None if known is None else known.at(self.trials.batch_size)
+        seconds = None if speed is None else speed * (rows / (2 if adapter.guided else 1))
         members = self.members(self.rungs[-1])
         return Estimate(len(self.settings), len(members), round(images), round(rows), seconds)
 

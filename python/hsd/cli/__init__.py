@@ -7,11 +7,13 @@ that ``hsd plan`` and ``hsd --help`` start without it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .._core import __version__
 from ..errors import Error
@@ -24,10 +26,26 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="hsd",
     help="Generate large sets of images from text prompts. Steps that similar prompts share run once.",
+    epilog="hsd COMMAND -h explains a command. After hsd --install-completion, the Tab key completes names.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+class _Command(TyperCommand):
+    """A command that explains ``--json FILE``, which is not the way to a file."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        for option, value in itertools.pairwise(args):
+            if option == "--json" and value.endswith(".json") and not os.path.exists(value):
+                raise typer.BadParameter(
+                    f"--json takes no file: it prints to standard output. Write --json > {value}", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
 for command, resumable in (
     (generate.generate, True),
     (plan.plan, False),
@@ -40,7 +58,7 @@ for command, resumable in (
     (reproduce.reproduce, True),
     (report.report, True),
 ):
-    app.command()(stoppable(command, resumable=resumable))
+    app.command(cls=_Command)(stoppable(command, resumable=resumable))
 
 
 def _version(value: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from ..names import Quantization
 from . import options as opt
-from .console import quiet, say, write_numbers
+from .console import print_result, quiet, say
 
 
 @opt.takes_prompts(default="demo")
@@ -42,7 +42,7 @@ def bench(
             "-dynamic: multiplied so too. A network is timed only if its output stays within 5 %.",
         ),
     ] = None,
-    json_file: opt.JsonFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Measure a model on this machine: the denoiser by itself, the executor, and images compared with diffusers.
 
@@ -70,5 +70,5 @@ def bench(
         quantize=quantize or (),
         say=say,
     )
-    write_numbers(json_file, report.numbers())
-    typer.echo(str(report))
+    say("these speeds are kept: hsd plan and hsd generate estimate times by them")
+    print_result(str(report), report.numbers())

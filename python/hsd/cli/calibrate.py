@@ -10,7 +10,7 @@ import typer
 from ..calibration.store import keep
 from ..work.stages import Stages
 from . import options as opt
-from .console import quiet
+from .console import print_result, quiet
 
 _PromptsOption = Annotated[
     str | None,
@@ -33,6 +33,7 @@ def calibrate(
     seed: opt.Seed = 0,
     settings: opt.Settings = None,
     device: opt.Device = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Measure how a model tells prompts apart, so that prompts share steps where the model draws them alike.
 
@@ -50,9 +51,11 @@ def calibrate(
     else:
         calibration.save(out)
         path = out
-    typer.echo(
+    names = ("model", "correlation", "cosine_correlation", "prompts", "rank", "tau")
+    print_result(
         f"{calibration.model}: on prompts that it was not fitted to, distances after the map predict the model's own "
         f"with a correlation of {calibration.correlation:.2f}; cosine distances do with "
-        f"{calibration.cosine_correlation:.2f}."
+        f"{calibration.cosine_correlation:.2f}.\n"
+        f"{calibration.prompts} prompts, rank {calibration.rank}, default tau {calibration.tau:.3g}: {path}",
+        {**{name: getattr(calibration, name) for name in names}, "file": str(path)},
     )
-    typer.echo(f"{calibration.prompts} prompts, rank {calibration.rank}, default tau {calibration.tau:.3g}: {path}")

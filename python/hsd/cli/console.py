@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from ..errors import Notice
-from ..work.files import write_json
-from ..work.paths import user_path
 from ..work.quiet import quiet as quiet_libraries
 from ..work.terminal import VARIABLE, Mode, mode_of
 from .signals import exit_code
@@ -43,7 +41,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 """Type and default of the options that every command has."""
 
-_quiet = False
+_quiet = _json = False
 _until_the_end = contextlib.ExitStack()
 
 
@@ -73,7 +71,8 @@ def stoppable(command: Callable[..., T], *, resumable: bool) -> Callable[..., T]
     @wraps(command)
     def run(*args: Any, progress: Mode | None, quiet: bool, verbose: bool, **kwargs: Any) -> T:
         try:
-            with _printing("none" if quiet else progress, quiet), notices(), _logged(quiet, verbose):
+            as_json = bool(kwargs.get("as_json"))
+            with _printing("none" if quiet else progress, quiet, as_json), notices(), _logged(quiet, verbose):
                 return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP
@@ -92,17 +91,17 @@ def stoppable(command: Callable[..., T], *, resumable: bool) -> Callable[..., T]
 
 
 @contextlib.contextmanager
-def _printing(mode: Mode | None, quiet: bool) -> Iterator[None]:
+def _printing(mode: Mode | None, quiet: bool, as_json: bool) -> Iterator[None]:
     """How this command prints. The mode is in the environment: what shows progress finds it there."""
-    global _quiet, _until_the_end
-    before, _quiet = os.environ.get(VARIABLE), quiet
+    global _quiet, _json, _until_the_end
+    before, _quiet, _json = os.environ.get(VARIABLE), quiet, as_json
     if mode is not None:
         os.environ[VARIABLE] = mode
     try:
         with contextlib.ExitStack() as _until_the_end:
             yield
     finally:
-        _quiet = False
+        _quiet = _json = False
         if before is None:
             os.environ.pop(VARIABLE, None)
         else:
@@ -132,10 +131,15 @@ def _logged(quiet: bool, verbose: bool) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
-    """Write the file of ``--json``, if one is given."""
-    if path is not None:
-        write_json(user_path(path), numbers)
+def print_result(text: str | None, numbers: dict[str, Any] | None = None) -> None:
+    """What a command is for, on standard output: its text, or with ``--json`` its numbers as one JSON object.
+
+    Without ``numbers`` it is a text beside the result, which goes to standard error with ``--json``.
+    """
+    if _json and numbers is not None:
+        typer.echo(json.dumps(numbers, ensure_ascii=False))
+    elif text is not None:
+        typer.echo(text, err=_json)
 
 
 @contextlib.contextmanager

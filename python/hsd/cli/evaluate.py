@@ -9,7 +9,7 @@ import typer
 
 from ..names import ScorerName
 from . import options as opt
-from .console import quiet, write_numbers
+from .console import print_result, quiet
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for the score files.", show_default="the folder of images")
     ] = None,
-    json_file: opt.JsonFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Measure images: how well they match their prompts, how diverse they are, how often they win against another run.
 
@@ -55,5 +55,4 @@ def evaluate(
         cache=cache,
         progress=True,
     )
-    write_numbers(json_file, result.numbers())
-    typer.echo(str(result))
+    print_result(str(result), result.numbers())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,94 +18,22 @@ from ..work.objects import Objects
 from ..work.urls import is_url
 from . import many
 from . import options as opt
-from .console import quiet, say, tell
+from .console import print_result, quiet, say, tell
 from .job import Job
 from .options import is_typed
-from .recipe import NothingToDo, Recipe, Shard, check_added, check_planned, of_folder
+from .recipe import NothingToDo, Shard
+from .wanted import Wanted, takes_wanted
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
 
 
 @opt.takes_prompts()
+@takes_wanted()
 def generate(
     ctx: typer.Context,
     source: opt.Source,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder for the images, or a URL such as s3://bucket/images; an interrupted run continues here, and a "
-            "longer list of prompts too.",
-            show_default=False,
-        ),
-    ] = None,
-    extend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Instead of --out: add PROMPTS to this folder, by its plan. What it has already is not made again.",
-            show_default=False,
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHAT",
-            help="Make these images only: prompts by number (3,10-20), or a cluster that --preview names "
-            "(cluster:17@9). Can be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    more: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Make N variations of each image, or of those of --only: they share its first steps. Without PROMPTS, "
-            "of the images of the folder.",
-            show_default=False,
-        ),
-    ] = None,
-    depth: Annotated[
-        float,
-        typer.Option(help="With --more: the part of its steps that a variation shares, above 0 and below 1."),
-    ] = 0.7,
-    preview: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Make one image of each of at most N clusters, that of the prompt in the middle, and name the "
-            "clusters. The images are those of the whole set.",
-            show_default=False,
-        ),
-    ] = None,
-    model: opt.ModelOption = "demo",
-    tau: opt.Tau = None,
-    budget: opt.Budget = None,
-    images_per_hour: opt.ImagesPerHour = None,
-    gpu_hours: opt.GpuHours = None,
-    steps: opt.Steps = 40,
-    batch_size: opt.BatchOrAuto = "16",
-    seed: opt.Seed = 0,
-    images_per_prompt: opt.Images = 1,
-    linkage: opt.LinkageOption = "ward",
-    metric: opt.MetricOption = "auto",
-    schedule: opt.ScheduleOption = "linear",
-    noise: opt.NoiseOption = "independent",
-    catch_up: opt.CatchUp = None,
-    order: opt.OrderOption = "depth",
-    max_slots: opt.MaxSlots = None,
-    guidance_scale: opt.Guidance = None,
-    guidance_interval: opt.GuidanceInterval = None,
-    negative_prompt: opt.Negative = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    settings: opt.Settings = None,
-    settings_file: opt.SettingsFile = None,
-    plan_file: opt.PlanFile = None,
-    device: opt.Device = None,
+    wanted: Wanted,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the image files.")] = "png",
     keep_forks: Annotated[
         bool,
@@ -133,20 +60,8 @@ def generate(
             help="When the run ends, write the images as WebDataset shards of 1,000 to this folder, outside of OUT.",
         ),
     ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Run the denoiser through torch.compile, which takes minutes to start.")
-    ] = False,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Store the denoiser's weights in channels-last layout.")
-    ] = False,
-    cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, replay calls as CUDA graphs where possible.")] = True,
-    workers: many.Workers = None,
     ray: many.Ray = None,
-    shard: many.ShardOption = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Also write the record of the run, as in run.json, to this file."),
-    ] = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Generate an image for every prompt, into a folder.
 
@@ -160,73 +75,60 @@ def generate(
     from ..generation.failures import listed
     from ..generation.shards import check_shards, write_shards
 
-    size = opt.parse_batch_size(batch_size)
-    part = Shard.parse(shard)
-    out, kept = _place(out, extend), _trunk_bytes(keep_trunks, preview)
-    by_time = [name for name, value in (("--images-per-hour", images_per_hour), ("--gpu-hours", gpu_hours)) if value]
-    many.check(workers, ray, part, device=device, keep_forks=keep_forks, tar=tar, by_time=by_time)
-    many.check_trunks(workers, ray, part, kept if is_typed(ctx, "keep_trunks") else 0, preview)
-    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
-    own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
-    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
+    size, part, workers = wanted.size(), Shard.parse(wanted.shard), wanted.workers
+    wanted.check(ctx)
+    out, kept = wanted.out or wanted.extend, _trunk_bytes(keep_trunks, wanted.preview)
+    if out is None:
+        raise typer.BadParameter("say where the images go: --out FOLDER", param_hint="--out")
+    if wanted.model == opt.STAND_IN:
+        raise ValueError(f"--model {opt.STAND_IN} is for hsd plan: it compares prompts, and makes no images")
+    by_time = [f"--{name.replace('_', '-')}" for name in ("images_per_hour", "gpu_hours") if getattr(wanted, name)]
+    many.check(workers, ray, part, device=wanted.device, keep_forks=keep_forks, tar=tar, by_time=by_time)
+    many.check_trunks(workers, ray, part, kept if is_typed(ctx, "keep_trunks") else 0, wanted.preview)
     if many.is_many(workers, ray):
         out = many.for_workers(out, ray)
-    if more is None and is_typed(ctx, "depth"):
-        raise ValueError("--depth is for --more, which is not given")
-    if extend is not None:
-        check_added(ctx, "--extend")
-    if plan_file is not None:
-        check_planned(ctx)
-        recipe = Recipe.read(plan_file, out, part)
-    elif more is not None and extend is None and source.prompts is None and not source.template:
-        check_added(ctx, "--more without PROMPTS", ["images_per_prompt"])
-        recipe = Recipe(out, None, {}, of_folder(out), part)
-    else:
-        file = opt.read(source)
-        planned |= {"seeds": file.seeds_from(seed, images_per_prompt), "images_per_prompt": images_per_prompt}
-        recipe = Recipe(out, file, {**planned, "linkage": linkage, "noise": noise}, shard=part)
-    recipe = replace(recipe, adds=extend is not None, only=tuple(only or ()), more=more, depth=depth, preview=preview)
+    recipe, loading = wanted.prepared(ctx, source, out, wanted.model)
     if tar is not None:
         check_shards(out, tar)
     if is_url(out):  # an unusable folder is reported before the model is loaded and prompts are encoded
         Objects(out).check()
-    elif not many.is_afar(ray) and extend is None:
+    elif not many.is_afar(ray) and wanted.extend is None:
         make_folder(out)
-    common = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width}
     job = Job(
         recipe,
-        model,
+        wanted.model,
         out,
-        loading={**common, "guidance_interval": guidance_interval, **of_model},
-        settings=settings,
-        device=device,
+        loading=loading,
+        settings=wanted.settings,
+        device=wanted.device,
         options={
             "batch_size": size,
-            "order": order,
-            "max_slots": max_slots,
-            "compile": compile,
-            "cuda_graphs": cuda_graphs,
-            "channels_last": channels_last,
+            "order": wanted.order,
+            "max_slots": wanted.max_slots,
+            "compile": wanted.compile,
+            "cuda_graphs": wanted.cuda_graphs,
+            "channels_last": wanted.channels_last,
             "image_format": image_format,
         },
     )
     try:
         if many.is_many(workers, ray):
-            run = job.on_workers(workers, ray, json_file)
+            run = job.on_workers(workers, ray)
         else:
-            run = job.here(json_file, keep_forks=keep_forks, keep_trunks=kept)
+            run = job.here(keep_forks=keep_forks, keep_trunks=kept)
     except NothingToDo as nothing:
         say(str(nothing), always=True)
+        print_result(None, {"outcome": "finished", "images": 0, "existing": 0, "failed": 0})
         return
     if size == "auto" and run.images and "measure" in run.seconds:
         say(f"batch size {run.batch_size}, measured in {duration(run.seconds['measure'])}")
-    typer.echo(run.result())
+    print_result(run.result(), run.record)
     if run.nsfw:
         say(f"{run.nsfw:,} images were made black by the model's safety checker: nsfw in {METADATA}", always=True)
-    if preview is not None:
+    if wanted.preview is not None:
         say("to make all images of a cluster: the same command with --only NAME in place of --preview")
     if tar is not None:
-        typer.echo(str(write_shards(out, tar)))
+        print_result(str(write_shards(out, tar)))
     if run.failed:
         tried = run.images + len(run.failed)
         say(
@@ -236,20 +138,11 @@ def generate(
         tell(listed(run.failed), always=True)
         raise typer.Exit(SOME_FAILED)
     if sys.stdout.isatty() and run.images:
-        folder, scorer = shlex.quote(out), "" if model in DEMO_MODELS else " --scorer clipscore"
+        folder, scorer = shlex.quote(out), "" if wanted.model in DEMO_MODELS else " --scorer clipscore"
         say(f"to look at them: hsd report {folder}; to measure them: hsd evaluate {folder}{scorer}")
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def _place(out: str | None, extend: str | None) -> str:
-    """The folder of the images."""
-    if out is not None and extend is not None:
-        raise ValueError("give --out or --extend, not both: --extend adds prompts to a folder, and writes there")
-    if out is None and extend is None:
-        raise typer.BadParameter("say where the images go: --out FOLDER", param_hint="--out")
-    return out if out is not None else str(extend)
 
 
 def _trunk_bytes(text: str, preview: int | None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import options as opt
@@ -43,18 +42,20 @@ class Job:
     device: str | None
     options: dict[str, Any]
 
-    def here(self, json_file: Path | None, *, keep_forks: bool, keep_trunks: int = 0) -> Run:
+    def here(self, *, keep_forks: bool, keep_trunks: int = 0) -> Run:
         """Run it in this process."""
         from ..generation import cost
         from ..generation.run import generate
 
-        with self._view(json_file) as view:
+        with self._view() as view:
             view.stage("load")
             adapter = opt.load(self.model, self.device, self.settings, **self.loading)
             plan = self.recipe(adapter, view.stage)
             if says() and (view.started or self.recipe.plan is not None):  # else an earlier run has printed it
-                size, order, slots = (self.options[name] for name in ("batch_size", "order", "max_slots"))
-                tell(str(cost(plan, adapter, None if size == "auto" else size, order, slots)))
+                names = ("order", "max_slots", "compile", "channels_last", "cuda_graphs")
+                size = self.options["batch_size"]
+                own = {name: self.options[name] for name in names}
+                tell(str(cost(plan, adapter, None if size == "auto" else size, **own)))
             if self.recipe.shard is not None:
                 say(f"part {self.recipe.shard}: {len(plan):,} of {plan.n_prompts:,} images")
             run = generate(
@@ -67,14 +68,13 @@ class Job:
                 failed=_listed_later,
                 **self.options,
             )
-        view.record(run)
         return run
 
-    def on_workers(self, workers: int | None, address: str | None, json_file: Path | None) -> Run:
+    def on_workers(self, workers: int | None, address: str | None) -> Run:
         """Run it on Ray: the first worker that has loaded the model makes the plan."""
         from ..distributed import generate
 
-        with self._view(json_file) as view:
+        with self._view() as view:
             run = generate(
                 self.recipe,
                 self.model,
@@ -87,16 +87,15 @@ class Job:
                 **self.options,
                 **opt.given(self.settings, **self.loading),
             )
-        view.record(run)
         return run
 
     @contextmanager
-    def _view(self, json_file: Path | None) -> Iterator[RecordedView]:
+    def _view(self) -> Iterator[RecordedView]:
         from .recorded import RecordedView
 
         images = self.recipe.images
         if self.recipe.shard is not None:
             self.recipe.shard.check(images)
-        view = RecordedView(json_file, prompts=images)
+        view = RecordedView(prompts=images)
         with view:
             yield view

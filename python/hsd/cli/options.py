@@ -8,21 +8,40 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..names import BatchSize, Linkage, Metric, Noise, Order, ScheduleName
+from ..demo import MODELS as DEMO_MODELS
+from ..names import MODELS, BatchSize, Linkage, Metric, Noise, Order, ScheduleName
 from ..planning.chosen import load_settings
 from ..planning.settings import check_settings
 from ..prompts.files import PromptFile
+from ..prompts.known_settings import KNOWN, perhaps_meant
 from ..work.reading import parse_json
 from .console import quiet, say, shows_progress
 from .sources import Source as Source
 from .sources import read as read
 from .sources import takes_prompts as takes_prompts
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models that begin so, for completion in a shell. Folders and hub ids are not known here."""
+    return [name for name in (*DEMO_MODELS, *MODELS) if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="demo, a short name, a hub id (org/name) or a folder.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="demo, a short name, a hub id (org/name) or a folder.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="demo, a short name, a hub id (org/name) or a folder.")]
+STAND_IN = "stand-in"
+"""In place of a model: the built-in encoder, which needs no torch. For estimates."""
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="demo, a short name, a hub id (org/name) or a folder.", autocompletion=complete_model),
+]
 Tau = Annotated[
     float | None,
     typer.Option(
@@ -136,8 +155,13 @@ ScorerPython = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="Where to run: cuda, cuda:1, cpu...", show_default="cuda if available, else cpu")
 ]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file, as JSON.")
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the result as one JSON object on standard output, in place of text; messages stay on standard "
+        "error. To keep it in a file, write > FILE.",
+    ),
 ]
 
 
@@ -158,6 +182,13 @@ def fit(file: PromptFile, adapter: Any | None) -> PromptFile:
             else "no settings of the model; kept as columns"
         )
         say(f"{', '.join(kept)}: {what} of metadata.jsonl")
+    for name in kept:
+        near = perhaps_meant(name, KNOWN if adapter is None else adapter.setting_names())
+        if near is not None:
+            say(
+                f"WARNING: {name} is kept as a column; if you meant the setting {near}, write --column {near}={name}",
+                always=True,
+            )
     return file
 
 
@@ -211,10 +242,14 @@ def given(settings: list[str] | None, **common: Any) -> dict[str, Any]:
     return {**{name: value for name, value in common.items() if value is not None}, **parse(settings or [])}
 
 
-def check_of_model(settings: list[str] | None, model: str | None) -> None:
-    """``ValueError`` for settings of ``--set`` where ``--model``, which may be left out, is."""
-    if settings and model is None:
-        raise ValueError(f"--set {settings[0]} is a setting of a model: give --model too")
+def check_of_model(settings: list[str] | None, model: str | None, **own: Any) -> None:
+    """``ValueError`` for settings of ``--set``, and ``own`` ones with options of their own, where there is no model."""
+    if model is not None:
+        return
+    names = [f"--set {setting}" for setting in settings or []]
+    names += [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
+    if names:
+        raise ValueError(f"{names[0]} is a setting of a model: name one with --model")
 
 
 def parse(settings: list[str]) -> dict[str, Any]:

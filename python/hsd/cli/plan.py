@@ -2,125 +2,161 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+import numpy as np
 import typer
 
 from ..errors import Error
-from ..planning.compile import compile as compile_plan
+from ..names import ImageFormat
+from ..planning.differences import plan_differences
 from ..planning.plan import Plan
+from ..planning.reuse import has_images, plan_in
+from ..work.paths import user_path
 from ..work.reading import read_array
 from ..work.stages import Stages
+from ..work.urls import is_url
 from . import options as opt
+from .console import print_result, say
 from .run_line import run_line
+from .wanted import Wanted, takes_wanted
+
+_Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="As in hsd generate: demo, a short name, a hub id (org/name) or a folder. Or stand-in: a small offline "
+        "encoder in place of a model, for a quick estimate of what a model shares.",
+        autocompletion=lambda incomplete: [
+            *opt.complete_model(incomplete),
+            *([opt.STAND_IN] if opt.STAND_IN.startswith(incomplete) else []),
+        ],
+    ),
+]
+_Out = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="As in hsd generate; nothing is written there.", show_default=False),
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Also say what so many workers (hsd generate --workers N) would compute again, each for its own part.",
+        show_default=False,
+    ),
+]
+_PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Print what this plan costs, which --save or Plan.save has written; it can also stand in place of "
+        "PROMPTS. Without --model, no model is loaded.",
+        show_default=False,
+    ),
+]
 
 
 @opt.takes_prompts()
+@takes_wanted(model=_Model, out=_Out, workers=_Workers, plan_file=_PlanFile)
 def plan(
     ctx: typer.Context,
     source: opt.Source,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Cluster by this model's embeddings, and estimate its time if a run has measured its speed.",
-            show_default="a small offline text encoder that stands in for a model",
-        ),
-    ] = None,
+    wanted: Wanted,
     embeddings: Annotated[
-        Path | None, typer.Option(help="Cluster by this .npy file instead, an (N, D) array.", show_default=False)
-    ] = None,
-    tau: opt.Tau = None,
-    budget: opt.Budget = None,
-    images_per_hour: opt.ImagesPerHour = None,
-    gpu_hours: opt.GpuHours = None,
-    steps: opt.Steps = 40,
-    batch_size: opt.Batch = 16,
-    seed: opt.Seed = 0,
-    images_per_prompt: opt.Images = 1,
-    linkage: opt.LinkageOption = "ward",
-    metric: opt.MetricOption = "auto",
-    schedule: opt.ScheduleOption = "linear",
-    noise: opt.NoiseOption = "independent",
-    catch_up: opt.CatchUp = None,
-    order: opt.OrderOption = "depth",
-    max_slots: opt.MaxSlots = None,
-    guidance_interval: opt.GuidanceInterval = None,
-    settings: opt.Settings = None,
-    settings_file: opt.SettingsFile = None,
-    device: opt.Device = None,
-    workers: Annotated[
-        int | None,
+        Path | None,
         typer.Option(
-            min=1,
-            metavar="N",
-            help="Also say what so many workers (hsd generate --workers N) would compute again, each for its own part.",
-            show_default=False,
+            metavar="FILE", help="Cluster by this .npy file instead, an (N, D) array, and no model.", show_default=False
         ),
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the plan to this file (safetensors).")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the plan to this file (safetensors).", show_default=False),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Draw savings over tau, clusters by step and the tree into this file: png, svg or pdf, by its ending.",
+            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
-    """Print the cost of a set of prompts, before anything runs."""
+    """Print what hsd generate would cost with the same options, before anything runs."""
     if plot is not None:
         from ..planning.charts import file_for  # here, because few plans are drawn
 
         file_for(plot)  # what is wrong with it is found before the work
-    file = opt.read(source)
-    if model is None and guidance_interval is not None:
-        raise ValueError("--guidance-interval is a setting of a model: give --model too")
-    opt.check_of_model(settings, model)
-    own = {"tau": tau, "budget": budget, "steps": steps, "catch_up": catch_up, "metric": metric, "schedule": schedule}
-    own |= {"images_per_hour": images_per_hour, "gpu_hours": gpu_hours}
-    planned, of_model = opt.with_file(ctx, settings_file, model, **own)
-    of_model = {"guidance_interval": guidance_interval, **of_model}
-    adapter = opt.load(model, device, settings, **of_model) if model is not None else None
-    file = opt.fit(file, adapter)
-    vectors = None
-    if embeddings is not None:
-        try:
-            vectors = read_array(embeddings)
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise Error(f"cannot read {embeddings} as a .npy array: {why}") from None
-    with Stages(total=len(file.prompts)) as stages:
-        result = compile_plan(
-            file,
-            model=adapter,
-            embeddings=vectors,
-            linkage=linkage,
-            seeds=seed,
-            images_per_prompt=images_per_prompt,
-            noise=noise,
-            progress=stages,
-            **planned,
-        )
+    size = wanted.size()
+    wanted.check(ctx)
+    given = opt.is_typed(ctx, "model") or (embeddings is None and wanted.saved(source) is None)
+    model = wanted.model if given and wanted.model != opt.STAND_IN else None
+    opt.check_of_model(wanted.settings, model, **wanted.of_model())
+    more = {} if embeddings is None else {"embeddings": _vectors(embeddings)}
+    out = wanted.out or wanted.extend
+    recipe, loading = wanted.prepared(ctx, source, out, model, **more)
+    adapter = None
+    with Stages(total=recipe.images) as stages:
+        if model is not None:
+            stages("load", 0.0)
+            adapter = opt.load(model, wanted.device, wanted.settings, **loading)
+        result = recipe.predicted(adapter, stages)
     if save is not None:
         result.save(save)
     if plot is not None:
         result.plot(plot)
+    rows, numbers = _in_folder(result, out)
+    if recipe.shard is not None:
+        result = recipe.shard.part(result)
+        rows.append(("part", f"{recipe.shard}: {len(result):,} of {result.n_prompts:,} images"))
     if adapter is None:
-        summary = result.cost([result.program(batch_size, order, max_slots)])
+        calls = [] if size == "auto" else [result.program(size, wanted.order, wanted.max_slots)]
+        summary = result.cost(calls)
     else:
         from ..tuning.passes import cost  # here, because it imports torch
 
-        summary = cost(result, adapter, batch_size, order, max_slots)
-    run, more, numbers = run_line(ctx), [], {}
-    if workers is not None:
-        numbers = on_workers(result, workers)
-        more.append((f"on {workers:,} workers", _told(numbers)))
-    if as_json:
-        typer.echo(json.dumps({**summary.numbers(), **numbers, "command": run}))
-    else:
-        typer.echo(summary.text([*more, ("to run it", run)]))
+        names = ("order", "max_slots", "compile", "channels_last", "cuda_graphs")
+        own = {name: getattr(wanted, name) for name in names}
+        summary = cost(result, adapter, None if size == "auto" else size, **own)
+    if wanted.workers is not None:
+        found = on_workers(result, wanted.workers)
+        rows.append((f"on {wanted.workers:,} workers", _told(found)))
+        numbers |= found
+    run = run_line(ctx)
+    print_result(summary.text([*rows, ("to run it", run)]), {**summary.numbers(), **numbers, "command": run})
+
+
+def _vectors(path: Path) -> Any:
+    """The array of a file."""
+    try:
+        return read_array(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Error(f"cannot read {path} as a .npy array: {why}") from None
+
+
+def _in_folder(plan: Plan, out: str | None) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """What a folder of images changes: how much of the plan is made already, as text and as numbers."""
+    if out is None or is_url(out) or not has_images(out):
+        return [], {}
+    begun, folder = plan_in(out), user_path(out)
+    if begun is not None and begun.fingerprint not in plan.grown_from and (why := plan_differences(begun, plan)):
+        say(
+            f"{out} has images of another plan, so hsd generate would refuse to add these: {'; '.join(why)}",
+            always=True,
+        )
+        return [], {}
+    named = re.compile(rf"(\d{{5,}})\.(?:{'|'.join(get_args(ImageFormat))})")
+    found = [int(match[1]) for name in os.listdir(folder) if (match := named.fullmatch(name))]
+    missing = np.setdiff1d(plan.kept, found)
+    node_steps = plan.prune(missing).node_steps if len(missing) else 0
+    left = f"{len(missing):,} of {len(plan):,} images, {node_steps:,} node-steps; the others are in {out}"
+    return [("to be made", left)], {"missing": len(missing), "missing_node_steps": node_steps}
 
 
 def on_workers(plan: Plan, workers: int) -> dict[str, Any]:

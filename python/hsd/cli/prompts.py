@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from ..prompts.files import PromptFile
 from ..prompts.write import write_prompts
 from ..work.text import shortened
 from . import options as opt
+from .console import print_result
 
 _NAMED = 5
 """Prompts that a line of the report names."""
@@ -23,7 +23,11 @@ def prompts(
     source: opt.Source,
     model: Annotated[
         str | None,
-        typer.Option(help="Also find prompts that this model cuts, and settings that it lacks.", show_default=False),
+        typer.Option(
+            help="Also find prompts that this model cuts, and settings that it lacks.",
+            show_default=False,
+            autocompletion=opt.complete_model,
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="How many prompts to show.")] = 10,
     settings: opt.Settings = None,
@@ -32,7 +36,7 @@ def prompts(
         Path | None,
         typer.Option(metavar="FILE", help="Write the prompts to this file, as JSON lines.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show which prompts would be used: how many, the first ones, what their columns are, repeats, and cut ones."""
     opt.check_of_model(settings, model)
@@ -44,12 +48,9 @@ def prompts(
     if save is not None:
         write_prompts(file, save)
     found = numbers(file, adapter)
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-        return
-    _print_table(file, rows)
-    for line in report(file, found):
-        typer.echo(line)
+    if not as_json:
+        _print_table(file, rows)
+    print_result("\n".join(report(file, found)), found)
 
 
 def numbers(file: PromptFile, adapter: Any | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..prompts.files import PromptFile
 from ..work.progress import StageReport
 from ..work.text import shortened
 from . import options as opt
-from .console import say
+from .console import print_result, say
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,8 +93,10 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
-def of_folder(out: str) -> Plan:
+def of_folder(out: str | None) -> Plan:
     """The plan of a folder in which there are images."""
+    if out is None:
+        raise ValueError("there are no prompts: name a file, PROMPTS, or the folder of the images, with --out FOLDER")
     plan = begun_in(out)
     if plan is None:
         raise Error(f"{out} has no images of which there could be more: make them first, with hsd generate PROMPTS")
@@ -107,7 +109,7 @@ def tell_clusters(plan: Plan, clusters: list[Cluster]) -> None:
     for cluster in clusters:
         image = f"image {cluster.medoid}: {shortened(plan.prompts[cluster.medoid])}"
         prompts = "prompt " if len(cluster.prompts) == 1 else "prompts"
-        typer.echo(f"{cluster.name:<{width}}  {len(cluster.prompts):>7,} {prompts}  {image}")
+        print_result(f"{cluster.name:<{width}}  {len(cluster.prompts):>7,} {prompts}  {image}")
 
 
 def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> None:
@@ -121,11 +123,11 @@ def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> 
             raise ValueError(f"give {option} or {options[name].opts[0]}, not both: the folder's plan says it")
 
 
-def check_planned(ctx: typer.Context) -> None:
-    """Raise ``ValueError`` if something else is given beside ``--plan`` that the plan has decided."""
+def check_planned(ctx: typer.Context, but: str = "") -> None:
+    """Raise ``ValueError`` if something is given beside ``--plan`` that the plan has decided; one option may be."""
     options = {parameter.name: parameter for parameter in ctx.command.params}
     for name in _DECIDED:
-        if opt.is_typed(ctx, name):
+        if name != but and opt.is_typed(ctx, name):
             option = "PROMPTS" if name == "prompts" else options[name].opts[0]
             raise ValueError(f"give --plan or {option}, not both: the plan says it. hsd plan --save writes another one")
     if ctx.params.get("settings_file") is not None:
@@ -139,7 +141,8 @@ class Recipe:
     Parameters
     ----------
     out
-        The folder of the images, whose plan is used again if it was compiled from the same prompts and arguments.
+        The folder of the images, whose plan is used again if it was compiled from the same prompts and arguments; None
+        where there is none yet.
     prompts, arguments
         What to compile, and the arguments of :func:`hsd.compile`.
     plan
@@ -148,7 +151,7 @@ class Recipe:
         The part that is wanted; then all processes agree on one plan.
     """
 
-    out: str
+    out: str | None
     prompts: PromptFile | None
     arguments: dict[str, Any]
     plan: Plan | None = None
@@ -165,13 +168,17 @@ class Recipe:
     """Of how many clusters one image each is wanted."""
 
     @classmethod
-    def read(cls, path: Path, out: str, shard: Shard | None) -> Recipe:
+    def read(cls, path: Path, out: str | None, shard: Shard | None) -> Recipe:
         """For a plan file."""
         try:
             plan = Plan.load(path)
         except OSError as error:
             raise Error(f"cannot read the plan {path}: {error.strerror or error}") from None
         return cls(out, None, {}, plan, shard)
+
+    def wanted(self, adds: bool, only: tuple[str, ...], more: int | None, depth: float, preview: int | None) -> Recipe:
+        """The same, of these images."""
+        return replace(self, adds=adds, only=only, more=more, depth=depth, preview=preview)
 
     @property
     def images(self) -> int:
@@ -181,7 +188,16 @@ class Recipe:
         return len(self.prompts.prompts if self.prompts else ()) * int(self.arguments.get("images_per_prompt", 1))
 
     def __call__(self, adapter: Any, report: StageReport | None = None) -> Plan:
-        """The plan, or its part."""
+        """The plan, or its part, which is written to the folder for those that make the other parts."""
+        plan = self.predicted(adapter, report)
+        if self.shard is None or self.out is None:
+            return plan
+        read = self.plan is not None and not self.plan.is_estimate  # else it was computed here
+        whole = agreed(self.out, plan.whole(), exactly=read)
+        return self.shard.part(whole if len(plan) == plan.n_prompts else whole.prune(plan.kept))
+
+    def predicted(self, adapter: Any | None, report: StageReport | None = None) -> Plan:
+        """The whole plan, of which nothing is written. ``adapter`` is None for the stand-in."""
         plan = self._compiled(adapter, report) if self.plan is None else self._clustered(self.plan, adapter, report)
         if self.only:
             plan = plan.prune(selected(plan, self.only))
@@ -191,19 +207,17 @@ class Recipe:
             clusters = clusters_at(plan, step_with(plan, self.preview))
             tell_clusters(plan, clusters)
             plan = plan.prune([cluster.medoid for cluster in clusters])
-        if self.shard is None:
-            return plan
-        read = self.plan is not None and not self.plan.is_estimate  # else it was computed here
-        whole = agreed(self.out, plan.whole(), exactly=read)
-        return self.shard.part(whole if len(plan) == plan.n_prompts else whole.prune(plan.kept))
+        return plan
 
-    def _compiled(self, adapter: Any, report: StageReport | None) -> Plan:
+    def _compiled(self, adapter: Any | None, report: StageReport | None) -> Plan:
         assert self.prompts is not None
         file = opt.fit(self.prompts, adapter)
-        begun = begun_in(self.out)
+        begun = None if self.out is None else begun_in(self.out)
         if self.adds:
             if begun is None:
                 raise Error(f"{self.out} has no images whose plan could grow: begin it with --out in place of --extend")
+            if adapter is None:
+                raise ValueError("--extend needs the model that made the images: leave out --model stand-in")
             plan = add_missing(begun, file, adapter, self.arguments["images_per_prompt"], report)
         else:
             plan = compile_plan(file, model=adapter, reuse=self.out, extend=begun, progress=report, **self.arguments)
@@ -211,9 +225,9 @@ class Recipe:
             say(line)
         return plan
 
-    def _clustered(self, plan: Plan, adapter: Any, report: StageReport | None) -> Plan:
+    def _clustered(self, plan: Plan, adapter: Any | None, report: StageReport | None) -> Plan:
         """A plan of the stand-in is compiled again, before it is cut."""
-        if not plan.is_estimate:
+        if not plan.is_estimate or adapter is None:
             return plan
         from ..generation.clustering import clustered_by_model, replaced  # here, because it imports torch
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from ..work.stages import Stages
+from . import options as opt
+from .console import print_result
 
 
 def report(
@@ -22,6 +24,7 @@ def report(
     ] = None,
     page_size: Annotated[int, typer.Option(help="Images on one page, at most 500.")] = 500,
     open_page: Annotated[bool, typer.Option("--open", help="Open the first page in the browser.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Write pages that show the images: a gallery, what was shared, the figures of the run, two folders side by side.
 
@@ -31,6 +34,6 @@ def report(
 
     with Stages() as stages:
         page = write(folder, against, out=out, page_size=page_size, progress=stages)
-    typer.echo(str(page))
+    print_result(str(page), {"page": str(page)})
     if open_page:
         webbrowser.open(page.as_uri())

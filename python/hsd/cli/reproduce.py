@@ -11,7 +11,7 @@ from ..names import ExperimentName, ScorerName
 from ..planning.summary import duration
 from ..work.files import make_folder
 from . import options as opt
-from .console import quiet, say
+from .console import print_result, quiet, say
 
 
 def reproduce(
@@ -69,6 +69,7 @@ def reproduce(
     width: opt.Width = None,
     settings: opt.Settings = None,
     device: opt.Device = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Run the paper's experiments and its open questions on a model and sets of prompts: tables and figures.
 
@@ -98,7 +99,14 @@ def reproduce(
         progress=True,
         say=say,
     )
-    for name, reason in study.skipped.items():
-        typer.echo(f"{name} was skipped: {reason}")
+    skipped = [f"{name} was skipped: {reason}\n" for name, reason in study.skipped.items()]
     counted = "1 experiment" if len(study.results) == 1 else f"{len(study.results)} experiments"
-    typer.echo(f"{study.report}: {counted} in {duration(study.seconds)}.")
+    print_result(
+        f"{''.join(skipped)}{study.report}: {counted} in {duration(study.seconds)}.",
+        {
+            "report": str(study.report),
+            "experiments": list(study.results),
+            "skipped": study.skipped,
+            "seconds": study.seconds,
+        },
+    )

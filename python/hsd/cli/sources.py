@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +18,7 @@ from ..prompts.hints import hint_for
 from ..prompts.source import lines, read_text
 from ..prompts.templates import MOST, Templates
 from .console import say
+from .groups import with_group
 
 Prompts = Annotated[
     str | None,
@@ -127,28 +126,12 @@ def takes_prompts(
     defaults = {field.name: field.default for field in fields(Source)} | {"prompts": default}
     kinds = {"prompts": prompts, **{name: kind for name, kind in OPTIONS.items() if name not in without}}
 
-    def changed(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**typed: Any) -> None:
-            given = {name: typed.pop(name) for name in kinds}
-            if given["prompts"] == default and given["template"]:
-                given["prompts"] = None  # a default is not in the way of templates
-            command(source=Source(**given), **typed)
+    def made(given: dict[str, Any]) -> Source:
+        if given["prompts"] == default and given["template"]:
+            given["prompts"] = None  # a default is not in the way of templates
+        return Source(**given)
 
-        own = inspect.signature(command, eval_str=True)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters = []
-        for name, parameter in own.parameters.items():
-            if name == "source":
-                added = kinds.items()
-                parameters += [inspect.Parameter(n, keyword, default=defaults[n], annotation=k) for n, k in added]
-            else:
-                parameters.append(parameter.replace(kind=keyword))
-        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return changed
+    return lambda command: with_group(command, "source", kinds, defaults, made)
 
 
 def read(source: Source) -> PromptFile:

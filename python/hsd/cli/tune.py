@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from ..names import ScorerName
 from . import options as opt
-from .console import quiet, say
+from .console import print_result, quiet, say
 from .run_line import typed_words
 
 _AS_GENERATE = ("seed", "batch_size", "guidance_scale", "negative_prompt", "height", "width", "settings", "device")
@@ -72,7 +73,7 @@ def tune(
     settings: opt.Settings = None,
     device: opt.Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and stop.")] = False,
-    json_file: opt.JsonFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Find the cheapest settings that are not worse than the standard ones on your prompts, by a scorer.
 
@@ -82,7 +83,6 @@ def tune(
     quiet()
     from ..choice import Tuning
     from ..choice.grid import Axes
-    from .console import write_numbers
 
     axes = Axes(
         steps=try_steps or None,
@@ -119,11 +119,11 @@ def tune(
     if dry_run:
         for note in tuning.notes:
             say(note)
-        typer.echo(str(tuning.estimate()))
+        estimate = tuning.estimate()
+        print_result(str(estimate), asdict(estimate))
         return
     choice = tuning.run()
-    write_numbers(json_file, choice.numbers())
-    typer.echo(str(choice))
     chosen = shlex.quote(str(choice.out / "hsd-settings.json"))
     words = [source.typed(), "--model", shlex.quote(model), typed_words(ctx, _AS_GENERATE), "--settings", chosen]
-    typer.echo(f"hsd generate {' '.join(filter(None, words))} --out images")
+    command = f"hsd generate {' '.join(filter(None, words))} --out images"
+    print_result(f"{choice}\n{command}", {**choice.numbers(), "command": command})

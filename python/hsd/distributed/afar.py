@@ -17,6 +17,7 @@ from ..generation.events import Event, Watcher, telling
 from ..generation.failures import FailureReport
 from ..generation.results import Failure, Run
 from ..planning.plan import Plan
+from ..planning.span import Span
 from ..work.faults import described
 from .job import Job
 from .messages import Fault, fault_of, listening, say
@@ -108,7 +109,7 @@ class _Told(Watcher):
     def stage(self, name: str, fraction: float = 0.0) -> None:
         self._relay.tell.remote("stage", name, fraction)
 
-    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: Span | None) -> None:
         self._relay.tell.remote("began", plan, existing, out, expected)
 
     def event(self, event: Event) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from ..planning.plan import Plan
+from ..planning.span import Span
 from ..work.progress import StageReport
 from .results import Failure, Image, Run
 
@@ -67,7 +68,7 @@ class Watcher:
     def stage(self, name: str, fraction: float = 0.0) -> None:
         """A stage before the run, with its finished fraction."""
 
-    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: Span | None) -> None:
         """What will run: the missing part of the plan; ``expected`` are the denoiser's seconds, if a guess is known."""
 
     def event(self, event: Event) -> None:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from ..planning.plan import Plan
+from ..planning.span import Span
 from ..planning.summary import duration
 from ..work.progress import ProgressOption
 from ..work.stages import BarLine, Stage, clock, line_of
@@ -86,14 +87,15 @@ class RunView(Watcher):
         if self.screen.mode == "plain" and self._event is None and self._stage_pace.due(fraction):
             self.screen.line(self._stage.text())
 
-    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: float | None) -> None:
+    def began(self, plan: Plan, existing: int, out: Path | str | None, expected: Span | None) -> None:
         """The run begins: a line in a log says what it will do."""
         self._plan, self._planned, self._total, self._out = plan, plan.savings, len(plan), out
-        self._prompts, self._expected, self._remaining = len(plan.covered()), expected, Remaining(expected)
+        self._prompts, self._expected = len(plan.covered()), None if expected is None else expected.middle
+        self._remaining = Remaining(self._expected)
         self._pace = Pace()
         if self.screen.mode == "plain":
             more = f" ({existing:,} exist already)" if existing else ""
-            time_left = "" if expected is None else f", about {duration(expected)}"
+            time_left = "" if expected is None else f", {expected}"
             where = "" if out is None else f" to {out}"
             self.screen.line(f"hsd: {self._total:,} images{where}{more}, {plan.node_steps:,} evaluations{time_left}")
 

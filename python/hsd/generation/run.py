@@ -23,8 +23,8 @@ from ..planning.encoders import Encoder
 from ..planning.plan import Plan
 from ..planning.rows import alone_from
 from ..planning.schedule import Schedule
-from ..tuning import speeds
-from ..tuning.passes import cost
+from ..planning.span import Span
+from ..tuning.passes import estimated
 from ..work.faults import device_errors
 from ..work.files import make_folder
 from ..work.objects import Objects
@@ -199,6 +199,12 @@ def generate(
     return run
 
 
+def _expected(session: Session, part: Plan) -> Span | None:
+    """Seconds that the denoiser will take, if its speed is known."""
+    size = None if session.options.batch_size == "auto" else session.batch_size
+    return estimated(part, session.adapter, size, **session.ways()).get("seconds")
+
+
 TRUNK_BYTES = 1 << 30
 """What ``keep_trunks=True`` keeps at most."""
 
@@ -313,7 +319,7 @@ def _fill(
     began = time.perf_counter()
     try:
         if part is not None:
-            watcher.began(part, len(done), folder.path, cost(part, session.adapter, None).seconds)
+            watcher.began(part, len(done), folder.path, _expected(session, part))
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
                 if not is_url(folder.path) and (session.options.keep_trunks or (folder.path / TRUNKS).is_dir()):
@@ -337,5 +343,5 @@ def _fill(
         run = end(None)
         close_forks()
     if run.images and run.node_steps == run.plan.node_steps:  # else some were not encoded
-        speeds.remember(session.adapter, session.speed(spent, run.images), run.images)
+        session.remember_speed(spent, run.images)
     return run

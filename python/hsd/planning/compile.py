@@ -93,7 +93,7 @@ def compile(
     images_per_hour, gpu_hours
         Instead of ``tau``, with ``model``: how fast the images are to be made on this machine, or the time that they
         may take on one device of its kind. The smallest tau that reaches it is used; 0, with a notice, if no sharing is
-        needed. The speed is that of an earlier run of the model, or is measured now, for some seconds: the denoiser,
+        needed. The speed is the slowest that was measured of it, or is measured now, for some seconds: the denoiser,
         and for each image encoding, decoding and writing; not loading the model. So it is an estimate.
     model
         A loaded model, a diffusers pipeline or a name for :func:`hsd.load`: prompts are clustered by its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from .plan_file import read, write
 from .prompts import make_seeds, next_seed
 from .rows import data_frame, shared_with
 from .settings import canonical
+from .span import Span
 from .summary import Calls, Summary
 from .vary import check_depth, fork_step, varied
 from .vectors import Vectors, as_vectors
@@ -550,10 +551,10 @@ class Plan:
     def cost(
         self,
         programs: Sequence[Program] = (),
-        seconds_per_node_step: float | None = None,
+        seconds_per_node_step: float | Span | None = None,
         rows: tuple[int, int] | None = None,
         catch_up: float | None = None,
-        seconds_per_image: float | None = None,
+        seconds_per_image: float | Span | None = None,
     ) -> Summary:
         """What the plan costs: node-steps and savings, and the calls, slots and time of a run.
 
@@ -562,7 +563,8 @@ class Plan:
         programs
             What will run: one program, or one for each pass, all of one batch size. None: calls and slots are left out.
         seconds_per_node_step
-            The measured speed of the model with guidance at every step. None: time is left out.
+            The measured speed of the model with guidance at every step; a :class:`Span` where it varies. None: time is
+            left out.
         rows
             Rows of the network: of the plan, and of the same images without sharing and with guidance at every step.
             None: not known, as without a model.
@@ -583,7 +585,7 @@ class Plan:
                 occupancy=sum(program.n_rows for program in programs) / places,
                 slots=max(program.n_slots for program in programs),
             )
-        return Summary(
+        summary = Summary(
             prompts=self.n_prompts,
             kept=len(self.kept),
             steps=self.n_steps,
@@ -602,10 +604,15 @@ class Plan:
             standard_rows=None if rows is None else rows[1],
             catch_up=catch_up if self.catch_up is None else self.catch_up,
             run=calls,
-            seconds_per_node_step=seconds_per_node_step,
-            seconds_per_image=seconds_per_image,
             goal=goal_of(self.request),
         )
+        if seconds_per_image is not None:
+            summary = replace(summary, other_seconds=_span(seconds_per_image) * len(self.kept))
+        if seconds_per_node_step is None:
+            return summary
+        speed = _span(seconds_per_node_step)
+        ours, standard = speed * summary.guided_node_steps, speed * self.standard_node_steps
+        return replace(summary, seconds=ours, standard_seconds=standard)
 
     def summary(
         self,
@@ -718,6 +725,10 @@ class Plan:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def _span(value: float | Span) -> Span:
+    return value if isinstance(value, Span) else Span(value, value)
 
 
 def check_is_plan(value: Any) -> None:

@@ -67,13 +67,16 @@ def plan_in(given: str | os.PathLike[str] | Plan) -> Plan | None:
     return whole.with_vectors(read_vectors(folder / VECTORS_FILE, whole.fingerprint, whole.n_prompts))
 
 
+def has_images(out: str | os.PathLike[str]) -> bool:
+    """Whether images were made in a folder."""
+    if is_url(out):
+        return Objects(os.fspath(out)).has(METADATA)
+    return any((user_path(out) / name).exists() for name in (METADATA, PARTS))
+
+
 def begun_in(out: str | os.PathLike[str]) -> Plan | None:
     """The plan of a folder in which there are images; None before there are any, when another plan may have it."""
-    if is_url(out):
-        has_images = Objects(os.fspath(out)).has(METADATA)
-    else:
-        has_images = any((user_path(out) / name).exists() for name in (METADATA, PARTS))
-    return plan_in(out) if has_images else None
+    return plan_in(out) if has_images(out) else None
 
 
 def same_arguments(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .goal import Goal
+from .span import Span, per_hour
+from .span import duration as duration
 
 LEAST_CORRELATION = 0.5
 """A metric that predicts the model's own distances worse than this is warned about."""
 
-STANDS_IN = "the built-in encoder stands in for the model's own embeddings, by which a run compares the prompts"
+STANDS_IN = "the built-in encoder stands in for the model's own embeddings"
 """Said of a plan that was compiled with neither a model nor embeddings."""
 
 FEW_STEPS = 8
@@ -71,10 +73,14 @@ class Summary:
     """gamma of catch-up conditioning. None: the default of the model, which is not known here."""
     run: Calls | None = None
     """None: the batch size is not known yet."""
-    seconds_per_node_step: float | None = None
-    """With guidance at every step. None: the speed of the model is not known."""
-    seconds_per_image: float | None = None
-    """For encoding, decoding and writing. None: not known."""
+    seconds: Span | None = None
+    """Estimated denoising time of the plan, by its rows. None: the speed of the model is not known."""
+    standard_seconds: Span | None = None
+    """Estimated denoising time of the same images without sharing."""
+    other_seconds: Span | None = None
+    """Estimated time of encoding, decoding and writing the kept images, which sharing does not change."""
+    no_time: str = ""
+    """Why no time is estimated for a model, and how to get one."""
     goal: Goal | None = None
     """What tau was solved for; None if it was given."""
 
@@ -82,21 +88,6 @@ class Summary:
     def savings(self) -> float:
         """1 - node_steps / standard_node_steps."""
         return 1.0 - self.node_steps / self.standard_node_steps
-
-    @property
-    def seconds(self) -> float | None:
-        """Estimated denoising time of the plan, by its rows."""
-        return None if self.seconds_per_node_step is None else self.seconds_per_node_step * self.guided_node_steps
-
-    @property
-    def standard_seconds(self) -> float | None:
-        """Estimated denoising time of the same images without sharing."""
-        return None if self.seconds_per_node_step is None else self.seconds_per_node_step * self.standard_node_steps
-
-    @property
-    def other_seconds(self) -> float | None:
-        """Estimated time of encoding, decoding and writing the kept images, which sharing does not change."""
-        return None if self.seconds_per_image is None else self.seconds_per_image * self.kept
 
     @property
     def guided_node_steps(self) -> float:
@@ -144,10 +135,16 @@ class Summary:
                 "occupancy": self.run.occupancy,
                 "slots": self.run.slots,
             }
-        seconds, standard, other = self.seconds, self.standard_seconds, self.other_seconds
-        numbers |= {"seconds": seconds, "standard_seconds": standard, "other_seconds": other}
-        if seconds is not None and standard is not None and other is not None:
-            numbers |= {"run_seconds": seconds + other, "standard_run_seconds": standard + other}
+        times = {
+            "seconds": self.seconds,
+            "standard_seconds": self.standard_seconds,
+            "other_seconds": self.other_seconds,
+        }
+        if self.seconds is not None and self.standard_seconds is not None and self.other_seconds is not None:
+            times["run_seconds"] = self.seconds + self.other_seconds
+            times["standard_run_seconds"] = self.standard_seconds + self.other_seconds
+        numbers |= {name: None if time is None else time.ends() for name, time in times.items()}
+        numbers["no_time"] = self.no_time or None
         return numbers
 
     def rows_of_text(self) -> list[tuple[str, str]]:
@@ -161,7 +158,7 @@ class Summary:
             ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
         ]
         if self.estimate:
-            lines += [("", STANDS_IN), ("", _how_far(self.goal))]
+            lines += [("estimate", STANDS_IN), ("", _how_far(self.goal))]
         if self.goal is not None:
             reached = "reached without sharing" if self.tau == 0 else "reached by the smallest tau that does"
             lines.append(("goal", f"{self.goal}, {reached}"))
@@ -195,16 +192,14 @@ class Summary:
         """Estimated times, as far as the speed is known; without loading the model."""
         ours, standard, other = self.seconds, self.standard_seconds, self.other_seconds
         if ours is None or standard is None:
-            return []
-        lines = [("denoising time", f"about {duration(ours)} instead of {duration(standard)}")]
+            return [("time", f"not known: {self.no_time}")] if self.no_time else []
+        lines = [("denoising time", f"{ours} instead of {standard}")]
         if other is not None:
+            whole = f"{ours + other} instead of {standard + other} once the model is loaded"
             lines += [
-                ("other time", f"about {duration(other)} for encoding, decoding and writing"),
-                (
-                    "whole run",
-                    f"about {duration(ours + other)} instead of {duration(standard + other)} once the model is loaded: "
-                    f"{per_hour(self.kept, ours + other)}",
-                ),
+                ("other time", f"{other} for encoding, decoding and writing"),
+                ("whole run", whole),
+                ("", per_hour(self.kept, ours + other)),
             ]
         return lines
 
@@ -222,17 +217,17 @@ def _how_far(goal: Goal | None) -> str:
     """How much the stand-in's numbers may differ from a model's."""
     if goal is not None:
         return "so tau, and who shares with whom, are an estimate"
-    return "so an estimate: by the bundled model's, five prompt sets saved 13 to 34 points more or less"
+    return "by the bundled model's, five prompt sets saved 13 to 34 points more or less"
 
 
 def _judged(metric: str, correlation: float, linkage: str) -> str:
     """How well a metric predicts what the model does, and a warning where that is too little."""
-    text = f"{metric} distances predict how differently the model begins to draw: correlation {correlation:.2f}"
+    text, drawn = f"{metric}: correlation {correlation:.2f}", "with how differently the model begins to draw"
     if correlation >= LEAST_CORRELATION:
-        return text
+        return f"{text} {drawn}"
     better = "--metric direct" if metric == "calibrated" else "--metric calibrated or direct"
     ward = " with --linkage ward" if linkage == "centroid" else ""  # centroid has no form for other metrics
-    return f"WARNING: {text}, below {LEAST_CORRELATION}; {better}{ward} would share better"
+    return f"WARNING: {text}, below {LEAST_CORRELATION}, {drawn}; {better}{ward} would share better"
 
 
 def sparkline(counts: Sequence[int]) -> str:
@@ -246,20 +241,3 @@ def step_table(counts: Sequence[int], columns: int = 8) -> str:
     last = len(counts) - 1
     picks = sorted({round(i * last / (columns - 1)) for i in range(columns)})
     return "  ".join(f"{k}:{counts[k]:,}" for k in picks)
-
-
-def per_hour(images: int, seconds: float) -> str:
-    """How many images an hour that is."""
-    rate = images / max(seconds, 1e-9) * 3600.0
-    return f"{rate:,.0f} images per hour" if rate >= 10 else f"{rate:.2g} images per hour"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit that is easy to read."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"

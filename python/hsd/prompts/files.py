@@ -16,7 +16,7 @@ from .data_sets import HUB, data_set_entries
 from .entries import Entry
 from .headings import Columns
 from .json_entries import json_entries, looks_like_json
-from .known_settings import KNOWN, checked_settings, meant
+from .known_settings import KNOWN, checked_settings, meant, no_setting
 from .source import TAKEN, lines, read_text, source_name
 from .tables import looks_like_table, table_entries
 
@@ -76,7 +76,7 @@ class PromptFile:
             advice = None if name in names else meant(name, names)
             if advice is not None:
                 at = next(i for i, value in enumerate(values) if value is not None)
-                raise PromptError(f"{self.places[at]} has {name!r}, which is no setting: {advice}")
+                raise PromptError(f"{self.places[at]} has {no_setting(name, advice)}")
         moved = {name: values for name, values in own.items() if name in names}
         if not moved:
             return self
@@ -151,7 +151,7 @@ def _file(entries: list[Entry]) -> PromptFile:
             if key not in columns:
                 advice = meant(key)
                 if advice is not None:
-                    raise PromptError(f"{entry.where} has {key!r}, which is no setting: {advice}")
+                    raise PromptError(f"{entry.where} has {no_setting(key, advice)}")
                 if len(columns) == _MOST_COLUMNS:
                     raise PromptError(f"{entry.where}: the file has more than {_MOST_COLUMNS:,} different keys")
                 columns[key] = [None] * len(entries)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import PromptError
-from .known_settings import KNOWN, meant
+from .known_settings import KNOWN, meant, no_setting
 
 _OWN = ("prompt", "seed")
 _USUAL = ("caption", "text", "description", "sentence", "input")
@@ -112,13 +112,7 @@ class Columns:
             return self._not_given(name)
         advice = meant(heading)
         if advice is not None:
-            name = "with that name, or with one"
-            if not advice.endswith("?"):  # it proposes no name
-                advice, name = f"{advice}.", "with a name"
-            raise PromptError(
-                f"{where} has the column {heading!r}, which is no setting: {advice} Write --column NAME={heading} "
-                f"{name} of your own to keep it beside the images"
-            )
+            raise PromptError(f"{where} has the column {no_setting(heading, advice)}")
         return self._not_given(heading)
 
     def _not_given(self, name: str) -> str:

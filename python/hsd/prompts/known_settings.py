@@ -146,6 +146,21 @@ def meant(name: str, names: Collection[str] = KNOWN) -> str | None:
     return f"did you mean {difflib.get_close_matches(plain, near, 1, 0.0)[0]!r}?" if near else None
 
 
+def no_setting(key: str, advice: str) -> str:
+    """The end of an error about a key that was surely meant as a setting: what to do, whichever was meant."""
+    name = "with that name, or with one"
+    if not advice.endswith("?"):  # it proposes no name
+        advice, name = f"{advice}.", "with a name"
+    way_out = f"Write --column NAME={key} {name} of your own to keep it beside the images"
+    return f"{key!r}, which is no setting: {advice} {way_out}"
+
+
+def perhaps_meant(name: str, names: Collection[str] = KNOWN) -> str | None:
+    """The setting that a kept column may have been meant as: for a warning, since columns may have any name."""
+    near = difflib.get_close_matches(name.strip().lower(), [one for one in names if len(one) > 5], 1, 0.75)
+    return near[0] if near else None
+
+
 def _is_typo(name: str, known: str) -> bool:
     """One wrong letter, or two in a long name; the first letter is rarely wrong, and short names are other names."""
     if len(known) < 4 or name[:1] != known[:1] or abs(len(name) - len(known)) > 2:

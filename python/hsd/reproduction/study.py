@@ -246,8 +246,9 @@ def _generate_all(
             needed.update(dict.fromkeys(for_experiment))
     costs = [lab.missing(prompt_set, variant) for prompt_set, variant in needed]
     images, node_steps = sum(n for n, _ in costs), sum(c for _, c in costs)
-    speed = recall(lab.model)
-    estimate = "" if speed is None or not images else f", about {duration(speed.node_step * node_steps)} of denoising"
+    known = recall(lab.model)
+    speed = None if known is None else known.at(lab.batch_size)
+    estimate = "" if speed is None or not images else f", {speed * node_steps} of denoising"
     say(f"{images:,} images to generate, {node_steps:,} evaluations of the denoiser{estimate}")
     with counted(node_steps, "node-steps", "denoise", progress) as advance:
         lab.watcher = _Counting(advance)

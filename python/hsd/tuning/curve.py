@@ -58,9 +58,21 @@ class Curve:
     run."""
     ended: str = ""
     """Why no more lanes were measured."""
+    spread: tuple[tuple[float, float], ...] | None = None
+    """Seconds per call of the fastest and of the slowest block of calls, by lanes; None if they were not kept."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether more lanes were found to gain nothing."""
+        return self.ended == _FLAT
+
+    def ends(self) -> tuple[tuple[float, float], ...]:
+        """Seconds per call, the smallest and the largest that were measured, by lanes."""
+        return self.spread or tuple((seconds, seconds) for seconds in self.seconds_per_call)
 
     def __post_init__(self) -> None:
-        sizes = [len(part) for part in (self.lanes, self.seconds_per_call, self.bytes_per_call) if part is not None]
+        parts = (self.lanes, self.seconds_per_call, self.bytes_per_call, self.spread)
+        sizes = [len(part) for part in parts if part is not None]
         if not self.lanes or len(set(sizes)) > 1:
             raise ValueError(
                 f"a curve of {sizes} lane counts, seconds and bytes: it needs the same number of each, 1 or more"
@@ -243,23 +255,25 @@ def measure(
     del probe, graphs
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the next work needs other sizes
-    lanes, times, grown = zip(*points, strict=True)
-    return Curve(lanes, times, None if memory is None else grown, ended)
+    lanes, times, grown, spread = zip(*points, strict=True)
+    return Curve(lanes, times, None if memory is None else grown, ended, spread)
 
 
-_Point = tuple[int, float, int]
-"""Lanes, seconds per call, bytes per call."""
+_Point = tuple[int, float, int, tuple[float, float]]
+"""Lanes, seconds per call, bytes per call, seconds per call of the fastest and of the slowest block."""
+
+_FLAT = "the time per lane no longer falls"
 
 
 def _enough(points: list[_Point], left: float, warm_up: int, memory: Memory | None) -> str:
     """The reason not to measure twice the lanes of the last point, or an empty string."""
     best, idle = math.inf, 0
-    for lanes, seconds, _ in points:
+    for lanes, seconds, *_ in points:
         falls = seconds / lanes < best * (1 - _LEAST_GAIN)
         best, idle = (seconds / lanes, 0) if falls else (best, idle + 1)
     if idle > 1:
-        return "the time per lane no longer falls"
-    lanes, seconds, grown = points[-1]
+        return _FLAT
+    lanes, seconds, grown, _ = points[-1]
     if memory is not None:
         # Memory that grows with the lanes continues to grow; the rest, such as workspaces, is allocated already.
         predicted = 2 * grown if len(points) == 1 else 3 * grown - 2 * points[-2][2]
@@ -332,7 +346,8 @@ class _Probe:
         times = [self._timed(inputs, calls)]
         while len(times) < _SAMPLES and (sum(times) + times[-1]) * calls <= seconds:
             times.append(self._timed(inputs, calls))
-        return lanes, statistics.median(times), 0 if self._memory is None else self._memory.grown()
+        grown = 0 if self._memory is None else self._memory.grown()
+        return lanes, statistics.median(times), grown, (min(times), max(times))
 
     def _timed(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], calls: int) -> float:
         """Seconds per call, of ``calls`` calls that are enqueued one after the other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..models import Adapter, load, variants_of
 from ..models.encode import is_remembered, recall
 from ..names import Order
 from ..planning.plan import Plan
+from ..planning.span import Span
 from ..planning.summary import Summary
 from ..replay.catch_up import catch_up_of
 from ..replay.lowering import program_of
@@ -36,7 +38,15 @@ def plans_of(plan: Plan, passes: Sequence[Sequence[int]]) -> Iterator[tuple[int,
 
 
 def cost(
-    plan: Plan, model: Any, batch_size: int | None = 16, order: Order = "depth", max_slots: int | None = None
+    plan: Plan,
+    model: Any,
+    batch_size: int | None = 16,
+    order: Order = "depth",
+    max_slots: int | None = None,
+    *,
+    compile: bool = False,
+    channels_last: bool = False,
+    cuda_graphs: bool = True,
 ) -> Summary:
     """What ``plan`` costs with a model: the calls and slots of the programs that :func:`hsd.generate` will run.
 
@@ -45,8 +55,9 @@ def cost(
     plan
         From :func:`hsd.compile` or :meth:`Plan.load`.
     model
-        A loaded model, or anything that :func:`hsd.load` takes. Its time is estimated if a run has measured its speed.
-    batch_size, order, max_slots
+        A loaded model, or anything that :func:`hsd.load` takes. Its time is estimated if its speed was measured on this
+        device, by ``hsd bench`` or by a run that was long enough.
+    batch_size, order, max_slots, compile, channels_last, cuda_graphs
         As :func:`hsd.generate` takes them. None: the batch size is not known yet, and calls and slots are left out.
         They are also left out for a model whose calls hold texts of one length, if it has not encoded the prompts.
     """
@@ -61,14 +72,30 @@ def cost(
             programs.append(program_of(part, variant, conditioning, batch_size, order, max_slots))
         rows += rows_of(part, variant)
         standard += part.standard_node_steps * (2 if variant.guided else 1)
-    speed = speeds.recall(adapter)
-    return plan.cost(
-        programs,
-        None if speed is None else speed.node_step,
-        (rows, standard),
-        catch_up_of(plan, adapter),
-        None if speed is None else speed.image,
-    )
+    summary = plan.cost(programs, None, (rows, standard), catch_up_of(plan, adapter))
+    ways = {"compile": compile, "channels_last": channels_last, "cuda_graphs": cuda_graphs}
+    return replace(summary, **estimated(plan, adapter, batch_size, **ways))
+
+
+def estimated(plan: Plan, adapter: Adapter, batch_size: int | None, **ways: bool) -> dict[str, Any]:
+    """The times of a run by the speeds that are stored: fields of :class:`Summary`; or why there are none.
+
+    ``batch_size`` None: that of the fastest calls that were measured. ``ways`` are those of :func:`speeds.key`.
+    """
+    none = Span(0.0, 0.0)
+    ours = standard = none
+    other: Span | None = none
+    variants = variants_of(adapter, plan.settings)
+    for v, part in plans_of(plan, passes_of(variants)):
+        variant = variants[v]
+        known = speeds.recall(variant, **ways)
+        speed = None if known is None else known.at(batch_size)
+        if known is None or speed is None:
+            return {"no_time": speeds.how_to_measure(variant, known)}
+        ours += speed * (rows_of(part, variant) / (2 if variant.guided else 1))
+        standard += speed * part.standard_node_steps
+        other = None if other is None or known.image is None else other + known.image * len(part)
+    return {"seconds": ours, "standard_seconds": standard, "other_seconds": other}
 
 
 def _remembered(plan: Plan, adapter: Adapter) -> Conditioning | None:

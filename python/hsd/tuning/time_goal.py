@@ -16,12 +16,12 @@ from ..models.base import Adapter
 from ..models.encode import encode
 from ..planning.goal import Goal
 from ..planning.plan import Plan
-from ..planning.summary import duration, per_hour
+from ..planning.span import Span, duration, per_hour
 from ..replay.graphs import can_capture
 from ..work.device import synchronize
-from .curve import measure
+from .curve import Curve, measure
 from .passes import cost
-from .speeds import Speed, recall, remember
+from .speeds import Speeds, recall, remember_curve, sizes_of
 
 _LANES = 16
 """Lanes of the calls that are measured: the default batch size of a run."""
@@ -40,9 +40,9 @@ def tau_for_time(
     most: float | None,
     conditioning: Conditioning | None = None,
 ) -> float:
-    """The smallest tau with which the images take no longer than ``goal``.
+    """The smallest tau with which the images take no longer than ``goal``, by the slowest that was measured.
 
-    If the speed of the model on this machine is not known from an earlier run, it is measured now, for some seconds.
+    If the speed of the model on this machine is not known, it is measured now, for some seconds.
 
     Parameters
     ----------
@@ -59,12 +59,11 @@ def tau_for_time(
         If it takes longer even with all steps shared that can be: it says how long, and how many images an hour.
     """
     standard = plan_at(0.0)
-    speed = speed_of(adapter, standard, conditioning)
+    node_step, image = speed_of(adapter, standard, conditioning)
     limit = goal.seconds(len(standard))
 
     def seconds(plan: Plan) -> float:
-        assert speed.image is not None
-        return speed.image * len(plan) + speed.node_step * cost(plan, adapter, None).guided_node_steps
+        return image * len(plan) + node_step * cost(plan, adapter, None).guided_node_steps
 
     if (without := seconds(standard)) <= limit:
         said = f"{goal} need no sharing: without it the run takes about {_times(without, len(standard))}; tau is 0"
@@ -73,8 +72,7 @@ def tau_for_time(
     least = without if most is None else seconds(plan_at(most))
     if most is None or least > limit:
         how = "no two images may share a step, and" if most is None else "with all steps shared but the last,"
-        assert speed.image is not None
-        rest = duration(speed.image * len(standard))
+        rest = duration(image * len(standard))
         raise ValueError(
             f"{goal} cannot be met: {how} the run takes about {_times(least, len(standard))}, of which encoding, "
             f"decoding and writing take {rest}. Fewer steps would be faster"
@@ -86,24 +84,30 @@ def tau_for_time(
     return high
 
 
-def speed_of(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = None) -> Speed:
-    """The speed of the model, with all that an image takes: from an earlier run, else measured now and remembered."""
+def speed_of(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = None) -> tuple[float, float]:
+    """Seconds per evaluation of the denoiser and per image beside it, the slowest that were measured; now, if none was.
+
+    The batch size of the run is not known here: it is taken for the default one, else for the fastest.
+    """
     known = recall(adapter)
-    if known is not None and known.image is not None:
-        return known
-    started = time.perf_counter()
-    speed = measured(adapter, plan, conditioning)
-    remember(adapter, speed, 1)
-    said = (
-        f"the speed of {adapter.name} on this machine was not known: measured in "
-        f"{duration(time.perf_counter() - started)}. Each run measures it better"
-    )
-    warnings.warn(said, Notice, stacklevel=5)
-    return speed
+    if known is None or known.image is None or not known.sizes:
+        started = time.perf_counter()
+        curve, image = measured(adapter, plan, conditioning)
+        remember_curve(adapter, curve, image)
+        known = Speeds(sizes_of(curve), Span(image, image))
+        said = (
+            f"the speed of {adapter.name} on this machine was not known: measured in "
+            f"{duration(time.perf_counter() - started)}. hsd bench and long runs measure it better"
+        )
+        warnings.warn(said, Notice, stacklevel=5)
+    node_step = known.at(_LANES) or known.at(None)
+    assert node_step is not None
+    assert known.image is not None
+    return node_step.high, known.image.high
 
 
-def measured(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = None) -> Speed:
-    """Time the denoiser, the decoder and, if there is no ``conditioning``, the encoder, each by itself.
+def measured(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = None) -> tuple[Curve, float]:
+    """Time the denoiser: its curve. And the decoder and, without ``conditioning``, the encoder: seconds per image.
 
     Writing files is not measured: it goes on beside the denoiser.
     """
@@ -115,7 +119,7 @@ def measured(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = N
     sampler = adapter.sampler(plan.request["steps"])
     lanes = min(_LANES, len(plan))
     curve = measure(adapter, conditioning, sampler, leaves, most=lanes, cuda_graphs=can_capture(adapter))
-    return Speed(curve.seconds_per_lane(curve.lanes[-1]), conditioning.seconds + seconds_to_decode(adapter, 1))
+    return curve, conditioning.seconds + seconds_to_decode(adapter, 1)
 
 
 def seconds_to_decode(adapter: Adapter, n: int) -> float:
@@ -136,4 +140,4 @@ def seconds_to_decode(adapter: Adapter, n: int) -> float:
 
 
 def _times(seconds: float, images: int) -> str:
-    return f"{duration(seconds)}, {per_hour(images, seconds)}"
+    return f"{duration(seconds)}, {per_hour(images, Span(seconds, seconds))}"
