@@ -1,6 +1,7 @@
 """Wall time of a prompt set: diffusers' own pipeline, HSD without sharing and HSD with it, all in one run.
 
-    python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--json FILE]
+    python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--metric auto --catch-up 1]
+        [--json FILE]
 
 Uses the bundled model on the CPU, or on CUDA with --device cuda. The networks' time is measured within each run; the
 rest is what pipeline and executor add. Each side generates and decodes all images; no files are written.
@@ -71,6 +72,8 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--tau", type=float, nargs="+", default=[0.5, 1.0])
+    parser.add_argument("--metric", default="cosine", help="auto: the default of hsd generate")
+    parser.add_argument("--catch-up", type=float, default=0.0, help="1: the default of hsd generate")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json")
     args = parser.parse_args()
@@ -103,7 +106,7 @@ def main():
         return images
 
     def ours(tau):
-        plan = hsd.compile(prompts, tau, model=model, metric="cosine", catch_up=0.0, steps=args.steps)
+        plan = hsd.compile(prompts, tau, model=model, metric=args.metric, catch_up=args.catch_up, steps=args.steps)
         images = sorted(hsd.stream(plan, model, batch_size=args.batch_size), key=lambda image: image.index)
         return plan, [image.pil for image in images]
 

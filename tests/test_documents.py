@@ -23,7 +23,7 @@ from docs_site import hooks  # noqa: E402
 BASES = [ROOT / below for below in ("", "python/hsd", "rust/hsd-core/src", "rust/hsd-core/src/cluster", "tests")]
 GUIDES = ["docs/architecture.md", "CONTRIBUTING.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-MADE = {"before.txt", "after.txt", "__forks__/", "__parts__/", "__report__/", "__trunks__/"}
+MADE = {"before.txt", "after.txt", "__forks__/", "__parts__/", "__report__/", "__trunks__/", "site/"}
 """Files and folders that a command in the documents writes."""
 
 # `file.py`: `Name`, `other` - a file and names that it defines.

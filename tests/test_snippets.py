@@ -35,7 +35,7 @@ BLOCK = re.compile(
 )
 
 OTHERS = re.compile(
-    r"(python3?|pip|sbatch|ray start|\.venv/bin/pip|\./check|cargo|benches/gpu/run\.sh|\.ci/run|[\w.]+/bin/pip) ?"
+    r"(python3?|pip|sbatch|ray start|\.venv/bin/pip|\./(check|try)|cargo|benches/gpu/run\.sh|\.ci/run|[\w.]+/bin/pip) ?"
 )
 """Commands that set up an environment, or that CI runs."""
 

@@ -38,6 +38,7 @@ NAMES = {
         *("Error", "DeviceFailed", "FailedImages", "OtherVersions", "OutOfMemory", "OutputError", "PlanMismatch"),
         *("PromptError", "UnknownModel", "UnsupportedPipeline", "UnsupportedScheduler", "WorkersFailed", "Notice"),
     ],
+    "Progress": ["ProgressOption"],
     "Version": ["__version__"],
 }
 """The headings of the page of the Python API, and the names below each."""
