@@ -1,7 +1,7 @@
 """Wall time of a prompt set: diffusers' own pipeline, HSD without sharing and HSD with it, all in one run.
 
-    python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--metric auto --catch-up 1]
-        [--json FILE]
+    python benches/end_to_end.py [--prompts 64] [--steps 40] [--batch-size 16] [--tau 0.5 1.0] [--metric auto]
+        [--catch-up 1] [--json FILE]
 
 Uses the bundled model on the CPU, or on CUDA with --device cuda. The networks' time is measured within each run; the
 rest is what pipeline and executor add. Each side generates and decodes all images; no files are written.
