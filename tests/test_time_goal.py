@@ -180,6 +180,12 @@ def test_a_run_in_parts():
     assert short.span() is None  # 31 full calls are timed
     short.add(3.0, 10.0, True)
     assert short.span() == Span(0.3, 0.3)
+    enqueued = Parts(9)
+    for _ in range(2 + 9):
+        enqueued.add(0.0, 10.0, True)  # the host is ahead of the device
+    for _ in range(32):
+        enqueued.add(3.0, 10.0, True)
+    assert enqueued.span() == Span(0.3, 0.3)
     quick = Parts()
     for _ in range(1000):
         quick.add(0.001, 10.0, True)

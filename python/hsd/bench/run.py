@@ -298,7 +298,7 @@ class _Bench:
             any(rows == program.max_rows for rows, _ in zip(program.rows_per_call, executor().run(), strict=False))
         machine, first, node_steps, finished = executor(), 0.0, 0, 0
         synchronize(self.device)
-        parts, filled = speeds.Parts(), iter(program.rows_per_call)
+        parts, filled = speeds.Parts(machine.ahead), iter(program.rows_per_call)
         start = before = time.perf_counter()
         for lanes, done in machine.run():
             rows, now = int(next(filled)), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Plan to images: :func:`stream` yields them as they finish."""
+"""Plan to images, for :func:`hsd.stream` and :func:`hsd.generate`."""
 
 from __future__ import annotations
 
@@ -301,7 +301,8 @@ class Session:
             self._clocked("decode", lambda: stack.enter_context(decoder))
             # Closed in any case: the traceback of an error would keep the run, its thread and its memory.
             calls = stack.enter_context(contextlib.closing(executor.run()))
-            parts, rows_of_calls, before = speeds.Parts(), iter(program.rows_per_call), self.seconds["denoise"]
+            parts, before = speeds.Parts(executor.ahead), self.seconds["denoise"]
+            rows_of_calls = iter(program.rows_per_call)
             self._paces.append((variant, program.batch_size, parts))
             while (call := self._clocked("denoise", lambda: next(calls, None))) is not None:
                 lanes, finished = call

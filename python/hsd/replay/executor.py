@@ -307,6 +307,12 @@ class Executor:
         captured = Captured(self.buffers, self._graphs) if sound and self._key is not None else None
         kept_by(self.denoiser).put_back(self, self._key, self._contents, captured)
 
+    @property
+    def ahead(self) -> int:
+        """Calls that :meth:`run` may yield before the device has done the first of them; 0 on a CPU."""
+        # Those that are enqueued when the thread that prepares calls waits, its queue, and the one in its hand.
+        return 2 * _AHEAD + 1 if self._on_gpu else 0
+
     def wait(self) -> None:
         """Wait until the device has done what was enqueued."""
         synchronize(self._device)

@@ -77,9 +77,11 @@ class Speeds:
 class Parts:
     """A run in parts of about as many calls each: how long each of them took for the same work."""
 
+    ahead: int = 0
+    """Calls that a GPU may be behind: so many more are not timed, since at first calls are only enqueued."""
     calls: int = 0
     full: int = 0
-    """Calls in which no lane was empty."""
+    """Timed calls in which no lane was empty."""
     seconds: float = 0.0
     _each: int = 1
     _now: tuple[float, float, int] = (0.0, 0.0, 0)
@@ -88,7 +90,7 @@ class Parts:
     def add(self, seconds: float, work: float, full: bool) -> None:
         """One call: its seconds, and its evaluations of the denoiser, with guidance."""
         self.calls += 1
-        if self.calls <= _FIRST:
+        if self.calls <= _FIRST + self.ahead:
             return
         self.full += full
         self.seconds += seconds
