@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -91,6 +92,10 @@ def test_what_a_folder_has_is_counted(folder):
     made = RUN.invoke(cli.app, ["generate", "p.txt", "--out", "im", *QUICK])
     assert made.exit_code == 0, made.output
     assert hsd_plan("p.txt", "--out", "im", *QUICK)["missing"] == 0
+    next((folder / "im").glob("*.png")).unlink()
+    parts = [hsd_plan("p.txt", "--out", "im", "--shard", f"{i}/3", *QUICK)["missing"] for i in (1, 2, 3)]
+    assert sorted(parts) == [0, 0, 1]
+    assert RUN.invoke(cli.app, ["generate", "p.txt", "--out", "im", *QUICK]).exit_code == 0
     with open("p.txt", "a") as file:
         file.write("a white heart\n")
     grown = hsd_plan("p.txt", "--out", "im", *QUICK)
@@ -99,6 +104,7 @@ def test_what_a_folder_has_is_counted(folder):
     run = RUN.invoke(cli.app, ["plan", "p.txt", "--out", "im", "--steps", "4", "--set", "prior_steps=2"])
     assert "im has images of another plan, so hsd generate would refuse" in run.stderr
     assert "steps: 3 before, 4 now" in run.stderr
+    assert "joins" not in run.stderr  # it does not, if it is refused
     assert files == {path.name: path.read_bytes() for path in (folder / "im").iterdir() if path.is_file()}
 
 
@@ -115,6 +121,14 @@ def test_a_saved_plan(folder):
     assert (by_model["encoder"], by_model["estimate"]) == ("demo", False)
     for words in (["p.safetensors", "--tau", "1"], ["p.txt", "--plan", "p.safetensors"]):
         assert "the plan says it" in str(RUN.invoke(cli.app, ["plan", *words]).exception)
+    np.save("e.npy", np.eye(len(PROMPTS), dtype=np.float32))
+    for words in (["--embeddings", "e.npy"], ["--column", "prompt=caption"], ["--sample", "3"], ["--split", "train"]):
+        refused = str(RUN.invoke(cli.app, ["plan", "p.safetensors", *words]).exception)
+        assert refused == f"{words[0]} is for prompts that are read, and the plan has its own: leave it out"
+    refused = str(RUN.invoke(cli.app, ["plan", "--out", "im", "--more", "2", "--embeddings", "e.npy"]).exception)
+    assert refused == "--embeddings is for prompts that are read, and --more without PROMPTS has its own: leave it out"
+    refused = str(RUN.invoke(cli.app, ["plan", "p.txt", "--extend", "im", "--embeddings", "e.npy"]).exception)
+    assert refused.startswith("give --extend or --embeddings, not both")
     assert "cannot read the plan no.safetensors" in str(RUN.invoke(cli.app, ["plan", "no.safetensors"]).exception)
 
 

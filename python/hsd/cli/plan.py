@@ -110,9 +110,10 @@ def plan(
         result.save(save)
     if plot is not None:
         result.plot(plot)
-    rows, numbers = _in_folder(result, out)
     if recipe.shard is not None:
         result = recipe.shard.part(result)
+    rows, numbers = _in_folder(result, out)
+    if recipe.shard is not None:
         rows.append(("part", f"{recipe.shard}: {len(result):,} of {result.n_prompts:,} images"))
     if adapter is None:
         calls = [] if size == "auto" else [result.program(size, wanted.order, wanted.max_slots)]

@@ -134,6 +134,16 @@ def check_planned(ctx: typer.Context, but: str = "") -> None:
         say("of --settings, only the settings of the model are used: the rest is in the plan")
 
 
+def check_no_prompts(ctx: typer.Context, what: str) -> None:
+    """Raise ``ValueError`` for an option that says how prompts are read or compared, where ``what`` has its own."""
+    options = {parameter.name: parameter for parameter in ctx.command.params}
+    for name in ("sample", "sample_seed", "wildcards", "column", "split", "embeddings"):
+        if name in options and opt.is_typed(ctx, name):
+            raise ValueError(
+                f"{options[name].opts[0]} is for prompts that are read, and {what} has its own: leave it out"
+            )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A plan that is still to be compiled, or was read from a file. Called with the loaded model; it can be pickled.

@@ -17,7 +17,7 @@ from ..prompts.files import PromptFile
 from . import many
 from . import options as opt
 from .groups import with_group
-from .recipe import Recipe, Shard, check_added, check_planned, of_folder
+from .recipe import Recipe, Shard, check_added, check_no_prompts, check_planned, of_folder
 from .sources import Source
 
 Out = Annotated[
@@ -162,10 +162,15 @@ class Wanted:
         planned, of_model = opt.with_file(ctx, self.settings_file, model, **own)
         part = Shard.parse(self.shard)
         plan_file = self.saved(source)
+        of_folder_alone = self.more is not None and self.extend is None and not (source.prompts or source.template)
+        if plan_file is not None or of_folder_alone:
+            check_no_prompts(ctx, "the plan" if plan_file is not None else "--more without PROMPTS")
+        elif self.extend is not None and more:
+            raise ValueError("give --extend or --embeddings, not both: prompts are added by the model's own embeddings")
         if plan_file is not None:
             check_planned(ctx, but="" if plan_file is self.plan_file else "prompts")
             recipe = Recipe.read(plan_file, out, part)
-        elif self.more is not None and self.extend is None and source.prompts is None and not source.template:
+        elif of_folder_alone:
             check_added(ctx, "--more without PROMPTS", ["images_per_prompt"])
             recipe = Recipe(out, None, {}, of_folder(out), part)
         else:

@@ -36,7 +36,9 @@ class Found:
 
 
 def what_grew(before: Plan, now: Plan) -> list[str]:
-    """What a list changes in a folder that has images, one line each."""
+    """What a list changes in a folder that has images, one line each; nothing for a plan that is not the folder's."""
+    if before.fingerprint not in (now.fingerprint, *now.grown_from):
+        return []
     lines = []
     added, missing = now.n_prompts - before.n_prompts, now.n_prompts - len(now) - len(now.variations)
     if added:
