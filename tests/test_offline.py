@@ -41,6 +41,11 @@ def test_a_model_that_is_not_in_the_cache(name, network):
     assert not constants.HF_HUB_OFFLINE
 
 
+def test_a_name_that_no_model_of_the_hub_has(network):
+    with pytest.raises(hsd.UnknownModel, match=r"cannot load some org/some-model: Repo id must use"):
+        hsd.load("some org/some-model")
+
+
 def test_a_model_that_is_in_the_cache(network, tmp_path):
     folder = tmp_path / "models--some-org--some-model"
     snapshot = folder / "snapshots" / ("a" * 40)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from ..errors import UnknownModel
 
@@ -34,7 +35,10 @@ def of_hub(source: str | Path) -> Iterator[None]:
     try:
         yield
     except UnknownModel as error:
-        found = any(isinstance(try_to_load_from_cache(str(source), name), str) for name in _INDEXES)
+        try:
+            found = any(isinstance(try_to_load_from_cache(str(source), name), str) for name in _INDEXES)
+        except HFValidationError as invalid:
+            raise UnknownModel(f"cannot load {source}: {invalid}") from error
         cached = (
             f"not all of it can be read from the cache ({error.__cause__ or error})"
             if found
