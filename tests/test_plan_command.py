@@ -105,6 +105,9 @@ def test_what_a_folder_has_is_counted(folder):
     assert "im has images of another plan, so hsd generate would refuse" in run.stderr
     assert "steps: 3 before, 4 now" in run.stderr
     assert "joins" not in run.stderr  # it does not, if it is refused
+    run = RUN.invoke(cli.app, ["plan", "p.txt", "--out", "im", "--model", "stand-in", "--steps", "3"])
+    assert "name their model in place of stand-in" in run.stderr
+    assert "refuse" not in run.stderr
     assert files == {path.name: path.read_bytes() for path in (folder / "im").iterdir() if path.is_file()}
 
 
@@ -121,6 +124,8 @@ def test_a_saved_plan(folder):
     assert (by_model["encoder"], by_model["estimate"]) == ("demo", False)
     for words in (["p.safetensors", "--tau", "1"], ["p.txt", "--plan", "p.safetensors"]):
         assert "the plan says it" in str(RUN.invoke(cli.app, ["plan", *words]).exception)
+    refused = str(RUN.invoke(cli.app, ["plan", "p.txt", "--save", "none/p.safetensors"]).exception)
+    assert refused == "cannot write none/p.safetensors: there is no folder none"  # before the model is loaded
     np.save("e.npy", np.eye(len(PROMPTS), dtype=np.float32))
     for words in (["--embeddings", "e.npy"], ["--column", "prompt=caption"], ["--sample", "3"], ["--split", "train"]):
         refused = str(RUN.invoke(cli.app, ["plan", "p.safetensors", *words]).exception)

@@ -92,6 +92,8 @@ def plan(
         from ..planning.charts import file_for  # here, because few plans are drawn
 
         file_for(plot)  # what is wrong with it is found before the work
+    if save is not None and not user_path(save).parent.is_dir():
+        raise Error(f"cannot write {save}: there is no folder {user_path(save).parent}")
     size = wanted.size()
     wanted.check(ctx)
     given = opt.is_typed(ctx, "model") or (embeddings is None and wanted.saved(source) is None)
@@ -146,6 +148,9 @@ def _in_folder(plan: Plan, out: str | None) -> tuple[list[tuple[str, str]], dict
     if out is None or is_url(out) or not has_images(out):
         return [], {}
     begun, folder = plan_in(out), user_path(out)
+    if plan.is_estimate and begun is not None and not begun.is_estimate:  # a run would not compare by the stand-in
+        say(f"{out} has images: for how many are missing, name their model in place of {opt.STAND_IN}", always=True)
+        return [], {}
     if begun is not None and begun.fingerprint not in plan.grown_from and (why := plan_differences(begun, plan)):
         say(
             f"{out} has images of another plan, so hsd generate would refuse to add these: {'; '.join(why)}",
