@@ -140,7 +140,7 @@ def test_a_model_that_does_not_fit(plan, tmp_path, monkeypatch, run):
     def load(*_, **__):
         raise torch.OutOfMemoryError(FULL)
 
-    monkeypatch.setattr(f"hsd.generation.{'session' if run == 'stream' else 'run'}.load", load)
+    monkeypatch.setattr(f"hsd.generation.{'streaming' if run == 'stream' else 'run'}.load", load)
     with pytest.raises(hsd.OutOfMemory, match="while loading the model"):
         hsd.stream(plan, "x") if run == "stream" else hsd.generate(plan, "x", tmp_path)
 
