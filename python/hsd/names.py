@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
@@ -27,6 +28,8 @@ else:  # The names are listed once, in Rust. A type checker cannot read them, bu
     TreeMetric = Literal[METRICS]
 BatchSize = int | Literal["auto"]
 ImageFormat = Literal["png", "webp", "jpeg", "jpg"]
+IMAGE_FILE = re.compile(r"(\d{5,})\.(png|jpg|webp)")
+"""The name of an image's file: its index, and an ending of ``generation/lines.py``."""
 Quantization = Literal["int8", "float8", "int8-dynamic", "float8-dynamic"]
 ScorerName = Literal["demo", "clipscore", "pickscore", "vqascore", "hpsv2", "imagereward"]
 ExperimentName = Literal[

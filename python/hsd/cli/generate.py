@@ -77,7 +77,7 @@ def generate(
 
     size, part, workers = wanted.size(), Shard.parse(wanted.shard), wanted.workers
     wanted.check(ctx)
-    out, kept = wanted.out or wanted.extend, _trunk_bytes(keep_trunks, wanted.preview)
+    out, kept = wanted.folder, _trunk_bytes(keep_trunks, wanted.preview)
     if out is None:
         raise typer.BadParameter("say where the images go: --out FOLDER", param_hint="--out")
     if wanted.model == opt.STAND_IN:

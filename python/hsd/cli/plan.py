@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from ..errors import Error
-from ..names import ImageFormat
+from ..names import IMAGE_FILE
 from ..planning.differences import plan_differences
 from ..planning.plan import Plan
 from ..planning.reuse import has_images, plan_in
@@ -100,7 +99,7 @@ def plan(
     model = wanted.model if given and wanted.model != opt.STAND_IN else None
     opt.check_of_model(wanted.settings, model, **wanted.of_model())
     more = {} if embeddings is None else {"embeddings": _vectors(embeddings)}
-    out = wanted.out or wanted.extend
+    out = wanted.folder
     recipe, loading = wanted.prepared(ctx, source, out, model, **more)
     adapter = None
     with Stages(total=recipe.images) as stages:
@@ -157,8 +156,7 @@ def _in_folder(plan: Plan, out: str | None) -> tuple[list[tuple[str, str]], dict
             always=True,
         )
         return [], {}
-    named = re.compile(rf"(\d{{5,}})\.(?:{'|'.join(get_args(ImageFormat))})")
-    found = [int(match[1]) for name in os.listdir(folder) if (match := named.fullmatch(name))]
+    found = [int(match[1]) for name in os.listdir(folder) if (match := IMAGE_FILE.fullmatch(name))]
     missing = np.setdiff1d(plan.kept, found)
     node_steps = plan.prune(missing).node_steps if len(missing) else 0
     left = f"{len(missing):,} of {len(plan):,} images, {node_steps:,} node-steps; the others are in {out}"

@@ -222,7 +222,7 @@ class Recipe:
     def _compiled(self, adapter: Any | None, report: StageReport | None) -> Plan:
         assert self.prompts is not None
         file = opt.fit(self.prompts, adapter)
-        begun = None if self.out is None else begun_in(self.out)
+        begun = begun_in(self.out)
         if self.adds:
             if begun is None:
                 raise Error(f"{self.out} has no images whose plan could grow: begin it with --out in place of --extend")

@@ -119,6 +119,11 @@ class Wanted:
     workers: many.Workers = None
     shard: many.ShardOption = None
 
+    @property
+    def folder(self) -> str | None:
+        """The folder of the images."""
+        return self.out or self.extend
+
     def size(self) -> BatchSize:
         """The value of ``--batch-size``."""
         return opt.parse_batch_size(self.batch_size)

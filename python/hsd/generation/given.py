@@ -81,7 +81,7 @@ def compiled(
         check(models[0], options, on_steps(compile(["-"], 0.0, **steps), models[0]))
         return models[0]
 
-    begun = None if out is None else begun_in(out)
+    begun = begun_in(out)
     with device_errors(lambda: "encoding the prompts"):
         plan = compile(
             prompts,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from pathlib import Path
 
-from .lines import FORMATS
-
-_IMAGE = re.compile(rf"\d{{5,}}\.({'|'.join(FORMATS)})")
+from ..names import IMAGE_FILE
 
 
 def folder_id(path: Path) -> tuple[int, int] | None:
@@ -24,7 +21,7 @@ def folder_id(path: Path) -> tuple[int, int] | None:
 def holds_images(path: Path) -> bool:
     """Whether there are images with names as HSD gives them. Files of 0 bytes, as power cuts leave them, are none."""
     with os.scandir(path) as entries:
-        named = (entry for entry in entries if _IMAGE.fullmatch(entry.name))
+        named = (entry for entry in entries if IMAGE_FILE.fullmatch(entry.name))
         return any(not entry.is_file() or entry.stat().st_size for entry in named)
 
 

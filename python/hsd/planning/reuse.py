@@ -74,9 +74,11 @@ def has_images(out: str | os.PathLike[str]) -> bool:
     return any((user_path(out) / name).exists() for name in (METADATA, PARTS))
 
 
-def begun_in(out: str | os.PathLike[str]) -> Plan | None:
-    """The plan of a folder in which there are images; None before there are any, when another plan may have it."""
-    return plan_in(out) if has_images(out) else None
+def begun_in(out: str | os.PathLike[str] | None) -> Plan | None:
+    """The plan of a folder in which there are images; None without a folder, and before there are any, when another
+    plan may have it.
+    """
+    return plan_in(out) if out is not None and has_images(out) else None
 
 
 def same_arguments(
