@@ -50,7 +50,7 @@ def test_a_file_that_cannot_be_written_is_one_line(prompts, tmp_path):
     command = [sys.executable, "-c", code, "plan", prompts, "--model", "stand-in", "--save", path]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 1
-    assert ran.stderr == f"hsd: {path}: No such file or directory\n"
+    assert ran.stderr == f"hsd: cannot write {path}: there is no folder {tmp_path / 'none'}\n"
 
 
 def test_shortened_and_listed():
