@@ -186,6 +186,15 @@ def test_planning_needs_no_torch(code, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_the_list_of_commands_needs_no_numpy_and_no_command():
+    code = (
+        "from hsd.cli import app; app(['--help'], standalone_mode=False); import sys\n"
+        "assert not {'numpy', 'hsd.cli.generate', 'hsd.planning'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_evaluation_needs_no_torch_until_a_scorer_does(tmp_path):
     """An external scorer runs in another process, and errors about folders come at once and without notices."""
     code = (

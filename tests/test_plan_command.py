@@ -210,3 +210,9 @@ def test_completion(line, found):
     environment = {"_HSD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     run = RUN.invoke(cli.app, [], prog_name="hsd", env=environment)
     assert run.stdout.split() == found
+
+
+def test_the_list_of_commands_has_the_first_line_of_the_help_of_each():
+    listed = " ".join(re.sub("[│╭╮╰╯─]", " ", RUN.invoke(cli.app, ["--help"], env={"COLUMNS": "100"}).output).split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {' '.join(command.help.partition(chr(10) * 2)[0].split())}" in listed

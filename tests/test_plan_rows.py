@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import sys
 
@@ -142,6 +143,12 @@ def test_a_pickled_image_has_no_plan(images, tmp_path, monkeypatch):
     monkeypatch.setattr(hsd.Plan, "__reduce__", lambda *_: pytest.fail("the plan was pickled"))
     image = pickle.loads(pickle.dumps(images[1]))
     assert image.shared_with == images[1].shared_with
+    other = dataclasses.replace(image, pil=image.pil.resize((8, 8)))  # upscaled by somebody, say
+    assert other.shared_with == images[1].shared_with
+    other.save(tmp_path / "other.png")
+    said = read(tmp_path / "other.png").info
+    assert said["prompt"] == image.prompt
+    assert "Size: 8x8" in said["parameters"]
     for one, name in ((image, "a.png"), (images[1], "b.png")):
         one.save(tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

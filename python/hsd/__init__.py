@@ -24,7 +24,6 @@ if os.path.basename(sys.argv[0] if sys.argv else "") in ("hsd", "hsd.exe"):
 from hsd_diffusion import mixed
 
 from ._core import Program, Tree, __version__
-from .calibration import Calibration
 from .errors import (
     DeviceFailed,
     Error,
@@ -40,22 +39,23 @@ from .errors import (
     UnsupportedScheduler,
     WorkersFailed,
 )
-from .planning.chosen import Settings, load_settings
-from .planning.clustering import build_tree
-from .planning.compile import compile
-from .planning.plan import Plan
-from .prompts.files import PromptFile, read_prompts
-from .prompts.templates import expand_template
-from .work.progress import ProgressOption
 
 if TYPE_CHECKING:
+    from .calibration import Calibration
     from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
     from .generation import Failure, Image, Run, generate, stream, write_shards
     from .models import load
+    from .planning.chosen import Settings, load_settings
+    from .planning.clustering import build_tree
+    from .planning.compile import compile
+    from .planning.plan import Plan
     from .probing.measure import calibrate
+    from .prompts.files import PromptFile, read_prompts
+    from .prompts.templates import expand_template
     from .reporting import report
     from .reproduction import reproduce
+    from .work.progress import ProgressOption
 
 if (_told := mixed(__path__[0])) is not None:
     warnings.warn(_told, Notice, stacklevel=2)
@@ -105,8 +105,9 @@ __all__ = [
     "write_shards",
 ]
 
-# Planning needs no torch: names that do are imported at first use.
+# Imported at first use: a program that plans needs no torch, and one that asks for help not even numpy.
 _LAZY = {
+    "Calibration": ".calibration",
     "Choice": ".choice",
     "tune": ".choice",
     "Evaluation": ".evaluation",
@@ -118,9 +119,18 @@ _LAZY = {
     "Image": ".generation",
     "Run": ".generation",
     "load": ".models",
+    "Settings": ".planning.chosen",
+    "load_settings": ".planning.chosen",
+    "build_tree": ".planning.clustering",
+    "compile": ".planning.compile",
+    "Plan": ".planning.plan",
     "calibrate": ".probing",
+    "PromptFile": ".prompts.files",
+    "read_prompts": ".prompts.files",
+    "expand_template": ".prompts.templates",
     "report": ".reporting",
     "reproduce": ".reproduction",
+    "ProgressOption": ".work.progress",
 }
 
 

@@ -1,8 +1,8 @@
 """The command line: ``hsd prompts``, ``generate``, ``plan``, ``calibrate``, ``bench``, ``check``, ``evaluate``,
 ``tune``, ``reproduce`` and ``report``.
 
-It parses and prints; each command calls one function of the library. Commands import what needs torch when they run, so
-that ``hsd plan`` and ``hsd --help`` start without it.
+It parses and prints; each command calls one function of the library. Commands are imported when they are asked for, and
+import what needs torch when they run: ``hsd plan`` starts without it, and ``hsd --help`` without numpy too.
 """
 
 from __future__ import annotations
@@ -10,21 +10,121 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .._core import __version__
 from ..errors import Error
-from . import bench, calibrate, check, evaluate, generate, plan, prompts, report, reproduce, tune
-from .console import stoppable
 from .signals import exit_code, listening, received
 
 __all__ = ["app", "main"]
 
+# The commands, each a function in the module of its name: what `hsd --help` says of it, which is the first line of its
+# own help, and whether the same command continues what was interrupted.
+_COMMANDS = {
+    "generate": ("Generate an image for every prompt, into a folder.", True),
+    "plan": ("Print what hsd generate would cost with the same options, before anything runs.", False),
+    "prompts": (
+        "Show which prompts would be used: how many, the first ones, what their columns are, repeats, and cut ones.",
+        False,
+    ),
+    "calibrate": (
+        "Measure how a model tells prompts apart, so that prompts share steps where the model draws them alike.",
+        False,
+    ),
+    "bench": (
+        "Measure a model on this machine: the denoiser by itself, the executor, and images compared with diffusers.",
+        False,
+    ),
+    "check": (
+        "Check on a few prompts that a model can share steps: the images of one call do not influence each other.",
+        False,
+    ),
+    "evaluate": (
+        "Measure images: how well they match their prompts, how diverse they are, how often they win against another "
+        "run.",
+        True,
+    ),
+    "tune": (
+        "Find the cheapest settings that are not worse than the standard ones on your prompts, by a scorer.",
+        True,
+    ),
+    "reproduce": (
+        "Run the paper's experiments and its open questions on a model and sets of prompts: tables and figures.",
+        True,
+    ),
+    "report": (
+        "Write pages that show the images: a gallery, what was shared, the figures of the run, two folders side by "
+        "side.",
+        True,
+    ),
+}
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands by name. A command's module is imported when the command is asked for."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            _, resumable = _COMMANDS[name]
+            from .console import stoppable
+
+            one = typer.Typer(add_completion=False)
+            function = getattr(import_module(f".{name}", __name__), name)
+            one.command(name, cls=_Command)(stoppable(function, resumable=resumable))
+            self._built[name] = typer.main.get_command(one)
+        return self._built[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+
+class _Group(TyperGroup):
+    """The commands, of which the list in the help is printed without importing them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _Commands()
+        self._listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names."""
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name; for the list, its name and its line."""
+        if self._listing:
+            return TyperCommand(cmd_name, help=_COMMANDS[cmd_name][0])
+        return super().get_command(ctx, cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+
 app = typer.Typer(
     name="hsd",
+    cls=_Group,
     help="Generate large sets of images from text prompts. Steps that similar prompts share run once.",
     epilog="hsd COMMAND -h explains a command. After hsd --install-completion, the Tab key completes names.",
     no_args_is_help=True,
@@ -44,21 +144,6 @@ class _Command(TyperCommand):
                     f"--json takes no file: it prints to standard output. Write --json > {value}", ctx
                 )
         return super().parse_args(ctx, args)
-
-
-for command, resumable in (
-    (generate.generate, True),
-    (plan.plan, False),
-    (prompts.prompts, False),
-    (calibrate.calibrate, False),
-    (bench.bench, False),
-    (check.check, False),
-    (evaluate.evaluate, True),
-    (tune.tune, True),
-    (reproduce.reproduce, True),
-    (report.report, True),
-):
-    app.command(cls=_Command)(stoppable(command, resumable=resumable))
 
 
 def _version(value: bool) -> None:

@@ -147,6 +147,34 @@ class Texts:
         }
         return Text(json.loads(json.dumps(document, default=str)), size)
 
+    def shared_with(self, index: int) -> dict[int, int]:
+        """The prompts with which the image of a prompt shared steps, and how many, see :meth:`hsd.Plan.shared_with`."""
+        return self.plan.shared_with(index)
+
+    def only(self, index: int) -> TextsOfOne:
+        """These of one image, without the plan, which may be large."""
+        return TextsOfOne(self.of(index, (0, 0)).document, self.shared_with(index))
+
+
+@dataclass(frozen=True)
+class TextsOfOne:
+    """:class:`Texts` of one image, which need no plan."""
+
+    _document: dict[str, Any]
+    _shared_with: dict[int, int]
+
+    def of(self, index: int, size: tuple[int, int]) -> Text:
+        """What the image says."""
+        return Text(self._document, size)
+
+    def shared_with(self, index: int) -> dict[int, int]:
+        """The prompts with which it shared steps, and how many."""
+        return self._shared_with
+
+    def only(self, index: int) -> TextsOfOne:
+        """Itself."""
+        return self
+
 
 def _shown(name: str | None) -> str | None:
     """The name of a model; of a folder its last part: where somebody keeps it is told to nobody."""

@@ -17,7 +17,7 @@ from ..work.files import write_atomically
 from ..work.paths import user_path
 from ..work.text import shortened
 from .image_files import encoded
-from .image_text import Text, Texts
+from .image_text import Texts, TextsOfOne
 from .lines import ending
 from .notebook import figure, png, table, thumbnails
 
@@ -37,19 +37,14 @@ class Image:
     """Whether the model's safety checker made it black; None if the model has no checker."""
     upcast: bool = False
     """Whether it was decoded in float32, because the decoder overflowed in half precision."""
-    _texts: Texts | None = field(default=None, repr=False, compare=False)
+    _texts: Texts | TextsOfOne | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def shared_with(self) -> dict[int, int]:
         """The prompts with which it shared steps, and how many: as :meth:`hsd.Plan.shared_with` of the plan that ran,
         those that shared most first.
         """
-        return {} if self._texts is None else self._texts.plan.shared_with(self.index)
-
-    @cached_property
-    def _text(self) -> Text | None:
-        """What its file says of itself."""
-        return None if self._texts is None else self._texts.of(self.index, self.pil.size)
+        return {} if self._texts is None else self._texts.shared_with(self.index)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file that :func:`generate` writes: the picture, and what made it.
@@ -72,11 +67,12 @@ class Image:
         if image_format not in get_args(ImageFormat):
             known = ", ".join(f".{name}" for name in get_args(ImageFormat))
             raise ValueError(f"{path} ends in {path.suffix!r}: the ending says the format, one of {known}")
-        write_atomically(path, encoded(self.pil, ending(cast(ImageFormat, image_format)), self._text))
+        text = None if self._texts is None else self._texts.of(self.index, self.pil.size)
+        write_atomically(path, encoded(self.pil, ending(cast(ImageFormat, image_format)), text))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the plan, which may be large."""
-        return {**vars(self), "shared_with": self.shared_with, "_text": self._text, "_texts": None}
+        return {**vars(self), "_texts": None if self._texts is None else self._texts.only(self.index)}
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.pil.size))
