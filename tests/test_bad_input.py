@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_embeddings_of_zeros():
 )
 def test_embeddings_of_another_shape(embeddings, error, says):
     with pytest.raises(error, match=says):
-        hsd.compile(GOOD, 1.0, embeddings=embeddings)
+        hsd.compile(GOOD, 1.0, embeddings=embeddings, model=partial(pytest.fail, "the model was loaded first"))
 
 
 def test_tree_of_nothing():
@@ -497,3 +498,14 @@ def test_settings_survive_a_file_and_hostile_ones_do_not(tmp_path):
     plan.save(path)
     with pytest.raises(hsd.Error, match="segment .* holds prompts of different settings"):
         hsd.Plan.load(path)
+
+
+class Loader:
+    def load(self):
+        raise ValueError("it was called")
+
+
+@pytest.mark.parametrize("function", [Loader().load, partial(Loader.load, None), lambda: Loader().load()])
+def test_a_function_that_returns_a_model_is_called(function):
+    with pytest.raises(ValueError, match="it was called"):
+        hsd.compile(GOOD, 1.0, model=function)

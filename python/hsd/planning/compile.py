@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,9 @@ from .vectors import Vectors, as_vectors
 
 if TYPE_CHECKING:
     from ..models.base import Adapter
+
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
+"""What may return a model. A pipeline can be called too, so that it is not enough that something can be."""
 
 
 @shows_stages
@@ -185,6 +188,8 @@ def compile(
     gamma = None if catch_up is None else check_catch_up(catch_up)
     if embeddings is not None and encoder is not None:
         raise ValueError("give embeddings= or encoder=, not both")
+    # Before a model is loaded, which may take minutes.
+    vectors = None if embeddings is None else as_vectors(embeddings, len(given), "embeddings")
     limits = Limits(exact, threads, memory)
     limits.arguments()  # bad limits are reported before anything is encoded
     rows = np.repeat(np.arange(len(given), dtype=np.int64), repeats)
@@ -202,7 +207,7 @@ def compile(
             variants_of,
         )  # here, so that planning without a model does not import torch
 
-        adapter = load(model() if isinstance(model, FunctionType) else model)
+        adapter = load(model() if isinstance(model, _FUNCTIONS) else model)
         if file is not None:  # a model from outside of this package has settings of its own
             file = file.with_settings(adapter.setting_names())
             values, variant = check_settings(file.settings, len(given))
@@ -261,12 +266,9 @@ def compile(
             return larger
 
     rounding: float | None = None
-    vectors: Vectors | None = None
-    if embeddings is not None:
-        vectors = as_vectors(embeddings, len(given), "embeddings")
-    elif encoder is not None:
+    if encoder is not None:
         vectors = as_vectors(encoder(given), len(given), "what the encoder returned")
-    elif adapter is not None:
+    elif vectors is None and adapter is not None:
         # An image's seed may be part of its conditioning, so each image has its own row.
         from ..conditioning.twins import rounding_of, same_prompts
         from ..models.encode import encode, remember
@@ -296,7 +298,7 @@ def compile(
             probed = direct_vectors(variants, variant, conditioning, progress=encoding.part(share, 1.0))
             vectors = as_vectors(probed, len(texts), "the model's predictions")
         rows = np.arange(len(texts), dtype=np.int64)
-    elif request["tau"] > 0 or goal is not None:
+    elif vectors is None and (request["tau"] > 0 or goal is not None):
         static = default_encoder()
         done = None if stages is None else lambda count: stages("encode", count / len(given))
         vectors = as_vectors(static(given, done), len(given), "the embeddings")

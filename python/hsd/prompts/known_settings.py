@@ -157,7 +157,7 @@ def no_setting(key: str, advice: str) -> str:
 
 def perhaps_meant(name: str, names: Collection[str] = KNOWN) -> str | None:
     """The setting that a kept column may have been meant as: for a warning, since columns may have any name."""
-    near = difflib.get_close_matches(name.strip().lower(), [one for one in names if len(one) > 5], 1, 0.75)
+    near = difflib.get_close_matches(name.strip().lower(), [one for one in names if len(one) > 5], 1, 0.82)
     return near[0] if near else None
 
 
