@@ -267,6 +267,9 @@ def test_unknown_models(tmp_path):
         hsd.load(f"{tmp_path}/")
     with pytest.raises(hsd.UnknownModel, match="unknown model '~/nothing'"):
         hsd.load("~/nothing")
+    for name in ("nobody/nothing.safetensors", str(tmp_path / "model.CKPT")):
+        with pytest.raises(hsd.UnknownModel, match=f"{name} is one file of weights.* from_single_file"):
+            hsd.load(name)
     with pytest.raises(hsd.UnknownModel, match="cannot load nobody/nothing"):
         hsd.load("nobody/nothing")
 

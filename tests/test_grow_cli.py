@@ -83,7 +83,10 @@ def test_preview_then_the_rest_of_a_cluster(run, tmp_path):
     [
         ("all.txt", "say where the images go: --out FOLDER"),
         ("all.txt --out a --extend b", "give --out or --extend, not both"),
-        ("all.txt --extend b --tau 1", "give --extend or --tau, not both"),
+        (
+            "all.txt --extend b --tau 1",
+            "--tau is decided by the plan of the images in the folder, which --extend keeps: leave it out",
+        ),
         ("all.txt --extend b", "b has no images whose plan could grow"),
         ("--more 1 --out b", "b has no images of which there could be more"),
         ("all.txt --out b --keep-trunks much", "--keep-trunks much: write a number of bytes"),

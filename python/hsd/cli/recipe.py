@@ -120,7 +120,10 @@ def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> 
     for name in (*_DECIDED, "plan_file"):
         free = name in ("prompts", "template", "images_per_prompt") and name not in also
         if not free and opt.is_typed(ctx, name):
-            raise ValueError(f"give {option} or {options[name].opts[0]}, not both: the folder's plan says it")
+            raise ValueError(
+                f"{options[name].opts[0]} is decided by the plan of the images in the folder, which {option} keeps: "
+                "leave it out"
+            )
 
 
 def check_planned(ctx: typer.Context, but: str = "") -> None:

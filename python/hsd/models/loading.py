@@ -115,6 +115,12 @@ def _load(
                 f"the folder {folder} has no model_index.json, so it is not a diffusers pipeline: give the folder that "
                 "save_pretrained wrote, or that was downloaded, with all of its sub-folders"
             )
+        elif name not in MODELS and folder.suffix.lower() in (".safetensors", ".ckpt", ".gguf", ".bin", ".pt"):
+            raise UnknownModel(
+                f"{name} is one file of weights, which does not say all of a pipeline. Load it with diffusers' "
+                "from_single_file, of a class such as StableDiffusionXLPipeline, and give the pipeline; for the "
+                "command line, write it once with pipe.save_pretrained(FOLDER), and give the folder"
+            )
         elif name in MODELS or _looks_like_hub_id(name):
             source = MODELS.get(name, name)
         else:

@@ -181,7 +181,10 @@ def how_to_measure(adapter: Adapter, known: Speeds | None) -> str:
         least, most = min(known.sizes), max(known.sizes)
         sizes = f"{least}" if least == most else f"{least} to {most}"
         return f"only batches of {sizes} were measured; hsd bench {adapter.name} measures more"
-    return f"hsd bench {adapter.name} measures it, or a run of {LEAST_CALLS} full calls and {LEAST_SECONDS:g} s"
+    return (
+        f"hsd bench {adapter.name} measures it, and so does a run of {LEAST_CALLS} full calls of the denoiser and "
+        f"{LEAST_SECONDS:g} s"
+    )
 
 
 def _entry(value: Any) -> dict[str, Any] | None:
