@@ -146,6 +146,11 @@ def test_settings_and_columns_of_each_prompt(tmp_path):
     assert read(second["parameters"])["CFG scale"] == "7.5"
     assert json.loads(second["hsd"])["columns"]["style"] == "ink"
     assert set(json.loads(second["hsd"])["columns"].values()) == {"ink", 4}
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [(line["guidance_scale"], line["negative_prompt"]) for line in lines] == [
+        (2.0, "noise"),
+        (7.5, MADE["settings"]["negative_prompt"]),  # what the prompt was made with, which is the model's
+    ]
 
 
 def test_a_scheduler_that_was_given_is_told_in_full(tmp_path):

@@ -94,7 +94,7 @@ class ImageFolder:
         self.repaired = self._own.repaired
         self._mutex = threading.RLock()  # between our threads; the file's lock is for other processes
         self._folder_id = folder_id(self.path)
-        self._lines = Lines(self.path, plan, self.format)
+        self._lines = Lines(self.path, plan, self.format, self._own.model)
         self._images = ImageFiles(self._lines, Texts(plan, self._own.model), self.format)
         self._metadata = Metadata(self.path, self._lines, plan.n_prompts)
         self._batches = Batches(self._write, self._mutex)

@@ -61,10 +61,14 @@ class Lines:
         by another run at this moment.
     image_format
         The ending of the images' names.
+    model
+        What made the images: its settings are those of the prompts that have none of their own. Without it, lines are
+        only compared with what they have to be of, not written.
     """
 
-    def __init__(self, folder: Path, plan: Plan, image_format: str) -> None:
+    def __init__(self, folder: Path, plan: Plan, image_format: str, model: dict[str, Any] | None = None) -> None:
         self._folder, self._plan, self._format = folder, plan, image_format
+        self._common = (model or {}).get("settings") or {}
         self._kept = np.zeros(plan.n_prompts, dtype=bool)
         self._kept[plan.kept] = True
         self._alone = alone_from(plan)
@@ -84,7 +88,7 @@ class Lines:
         entry["seed"] = int(plan.seeds[index])
         if self._kept[index]:
             own = self._settings[self._setting[index]]
-            entry.update((name, own.get(name)) for name in self._columns)
+            entry.update((name, own.get(name, self._common.get(name))) for name in self._columns)
             entry.update((name, values[index]) for name, values in self._beside.items())
             entry["alone_from"] = int(self._alone[index])
         return entry

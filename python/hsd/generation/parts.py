@@ -115,7 +115,7 @@ class LocalPart:
         self.path = user_path(path).absolute()
         own = Belonging(self.path, plan, model, ending(image_format))
         own.check()
-        lines = Lines(self.path, plan, ending(image_format))
+        lines = Lines(self.path, plan, ending(image_format), own.model)
         self._images = ImageFiles(lines, Texts(plan, own.model), ending(image_format))
         self._folder_id = folder_id(self.path)
         self._part = Part(self.path)

@@ -51,7 +51,8 @@ class StorePart:
         self.path = self._objects.url
         self.plan = plan
         self._own = StoreBelonging(self._objects, plan, model, ending(image_format))
-        self._lines = Lines(Path(), plan, ending(image_format))  # what they say; no file of this machine is looked at
+        # What they say; no file of this machine is looked at.
+        self._lines = Lines(Path(), plan, ending(image_format), self._own.model)
         self._images = ImageFiles(self._lines, Texts(plan, self._own.model), ending(image_format))
         self._open()
         self._writer = LineWriter(self._objects)
