@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -220,6 +221,8 @@ def test_times_are_ranges_that_were_measured(model):
     assert nothing.seconds is None
     assert re.search(r"time +not known: hsd bench demo measures it, and so does a run", str(nothing))
     assert "denoising time" not in str(nothing)
+    of_object = hsd.cost(plan, dataclasses.replace(model, name="stable-diffusion"))
+    assert of_object.no_time.startswith("hsd.bench.bench(model, prompts) measures it")
     speeds.remember(model, {16: Span(1.0, 1.25)}, 3.0)
     speeds.remember(model, {16: Span(1.125, 1.5)}, 4.0)
     summary = hsd.generation.cost(plan, model)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration
     from .choice import Choice, tune
     from .evaluation import Evaluation, evaluate
-    from .generation import Failure, Image, Run, generate, stream, write_shards
+    from .generation import Failure, Image, Run, cost, generate, stream, write_shards
     from .models import load
     from .planning.chosen import Settings, load_settings
     from .planning.clustering import build_tree
@@ -92,6 +92,7 @@ __all__ = [
     "build_tree",
     "calibrate",
     "compile",
+    "cost",
     "evaluate",
     "expand_template",
     "generate",
@@ -112,6 +113,7 @@ _LAZY = {
     "tune": ".choice",
     "Evaluation": ".evaluation",
     "evaluate": ".evaluation",
+    "cost": ".generation",
     "generate": ".generation",
     "stream": ".generation",
     "write_shards": ".generation",

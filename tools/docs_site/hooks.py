@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 log = logging.getLogger("mkdocs.hooks.hsd")  # its warnings end `mkdocs build --strict`
 
 NAMES = {
-    "Plans": ["compile", "Plan", "build_tree", "Tree", "Program", "calibrate", "Calibration"],
+    "Plans": ["compile", "Plan", "cost", "build_tree", "Tree", "Program", "calibrate", "Calibration"],
     "Prompts": ["read_prompts", "PromptFile", "expand_template"],
     "Models": ["load", "models.check"],
     "Images": ["generate", "stream", "Image", "Run", "Failure", "write_shards", "report", "distributed.generate"],

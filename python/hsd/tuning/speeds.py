@@ -8,6 +8,7 @@ adds to it if it was long enough to mean something.
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import numpy as np
 import platformdirs
 import torch
 
+from ..demo import MODELS as DEMO_MODELS
 from ..models.base import Adapter
+from ..names import MODELS
 from ..planning.span import Span
 from ..work.device import hardware_name
 from ..work.files import make_folder, write_json
@@ -177,14 +180,13 @@ def recall(adapter: Adapter, **ways: bool) -> Speeds | None:
 
 def how_to_measure(adapter: Adapter, known: Speeds | None) -> str:
     """Why there is no time, and what to do."""
+    by_name = adapter.name in (*DEMO_MODELS, *MODELS) or "/" in adapter.name or os.sep in adapter.name
+    bench = f"hsd bench {adapter.name}" if by_name else "hsd.bench.bench(model, prompts)"  # of a pipeline object
     if known is not None and known.sizes:
         least, most = min(known.sizes), max(known.sizes)
         sizes = f"{least}" if least == most else f"{least} to {most}"
-        return f"only batches of {sizes} were measured; hsd bench {adapter.name} measures more"
-    return (
-        f"hsd bench {adapter.name} measures it, and so does a run of {LEAST_CALLS} full calls of the denoiser and "
-        f"{LEAST_SECONDS:g} s"
-    )
+        return f"only batches of {sizes} were measured; {bench} measures more"
+    return f"{bench} measures it, and so does a run of {LEAST_CALLS} full calls of the denoiser and {LEAST_SECONDS:g} s"
 
 
 def _entry(value: Any) -> dict[str, Any] | None:
