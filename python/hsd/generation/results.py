@@ -27,12 +27,14 @@ Stage = Literal["encode", "denoise", "decode", "write"]
 
 @dataclass(frozen=True, repr=False)
 class Image:
-    """One finished image."""
+    """One finished image: ``index`` and ``prompt`` as in the plan, its ``seed``, and the picture, ``pil``."""
 
     index: int
+    """Its number in the plan, from 0."""
     prompt: str
     seed: int
     pil: PIL.Image.Image
+    """The picture, 8 bits a channel. ``numpy.asarray(image.pil)`` is (H, W, 3) uint8."""
     nsfw: bool | None = None
     """Whether the model's safety checker made it black; None if the model has no checker."""
     upcast: bool = False
