@@ -13,15 +13,14 @@ import hsd
 import tiny
 from device import emulated
 from device.runs import case, images_of, on_the_device, padded, run_of, same, same_images
+from device.schedules import EAGERNESS, SCHEDULES
 from families import FAMILIES
 from helpers import executor_of, finished_by, make_scheduler
 from hsd.replay import kept
 
 PROMPTS = ["a cat", "a cat on a mat", "a dog", "the sea at night"]
 
-SEEDS = range(3)
-
-EAGERNESS = (0.3, 0.0, 1.0)
+SEEDS = range(SCHEDULES)
 
 of_name = {family.name: family for family in FAMILIES}
 
@@ -48,7 +47,7 @@ def test_offload(how):
         expected = run_of(plan, load(plain), False)
     for seed in SEEDS:
         pipe = stable_diffusion()
-        with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
+        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, on_the_device():
             getattr(pipe, f"enable_{how}_cpu_offload")(device="cuda")
             model = load(pipe)
             assert model.offloads
@@ -71,7 +70,7 @@ def test_two_devices_one_after_the_other(graphs):
         plan = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=4)
         expected = run_of(plan, load(pipe), graphs)
     for seed in SEEDS[:2]:
-        with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
+        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, on_the_device():
             for index in (0, 1, 0):
                 replays = device.counts["replays"]
                 device.adopt(pipe, index)
@@ -116,7 +115,7 @@ def test_rows_and_catch_up(settings):
         plan = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=5)
         expected = latents(plan, load(pipe, **settings), catch_up=catch_up)
     for seed in SEEDS:
-        with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
+        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, on_the_device():
             device.adopt(pipe)
             assert same(latents(plan, load(pipe, **settings), catch_up=catch_up), expected)
             assert device.counts["replays"] > 0
@@ -140,7 +139,7 @@ def test_a_second_run_of_one_model():
         plans = [hsd.compile(PROMPTS[:n], 0.8, model=load(pipe), steps=4) for n in (4, 3, 4)]
         expected = [images_of(plan, load(pipe), True) for plan in plans]
     for seed in SEEDS:
-        with emulated(seed, EAGERNESS[seed]) as device, on_the_device():
+        with emulated(seed, EAGERNESS[seed % len(EAGERNESS)]) as device, on_the_device():
             device.adopt(pipe)
             model = load(pipe)
             for plan, images in zip(plans, expected, strict=True):
@@ -150,10 +149,10 @@ def test_a_second_run_of_one_model():
 def test_sizes_of_single_prompts_keep_memory_one_after_the_other():
     """A pass of another size begins without what the model and the passes before keep for later runs."""
     pipe = stable_diffusion()
-    sizes = [{"height": height} for height in (32, 64, 16) for _ in PROMPTS]
+    sizes = [{"height": height} for height in (32, 16) for _ in PROMPTS]
     with padded():
         alike = hsd.compile(PROMPTS, 0.8, model=load(pipe), steps=4)
-        plan = hsd.compile(3 * PROMPTS, 0.8, model=load(pipe), steps=4, settings=sizes)
+        plan = hsd.compile(2 * PROMPTS, 0.8, model=load(pipe), steps=4, settings=sizes)
         expected = images_of(plan, load(pipe), True)
     with emulated(0, 1.0) as device, on_the_device():
         device.adopt(pipe)
