@@ -358,6 +358,25 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     assert again.results == first.results
 
 
+def test_prompts_that_the_demos_scorer_cannot_read_are_said_first(prompts, tmp_path, monkeypatch):
+    (prompts / "other.txt").write_text("a cat on a mat\na dog\na red star\n")
+    messages = []
+
+    class Stop(Exception):
+        pass
+
+    def generate_all(lab, chosen, progress, say):
+        raise Stop
+
+    monkeypatch.setattr(study, "_generate_all", generate_all)
+    for scorer in (None, Brightness()):
+        with pytest.raises(Stop):
+            hsd.reproduce("demo", prompts, tmp_path / "out", only=["savings"], scorer=scorer, say=messages.append)
+    [said] = messages  # of the default scorer only
+    assert said.startswith("the scorer demo gives no score for 2 of ")
+    assert "--scorer clipscore" in said
+
+
 def test_all_experiments_on_a_given_pipeline(model, prompts, tmp_path):
     """A model without a prior, and a scorer object: all experiments but the prior, and every file that is linked to."""
     (prompts / "more.jsonl").unlink()  # one set is enough to see that all of them work together
