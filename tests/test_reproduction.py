@@ -340,10 +340,11 @@ def prompts(tmp_path):
 
 
 def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
-    messages = []
-    how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": False}
+    messages, stages = [], set()
+    how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": lambda at, _: stages.add(at)}
     first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
+    assert stages == {"encode", "cluster", "denoise", "score", "embed"}
     assert any("images to generate" in text and not text.startswith("0 ") for text in messages)
     text = first.report.read_text()
     assert "sets: more (5), shapes (5)" in text

@@ -118,7 +118,8 @@ def reproduce(
     samples
         Largest number of images of a set whose diversity is measured.
     progress
-        See :data:`hsd.ProgressOption`. Stages: ``denoise``, then ``score`` and ``embed`` of each set.
+        See :data:`hsd.ProgressOption`. Stages: ``encode`` and ``cluster`` of each set, ``denoise``, then
+        ``score`` and ``embed`` of each set.
     say
         Called with a line of text when a new part of the work begins.
 
