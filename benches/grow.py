@@ -245,7 +245,7 @@ def images(n_folds, quick):
     for way, against in (("added", "at once"), ("added", "alone"), ("added", "without sharing"), ("at once", "alone")):
         difference = table[way] - table[against]
         clusters = clusters_of(texts, roots[way], roots[against])
-        low, high = (mean_intervals(difference, clusters) or [(float("nan"),) * 2])[0]
+        low, high = (mean_intervals(difference, clusters) or [None])[0] or (float("nan"), float("nan"))
         known = {"mean": float(difference.mean()), "low": low, "high": high}
         out["differences"][f"{way} - {against}"] = {**known, "clusters": clusters.count, "by": clusters.by}
         print(

@@ -1,5 +1,7 @@
 """Trees against SciPy, the paper's formula written out, and bad input."""
 
+import ast
+import inspect
 import json
 import pickle
 import signal
@@ -462,3 +464,17 @@ def test_build_info():
     info = _core.build_info()
     assert info["version"] == _core.__version__
     assert all(isinstance(value, str) for value in info.values())
+
+
+@pytest.mark.parametrize("cls", ["Tree", "Plan", "Program"])
+def test_help_says_what_the_stub_says(cls):
+    """Docstrings are written in the stub, for type checkers and editors, and in Rust, for ``help(hsd.Tree)``."""
+    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
+    [found] = [node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == cls]
+    written = {node.name: ast.get_docstring(node) for node in found.body if isinstance(node, ast.FunctionDef)}
+    public = {name: member for name, member in vars(getattr(_core, cls)).items() if not name.startswith("_")}
+    assert set(public) == set(written)
+    for name, member in public.items():
+        doc = member.__func__.__doc__ if isinstance(member, staticmethod) else member.__doc__
+        assert doc, name
+        assert inspect.cleandoc(doc) == written[name], name

@@ -315,7 +315,9 @@ def test_a_scorer_without_embeddings(tmp_path):
     found = measured(write(tmp_path), Constant())
     assert found.measured.diversity is None
     assert "does not embed" in str(found)
-    assert found.measured.fidelity.interval == (1.0, 1.0)
+    assert found.measured.fidelity.interval is None  # not (1, 1), which would say that no other prompt can differ
+    assert f"1 (no interval: equal in all prompts), {found.measured.fidelity.prompts} prompts" in str(found)
+    assert found.numbers()["measured"]["fidelity"]["interval"] is None
 
 
 @pytest.mark.parametrize(

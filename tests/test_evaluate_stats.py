@@ -11,7 +11,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsd.evaluation.stats import cluster_bootstrap, mean_cosine, vendi_score, wilson, win_rate
+from hsd.evaluation.clusters import Clusters, clusters_of
+from hsd.evaluation.stats import cluster_bootstrap, mean_cosine, mean_intervals, vendi_score, wilson, win_rate
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95]))
@@ -116,6 +117,26 @@ def test_ties_by_hand():
     assert win_rate([1, 2], [0, 3], ["a", "a"]).interval == "bootstrap"
     with pytest.raises(ValueError, match="have to be equal"):
         win_rate([1], [1, 2], "a")
+
+
+def test_equal_clusters_give_no_interval_without_width():
+    """29 ties and 3 losses of ten clusters: the rate of wins is 0 in each of them, and may still be more elsewhere."""
+    a, b = np.full(32, 0.1), np.full(32, 0.1)
+    b[:3] += 0.5
+    found = win_rate(a, b, [i % 10 for i in range(32)])
+    assert (found.wins, found.ties, found.losses, found.interval) == (0, 29, 3, "bootstrap")
+    assert found.win_rate == 0
+    assert found.win_rate_interval is None
+    assert found.win_rate_half_ties_interval[0] < found.win_rate_half_ties < found.win_rate_half_ties_interval[1]
+    assert found.difference_interval[0] < found.difference < found.difference_interval[1]
+    # Clusters of different sizes, and crossed ones: a mean of equal values may be rounded differently.
+    equal = np.full(32, 0.1)
+    assert mean_intervals(equal, clusters_of([i % 3 for i in range(32)])) == [None]
+    crossed = Clusters((np.repeat(list("abcd"), 8), np.tile(list("efgh"), 8)), "prompts and root clusters")
+    assert mean_intervals(np.stack([equal, b], axis=1), crossed)[0] is None
+    assert mean_intervals(np.stack([equal, b], axis=1), crossed)[1] is not None
+    low, high = win_rate(b, a, crossed).win_rate_interval
+    assert 0 == low < 3 / 32 < high <= 1  # of 3 wins in 32: no end is below 0
 
 
 rows = st.tuples(st.integers(2, 30), st.integers(1, 12), st.integers(0, 2**32 - 1)).map(

@@ -23,8 +23,8 @@ from hsd.generation.events import Event, Sums, Watcher
 from hsd.generation.live import RunView
 from hsd.generation.rates import Rate, Remaining
 from hsd.planning.span import Span
+from hsd.work import counting, terminal
 from hsd.work import stages as stages_module
-from hsd.work import terminal
 from hsd.work.counting import counted
 from hsd.work.stages import Stages, clock
 from hsd.work.terminal import Pace, Screen, mode_of
@@ -659,3 +659,17 @@ def test_two_runs_at_once_draw_one_view(small, monkeypatch):
         assert terminal._active is one
     assert terminal._active is None
     assert os.environ.get("HSD_PROGRESS") is None
+
+
+def test_counted_items_are_shown_in_a_log(monkeypatch, capsys):
+    """What hsd evaluate, tune and reproduce count gives some lines where nothing is drawn, as stages do."""
+    monkeypatch.setenv("HSD_PROGRESS", "plain")
+    monkeypatch.setattr(counting, "Pace", lambda: Pace(seconds=0.0))
+    with counting.counted(20, "scoring, images", "score", True) as advance:
+        for _ in range(4):
+            advance(5)
+    lines = [line.split("%")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [f"hsd: scoring, images {5 * i} of 20, {25 * i}" for i in (1, 2, 3, 4)]
+    with counting.counted(20, "scoring, images", "score", False) as advance:
+        advance(20)
+    assert capsys.readouterr().err == ""

@@ -104,6 +104,33 @@ def test_the_plan_is_marked_where_it_is():
     assert f"this plan: {plan.savings:.1%} at tau {plan.tau:.4g}" in texts
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tau": 0.05}, {"tau": 0.3}, {"tau": 5.0}, {"linkage": "centroid", "schedule": "paper-eq7", "tau": 1.0}],
+    ids=str,
+)
+def test_the_plans_label_is_not_on_the_curve(options):
+    page, found = panels(compiled(**options))
+    page.canvas.draw()
+    axes = found["Savings"]
+    [label] = [text for text in axes.texts if text.get_text().startswith("this plan")]
+    box = matplotlib.text.Text.get_window_extent(label)  # without the annotated point
+    assert axes.bbox.x0 < box.x0 < box.x1 < axes.bbox.x1 + 0.05 * axes.bbox.width
+    curve = axes.lines[0]
+    x, y = axes.transData.transform(curve.get_xydata()).T
+    places = np.linspace(box.x0, box.x1, 200)
+    heights = np.interp(places, x, y)
+    assert ((heights < box.y0) | (heights > box.y1)).all()
+
+
+def test_the_axis_says_where_it_is_compressed():
+    tall, even = compiled(tau=0.2), compiled(tau=float(compiled().tree.heights.max()))
+    axes = [panels(plan)[1]["Tree"] for plan in (tall, even)]
+    assert axes[0].get_ylabel() == "height of the merge; compressed above 0.2"
+    assert [0.8] in [list(line.get_ydata()) for line in axes[0].lines]  # the mark
+    assert axes[1].get_ylabel() == "height of the merge"
+
+
 def test_the_areas_are_the_cost():
     plan = compiled()
     _, found = panels(plan)

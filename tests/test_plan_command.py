@@ -137,6 +137,18 @@ def test_a_saved_plan(folder):
     assert "cannot read the plan no.safetensors" in str(RUN.invoke(cli.app, ["plan", "no.safetensors"]).exception)
 
 
+def test_the_schedule_is_said():
+    np.save("e.npy", np.random.default_rng(0).normal(size=(len(PROMPTS), 4)).astype(np.float32))
+    words = ["p.txt", "--embeddings", "e.npy", "--tau", "1"]
+    shown = RUN.invoke(cli.app, ["plan", *words, "--linkage", "centroid", "--schedule", "paper-eq7"]).stdout
+    assert re.search(r"clustering +centroid on embeddings, paper-eq7 schedule, tau 1\n", shown)
+    assert re.search(r"clustering +ward on embeddings, tau 1\n", RUN.invoke(cli.app, ["plan", *words]).stdout)
+    assert [hsd_plan(*words, "--schedule", name)["schedule"] for name in ("linear", "log")] == ["linear", "log"]
+    custom = hsd.compile(PROMPTS, 1.0, embeddings=np.load("e.npy"), schedule=lambda x: (1 - x) ** 2)
+    assert custom.cost().numbers()["schedule"] == "custom"
+    assert "on embeddings, custom schedule, tau 1" in str(custom)
+
+
 def test_an_estimate_is_called_one():
     shown = RUN.invoke(cli.app, ["plan", "p.txt", "--model", "stand-in"]).stdout
     assert re.search(r"estimate +the built-in encoder stands in for the model's own embeddings", shown)

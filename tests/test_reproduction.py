@@ -340,10 +340,11 @@ def prompts(tmp_path):
 
 
 def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
-    messages = []
-    how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": False}
+    messages, stages = [], set()
+    how = {"only": ["diversity", "prior"], "steps": 4, "say": messages.append, "progress": lambda at, _: stages.add(at)}
     first = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert set(first.results) | set(first.skipped) == {"diversity", "prior"}
+    assert stages == {"encode", "cluster", "denoise", "score", "embed"}
     assert any("images to generate" in text and not text.startswith("0 ") for text in messages)
     text = first.report.read_text()
     assert "sets: more (5), shapes (5)" in text
@@ -356,6 +357,25 @@ def test_a_study_of_the_demo_model_and_once_more(prompts, tmp_path):
     again = hsd.reproduce("demo", prompts, tmp_path / "out", **how)
     assert any(text.startswith("0 images to generate, 0 evaluations") for text in messages)
     assert again.results == first.results
+
+
+def test_prompts_that_the_demos_scorer_cannot_read_are_said_first(prompts, tmp_path, monkeypatch):
+    (prompts / "other.txt").write_text("a cat on a mat\na dog\na red star\n")
+    messages = []
+
+    class Stop(Exception):
+        pass
+
+    def generate_all(lab, chosen, progress, say):
+        raise Stop
+
+    monkeypatch.setattr(study, "_generate_all", generate_all)
+    for scorer in (None, Brightness()):
+        with pytest.raises(Stop):
+            hsd.reproduce("demo", prompts, tmp_path / "out", only=["savings"], scorer=scorer, say=messages.append)
+    [said] = messages  # of the default scorer only
+    assert said.startswith("the scorer demo gives no score for 2 of ")
+    assert "--scorer clipscore" in said
 
 
 def test_all_experiments_on_a_given_pipeline(model, prompts, tmp_path):

@@ -288,3 +288,11 @@ def test_the_difference_is_that_of_the_scores(lab, monkeypatch):
 def test_ways_that_the_model_lacks_are_left_out(lab):
     assert set(settling._equal(lab)) == {"the paper's sharing", "catch-up"}
     assert set(settling.vector_variants(lab)) == {"own embedding, cosine", "mean of the tokens, cosine", "direct"}
+
+
+def test_images_that_are_equal_are_as_good():
+    assert settling._at_least(Estimate(0.0, (-0.01, 0.01)), -0.02, 9)
+    assert not settling._at_least(Estimate(0.0, (-0.03, 0.03)), -0.02, 9)
+    assert settling._at_least(Estimate(0.0), -0.02, 9)  # equal in all clusters
+    assert not settling._at_least(Estimate(0.0), -0.02, 1)  # one cluster does not show how much it varies
+    assert not settling._at_least(Estimate(-0.1), -0.02, 9)

@@ -188,9 +188,11 @@ class Tree:
         part; ``TypeError`` for anything but such an array.
         """
     @property
-    def n_leaves(self) -> int: ...
+    def n_leaves(self) -> int:
+        """N, the prompts that the tree joins."""
     @property
-    def linkage(self) -> str: ...
+    def linkage(self) -> str:
+        """The name of the linkage that it was built with; "mixed" if it was joined from trees of several."""
     @property
     def exact(self) -> bool:
         """Whether the clustering was exact, not approximate. A joined tree is exact if all its parts are."""
@@ -229,7 +231,7 @@ class Tree:
         ``phi`` has to be non-increasing, finite, >= 0 and 0 at the end, here and wherever thresholds are given.
         """
     def node_steps(self, phi: NDArray[np.float64]) -> int:
-        """Sum of ``counts(phi)``, computed from the sorted heights only."""
+        """Sum of ``counts(phi)`` for thresholds ``phi`` (K,), computed from the sorted heights only."""
     def tau_for_node_steps(self, shape: NDArray[np.float64], target: int) -> float:
         """The smallest tau >= 0 with ``node_steps(tau * shape) <= target``, exact to the last bit of a float.
 
@@ -248,14 +250,17 @@ class Plan:
         Raises ``ValueError`` naming the step and the value otherwise.
         """
     @property
-    def tree(self) -> Tree: ...
+    def tree(self) -> Tree:
+        """The tree of all N prompts."""
     @property
-    def phi(self) -> NDArray[np.float64]: ...
+    def phi(self) -> NDArray[np.float64]:
+        """(K,) the threshold at each step."""
     @property
     def n_prompts(self) -> int:
         """N, the prompts of the whole tree, kept or not."""
     @property
-    def n_steps(self) -> int: ...
+    def n_steps(self) -> int:
+        """K, evaluations of the denoiser from noise to image."""
     @property
     def kept(self) -> NDArray[np.int64]:
         """Prompts whose images this plan generates, ascending. All of them unless pruned."""
@@ -454,7 +459,8 @@ class Program:
     def max_lanes(self) -> int:
         """The most lanes of a call: ``batch_size``, or twice that if ``rows`` were given and some steps have one."""
     @property
-    def n_calls(self) -> int: ...
+    def n_calls(self) -> int:
+        """Calls of the denoiser."""
     @property
     def n_slots(self) -> int:
         """Slots used, without the scratch slot."""
@@ -462,7 +468,8 @@ class Program:
     def batch_size(self) -> int:
         """The size of a call as it was given: lanes, or where ``rows`` were given, lanes of two rows."""
     @property
-    def order(self) -> str: ...
+    def order(self) -> str:
+        """``depth`` or ``breadth``, as given."""
     @property
     def mixed_steps(self) -> bool:
         """Whether lanes of one call may be at different steps."""

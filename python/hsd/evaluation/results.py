@@ -22,7 +22,8 @@ class Fidelity:
     """Different prompts of the images with a score."""
     mean: float | None
     interval: Interval | None
-    """95 %, by resampling clusters (:func:`hsd.evaluation.stats.mean_intervals`); None with fewer than two."""
+    """95 %, by resampling clusters (:func:`hsd.evaluation.stats.mean_intervals`); None with fewer than two, and where
+    the mean is equal in all of them."""
     clusters: int
     """The number of clusters of images that are not independent."""
     clustered_by: ClusterKind
@@ -50,7 +51,7 @@ class SpreadWithin:
     images_a_prompt: float
     mean_cosine: float
     interval: Interval | None
-    """95 %, for ``mean_cosine``, by resampling prompts, or the root clusters that they are in."""
+    """95 %, for ``mean_cosine``, by resampling prompts, or the root clusters that they are in; None as for a score."""
     vendi: float
 
 
@@ -110,7 +111,7 @@ def _folder(found: Measured) -> list[tuple[str, str]]:
     lines = [
         ("folder", found.folder),
         ("images", f"{found.images:,}{left_out}"),
-        ("mean score", f"{_number(score.mean)}{_between(score.interval)}, {score.prompts:,} prompts"),
+        ("mean score", f"{_number(score.mean)}{_between(score.interval, score)}, {score.prompts:,} prompts"),
         *_clusters(score),
     ]
     if found.diversity is None:
@@ -139,12 +140,12 @@ def _wins(found: WinRate) -> list[tuple[str, str]]:
     left_out = f"; {found.unscored:,} without a score" if found.unscored else ""
     return [
         ("pairs", f"{found.pairs:,}: {found.wins:,} wins, {found.ties:,} ties, {found.losses:,} losses{left_out}"),
-        ("win rate", f"{_share(found.win_rate)}{_between(found.win_rate_interval, _share)}"),
+        ("win rate", f"{_share(found.win_rate)}{_between(found.win_rate_interval, found, _share)}"),
         (
             "  ties as half",
-            f"{_share(found.win_rate_half_ties)}{_between(found.win_rate_half_ties_interval, _share)}",
+            f"{_share(found.win_rate_half_ties)}{_between(found.win_rate_half_ties_interval, found, _share)}",
         ),
-        ("difference", f"{_number(found.difference, '+')}{_between(found.difference_interval, _signed)}"),
+        ("difference", f"{_number(found.difference, '+')}{_between(found.difference_interval, found, _signed)}"),
         *_clusters(found),
     ]
 
@@ -170,5 +171,8 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.1%}"
 
 
-def _between(interval: Interval | None, show: Any = _number) -> str:
-    return "" if interval is None else f" (95 %: {show(interval[0])} to {show(interval[1])})"
+def _between(interval: Interval | None, of: Fidelity | WinRate | None = None, show: Any = _number) -> str:
+    """The interval of a mean over the clusters ``of``, or why there is none."""
+    if interval is not None:
+        return f" (95 %: {show(interval[0])} to {show(interval[1])})"
+    return f" (no interval: equal in all {of.clustered_by})" if of is not None and of.clusters > 1 else ""

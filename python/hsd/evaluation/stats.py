@@ -84,13 +84,26 @@ def mean_intervals(
     seed: int = 0,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
-) -> list[Interval] | None:
-    """Intervals of the means of (n,) or (n, c) values: a bootstrap of whole clusters, or :func:`crossed_intervals`."""
-    if len(clusters.groupings) > 1:
-        return crossed_intervals(values, clusters, confidence=confidence)
-    return cluster_bootstrap(
-        values, clusters.groupings[0].tolist(), seed=seed, confidence=confidence, resamples=resamples
+) -> list[Interval | None] | None:
+    """Intervals of the means of (n,) or (n, c) values: a bootstrap of whole clusters, or :func:`crossed_intervals`.
+
+    Returns
+    -------
+    list of (low, high) or None
+        One interval per column. None for a column whose mean is equal in all clusters: neither method can say how much
+        it varies, and an interval without width would say that it does not. None for all with fewer than two clusters.
+    """
+    found = (
+        crossed_intervals(values, clusters, confidence=confidence)
+        if len(clusters.groupings) > 1
+        else cluster_bootstrap(
+            values, clusters.groupings[0].tolist(), seed=seed, confidence=confidence, resamples=resamples
+        )
     )
+    if found is None:
+        return None
+    # Means of equal values may differ by rounding.
+    return [None if high - low <= 1e-12 * max(abs(low), abs(high)) else (low, high) for low, high in found]
 
 
 def crossed_intervals(values: ArrayLike, clusters: Clusters, *, confidence: float = 0.95) -> list[Interval] | None:
@@ -195,6 +208,7 @@ class WinRate:
     win_rate: float | None
     """wins / pairs: a tie does not count as a win."""
     win_rate_interval: Interval | None
+    """None where the rate is equal in all clusters, and with fewer than two of them; so are the other intervals."""
     interval: str
     """The method of ``win_rate_interval``: ``wilson`` if all pairs are independent, else ``bootstrap`` of clusters, or
     ``crossed`` (:func:`crossed_intervals`)."""

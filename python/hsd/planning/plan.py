@@ -592,6 +592,7 @@ class Plan:
             exact=self.tree.exact,
             linkage=str(self.request["linkage"]),
             metric=self.metric,
+            schedule=str(self.request.get("schedule", "linear")),
             correlation=self.metric_correlation,
             encoder=str(self.request["encoder"]),
             tau=self.tau,

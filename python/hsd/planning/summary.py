@@ -61,6 +61,8 @@ class Summary:
     """Node-steps of the same images without sharing."""
     active: tuple[int, ...]
     """K active clusters, one count per step."""
+    schedule: str = "linear"
+    """The name of the schedule; ``custom`` for a function or an array."""
     estimate: bool = False
     """Whether a run compiles the plan again, by its model's own embeddings."""
     correlation: float | None = None
@@ -111,6 +113,7 @@ class Summary:
             "exact": self.exact,
             "encoder": self.encoder,
             "metric": self.metric,
+            "schedule": self.schedule,
             "estimate": bool(self.estimate),
             "settings": self.settings,
             "tau": self.tau,
@@ -152,10 +155,11 @@ class Summary:
         share = f" ({self.kept:,} kept)" if self.kept < self.prompts else ""
         approximate = "" if self.exact else "approximate "
         metric = "" if self.metric == "cosine" else f", {self.metric} metric"
+        schedule = "" if self.schedule == "linear" else f", {self.schedule} schedule"
         lines = [
             ("prompts", f"{self.prompts:,}{share}"),
             ("steps", f"{self.steps}"),
-            ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}, tau {self.tau:.4g}"),
+            ("clustering", f"{approximate}{self.linkage} on {self.encoder}{metric}{schedule}, tau {self.tau:.4g}"),
         ]
         if self.estimate:
             lines += [("estimate", STANDS_IN), ("", _how_far(self.goal))]

@@ -12,7 +12,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "savings",
         "Savings and wins (Table 1)",
-        "Evaluations saved at the model's own tau, and how often the shared image beats the standard one for the same "
+        "Evaluations saved at one tau, and how often the shared image beats the standard one for the same "
         "prompt and seed; then the same against standard diffusion with equally few evaluations an image.",
         paper.savings_needs,
         paper.savings,

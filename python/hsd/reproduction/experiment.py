@@ -126,6 +126,8 @@ def similarity(lab: Lab, generated: Sequence[GeneratedSet], against: Sequence[Ge
         halves.append((interval[1] - interval[0]) / 2.0)
         few = few or clusters.few
     error = float(np.sqrt(np.square(halves).sum()) / len(halves))
+    if error == 0.0:  # equal images, for example: no interval, as in :func:`hsd.evaluation.stats.mean_intervals`
+        return Estimate(mean)
     return Estimate(mean, (mean - error, mean + error), few)
 
 

@@ -347,7 +347,12 @@ class Lab:
         if key not in self._encoded:
             adapter = self.adapter(Variant(prior_tau=variant.prior_tau))
             plan = compile_plan(
-                prompt_set.prompts, 0.0, model=adapter, steps=self.steps, seeds=self.seed_of(prompt_set)
+                prompt_set.prompts,
+                0.0,
+                model=adapter,
+                steps=self.steps,
+                seeds=self.seed_of(prompt_set),
+                progress=self.measurer.progress,
             )
             _, self._encoded[key] = encoded(plan)
         return self._encoded[key]

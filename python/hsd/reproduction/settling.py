@@ -226,6 +226,13 @@ def equal_needs(lab: Lab) -> Needed:
     return for_all_sets(lab, [Variant(), *(variant for variants in _equal(lab).values() for variant in variants)])
 
 
+def _at_least(difference: Estimate, least: float, clusters: int) -> bool:
+    """Whether the interval of a difference lies above ``least``; its value, where it is equal in all clusters."""
+    if difference.interval is not None:
+        return difference.interval[0] > least
+    return clusters > 1 and difference.value is not None and difference.value > least
+
+
 def equal(lab: Lab) -> list[Result]:
     """What each way of sharing saves at equal quality."""
     standard = by_set(lab, Variant())
@@ -240,10 +247,10 @@ def equal(lab: Lab) -> list[Result]:
             for budget, sets in zip(EQUAL_BUDGETS, by_variant, strict=True):
                 ours = sets[name]
                 difference = mean_difference(lab, ours, base, within_sets=True)
-                as_good = difference.interval is not None and difference.interval[0] > least
+                clusters = lab.clusters(ours, base)
+                as_good = _at_least(difference, least, clusters.count)
                 still = still and as_good
                 most = budget if still else most
-                clusters = lab.clusters(ours, base)
                 cells = (evaluations(ours), saved(lab, ours), score(lab, ours, within_sets=True), difference)
                 rows.append((label, name, *cells, "yes" if as_good else "no", clusters.count))
                 if name == list(standard)[-1]:

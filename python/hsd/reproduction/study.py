@@ -101,8 +101,8 @@ def reproduce(
     limit
         Use only this number of prompts of each set, the first ones. Default: all.
     tau
-        The threshold for Table 1, diversity and families. Default: the model's own. Other experiments share at equal
-        compute.
+        The threshold for Table 1, diversity and families, by cosine distances. Default: the model's own. Other
+        experiments share at equal compute.
     steps, num_inference_steps
         Two names of one argument: the inference steps of standard diffusion, 40 by default.
     seed
@@ -118,7 +118,8 @@ def reproduce(
     samples
         Largest number of images of a set whose diversity is measured.
     progress
-        See :data:`hsd.ProgressOption`. Stages: ``denoise``, then ``score`` and ``embed`` of each set.
+        See :data:`hsd.ProgressOption`. Stages: ``encode`` and ``cluster`` of each set, ``denoise``, then
+        ``score`` and ``embed`` of each set.
     say
         Called with a line of text when a new part of the work begins.
 
@@ -141,6 +142,8 @@ def reproduce(
         scorer = "demo" if adapter.name in DEMO_MODELS else "clipscore"
     if isinstance(scorer, str):
         scorer = make_scorer(scorer, model=scorer_model, python=python)
+    if scorer.name == "demo":
+        _say_unread(sets, say)
     measurer = Measurer(check_scorer(scorer), batch_size, samples, seed, progress)
     lab = Lab(
         adapter,
@@ -200,6 +203,19 @@ def read_sets(folder: str | os.PathLike[str], limit: int | None = None) -> list[
                 raise PromptError(f"{path}: prompt {i} has {what}: in experiments, prompts have no settings or seeds")
         sets[path.stem] = PromptSet(path.stem, tuple(read.prompts[:limit]))
     return list(sets.values())
+
+
+def _say_unread(sets: Sequence[PromptSet], say: Callable[[str], object]) -> None:
+    """Say how many prompts the demo's scorer gives no score, before any image is made."""
+    from ..demo.evaluator import named_attributes  # here, because few studies need it
+
+    prompts = [prompt for one in sets for prompt in one.prompts]
+    unread = sum(not named_attributes(prompt) for prompt in prompts)
+    if unread:
+        say(
+            f"the scorer demo gives no score for {unread:,} of {len(prompts):,} prompts, which are not in the demo's "
+            'language: their scores will be "–"; another one is --scorer clipscore'
+        )
 
 
 def _holds_prompts(path: Path) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 
 from .progress import ProgressOption
-from .stages import BarLine
-from .terminal import Screen
+from .stages import BarLine, Stage
+from .terminal import Pace, Screen
 
 
 @contextlib.contextmanager
@@ -19,6 +19,7 @@ def counted(total: int, what: str, stage: str, progress: ProgressOption) -> Iter
     Call what it gives with the number of finished ones, and a note if wanted.
     """
     done, note = 0, ""
+    counting, pace = Stage(what, total), Pace()
     tell = progress if callable(progress) else lambda stage, fraction: None
 
     def body() -> RenderableType:
@@ -27,7 +28,10 @@ def counted(total: int, what: str, stage: str, progress: ProgressOption) -> Iter
     def advance(n: int = 1, text: str = "") -> None:
         nonlocal done, note
         done, note = done + n, text or note
-        tell(stage, done / total if total else 1.0)
+        counting.fraction = done / total if total else 1.0
+        tell(stage, counting.fraction)
+        if screen.mode == "plain" and pace.due(counting.fraction):
+            screen.line(counting.text())
 
     with Screen(body, None if progress is True else "none") as screen:
         screen.start()

@@ -85,18 +85,34 @@ fn table<'py>(
 
 #[pymethods]
 impl Program {
+    /// Structured array (n_calls, max_lanes), filled lanes first. Read-only; the same array at every access.
+    ///
+    /// It takes 20 bytes per lane, so the memory is linear in node-steps: for large plans use :meth:`chunks`.
+    ///
+    /// Fields: ``segment`` (int32; -1 in padding), ``step`` (int32; 0 in padding), ``source`` and ``target``
+    /// (int32 slots; ``n_slots``, a scratch slot, in padding), ``fresh`` (bool: the lane starts a root segment, its
+    /// first latent has to be drawn into ``source`` before the call; at a step > 0, of a resumed plan, its parent's
+    /// state has to be put there), ``begins`` (bool: first step of its segment: its conditioning has to be ready),
+    /// ``final`` (bool: last step; the finished latent is in ``target`` right after the call).
+    ///
+    /// A segment's target is the same slot at all its steps. A slot is reused at the earliest in the call after
+    /// the one that last needs it, so a finished latent has to be copied out before the next call.
     #[getter]
     fn calls<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let make = || table(py, &self.inner, &mut self.inner.calls(), self.inner.n_calls()).map(Bound::unbind);
         Ok(self.calls.get_or_try_init(py, make)?.bind(py).clone())
     }
 
+    /// The entries of :attr:`calls` in order, in arrays of at most ``calls``; only one such array is in memory.
+    ///
+    /// Raises ``ValueError`` for calls < 1.
     #[pyo3(signature = (calls = 1024))]
     fn chunks(&self, calls: i64) -> PyResult<Chunks> {
         let size = positive("calls", calls)?;
         Ok(Chunks { program: Arc::clone(&self.inner), calls: self.inner.calls(), size })
     }
 
+    /// (n_calls,) filled lanes of each call. Computed at every access.
     #[getter]
     fn lanes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let mut calls = self.inner.calls();
@@ -111,16 +127,19 @@ impl Program {
         Ok(PyArray1::from_vec(py, watched(py, None, count)?))
     }
 
+    /// Calls of the denoiser.
     #[getter]
     fn n_calls(&self) -> usize {
         self.inner.n_calls()
     }
 
+    /// Slots used, without the scratch slot.
     #[getter]
     fn n_slots(&self) -> usize {
         self.inner.n_slots()
     }
 
+    /// (n_calls,) filled rows of each call. Computed at every access.
     #[getter]
     fn rows_per_call<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let mut calls = self.inner.calls();
@@ -135,56 +154,67 @@ impl Program {
         Ok(PyArray1::from_vec(py, watched(py, None, count)?))
     }
 
+    /// (K,) rows of the network that a lane has at each step, as given; None: one at all steps.
     #[getter]
     fn rows<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i64>>> {
         self.inner.rows().given().map(|rows| PyArray1::from_vec(py, rows))
     }
 
+    /// (segments,) kind of each segment, as given; None: lanes of one call may be of any segments.
     #[getter]
     fn kinds<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i64>>> {
         self.inner.kinds().map(|kinds| kinds.given().to_pyarray(py))
     }
 
+    /// Rows of the network of all calls.
     #[getter]
     fn n_rows(&self) -> usize {
         self.inner.n_rows()
     }
 
+    /// The most rows of a call: ``batch_size``, or twice that where ``rows`` were given.
     #[getter]
     fn max_rows(&self) -> usize {
         self.inner.rows().capacity()
     }
 
+    /// The most lanes of a call: ``batch_size``, or twice that if ``rows`` were given and some steps have one.
     #[getter]
     fn max_lanes(&self) -> usize {
         self.inner.rows().max_lanes()
     }
 
+    /// The size of a call as it was given: lanes, or where ``rows`` were given, lanes of two rows.
     #[getter]
     fn batch_size(&self) -> usize {
         self.inner.batch_size()
     }
 
+    /// ``depth`` or ``breadth``, as given.
     #[getter]
     fn order(&self) -> &'static str {
         self.inner.order().name()
     }
 
+    /// Whether lanes of one call may be at different steps.
     #[getter]
     fn mixed_steps(&self) -> bool {
         self.inner.mixed_steps()
     }
 
+    /// Filled rows / all rows, which are lanes unless ``rows`` were given.
     #[getter]
     fn occupancy(&self) -> f64 {
         self.inner.occupancy()
     }
 
+    /// No program of this plan has fewer calls at this batch size; see :meth:`Plan.lower_bound`.
     #[getter]
     fn lower_bound(&self) -> usize {
         self.inner.lower_bound()
     }
 
+    /// Calls and slots as aligned text, for people and for golden files.
     #[pyo3(signature = (max_rows = 200))]
     fn describe(&self, max_rows: usize) -> String {
         self.inner.describe(max_rows)

@@ -31,6 +31,26 @@ impl From<hsd_core::Tree> for Tree {
 
 #[pymethods]
 impl Tree {
+    /// Cluster the rows of ``embeddings``, (N, D) float16, float32 or float64 in any layout.
+    ///
+    /// ``metric`` is ``cosine``, the distance 1 - cos, or ``euclidean``, that of the rows as given. SciPy's linkages
+    /// of the same distances are the same, up to ties and rounding (``ward`` squares cosine distances too).
+    ///
+    /// They are read in place and never copied as a whole. ``bfloat16`` takes uint16 for the bits of bfloat16.
+    /// ``rows`` clusters some of them only: leaf i is row ``rows[i]``.
+    ///
+    /// ``memory`` is how many bytes the clustering may use (default: no limit). If all distances fit (4 N²
+    /// bytes, or 2 N² in a slower form) and N is at most 100,000, the tree is exact, otherwise approximate;
+    /// ``exact`` chooses one of the two. The tree does not depend on ``threads`` (default: one per core).
+    ///
+    /// ``progress`` is called with the finished fraction (0..1) at the start, about ten times a second, and
+    /// at the end; an exception from it stops the work and is raised here. Ctrl-C stops it within a second. The
+    /// GIL is released during the work.
+    ///
+    /// Raises ``ValueError`` for an empty set, for a row with a NaN or an infinite entry (names row and column),
+    /// for a row of zeros with ``cosine`` (names the row), for an unknown linkage or metric, for ``centroid`` with
+    /// ``euclidean``, for a row that does not exist, and threads or memory below 1; ``TypeError`` for anything but
+    /// such an array; ``MemoryError`` if ``exact=True`` does not fit.
     #[staticmethod]
     #[pyo3(signature = (
         embeddings, linkage = "ward", *, metric = "cosine", rows = None, exact = None, threads = None, memory = None,
@@ -70,6 +90,10 @@ impl Tree {
         }
     }
 
+    /// A tree from its merges (N-1, 2), ids as in SciPy (leaf i is i, merge j is N + j), and scores (N-1,).
+    ///
+    /// ``linkage`` is any name of at most 64 bytes; it and ``exact`` are only stored. Scores may be infinite.
+    /// Raises ``ValueError`` if this is not one binary tree, or a score is negative or NaN.
     #[staticmethod]
     #[pyo3(signature = (merges, scores, linkage = "ward", exact = true))]
     fn from_merges(merges: &Bound<'_, PyAny>, scores: &Bound<'_, PyAny>, linkage: &str, exact: bool) -> PyResult<Self> {
@@ -78,6 +102,11 @@ impl Tree {
         Ok(if exact { tree } else { tree.approximate() }.into())
     }
 
+    /// One tree over the union of the leaves: tree t's leaf i becomes leaf ``leaves[t][i]``.
+    ///
+    /// The roots are joined, in the order given, by merges of infinite score, so that no cluster ever spans two
+    /// of them. The linkage is that of the trees, or "mixed" if they differ.
+    /// Raises ``ValueError`` unless the leaves are a permutation of 0..N-1.
     #[staticmethod]
     fn join(trees: Vec<PyRef<'_, Tree>>, leaves: Vec<Bound<'_, PyAny>>) -> PyResult<Self> {
         let trees: Vec<&hsd_core::Tree> = trees.iter().map(|tree| &*tree.inner).collect();
@@ -86,6 +115,24 @@ impl Tree {
         Ok(hsd_core::Tree::join(&trees, &leaves).map_err(raise)?.into())
     }
 
+    /// A tree with new leaves N, N + 1, ..., in which the clusters of the old ones do not change.
+    ///
+    /// ``embeddings`` (N + n, D) are the rows of the old leaves, in order, and then of n >= 1 new ones. The new leaves
+    /// are clustered by this tree's linkage among themselves, and each cluster of them joins the old cluster that it
+    /// meets first: at the largest of their distance and their two heights, if the old one is not below another by
+    /// then. Heights of old nodes and the order of old leaves do not change: the tree restricted to the old leaves is
+    /// this one.
+    ///
+    /// ``groups`` (N + n,) is a number for each leaf. In a joined tree a new leaf joins only parts of finite height
+    /// that hold an old leaf of its group, and new leaves of different groups are never in one cluster of finite
+    /// height. Those of a group that no part holds become a tree of their own, joined by a merge of infinite score.
+    ///
+    /// Embeddings, ``metric``, ``threads``, ``bfloat16``, ``progress`` and Ctrl-C are as in :meth:`build`; the metric
+    /// has to be the one that this tree was built with. The result is ``exact`` if this tree is.
+    ///
+    /// Raises ``ValueError`` for what :meth:`build` refuses in the embeddings, for no new rows, a wrong number of
+    /// groups, a linkage that :meth:`build` does not take (such as "mixed"), and for two groups that both grow in one
+    /// part; ``TypeError`` for anything but such an array.
     #[pyo3(signature = (embeddings, groups, *, metric = "cosine", threads = None, bfloat16 = false, progress = None))]
     #[allow(clippy::too_many_arguments)] // Keywords, each with a default.
     fn insert(
@@ -109,64 +156,89 @@ impl Tree {
         }
     }
 
+    /// N, the prompts that the tree joins.
     #[getter]
     fn n_leaves(&self) -> usize {
         self.inner.n_leaves()
     }
 
+    /// The name of the linkage that it was built with; "mixed" if it was joined from trees of several.
     #[getter]
     fn linkage(&self) -> &str {
         self.inner.linkage()
     }
 
+    /// Whether the clustering was exact, not approximate. A joined tree is exact if all its parts are.
     #[getter]
     fn exact(&self) -> bool {
         self.inner.exact()
     }
 
+    /// (N-1, 2) ids of the two children of each merge, children before parents, SciPy's numbering.
     #[getter]
     fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
         let flat: Vec<i64> = self.inner.merges().iter().flatten().map(|&id| id.into()).collect();
         matrix(py, flat, 2)
     }
 
+    /// (N-1,) distance of the two children of each merge, as the linkage defines it.
+    ///
+    /// A built tree's merges are in the order in which they were made: by ascending score for ``ward``,
+    /// ``average`` and ``complete``; for ``centroid`` scores may fall.
     #[getter]
     fn scores<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         self.inner.scores().to_pyarray(py)
     }
 
+    /// (N-1,) max of the score and the children's heights; never decreases towards the root.
     #[getter]
     fn heights<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         self.inner.heights().to_pyarray(py)
     }
 
+    /// (N-1,) number of leaves below each merge.
     #[getter]
     fn sizes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         indices(py, self.inner.sizes())
     }
 
+    /// (N,) the leaves from left to right. Every cluster is a contiguous run that begins with its lowest leaf.
     #[getter]
     fn leaf_order<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         indices(py, self.inner.leaf_order())
     }
 
+    /// (N-1, 4) SciPy linkage matrix: two children (smaller id first), height, size; sorted by height.
+    ///
+    /// A joined tree has infinite heights, which SciPy's own functions refuse.
     fn to_scipy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
         matrix(py, self.inner.to_scipy().concat(), 4)
     }
 
+    /// (N,) cluster label of each leaf when every node with ``node height >= height`` is split.
+    ///
+    /// Labels count from 0 in leaf order. Raises ``ValueError`` for a negative or NaN height.
     fn cut<'py>(&self, py: Python<'py>, height: f64) -> PyResult<Bound<'py, PyArray1<i64>>> {
         Ok(PyArray1::from_vec(py, self.inner.cut(height).map_err(raise)?))
     }
 
+    /// (K,) number of active clusters at each step for thresholds ``phi`` (K,): 1 + #{heights >= phi[k]}.
+    ///
+    /// ``phi`` has to be non-increasing, finite, >= 0 and 0 at the end, here and wherever thresholds are given.
     fn counts<'py>(&self, py: Python<'py>, phi: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let counts = schedule::counts(&self.inner, &vector("phi", phi)?).map_err(raise)?;
         Ok(PyArray1::from_vec(py, counts))
     }
 
+    /// Sum of ``counts(phi)`` for thresholds ``phi`` (K,), computed from the sorted heights only.
     fn node_steps(&self, phi: &Bound<'_, PyAny>) -> PyResult<i64> {
         schedule::node_steps(&self.inner, &vector("phi", phi)?).map_err(raise)
     }
 
+    /// The smallest tau >= 0 with ``node_steps(tau * shape) <= target``, exact to the last bit of a float.
+    ///
+    /// ``shape`` is checked as thresholds are. Raises ``ValueError`` if no tau reaches the target; the message
+    /// gives the smallest possible number of node-steps.
     fn tau_for_node_steps(&self, shape: &Bound<'_, PyAny>, target: i64) -> PyResult<f64> {
         schedule::tau_for_node_steps(&self.inner, &vector("shape", shape)?, target).map_err(raise)
     }

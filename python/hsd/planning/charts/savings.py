@@ -17,6 +17,9 @@ _GRID = 120
 _JUMPS = 1500
 """Up to this number, every jump is drawn."""
 
+_ROOM = 1.9
+"""The picture ends at this multiple of the plan's tau or later: the plan's label stands at the right of its point."""
+
 _BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Savings that are marked on the curve."""
 
@@ -89,7 +92,7 @@ def draw_savings(axes: Any, plan: Subject) -> None:
     curve = Curve(plan)
     most = curve.savings(curve.enough)
     widest = max(4.0 * curve.tau, curve.tau_for(0.5 * most))
-    end = max(1.2 * curve.tau, min(widest, curve.tau_for(0.85 * most)))
+    end = max(_ROOM * curve.tau, min(widest, curve.tau_for(0.85 * most)))
     axes.set_xlim(0, end)
     axes.set_ylim(0, most * 1.15 if most > 0 else 1.0)
     taus, saved = curve.points(end)
@@ -106,7 +109,7 @@ def draw_savings(axes: Any, plan: Subject) -> None:
         color=QUIET,
     )
     _mark_budgets(axes, curve, end)
-    _mark_plan(axes, plan, end)
+    _mark_plan(axes, plan, curve, end)
 
 
 def _mark_budgets(axes: Any, curve: Curve, end: float) -> None:
@@ -120,27 +123,38 @@ def _mark_budgets(axes: Any, curve: Curve, end: float) -> None:
         _beside(axes, f"{budget:.0%}: tau {tau:.3g}", tau, budget, end, fontsize=8.5, color=QUIET)
 
 
-def _mark_plan(axes: Any, plan: Subject, end: float) -> None:
-    """The plan's own point."""
+def _mark_plan(axes: Any, plan: Subject, curve: Curve, end: float) -> None:
+    """The plan's own point. Its label is below the curve, which never falls; with no space there, above all of it."""
     axes.plot([plan.tau, plan.tau], [0, plan.savings], color=CHOSEN, linewidth=1.2, linestyle="--", zorder=2)
     axes.plot([plan.tau], [plan.savings], "D", color=CHOSEN, markersize=8, zorder=5, markeredgecolor="white")
     text = f"this plan: {plan.savings:.1%} at tau {plan.tau:.4g}"
-    _beside(axes, text, plan.tau, plan.savings, end, color=CHOSEN, fontweight="bold")
+    low = not _has_space_below(axes, plan.savings)
+    at = curve.savings(min(end, plan.tau + 0.5 * end)) if low else plan.savings
+    _label(axes, text, plan.tau, at, (9, 7) if low else (9, -11), color=CHOSEN, fontweight="bold")
+
+
+def _has_space_below(axes: Any, savings: float) -> bool:
+    return bool(savings > 0.08 * axes.get_ylim()[1])
 
 
 def _beside(axes: Any, text: str, tau: float, savings: float, end: float, **style: Any) -> None:
     """Text at a point of the curve, on the side of it that is free: below at the right, or above at the left."""
+    if tau < 0.7 * end:
+        _label(axes, text, tau, savings, (9, -11 if _has_space_below(axes, savings) else 7), **style)
+    else:
+        _label(axes, text, tau, savings, (-7, -14 if savings > 0.75 * axes.get_ylim()[1] else 7), **style)
+
+
+def _label(axes: Any, text: str, tau: float, savings: float, offset: tuple[int, int], **style: Any) -> None:
+    """Text at an offset, in points, from a point of the picture; at its right or left."""
     from matplotlib.patheffects import withStroke
 
-    right = tau < 0.7 * end
-    top = axes.get_ylim()[1]
-    below = savings > (0.08 if right else 0.75) * top
     axes.annotate(
         text,
         (tau, savings),
         textcoords="offset points",
-        xytext=(9 if right else -7, -11 if below and right else -14 if below else 7),
-        ha="left" if right else "right",
+        xytext=offset,
+        ha="left" if offset[0] > 0 else "right",
         path_effects=[withStroke(linewidth=3, foreground="white")],  # lines behind it do not cross it
         zorder=6,
         **style,

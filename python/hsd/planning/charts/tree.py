@@ -182,14 +182,18 @@ def _beside(axes: Any, text: str, y: float, **style: Any) -> None:
 
 
 def _ticks(axes: Any, scale: Scale) -> None:
-    """Heights at the left: round values below the first threshold, and the largest one."""
+    """Heights at the left: round values below the knee of the scale, and the largest one; a mark where it bends."""
     from matplotlib.ticker import MaxNLocator
 
     values = [float(v) for v in MaxNLocator(4).tick_values(0, scale.knee) if v <= scale.knee * (1 + 1e-9)]
+    label = "height of the merge"
     if scale.end > scale.knee:
         values.append(scale.end)
+        label += f"; compressed above {scale.knee:.3g}"
+        slash = [(-1, -0.5), (1, 0.5)]
+        axes.plot([0], [scale(scale.knee)], marker=slash, markersize=11, color="black", clip_on=False, zorder=5)
     axes.set_yticks([scale(v) for v in values], [f"{v:.3g}" for v in values])
-    axes.set_ylabel("height of the merge")
+    axes.set_ylabel(label)
 
 
 def _names(axes: Any, plan: Subject) -> None:
