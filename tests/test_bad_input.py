@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import typing
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import tiny
 from helpers import name_of
 from hsd import demo
 from hsd.prompts.files import read_prompts
+from hsd.prompts.pipeline_arguments import OF_A_RUN
 
 GOOD = ["a cat", "a dog", "the sea"]
 E = np.eye(3, 8)
@@ -512,3 +515,80 @@ class Loader:
 def test_a_function_that_returns_a_model_is_called(function):
     with pytest.raises(ValueError, match="it was called"):
         hsd.compile(GOOD, 1.0, model=function)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("num_images_per_prompt", "here it is images_per_prompt="),
+        ("generator", "here it is seeds="),
+        ("output_type", "PIL images by hsd.stream"),
+        ("guidance_scale", "a setting of the model. For all prompts give it to hsd.load"),
+        ("negative_prompt", "settings=.*'negative_prompt'"),
+        ("guidance_scal", "did you mean the setting 'guidance_scale'"),
+        ("seed", "seeds= takes one number"),
+        ("sedes", "did you mean seeds="),
+        ("latents", "seeds="),
+        ("prompt_embeds", "embeddings= of hsd.compile"),
+        ("batch_size", "it is an argument of hsd.generate and hsd.stream"),
+        ("image_format", "it is an argument of hsd.generate"),
+        ("callback_on_step_end", "progress= of hsd.generate"),
+        ("dtype", "give it to hsd.load"),
+        ("lora_scale", "cross_attention_kwargs"),
+        ("xyz", "it has prompts, tau, model"),
+    ],
+)
+def test_compile_says_where_an_unknown_argument_belongs(name, says):
+    with pytest.raises(TypeError, match=f"hsd.compile has no argument '{name}': .*{says}"):
+        hsd.compile(GOOD, **{name: 1})
+
+
+def test_the_model_is_given_by_name():
+    for arguments, more in (((object(),), {"tau": 0}), ((0.5, object()), {})):
+        with pytest.raises(TypeError, match="takes prompts and tau in this order, .* the model as model="):
+            hsd.compile(GOOD, *arguments, **more)
+    with pytest.raises(TypeError, match="tau is a object: it has to be a number.*model="):
+        hsd.compile(GOOD, object())
+
+
+def test_the_signature_of_compile_is_its_own():
+    parameters = inspect.signature(hsd.compile).parameters
+    assert list(parameters)[:3] == ["prompts", "tau", "model"]
+    assert parameters["seeds"].default == 0
+    assert typing.get_type_hints(hsd.compile, None, {"Adapter": object})["return"] is hsd.Plan
+
+
+def test_arguments_of_a_run_are_known_where_there_are_none():
+    """Other calls say that an argument belongs to a run; the table of them is that of the calls themselves."""
+    streamed, generated = (set(inspect.signature(one).parameters) for one in (hsd.stream, hsd.generate))
+    compiled = set(inspect.signature(hsd.compile).parameters)
+    more = (generated | streamed) - compiled - {"plan", "settings"}
+    assert set(OF_A_RUN) == more
+    assert {name for name, function in OF_A_RUN.items() if not function} == more & streamed
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("format", "image_format="),
+        ("output_dir", "out="),
+        ("batchsize", "did you mean 'batch_size'"),
+        ("tau", "compile"),
+    ],
+)
+def test_a_setting_that_is_meant_as_an_argument_of_a_run(name, says):
+    with pytest.raises(TypeError, match=f"has no setting '{name}': .*{says}"):
+        hsd.load(tiny.stable_diffusion(), **{name: 1})
+
+
+def test_arguments_of_other_functions():
+    with pytest.raises(TypeError, match="hsd.write_shards has no argument 'maxcount': here it is per_shard="):
+        hsd.write_shards("a", "b", maxcount=1)
+    with pytest.raises(TypeError, match=r"hsd.evaluate has no argument 'agains': did you mean against=\?"):
+        hsd.evaluate("a", agains="b")
+
+
+def test_an_unknown_setting_is_found_before_the_weights_are_read(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(TypeError, match="has no setting 'seed': seeds="):
+        hsd.load(tmp_path, seed=1)

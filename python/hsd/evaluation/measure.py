@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..names import ScorerName, check_count, check_name
+from ..work.arguments import explains
 from ..work.counting import counted
 from ..work.progress import ProgressOption
 from .by_name import make_scorer
@@ -26,6 +27,7 @@ from .stats import mean_cosine, mean_intervals, mean_of_known, vendi_score, win_
 Path_ = str | os.PathLike[str]
 
 
+@explains("hsd.evaluate")
 def evaluate(
     folder: Path_,
     *,

@@ -132,8 +132,8 @@ def _load(
             )
         with of_hub(source):
             family = _adapter_of(source)
-            if family is not None:  # what is missing is said before anything is downloaded
-                settings = with_images(family, settings)
+            if family is not None:  # what is wrong or missing is said before anything is downloaded
+                settings = with_images(family, _checked(family, settings))
             pipe = _from_pretrained(source, device, dtype, family)
         return _wrap(pipe, name=name, settings=settings)
     if device is not None or dtype is not None:
