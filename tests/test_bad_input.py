@@ -592,3 +592,55 @@ def test_an_unknown_setting_is_found_before_the_weights_are_read(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(TypeError, match="has no setting 'seed': seeds="):
         hsd.load(tmp_path, seed=1)
+
+
+class Bar:
+    """Like the class of tqdm: it takes anything, and shows what it iterates over."""
+
+    def __init__(self, *_, **__):
+        pass
+
+
+def four(a, b, c, d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"failed": 5}, "failed is 5: it has to be None, or a function that is called with each hsd.Failure"),
+        ({"failed": True}, "failed is True"),
+        ({"failed": lambda: None}, "failed= is called with each hsd.Failure .*too many positional"),
+        ({"progress": 1}, r"progress is 1: it has to be True, False, or a function .*\(stage, fraction\)"),
+        ({"progress": "bar"}, "progress is 'bar'"),
+        ({"progress": Bar}, r"progress is <class .*Bar'> \(a class\)"),
+        ({"progress": four}, r"progress= is called with \(stage, fraction\), see hsd.ProgressOption.*four.*'c'"),
+        ({"compile": "max-autotune"}, "compile is 'max-autotune': it has to be True or False"),
+        ({"cuda_graphs": None}, "cuda_graphs is None: it has to be True or False"),
+        ({"batch_size": 8.0}, "batch_size is 8.0: it has to be an integer or 'auto'"),
+        ({"batch_size": "large"}, "batch_size is 'large': it has to be an integer or 'auto'"),
+        ({"max_slots": 2.5}, "max_slots is 2.5: it has to be an integer or None"),
+        ({"budget": "30%"}, "budget is '30%': it has to be a number, the share .*, such as 0.3"),
+        ({"gpu_hours": [2]}, "gpu_hours is a list: it has to be a number, such as 2.5"),
+        ({"tau": "much"}, "tau is 'much': it has to be a number"),
+    ],
+)
+def test_types_are_checked_at_the_call(given, says, tmp_path):
+    """Before a model is loaded: there is none of this name."""
+    with pytest.raises(TypeError, match=says):
+        hsd.stream(GOOD, "dmeo", **given)
+    with pytest.raises(TypeError, match=says):
+        hsd.generate(GOOD, "dmeo", tmp_path / "images", **given)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("progress", [1, "bar", Bar, four])
+def test_progress_is_checked_by_every_call(progress, tmp_path):
+    for call in (
+        partial(hsd.compile, GOOD),
+        partial(hsd.load, "dmeo"),
+        partial(hsd.build_tree, E),
+        partial(hsd.report, tmp_path),
+    ):
+        with pytest.raises(TypeError, match=r"^progress.*\(stage, fraction\)"):
+            call(progress=progress)
