@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 
 import hsd
 import tiny
@@ -644,3 +646,28 @@ def test_progress_is_checked_by_every_call(progress, tmp_path):
     ):
         with pytest.raises(TypeError, match=r"^progress.*\(stage, fraction\)"):
             call(progress=progress)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "^None is no model: give a name, a folder or a pipeline object"),
+        ({"a": 1}, "is no model"),
+        (
+            StableDiffusionPipeline,
+            r"is a class: give a pipeline object, such as StableDiffusionPipeline.from_pretrained",
+        ),
+    ],
+)
+def test_what_is_no_model(given, says):
+    with pytest.raises(hsd.UnsupportedPipeline, match=says):
+        hsd.load(given)
+
+
+def test_a_folder_that_was_saved_with_a_lora(tmp_path):
+    """The layers around which PEFT has put a LoRA are saved under other names."""
+    pipe = tiny.stable_diffusion()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(hsd.UnknownModel, match=r"weights are missing from .*fuse_lora\(\) and unload_lora_weights"):
+        hsd.load(tmp_path)
