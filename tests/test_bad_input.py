@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import typing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 
 import hsd
 import tiny
 from helpers import name_of
 from hsd import demo
 from hsd.prompts.files import read_prompts
+from hsd.prompts.pipeline_arguments import OF_A_RUN
 
 GOOD = ["a cat", "a dog", "the sea"]
 E = np.eye(3, 8)
@@ -512,3 +517,157 @@ class Loader:
 def test_a_function_that_returns_a_model_is_called(function):
     with pytest.raises(ValueError, match="it was called"):
         hsd.compile(GOOD, 1.0, model=function)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("num_images_per_prompt", "here it is images_per_prompt="),
+        ("generator", "here it is seeds="),
+        ("output_type", "PIL images by hsd.stream"),
+        ("guidance_scale", "a setting of the model. For all prompts give it to hsd.load"),
+        ("negative_prompt", "settings=.*'negative_prompt'"),
+        ("guidance_scal", "did you mean the setting 'guidance_scale'"),
+        ("seed", "seeds= takes one number"),
+        ("sedes", "did you mean seeds="),
+        ("latents", "seeds="),
+        ("prompt_embeds", "embeddings= of hsd.compile"),
+        ("batch_size", "it is an argument of hsd.generate and hsd.stream"),
+        ("image_format", "it is an argument of hsd.generate"),
+        ("callback_on_step_end", "progress= of hsd.generate"),
+        ("dtype", "give it to hsd.load"),
+        ("lora_scale", "cross_attention_kwargs"),
+        ("xyz", "it has prompts, tau, model"),
+    ],
+)
+def test_compile_says_where_an_unknown_argument_belongs(name, says):
+    with pytest.raises(TypeError, match=f"hsd.compile has no argument '{name}': .*{says}"):
+        hsd.compile(GOOD, **{name: 1})
+
+
+def test_the_model_is_given_by_name():
+    for arguments, more in (((object(),), {"tau": 0}), ((0.5, object()), {})):
+        with pytest.raises(TypeError, match="takes prompts and tau in this order, .* the model as model="):
+            hsd.compile(GOOD, *arguments, **more)
+    with pytest.raises(TypeError, match="tau is a object: it has to be a number.*model="):
+        hsd.compile(GOOD, object())
+
+
+def test_the_signature_of_compile_is_its_own():
+    parameters = inspect.signature(hsd.compile).parameters
+    assert list(parameters)[:3] == ["prompts", "tau", "model"]
+    assert parameters["seeds"].default == 0
+    assert typing.get_type_hints(hsd.compile, None, {"Adapter": object})["return"] is hsd.Plan
+
+
+def test_arguments_of_a_run_are_known_where_there_are_none():
+    """Other calls say that an argument belongs to a run; the table of them is that of the calls themselves."""
+    streamed, generated = (set(inspect.signature(one).parameters) for one in (hsd.stream, hsd.generate))
+    compiled = set(inspect.signature(hsd.compile).parameters)
+    more = (generated | streamed) - compiled - {"plan", "settings"}
+    assert set(OF_A_RUN) == more
+    assert {name for name, function in OF_A_RUN.items() if not function} == more & streamed
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("format", "image_format="),
+        ("output_dir", "out="),
+        ("batchsize", "did you mean 'batch_size'"),
+        ("tau", "compile"),
+    ],
+)
+def test_a_setting_that_is_meant_as_an_argument_of_a_run(name, says):
+    with pytest.raises(TypeError, match=f"has no setting '{name}': .*{says}"):
+        hsd.load(tiny.stable_diffusion(), **{name: 1})
+
+
+def test_arguments_of_other_functions():
+    with pytest.raises(TypeError, match="hsd.write_shards has no argument 'maxcount': here it is per_shard="):
+        hsd.write_shards("a", "b", maxcount=1)
+    with pytest.raises(TypeError, match=r"hsd.evaluate has no argument 'agains': did you mean against=\?"):
+        hsd.evaluate("a", agains="b")
+
+
+def test_an_unknown_setting_is_found_before_the_weights_are_read(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(TypeError, match="has no setting 'seed': seeds="):
+        hsd.load(tmp_path, seed=1)
+
+
+class Bar:
+    """Like the class of tqdm: it takes anything, and shows what it iterates over."""
+
+    def __init__(self, *_, **__):
+        pass
+
+
+def four(a, b, c, d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"failed": 5}, "failed is 5: it has to be None, or a function that is called with each hsd.Failure"),
+        ({"failed": True}, "failed is True"),
+        ({"failed": lambda: None}, "failed= is called with each hsd.Failure .*too many positional"),
+        ({"progress": 1}, r"progress is 1: it has to be True, False, or a function .*\(stage, fraction\)"),
+        ({"progress": "bar"}, "progress is 'bar'"),
+        ({"progress": Bar}, r"progress is <class .*Bar'> \(a class\)"),
+        ({"progress": four}, r"progress= is called with \(stage, fraction\), see hsd.ProgressOption.*four.*'c'"),
+        ({"compile": "max-autotune"}, "compile is 'max-autotune': it has to be True or False"),
+        ({"cuda_graphs": None}, "cuda_graphs is None: it has to be True or False"),
+        ({"batch_size": 8.0}, "batch_size is 8.0: it has to be an integer or 'auto'"),
+        ({"batch_size": "large"}, "batch_size is 'large': it has to be an integer or 'auto'"),
+        ({"max_slots": 2.5}, "max_slots is 2.5: it has to be an integer or None"),
+        ({"budget": "30%"}, "budget is '30%': it has to be a number, the share .*, such as 0.3"),
+        ({"gpu_hours": [2]}, "gpu_hours is a list: it has to be a number, such as 2.5"),
+        ({"tau": "much"}, "tau is 'much': it has to be a number"),
+    ],
+)
+def test_types_are_checked_at_the_call(given, says, tmp_path):
+    """Before a model is loaded: there is none of this name."""
+    with pytest.raises(TypeError, match=says):
+        hsd.stream(GOOD, "dmeo", **given)
+    with pytest.raises(TypeError, match=says):
+        hsd.generate(GOOD, "dmeo", tmp_path / "images", **given)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("progress", [1, "bar", Bar, four])
+def test_progress_is_checked_by_every_call(progress, tmp_path):
+    for call in (
+        partial(hsd.compile, GOOD),
+        partial(hsd.load, "dmeo"),
+        partial(hsd.build_tree, E),
+        partial(hsd.report, tmp_path),
+    ):
+        with pytest.raises(TypeError, match=r"^progress.*\(stage, fraction\)"):
+            call(progress=progress)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "^None is no model: give a name, a folder or a pipeline object"),
+        ({"a": 1}, "is no model"),
+        (
+            StableDiffusionPipeline,
+            r"is a class: give a pipeline object, such as StableDiffusionPipeline.from_pretrained",
+        ),
+    ],
+)
+def test_what_is_no_model(given, says):
+    with pytest.raises(hsd.UnsupportedPipeline, match=says):
+        hsd.load(given)
+
+
+def test_a_folder_that_was_saved_with_a_lora(tmp_path):
+    """The layers around which PEFT has put a LoRA are saved under other names."""
+    pipe = tiny.stable_diffusion()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(hsd.UnknownModel, match=r"weights are missing from .*fuse_lora\(\) and unload_lora_weights"):
+        hsd.load(tmp_path)

@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 import hsd
 import tiny
 from helpers import fresh_generators, latents_of, mean_difference
-from hsd.models import load
+from hsd.models import BrokenAdapter, load
 
 PROMPTS = ["a cat", "a cat on a mat", "the sea at night"]
 SEEDS = [11, 5, 42]
@@ -292,3 +292,46 @@ def test_attention_backends():
     other = latents_of(plan, model)
     for i, latent in plain.items():
         assert changed(other[i], latent) < 1e-4
+
+
+def like_deep_cache(block):
+    """Wrap a block's ``forward`` as DeepCache does: every second call gets the output of the call before."""
+    inner, kept = block.forward, []
+
+    def wrapped(*args, **kwargs):
+        if kept:
+            return kept.pop()
+        kept.append(inner(*args, **kwargs))
+        return kept[0]
+
+    block.forward = wrapped
+    return inner
+
+
+def test_a_replaced_forward_is_named_and_checked():
+    pipe = tiny.stable_diffusion()
+    model = load(pipe)
+    inner = like_deep_cache(pipe.unet.down_blocks[0])
+    for given in (pipe, model):  # also one that was loaded before
+        with pytest.warns(hsd.Notice, match=r"UNet2DConditionModel.down_blocks.0 has a forward .* take it off"):
+            hsd.load(given)
+    with (
+        pytest.warns(hsd.Notice, match="hsd.models.check"),
+        pytest.raises(BrokenAdapter, match=r"denoise of .* fails: .*Error"),
+    ):
+        hsd.models.check(pipe)
+    pipe.unet.down_blocks[0].forward = inner
+    hsd.load(pipe)  # no notice: the block's own is back
+
+
+def test_forwards_of_known_libraries_are_not_named():
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    pipe = tiny.stable_diffusion()
+    add_hook_to_module(pipe.unet.mid_block, ModelHook())
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert "forward" in vars(pipe.unet.mid_block)
+    hsd.load(pipe)
+    remove_hook_from_module(pipe.unet.mid_block)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    hsd.load(pipe)

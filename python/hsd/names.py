@@ -112,3 +112,12 @@ def check_count(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} is {value}: it has to be at least 1")
     return int(value)
+
+
+def number(name: str, value: object, such_as: str) -> float:
+    """``value`` as a float, or a ``TypeError`` that names it and says what it can be."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        shown = repr(value) if isinstance(value, (str, bytes)) or value is None else f"a {type(value).__name__}"
+        raise TypeError(f"{name} is {shown}: it has to be a number, {such_as}") from None

@@ -29,7 +29,7 @@ def test_every_argument_is_decided_on(name, pipeline):
     taken = arguments.arguments_of(pipeline)
     assert "num_inference_steps" in taken or "decoder_num_inference_steps" in taken
     undecided = [each for each in taken if arguments.decision(adapter, pipeline, each) is None]
-    assert not undecided, f"decide on them in hsd/models/arguments.py, or make them settings: {undecided}"
+    assert not undecided, f"decide on them in hsd/prompts/pipeline_arguments.py, or make them settings: {undecided}"
 
 
 def test_the_check_can_fail():

@@ -51,6 +51,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name[0] != "."}
 
 
+@pytest.mark.filterwarnings("ignore:.* has a forward of another package:hsd.errors.Notice")
 @pytest.mark.parametrize(("change", "named"), CHANGES.values(), ids=CHANGES)
 def test_half_a_folder_is_not_continued_by_a_changed_model(change, named, half):
     plan, folder = half

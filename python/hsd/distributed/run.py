@@ -12,7 +12,7 @@ from typing import Any
 from .. import demo
 from ..errors import Notice
 from ..generation.events import Watcher
-from ..generation.failures import FailureReport, summary
+from ..generation.failures import FailureReport, check_report, summary
 from ..generation.live import watching
 from ..generation.options import Options
 from ..generation.results import Run
@@ -100,6 +100,7 @@ def generate(
         raise ValueError(f"stall is {stall!r}: it has to be a number of seconds above 0")
     check_name("image format", image_format, ImageFormat)
     loader = _loader(model, device, dtype, settings)
+    check_report(failed)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     place = os.fspath(out)
     if not is_url(place):

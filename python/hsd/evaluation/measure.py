@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..names import ScorerName, check_count, check_name
+from ..work.arguments import explains
 from ..work.counting import counted
-from ..work.progress import ProgressOption
+from ..work.progress import ProgressOption, check_progress
 from .by_name import make_scorer
 from .cache import ScoreCache
 from .clusters import Clusters, clusters_of
@@ -26,6 +27,7 @@ from .stats import mean_cosine, mean_intervals, mean_of_known, vendi_score, win_
 Path_ = str | os.PathLike[str]
 
 
+@explains("hsd.evaluate")
 def evaluate(
     folder: Path_,
     *,
@@ -126,6 +128,7 @@ class Measurer:
 
     def __init__(self, scorer: Scorer, batch_size: int, samples: int, seed: int, progress: ProgressOption) -> None:
         self.scorer, self.batch_size, self.samples, self.seed = scorer, batch_size, samples, seed
+        check_progress(progress)
         self.progress = progress
 
     def scores(self, folder: Folder, cache_folder: Path) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import FailedImages
 from ..planning.plan import Plan
+from ..work.arguments import check_function
 from ..work.faults import HOPELESS
 from .lines import Entry, encode, parse
 from .results import Failure, Run, Stage
@@ -22,6 +23,13 @@ others, however many images it has."""
 
 FailureReport = Callable[[Failure], object]
 """Called with each image that fails, as soon as that is known; from any thread."""
+
+
+def check_report(failed: Any) -> None:
+    """``TypeError`` unless it is a :data:`FailureReport` or None, before any work."""
+    if failed is not None:
+        takes = "each hsd.Failure (a generated folder lists them in Run.failed anyway)"
+        check_function("failed", failed, None, takes=takes, otherwise="None")
 
 
 class Failures:

@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from ..planning.plan import Plan
 from ..planning.span import Span
 from ..planning.summary import duration
-from ..work.progress import ProgressOption
+from ..work.progress import ProgressOption, check_progress
 from ..work.stages import BarLine, Stage, clock, line_of
 from ..work.terminal import Mode, Pace, Screen, printable
 from .events import Event, Sums, Told, Watcher
@@ -275,7 +275,9 @@ def watching(progress: ProgressOption | Watcher) -> Iterator[Watcher]:
     """Who watches a run, by its argument ``progress``: a view of its own for True, which is closed at the end."""
     if isinstance(progress, Watcher):
         yield progress
-    elif progress is True:
+        return
+    check_progress(progress)
+    if progress is True:
         with RunView() as view:
             yield view
     else:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ..names import BatchSize, Order
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a plan is run. Nothing here changes the images beyond rounding. See :func:`stream`."""
+    """How a plan is run. Nothing here changes the images beyond rounding. See :func:`stream`.
+
+    Raises
+    ------
+    TypeError
+        For a value of another type. Numbers that are too small are found with the plan that runs.
+    """
 
     batch_size: BatchSize = 16
     order: Order = "depth"
@@ -23,3 +32,17 @@ class Options:
     """Bytes of states at forks that are kept beside the images."""
     neighbours: int = 1
     """Processes on this machine that do the same, this one included: the memory is for all of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("compile", "cuda_graphs", "channels_last", "keep_forks"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name} is {value!r}: it has to be True or False")
+        if self.batch_size != "auto" and not _is_integer(self.batch_size):
+            raise TypeError(f"batch_size is {self.batch_size!r}: it has to be an integer or 'auto'")
+        if self.max_slots is not None and not _is_integer(self.max_slots):
+            raise TypeError(f"max_slots is {self.max_slots!r}: it has to be an integer or None")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -33,7 +33,7 @@ from ..work.quiet import quiet
 from ..work.urls import is_url
 from .clustering import clustered_by_model, replaced
 from .events import Watcher, telling
-from .failures import FailureReport, Failures, summary
+from .failures import FailureReport, Failures, check_report, summary
 from .folders import Folder, open_folder
 from .forks import FORKS, ForkFolder
 from .given import Prompts, compiled, divided
@@ -170,6 +170,7 @@ def generate(
         If the device has no memory left, or has failed. What is finished is written and recorded; the same call, after
         ``DeviceFailed`` in a new process, makes the images that are missing.
     """
+    check_report(failed)
     arguments, settings = divided(plan, settings)
     options = Options(
         batch_size,

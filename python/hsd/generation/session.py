@@ -81,8 +81,6 @@ class Session:
         self.variants = variants_of(adapter, plan.settings)
         self.catch_up = catch_up_of(plan, adapter)
         """gamma of catch-up conditioning: the plan's, or the model's default."""
-        if isinstance(options.batch_size, str) and options.batch_size != "auto":
-            raise TypeError(f"batch_size is {options.batch_size!r}: it has to be an integer or 'auto'")
         self.batch_size: int = 1 if options.batch_size == "auto" else options.batch_size
         """For ``"auto"``, the size of the latest pass."""
         self.seconds = dict.fromkeys(_DOING, 0.0)

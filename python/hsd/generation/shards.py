@@ -17,6 +17,7 @@ from ..errors import Error, OutputError
 from ..names import check_count
 from ..planning.plan import PLAN_FILE, Plan
 from ..work import files
+from ..work.arguments import explains
 from ..work.paths import user_path
 from ..work.reading import open_file, parse_json
 from ..work.text import listed
@@ -71,6 +72,7 @@ class Shards:
         )
 
 
+@explains("hsd.write_shards", {"maxcount": "here it is per_shard="}.get)
 def write_shards(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, per_shard: int = PER_SHARD) -> Shards:
     """Write the images of a folder as WebDataset shards: ``out/images-000000.tar`` and so on.
 

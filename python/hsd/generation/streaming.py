@@ -20,7 +20,7 @@ from ..work.faults import device_errors
 from ..work.progress import ProgressOption
 from .clustering import clustered_by_model
 from .events import Watcher, telling
-from .failures import FailureReport, Failures, summary
+from .failures import FailureReport, Failures, check_report, summary
 from .given import Prompts, compiled, divided
 from .live import RunView, watching
 from .options import Options
@@ -155,6 +155,7 @@ def stream(
     OutOfMemory, DeviceFailed
         If the device has no memory left, or has failed. Images that were yielded before are good.
     """
+    check_report(failed)
     arguments, settings = divided(plan, settings)
     options = Options(batch_size, order, max_slots, conditioning_memory, compile, cuda_graphs, channels_last)
     with watching(progress) as watcher:

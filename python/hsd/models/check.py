@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference, relative to the root mean square of what is compared."""
 _HALF_TOLERANCE = 5e-2
 """The same in half precision."""
+
+
+_KEEPS = " (does a network keep something of the last call, as step caches do?)"
 
 
 class BrokenAdapter(Error, ValueError):
@@ -71,7 +74,8 @@ def check(model: Any, prompts: Sequence[str] = PROMPTS, *, steps: int = 4, **set
     steps = max(steps, adapter.steps_for(2))
     sampler = adapter.sampler(steps)
     n, seeds, variant = len(texts), np.arange(len(texts)), np.zeros(len(texts), np.int64)
-    conditioning = encode([adapter], variant, texts, seeds)
+    with _runs(f"encode of {n} prompts"):
+        conditioning = encode([adapter], variant, texts, seeds)
     for i in range(n):
         _check_rows(conditioning, encode([adapter], variant[:1], texts[i : i + 1], seeds[i : i + 1]), i)
     # Before anything is evaluated: networks may keep tensors, and then do not look on which device they are.
@@ -163,24 +167,40 @@ def _check_rows(together: Conditioning, single: Conditioning, i: int) -> None:
 @torch.no_grad()
 def _check_lanes(adapter: Adapter, latents: Tensor, timesteps: Tensor, rows: dict[str, Tensor]) -> None:
     """Compare each lane of a call with the same lane in a call by itself, and the call with a repetition of it."""
-    output, variance = adapter.denoise(latents, timesteps, rows)
+    n = len(latents)
+    with _runs(f"denoise of {n} lanes"):
+        output, variance = adapter.denoise(latents, timesteps, rows)
     for what, value in (("output", output), ("variance", variance)):
         if value is not None and value.shape != latents.shape:
             raise BrokenAdapter(f"denoise gives {what} {tuple(value.shape)} for latents {tuple(latents.shape)}")
     for i in range(len(latents)):
         one = {name: row[i : i + 1] for name, row in rows.items()}
-        by_itself, _ = adapter.denoise(latents[i : i + 1], timesteps[i : i + 1], one)
+        with _runs(f"denoise of lane {i} by itself, after a call of {'one' if i else n}{_KEEPS}"):
+            by_itself, _ = adapter.denoise(latents[i : i + 1], timesteps[i : i + 1], one)
         hint = "" if not adapter.mixed_timesteps else " (if it is the mixed timesteps, set mixed_timesteps = False)"
         what = f"denoise: lane {i} depends on the other lanes or on the previous call{hint}"
         _same(output[i : i + 1], by_itself, what)
-    again, _ = adapter.denoise(latents, timesteps, rows)
+    with _runs(f"denoise of {n} lanes, after a call of one{_KEEPS}"):
+        again, _ = adapter.denoise(latents, timesteps, rows)
     _same(output, again, "denoise: the same call gives another result after other calls, so the model keeps a state")
+
+
+@contextlib.contextmanager
+def _runs(what: str) -> Iterator[None]:
+    """``BrokenAdapter`` if the model cannot do what is tried; a lack of memory is no fault of the adapter."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, (torch.OutOfMemoryError, Error)):
+            raise
+        raise BrokenAdapter(f"{what} fails: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
 def _check_decode(adapter: Adapter, latents: Tensor, seeds: NDArray[np.int64]) -> None:
     """Decode latents twice, and compare the pictures."""
-    first, second = (adapter.decode(latents, [adapter.generator(int(seed)) for seed in seeds]) for _ in range(2))
+    with _runs(f"decode of {len(latents)} latents"):
+        first, second = (adapter.decode(latents, [adapter.generator(int(seed)) for seed in seeds]) for _ in range(2))
     if len(first) != len(latents):
         raise BrokenAdapter(f"decode gives {len(first)} images for {len(latents)} latents")
     for picture, again in zip(first, second, strict=True):

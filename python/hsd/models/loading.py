@@ -17,13 +17,15 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from .. import demo
 from ..calibration import Calibration
 from ..calibration.store import find
-from ..errors import Error, Notice, UnknownModel
+from ..errors import Error, Notice, UnknownModel, UnsupportedPipeline
 from ..sampler.named import scheduler_named
 from ..work.paths import user_path
 from ..work.progress import ProgressOption, of_stage
 from ..work.quiet import quiet
+from ..work.text import shortened
 from .arguments import why_no_setting
 from .base import Adapter
+from .caches import tell_of_replaced_forwards
 from .generic import Generic
 from .hub import of_hub
 from .identity import family_and_networks, identity_of
@@ -87,6 +89,7 @@ def load(
     tell(0.0)
     with quiet(downloads=progress is True):
         adapter = _load(model, device, dtype, settings)
+    tell_of_replaced_forwards(adapter.modules())
     tell(1.0)
     return adapter if scheduler is None else adapter.with_scheduler(scheduler_named(scheduler, adapter.scheduler()))
 
@@ -132,10 +135,17 @@ def _load(
             )
         with of_hub(source):
             family = _adapter_of(source)
-            if family is not None:  # what is missing is said before anything is downloaded
-                settings = with_images(family, settings)
+            if family is not None:  # what is wrong or missing is said before anything is downloaded
+                settings = with_images(family, _checked(family, settings))
             pipe = _from_pretrained(source, device, dtype, family)
         return _wrap(pipe, name=name, settings=settings)
+    if isinstance(model, type):
+        raise UnsupportedPipeline(
+            f"{model.__name__} is a class: give a pipeline object, such as {model.__name__}.from_pretrained(...), not "
+            "the class"
+        )
+    if model is None or isinstance(model, (bool, int, float, bytes, dict)):
+        raise UnsupportedPipeline(f"{shortened(repr(model))} is no model: give a name, a folder or a pipeline object")
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)
@@ -188,7 +198,15 @@ def _from_pretrained(source: str | Path, device: Any, dtype: torch.dtype | None,
         raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # quantised ones may need a package or a GPU
         raise UnknownModel(f"cannot load {source}: {error}") from error
-    return pipe.to(device)
+    try:
+        return pipe.to(device)
+    except NotImplementedError as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise UnknownModel(
+            f"weights are missing from {source}, or have other names than in the model. If a LoRA was loaded when it "
+            "was saved, call fuse_lora() and unload_lora_weights() before save_pretrained"
+        ) from None
 
 
 def _class_of(source: str) -> str:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..names import Linkage, Metric, Noise, TreeMetric, check_count, check_name, steps_of
 from ..prompts.files import PromptFile
+from ..prompts.pipeline_arguments import not_of_compile
+from ..work.arguments import explains
 from ..work.progress import Progress, ProgressOption, StageReport, shows_stages
 from ..work.text import shortened
 from .catch_up import catch_up_weights, check_catch_up
@@ -47,6 +49,7 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 """What may return a model. A pipeline can be called too, so that it is not enough that something can be."""
 
 
+@explains("hsd.compile", not_of_compile, by_name="the model as model=")
 @shows_stages
 def compile(
     prompts: Iterable[str] | PromptFile,

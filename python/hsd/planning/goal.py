@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._core import Tree
 from ..errors import Notice
+from ..names import number
 from .schedule import check_budget
 
 GoalName = Literal["budget", "images_per_hour", "gpu_hours"]
@@ -56,7 +57,7 @@ def check_goal(tau: float | None, values: Mapping[str, float | None], model: obj
         return None
     if name == "budget":
         return Goal("budget", check_budget(given[name]))
-    value = float(given[name])
+    value = number(name, given[name], "such as 2.5")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {given[name]}: it has to be a finite number above 0")
     if model is None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..names import ScheduleName, check_name
+from ..names import ScheduleName, check_name, number
 
 Schedule = ScheduleName | Callable[[float], float] | Sequence[float] | NDArray[np.floating]
 
@@ -66,16 +66,16 @@ def _measured(weights: Sequence[float] | NDArray[np.floating] | None, steps: int
 
 
 def check_tau(tau: float) -> float:
-    """``tau`` as a float; ``ValueError`` unless it is finite and >= 0."""
-    value = float(tau)
+    """``tau`` as a float; ``TypeError`` unless it is a number, ``ValueError`` unless it is finite and >= 0."""
+    value = number("tau", tau, "such as 0.8; a model is given by its name, model=")
     if not math.isfinite(value) or value < 0.0:
         raise ValueError(f"tau is {tau}: it has to be a finite number >= 0 (0 shares nothing; 0.5 to 1.5 is usual)")
     return value
 
 
 def check_budget(budget: float) -> float:
-    """``budget`` as a float; ``ValueError`` unless it lies inside (0, 1)."""
-    value = float(budget)
+    """``budget`` as a float; ``TypeError`` unless it is a number, ``ValueError`` unless it lies inside (0, 1)."""
+    value = number("budget", budget, "the share of denoiser evaluations to save, such as 0.3")
     if not 0.0 < value < 1.0:
         raise ValueError(f"budget is {budget}: it is the share of denoiser evaluations to save, inside (0, 1)")
     return value

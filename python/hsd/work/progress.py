@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from .arguments import check_function
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,8 +27,16 @@ ends the work. A stage that has nothing to do is left out, and the fraction of o
 """
 
 
+def check_progress(progress: Any) -> None:
+    """``TypeError`` unless it is a :data:`ProgressOption`, before any work."""
+    if progress is not None and not isinstance(progress, bool):
+        takes = "(stage, fraction), see hsd.ProgressOption"
+        check_function("progress", progress, "encode", 0.0, takes=takes, otherwise="True, False")
+
+
 def of_stage(progress: ProgressOption, stage: str) -> Report | None:
     """What is called with the fraction of one stage; None if nobody wants to know."""
+    check_progress(progress)
     return partial(progress, stage) if callable(progress) else None
 
 
@@ -35,6 +45,7 @@ def shows_stages(work: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(work)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_progress(kwargs.get("progress"))
         if kwargs.get("progress") is not True:
             return work(*args, **kwargs)
         from .stages import Stages  # here, because it imports rich
