@@ -1,6 +1,6 @@
 """Every family runs on the emulated device, over seeded schedules, and gives bit for bit what the CPU gives.
 
-A schedule decides how late the device does what was enqueued, and in which order its streams go on. Three of them run
+A schedule decides how late the device does what was enqueued, and in which order its streams go on. Two of them run
 here; ``HSD_SCHEDULES=20 pytest tests/test_device_schedules.py`` runs twenty, and any other number.
 """
 

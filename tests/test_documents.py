@@ -6,6 +6,7 @@ import dataclasses
 import html
 import re
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_every_name_is_defined_in_its_file():
                 if not any(re.search(DEFINED.format(part), source, re.MULTILINE) for source in sources):
                     missing.append(f"{place['file']}: {name}")
     assert missing == []
+
+
+def test_the_fast_loop_names_every_test():
+    """Each file of tests is in the table of what to run after which change, by its name or by a pattern."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## The fast loop")[1].split("**Snapshots.**")[0]
+    patterns = {found.removeprefix("tests/") for found in re.findall(r"(?:tests/|faults/)*test_[\w*]*\.py", table)}
+    written = {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(patterns) > 50
+    assert sorted(name for name in written if not any(fnmatchcase(name, pattern) for pattern in patterns)) == []
+    assert sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in written)) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
