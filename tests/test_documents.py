@@ -6,6 +6,7 @@ import dataclasses
 import html
 import re
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hsd.models.registry import BUILT_IN, adapter_named
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import pypi_readme  # noqa: E402
 from docs_site import hooks  # noqa: E402
 
 # Paths in the documents are relative to one of these.
@@ -62,6 +64,16 @@ def test_every_name_is_defined_in_its_file():
     assert missing == []
 
 
+def test_the_fast_loop_names_every_test():
+    """Each file of tests is in the table of what to run after which change, by its name or by a pattern."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## The fast loop")[1].split("**Snapshots.**")[0]
+    patterns = {found.removeprefix("tests/") for found in re.findall(r"(?:tests/|faults/)*test_[\w*]*\.py", table)}
+    written = {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(patterns) > 50
+    assert sorted(name for name in written if not any(fnmatchcase(name, pattern) for pattern in patterns)) == []
+    assert sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in written)) == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     text = (ROOT / page).read_text()
@@ -74,6 +86,28 @@ def test_every_link_leads_somewhere(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
+
+
+def test_the_page_on_pypi_has_no_relative_link():
+    from markdown_it import MarkdownIt
+
+    at = "https://github.com/someone/hsd", "0a1b2c"
+    page = pypi_readme.with_absolute_links((ROOT / "README.md").read_text(), *at)
+    inline = [child for token in MarkdownIt("commonmark").parse(page) for child in token.children or ()]
+    links = [str(child.attrs[name]) for child in inline for name in ("href", "src") if name in child.attrs]
+    assert [link for link in links if not link.startswith("https://")] == []
+    ours = [link.removeprefix(at[0]).split("/", 3)[1:] for link in links if link.startswith(at[0])]
+    assert len(ours) > 20
+    assert [path for kind, commit, path in ours if commit != at[1] or not (ROOT / path).exists()] == []
+    assert [path for kind, _, path in ours if kind == "raw"] == ["docs/tree.webp"]
+
+
+def test_the_page_on_pypi_names_the_repository():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    before = (ROOT / "pyproject.toml").read_text()
+    after = tomllib.loads(pypi_readme.with_urls(before, "https://github.com/someone/hsd", "0a1b2c"))
+    assert after["project"].pop("urls")["Repository"] == "https://github.com/someone/hsd"
+    assert after == tomllib.loads(before)
 
 
 def test_recipes_name_every_family():

@@ -239,6 +239,8 @@ def test_the_script_for_slurm(noted):
     for task in ("1", "2"):
         bash(str(ROOT / "examples" / "slurm.sbatch"), SLURM_ARRAY_TASK_ID=task, MODEL="demo", PARTS="2")
     assert noted() == [f"GPU= generate prompts.txt --model demo --out images --shard {i}/2" for i in (1, 2)]
+    bash(str(ROOT / "examples" / "slurm.sbatch"), SLURM_ARRAY_TASK_ID="3", PLAN="a plan")
+    assert noted()[0] == "GPU= generate --plan a plan --model sdxl --out images --shard 3/8"
     script = (ROOT / "examples" / "slurm.sbatch").read_text()
     assert re.search(r"#SBATCH --array=1-(\d+)", script)[1] == re.search(r"PARTS:-(\d+)", script)[1]
 

@@ -36,7 +36,7 @@ PLANS = {
         r"prompt 1: 'a dog' before, 'a fox' now \(2 of 4 differ\)",
     ),
     "number": ({"prompts": PROMPTS[:3]}, "prompts: 4 before, 3 now"),
-    "repeats": ({"images_per_prompt": 2}, "images_per_prompt: 1 before, 2 now"),
+    "repeats": ({"images_per_prompt": 2}, r"images_per_prompt: 1 before, 2 now \(for more .*--extend"),
     "settings": (
         {"settings": [{}, {}, {"guidance_scale": 2.0}, {}]},
         r"settings of prompt 2: guidance_scale: none before, 2 now \(1 of 4 prompts differ\)",

@@ -46,9 +46,12 @@ def _requests(before: Plan, now: Plan) -> list[str]:
         if name == "catch_up" and not before.catch_up and not now.catch_up:
             continue
         if old != new:
-            found.append(f"{name}: {shown(old)} before, {shown(new)} now")
+            more = name == "images_per_prompt" and new > old
+            found.append(f"{name}: {shown(old)} before, {shown(new)} now{_MORE_IMAGES if more else ''}")
     return found
 
+
+_MORE_IMAGES = " (for more images of the same prompts, add rows with other seeds: --extend, in Python Plan.extend)"
 
 _ARGUMENTS: dict[str, Any] = {
     "tau": None,

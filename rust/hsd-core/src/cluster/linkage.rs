@@ -18,10 +18,13 @@ named_choice! {
     /// # To add a linkage
     ///
     /// 1. Add the variant and its name here. The name reaches errors and Python from here.
-    /// 2. The compiler now asks for its arms in `joining` and `definition`. If it is reducible (a joined cluster is not
-    ///    nearer to a third than the nearer of its parts was), write its formula in `update.rs`.
-    /// 3. The compiler also asks for its formula in `naive.rs`, the slow form that the tests compare with. All tests
-    ///    that run over [`Linkage::ALL`] then cover it.
+    /// 2. The compiler now asks for its arms in `joining` and, for each metric, in `definition`. If it is reducible (a
+    ///    joined cluster is not nearer to a third than the nearer of its parts was), write its formula in `update.rs`.
+    /// 3. The compiler also asks for its arms in `insert.rs`, which lets new prompts join a tree (its formula there is an
+    ///    `Across`), and for its formula in `naive.rs`, the slow form that the tests compare with.
+    /// 4. `tests/insert.rs` asks for its definition. All tests that run over [`Linkage::ALL`] then cover it.
+    ///
+    /// CONTRIBUTING.md has an example.
     pub enum Linkage {
         /// Ward's Lance-Williams update. Of cosine distances it is what the paper's authors use; of Euclidean ones it is
         /// Ward's method itself: the square of a join's distance is twice what the join adds to the sum of the squared
