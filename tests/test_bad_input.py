@@ -263,6 +263,23 @@ def test_lowering(lowering, says, model):
         hsd.stream(plan, model, **lowering)  # at the call, not at the first image
 
 
+@pytest.mark.parametrize(
+    ("device", "found", "says"),
+    [
+        ("cuda", 0, r"device is cuda, and torch finds no CUDA device.* leave device= \(--device\) out.* CUDA build"),
+        (torch.device("cuda:1"), 0, "device is cuda:1, and torch finds no CUDA device"),
+        ("cuda:7", 2, "device is cuda:7, and torch finds 2 CUDA devices, counted from 0: the last is cuda:1"),
+        ("gpu", 2, "device is gpu, which torch does not know: write cpu, cuda"),
+    ],
+)
+def test_a_device_that_there_is_not(device, found, says, monkeypatch):
+    """Before a model is looked for."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    with pytest.raises(ValueError, match=says):
+        hsd.load("nobody/nothing", device=device)
+
+
 def test_unknown_models(tmp_path):
     with pytest.raises(hsd.UnknownModel, match="unknown model 'dmeo': did you mean 'demo'"):
         hsd.load("dmeo")

@@ -131,5 +131,5 @@ def test_where_it_is_missing_the_error_says_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setitem(demo.MODELS, "demo-sd", missing)
     with pytest.raises(UnknownModel, match=r"demo-sd is not in the installed package: .*models/demo-sd.* clone"):
         hsd.load("demo-sd")
-    with pytest.raises(UnknownModel, match=r"did you mean 'demo-sd'"):
+    with pytest.raises(UnknownModel, match=r"did you mean 'demo-sd'\? Known: demo, (?!demo-sd)"):
         hsd.load("demo-ds")

@@ -222,6 +222,7 @@ def test_workers_of_this_machine(tmp_path, capfd, monkeypatch, warm_python):
     run = hsd.distributed.generate(plan, "demo", tmp_path / "many", workers=2, batch_size=4, prior_steps=5)
     hsd.generate(plan, "demo", tmp_path / "one", batch_size=4, prior_steps=5)
     assert_same_folder(tmp_path / "many", tmp_path / "one")
+    assert not (tmp_path / "many" / "__parts__").exists()  # their lines are in metadata.jsonl
     assert (run.images, run.workers) == (16, 2)
     assert run.plan.request["encoder"] == "demo"
     (record,) = json.loads((tmp_path / "many" / "run.json").read_text())["runs"]

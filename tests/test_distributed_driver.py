@@ -50,7 +50,7 @@ class World:
         self.chance, self.bad, self.deaths, self.broken = chance, bad or {}, deaths, broken
         self.loads, self.lag = loads, lag
         self.free, self.folder, self.written, self.seen = list(range(gpus)), [], [], 0
-        self.actors = []
+        self.actors, self.closed = [], 0
 
     # what is used of the package
 
@@ -147,6 +147,10 @@ class Actor:
     def _open(self, out, image_format):
         yield None
 
+    def _close(self):
+        self.world.closed += 1
+        return [None]
+
     def _run(self, indices, proven):
         world = self.world
         for index in indices.tolist():
@@ -192,6 +196,17 @@ def test_everything_is_made_but_bad_images(bad, deaths, gpus, lag, chance):
     assert set(world.written) == set(range(N)) - bad.keys()
     if not lag:
         assert len(world.written) == len(set(world.written)), "an image was made twice"
+
+
+def test_a_worker_that_was_killed_is_named(caplog):
+    """Without what Ray says of it, which is mostly identifiers; the one that lives closes its files."""
+    world = World(random.Random(0), bad={3: "dies"})
+    with caplog.at_level("INFO", "hsd.distributed"):
+        (reason,) = run(world).values()
+    ended = "worker 1 on host ended unexpectedly (killed, out of memory, or its machine was lost)"
+    assert reason == f"its worker ended 3 times: {ended}"
+    assert f"{ended}; its images go to another" in caplog.messages
+    assert world.closed > 0
 
 
 def test_a_broken_gpu_costs_no_image(monkeypatch):

@@ -51,9 +51,12 @@ def test_a_folder_grows(run, tmp_path):
     code, told = run("more.txt --extend images")
     assert (code, "1 new prompt joins the 9 of the folder" in told) == (0, True)
 
-    code, told = run(f"few.txt --out images {HOW}")
+    code, told = run(f"few.txt --out images {HOW} --tar shards")
     assert (code, "0 images in" in told) == (0, True)
     assert "4 prompts of the folder are not in this list" in told
+    assert "10 images in 1 shard" in told
+    assert "images in the shards whose prompts are not in this list: 4 of 10" in told
+    assert "whose prompts are not" not in run(f"few.txt --out images {HOW} --only 0 --tar shards")[1]
 
     code, told = run("--more 1 --only 0,2-3 --out images")
     assert (code, "3 images in" in told) == (0, True)

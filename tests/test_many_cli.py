@@ -102,6 +102,7 @@ def test_a_saved_plan_is_run_in_parts(prompts, tmp_path):
     for part in ("1/2", "2/2"):
         run = generate(None, out, "--plan", saved, "--shard", part, "--json")
         assert run.exit_code == 0, run.output
+        assert re.search(rf"[45] images to {out}, ", run.output)  # of this part, none exists
         record = json.loads((out / "run.json").read_bytes())
         assert record["runs"][-1].items() >= json.loads(run.stdout).items()
     plan = hsd.Plan.load(out / PLAN_FILE)
@@ -170,6 +171,7 @@ def test_more_parts_than_images(prompts, tmp_path):
         (["--shard", "9/8"], "--shard 9/8: part 9 of 8 does not exist.*write the number of parts itself"),
         (["--shard", "1"], "--shard 1: write I/N, such as 1/8"),
         (["--shard", "1/0"], "--shard 1/0: there has to be at least one part"),
+        (["--tar", "memory://tar"], r"^--tar: memory://tar is a URL"),
         (["--shard", "1/8", "--tar", "tar"], "--tar with --shard 1/8: .*run the same command without --shard"),
         (
             ["--workers", "8", "--device", "cuda:1"],
@@ -181,7 +183,8 @@ def test_more_parts_than_images(prompts, tmp_path):
         (["--workers", "8", "--keep-forks"], "--keep-forks is for a run of one process: leave out --workers"),
     ],
 )
-def test_options_that_do_not_go_together(prompts, tmp_path, options, why):
+def test_options_that_do_not_go_together(prompts, tmp_path, options, why, monkeypatch):
+    monkeypatch.setattr("hsd.cli.generate.Job", None)
     run = generate(prompts, tmp_path / "images", *options)
     assert isinstance(run.exception, ValueError)
     assert re.search(why, str(run.exception))

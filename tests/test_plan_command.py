@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -88,6 +89,21 @@ def test_the_plan_is_the_one_that_runs(words, monkeypatch):
     assert set(plan.kept) < set(saved.kept) if shard else list(plan.kept) == list(saved.kept)
 
 
+def test_the_command_of_a_saved_plan_runs(folder):
+    """It has the options that the plan does not decide, and none that are refused beside it."""
+    words = ["--set", "prior_steps=2", "--width", "32", "--batch-size", "4", "--column", "prompt=prompt"]
+    words += ["--steps", "3", "--only", "0-3", "--more", "1", "--save", "a b.safetensors"]
+    command = hsd_plan("p.jsonl", *words)["command"]
+    kept = "--batch-size 4 --width 32 --set prior_steps=2"
+    assert command == f"hsd generate --plan 'a b.safetensors' {kept} --model demo --out FOLDER"
+    made = RUN.invoke(cli.app, shlex.split(command.replace("FOLDER", "im"))[1:])
+    assert made.exit_code == 0, made.output
+    assert "8 images in" in made.output
+    np.save("e.npy", np.eye(len(PROMPTS), dtype=np.float32))
+    command = hsd_plan("p.txt", "--embeddings", "e.npy", "--device", "cpu", "--save", "e.safetensors")["command"]
+    assert command == "hsd generate --plan e.safetensors --device cpu --model MODEL --out FOLDER"
+
+
 def test_what_a_folder_has_is_counted(folder):
     made = RUN.invoke(cli.app, ["generate", "p.txt", "--out", "im", *QUICK])
     assert made.exit_code == 0, made.output
@@ -120,6 +136,7 @@ def test_a_saved_plan(folder):
     }
     assert again["command"] == "hsd generate --plan p.safetensors --model MODEL --out FOLDER"
     assert positional["command"] == "hsd generate p.safetensors --model MODEL --out FOLDER"
+    assert first["command"] == again["command"]
     by_model = hsd_plan("p.safetensors", "--model", "demo")
     assert (by_model["encoder"], by_model["estimate"]) == ("demo", False)
     for words in (["p.safetensors", "--tau", "1"], ["p.txt", "--plan", "p.safetensors"]):

@@ -319,9 +319,7 @@ def test_the_command_of_a_plan_runs_it(options, prompts, tmp_path):
 
 
 def test_the_command_names_no_model_that_was_not_asked_for(prompts, tmp_path):
-    shown = invoke(
-        "plan", prompts, "--model", "stand-in", "--budget", "0.3", "--save", tmp_path / "p.safetensors"
-    ).output
+    shown = invoke("plan", prompts, "--model", "stand-in", "--budget", "0.3").output
     assert re.search(r"to run it +hsd generate '.*my prompts.txt' --budget 0.3 --model MODEL --out FOLDER\n", shown)
     assert "the built-in encoder stands in for the model's own embeddings" in shown
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(N, 4)))

@@ -13,6 +13,7 @@ import pytest
 
 import hsd
 from disk import check_folder, check_lines, copy_of, fill, images, lines, open_folder
+from hsd.planning.agree import agreed
 from hsd.planning.plan import PLAN_COPY, PLAN_FILE
 from hsd.planning.vectors import VECTORS_FILE
 from power_cut import Recorder, _File, restore
@@ -291,6 +292,30 @@ def test_the_copy_of_the_plan_is_used(grown, reference, how):
     assert any("plan.safetensors was damaged or missing" in text for text in repaired)
     check_folder(grown, expected, reference, extra=EXTRA)
     assert fill(grown, listed([*LARGE, "a hill"], grown)) == ([7], [])
+
+
+def test_a_set_that_grows_in_shards_has_the_copy_of_its_plan(base, reference, tmp_path):
+    path = copy_of(base, tmp_path / "images")
+    whole = agreed(path, listed(LARGE, path))
+    same(hsd.Plan.load(path / PLAN_COPY), whole)
+    for shard in whole.shard(3):
+        fill(path, shard)
+    (path / PLAN_FILE).unlink()
+    plan = listed(LARGE, path)
+    same(plan, whole)
+    assert fill(path, plan)[0] == []
+    check_folder(path, plan, reference, extra=EXTRA)
+
+
+@pytest.mark.parametrize("how", ["missing", "older"])
+def test_the_copy_of_the_plan_is_written_again(grown, base, how):
+    expected = hsd.Plan.load(grown / PLAN_FILE)
+    if how == "missing":
+        (grown / PLAN_COPY).unlink()
+    else:
+        shutil.copy(base / PLAN_FILE, grown / PLAN_COPY)
+    fill(grown, listed(LARGE, grown).shard(3)[0])
+    same(hsd.Plan.load(grown / PLAN_COPY), expected)
 
 
 def test_without_the_plan_and_its_copy_nothing_is_mixed(grown):

@@ -22,13 +22,14 @@ from .console import print_result, quiet, say, tell
 from .job import Job
 from .options import is_typed
 from .recipe import NothingToDo, Shard
+from .sources import PromptsOrPlan
 from .wanted import Wanted, takes_wanted
 
 SOME_FAILED = 3
 """Exit code if some images could not be made."""
 
 
-@opt.takes_prompts()
+@opt.takes_prompts(PromptsOrPlan)
 @takes_wanted()
 def generate(
     ctx: typer.Context,
@@ -71,12 +72,14 @@ def generate(
     Exit codes: 0 if all images exist; 3 if some failed: failed.jsonl in the folder says which and why, and the same
     command tries them again; 1 after an error; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
-    quiet()
-    from ..generation.failures import listed
-    from ..generation.shards import check_shards, write_shards
-
     size, part, workers = wanted.size(), Shard.parse(wanted.shard), wanted.workers
     wanted.check(ctx)
+    if tar is not None:
+        many.check_tar(tar, wanted.folder)
+    quiet()
+    from ..generation.failures import listed  # here, because it imports torch
+    from ..generation.shards import check_shards, write_shards
+
     out, kept = wanted.folder, _trunk_bytes(keep_trunks, wanted.preview)
     if out is None:
         raise typer.BadParameter("say where the images go: --out FOLDER", param_hint="--out")
@@ -128,7 +131,15 @@ def generate(
     if wanted.preview is not None:
         say("to make all images of a cluster: the same command with --only NAME in place of --preview")
     if tar is not None:
-        print_result(str(write_shards(out, tar)))
+        shards = write_shards(out, tar)
+        print_result(str(shards))
+        others = shards.images - run.images - run.existing  # the folder keeps the images of prompts that were dropped
+        if others > 0 and not (wanted.only or wanted.more or wanted.preview):
+            say(
+                f"images in the shards whose prompts are not in this list: {others:,} of {shards.images:,}. The folder "
+                "keeps them; for shards without them, generate this list into a new folder",
+                always=True,
+            )
     if run.failed:
         tried = run.images + len(run.failed)
         say(

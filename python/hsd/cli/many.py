@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..work.paths import user_path
+from ..errors import Error
+from ..work.paths import refuse_url, user_path
 from ..work.urls import is_url
 from .console import say
 from .recipe import Shard
@@ -107,6 +108,16 @@ def check(
         raise ValueError(f"--keep-forks is for a run of one process: leave out {option}, or --keep-forks")
     for name in by_time:
         say(f"{name} is the time of one device: several make the same images sooner")
+
+
+def check_tar(tar: Path, out: str | None) -> None:
+    """Raise ``ValueError`` for ``--tar`` with a URL, on either side."""
+    try:
+        refuse_url(tar)
+        if out is not None:
+            refuse_url(out)
+    except Error as error:
+        raise ValueError(f"--tar: {error}") from None
 
 
 def check_trunks(workers: int | None, ray: str | None, shard: Shard | None, kept: int, preview: int | None) -> None:

@@ -21,6 +21,7 @@ from ..work.urls import is_url
 from . import options as opt
 from .console import print_result, say
 from .run_line import run_line
+from .sources import PromptsOrPlan
 from .wanted import Wanted, takes_wanted
 
 _Model = Annotated[
@@ -60,7 +61,7 @@ _PlanFile = Annotated[
 ]
 
 
-@opt.takes_prompts()
+@opt.takes_prompts(PromptsOrPlan)
 @takes_wanted(model=_Model, out=_Out, workers=_Workers, plan_file=_PlanFile)
 def plan(
     ctx: typer.Context,

@@ -28,7 +28,7 @@ from .console import print_result, say
 _LOG = logging.getLogger(__name__)
 
 
-_DECIDED = (
+DECIDED = (
     "prompts",
     "template",
     "tau",
@@ -117,7 +117,7 @@ def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> 
     of ``also``.
     """
     options = {parameter.name: parameter for parameter in ctx.command.params}
-    for name in (*_DECIDED, "plan_file"):
+    for name in (*DECIDED, "plan_file"):
         free = name in ("prompts", "template", "images_per_prompt") and name not in also
         if not free and opt.is_typed(ctx, name):
             raise ValueError(
@@ -129,7 +129,7 @@ def check_added(ctx: typer.Context, option: str, also: Collection[str] = ()) -> 
 def check_planned(ctx: typer.Context, but: str = "") -> None:
     """Raise ``ValueError`` if something is given beside ``--plan`` that the plan has decided; one option may be."""
     options = {parameter.name: parameter for parameter in ctx.command.params}
-    for name in _DECIDED:
+    for name in DECIDED:
         if name != but and opt.is_typed(ctx, name):
             option = "PROMPTS" if name == "prompts" else options[name].opts[0]
             raise ValueError(f"give --plan or {option}, not both: the plan says it. hsd plan --save writes another one")

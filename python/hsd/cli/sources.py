@@ -20,13 +20,18 @@ from ..prompts.templates import MOST, Templates
 from .console import say
 from .groups import with_group
 
-Prompts = Annotated[
+_HELP = (
+    "A text file with one prompt per line; a table (CSV, TSV, Parquet) or JSON lines (prompt, seed, settings for this "
+    "prompt; other columns are kept beside the images); a data set's folder, or hf://datasets/ORG/NAME; '-' for "
+    "standard input; 'demo' for the built-in prompts. Not with --template."
+)
+
+Prompts = Annotated[str | None, typer.Argument(metavar="PROMPTS", help=_HELP, show_default=False)]
+PromptsOrPlan = Annotated[
     str | None,
     typer.Argument(
         metavar="PROMPTS",
-        help="A text file with one prompt per line; a table (CSV, TSV, Parquet) or JSON lines (prompt, seed, settings "
-        "for this prompt; other columns are kept beside the images); a data set's folder, or hf://datasets/ORG/NAME; "
-        "'-' for standard input; 'demo' for the built-in prompts. Not with --template.",
+        help=f"{_HELP} Or a plan that hsd plan --save has written, FILE.safetensors, as with --plan.",
         show_default=False,
     ),
 ]

@@ -57,13 +57,20 @@ class DemoModel:
         UnknownModel
             If it is not here: only ``demo`` is in the package.
         """
-        for folder in self.folders:
-            if (folder / "model_index.json").is_file():
-                return folder.absolute()
+        if (folder := self._found()) is not None:
+            return folder.absolute()
         raise UnknownModel(
             f"{self.name} is not in the installed package: it is in the folder {_IN_REPOSITORY / self.name} of HSD's "
             "repository. Run this from a clone of the repository"
         )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its files are on this machine."""
+        return self._found() is not None
+
+    def _found(self) -> Path | None:
+        return next((folder for folder in self.folders if (folder / "model_index.json").is_file()), None)
 
     @property
     def calibration_file(self) -> Path:
@@ -87,3 +94,8 @@ MODELS: dict[str, DemoModel] = {
     ),
 }
 """The demo models, by the names that :func:`hsd.load` takes."""
+
+
+def present() -> list[str]:
+    """The names of those whose files are on this machine."""
+    return [name for name, model in MODELS.items() if model.is_here]

@@ -6,6 +6,7 @@ for a model that ends its process, and hides what happened.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from .worker import Place, Worker
 
 _ASK = 1.0
 """Seconds that are waited for an answer, at most."""
+
+_CLOSE = 5.0
+"""Seconds that workers have to close their files at the end."""
 
 _STREAMS = ("plan", "run")
 """Methods that answer more than once."""
@@ -184,7 +188,15 @@ class Crew:
         return {name: value for name, value in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
 
     def close(self) -> None:
-        """End all workers, and keep no reference to anything of Ray."""
+        """End all workers, and keep no reference to anything of Ray.
+
+        Those that wait for work close their files first: a process that is killed holds its locks for a moment longer,
+        and what it holds cannot be joined.
+        """
+        with contextlib.suppress(Exception):  # Ray may be gone
+            closing = [slot.actor.close.remote() for slot in self.idle]
+            if closing:
+                self._ray.wait(closing, num_returns=len(closing), timeout=_CLOSE, fetch_local=False)
         for slot in self.slots:
             self._kill(slot)
 

@@ -63,6 +63,7 @@ class Driver:
         self._startup = Startup(crew, put, loader, recipe, whole, self._say)
         self._queue: Queue | None = None
         self._last: Exception | None = None
+        self._why = ""  # what is said of it
         self._said: set[str] = set()
 
     def run(self) -> None:
@@ -127,7 +128,7 @@ class Driver:
         queue, unit = self._running(slot)
         if fault.ends:
             raise fault.error
-        self._last = fault.error
+        self._last, self._why = fault.error, described(fault.error)
         if fault.breaks:
             self._dead(slot, fault.error)
             return
@@ -143,17 +144,25 @@ class Driver:
 
     def _dead(self, slot: Slot, error: Exception) -> None:
         """A worker has ended, or is of no use."""
+        from ray.exceptions import ActorDiedError
+
         unit, ready, whole = slot.unit, slot.ready, self._whole
-        self._last = error
         where = "" if slot.place is None else f" on {slot.place.host} (process {slot.place.pid})"
-        _LOG.info("a worker%s was lost: %s", where, described(error, 200))
+        worker = "a worker" if slot.place is None else f"worker {slot.place.pid} on {slot.place.host}"
+        if isinstance(error, ActorDiedError):  # Ray's own text is mostly of identifiers
+            why = lost = f"{worker} ended unexpectedly (killed, out of memory, or its machine was lost)"
+        else:
+            why = described(error, 200)
+            lost = f"{worker} was lost: {why}"
+        self._last, self._why = error, why
+        _LOG.info("%s%s", lost, "" if unit is None else "; its images go to another")
         broken = slot.losses >= TRIES and bool(self._others(slot))
         if broken:
             self._say(
                 [
                     Said(
                         f"workers{where} ended {TRIES} times in a row and made nothing: no more are started in their "
-                        f"place ({described(error, 200)})",
+                        f"place ({why})",
                         notice=True,
                     )
                 ]
@@ -162,7 +171,7 @@ class Driver:
         if unit is not None and self._queue is not None:
             queue = self._queue
             whole.refresh()
-            reason = f"its worker ended {TRIES} times: {described(error, 200)}"
+            reason = f"its worker ended {TRIES} times: {why}"
             self._gave_up(lambda: queue.died(unit, whole.settled(), reason, None if slot.told else slot.number))
         self._startup.lost(slot, ready=ready)
 
@@ -234,7 +243,7 @@ class Driver:
     def _failed(self, what: str) -> WorkersFailed:
         whole = self._whole
         rest = f"; {whole.rest()}" if whole.wanted else ""
-        why = "" if self._last is None else f" ({described(self._last)})"
+        why = f" ({self._why})" if self._why else ""
         error = WorkersFailed(f"{what}{why}{rest}: the same call makes what is missing")
         error.__cause__ = self._last
         return error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import Error
 from ..generation.clustering import clustered_by_model, replaced
-from ..generation.folders import open_part
+from ..generation.folders import Writer, open_part
 from ..generation.options import Options
 from ..generation.run_record import facts_of
 from ..generation.unit import Told, UnitRunner
@@ -72,6 +72,7 @@ class Worker:
         self._adapter: Adapter | None = None
         self._plan: Plan | None = None
         self._runner: UnitRunner | None = None
+        self._writer: Writer | None = None
         self._said: list[Said] = []
 
     def where(self) -> Place:
@@ -141,10 +142,16 @@ class Worker:
         assert self._runner is not None
         assert self._plan is not None
         try:
-            self._runner.open(open_part(out, self._plan, self._runner.identity, image_format))
+            self._writer = open_part(out, self._plan, self._runner.identity, image_format)
         except Exception as error:
             return fault_of(error)
+        self._runner.open(self._writer)
         return None
+
+    def close(self) -> None:
+        """Let the driver join what was written here. Nothing is written after that."""
+        if self._writer is not None:
+            self._writer.close()
 
     def run(self, indices: NDArray[np.int64], proven: bool) -> Iterator[Told | Said | Fault]:
         """Run a unit: what happens, until it ends. An error is the last that comes."""

@@ -151,20 +151,22 @@ class Belonging:
             return fingerprint
         return str(self.identity["plan"])
 
-    def _stored_fingerprint(self) -> str | None:
-        if files.regular(self.folder / PLAN_FILE) is None:
+    def _stored_fingerprint(self, name: str = PLAN_FILE) -> str | None:
+        if files.regular(self.folder / name) is None:
             return None
         try:
-            return Plan.load(self.folder / PLAN_FILE).fingerprint
+            return Plan.load(self.folder / name).fingerprint
         except (Error, OSError):
             return None
 
     def _check_plan_file(self, begun: bool) -> None:
-        """The plan is known to be the folder's: a file that is damaged or missing is written again."""
+        """The plan is known to be the folder's: a file that is damaged or missing is written again, the copy too."""
         if self._stored_fingerprint() != self.identity["plan"]:
             if begun or os.path.lexists(self.folder / PLAN_FILE):  # else the first run has come no further
                 self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
             self._save_plan()
+        elif self._plan.extensions and self._stored_fingerprint(PLAN_COPY) != self.identity["plan"]:
+            self._plan.whole().save(files.cleared(self.folder, PLAN_COPY))
 
     def _has_grown_from(self, before: Identity) -> bool:
         """Whether the plan is that of the folder with more prompts, and nothing else differs."""
@@ -175,11 +177,11 @@ class Belonging:
         """Write the plan; if it has grown, a copy first; and what is known of the vectors that it was clustered by."""
         whole = self._plan.whole()
         if whole.extensions:
-            whole.save(cleared(self.folder, PLAN_COPY))
-        whole.save(cleared(self.folder, PLAN_FILE))
+            whole.save(files.cleared(self.folder, PLAN_COPY))
+        whole.save(files.cleared(self.folder, PLAN_FILE))
         if whole.vectors is not None:
             with contextlib.suppress(OSError):  # nothing depends on them
-                write_vectors(cleared(self.folder, VECTORS_FILE), whole.vectors, whole.fingerprint)
+                write_vectors(files.cleared(self.folder, VECTORS_FILE), whole.vectors, whole.fingerprint)
 
     def _differences(self, before: Identity) -> dict[str, list[str]]:
         return identity_differences(before, self.identity, self._plan_differences)
@@ -198,11 +200,3 @@ class Belonging:
                 "there: choose another folder"
             )
         return foreign(self.folder, METADATA if os.path.lexists(self.folder / METADATA) else "images")
-
-
-def cleared(folder: Path, name: str) -> Path:
-    """The path of a file of a folder, after a folder that was in its place is set aside."""
-    path = folder / name
-    if path.is_dir() and not path.is_symlink():
-        files.set_aside(path)
-    return path

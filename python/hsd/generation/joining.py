@@ -20,7 +20,7 @@ from ..work import files
 from ..work.files import FAILED
 from ..work.hosts import host_in_names
 from ..work.locks import Lock
-from .belonging import Belonging, cleared
+from .belonging import Belonging
 from .claims import Held
 from .failures import failure_of, updated
 from .metadata import Metadata
@@ -67,9 +67,9 @@ def record_failures(folder: Path, metadata: Metadata, failures: Iterable[Failure
     path = folder / FAILED
     data = updated(files.read_own(path) or b"", metadata.n_prompts, metadata.entries, failures)
     if data:
-        files.write_atomically(cleared(folder, FAILED), data)
+        files.write_atomically(files.cleared(folder, FAILED), data)
     elif os.path.lexists(path):
-        cleared(folder, FAILED).unlink(missing_ok=True)
+        files.cleared(folder, FAILED).unlink(missing_ok=True)
 
 
 def remove_joined(own: Belonging, metadata: Metadata, held: Held) -> None:

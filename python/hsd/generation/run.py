@@ -279,7 +279,7 @@ def _fill(
         _LOG.warning(text)
     done = folder.done()
     todo = np.setdiff1d(plan.kept, np.fromiter(done, np.int64, len(done)), assume_unique=True)
-    part = plan.prune(todo) if len(todo) else None
+    part, existing = plan.prune(todo) if len(todo) else None, len(plan.kept) - len(todo)
     if session.options.keep_forks and part is None and not (folder.path / FORKS).is_dir():
         _LOG.warning("all images exist, so no pictures of forks are kept: clusters run for that. Use a new folder")
     made = Made(folder, Failures(part or plan, telling(watcher, failed)))
@@ -291,7 +291,7 @@ def _fill(
         run = Run(
             out=folder.path,
             images=len(made.indices),
-            existing=len(plan.kept) - len(todo),
+            existing=existing,
             node_steps=session.node_steps,
             standard_node_steps=session.standard_node_steps,
             batch_size=session.batch_size,
@@ -320,7 +320,7 @@ def _fill(
     began = time.perf_counter()
     try:
         if part is not None:
-            watcher.began(part, len(done), folder.path, _expected(session, part))
+            watcher.began(part, existing, folder.path, _expected(session, part))
             with Writers() as writers:
                 session.forks = ForkFolder(folder.path, plan, writers.submit) if session.options.keep_forks else None
                 if not is_url(folder.path) and (session.options.keep_trunks or (folder.path / TRUNKS).is_dir()):

@@ -78,7 +78,8 @@ def load(
     TypeError
         For a setting that the family does not have; says what to use instead.
     ValueError
-        For a value that a setting cannot have, and if there is no image for a family that needs one.
+        For a value that a setting cannot have, for a device that this machine does not have, and if there is no image
+        for a family that needs one.
     NoSuchSampler
         For a scheduler that does not exist or does not fit.
     """
@@ -105,6 +106,7 @@ def _load(
         check_made(changed, settings)
         return changed
     if isinstance(model, (str, os.PathLike)):
+        _check_device(device)  # before anything is downloaded
         name, folder = str(model), user_path(model)
         source: str | Path
         if name in demo.MODELS:
@@ -130,8 +132,8 @@ def _load(
             near = difflib.get_close_matches(name, [*demo.MODELS, *MODELS], n=1)
             raise UnknownModel(
                 f"unknown model {name!r}{f': did you mean {near[0]!r}?' if near else '.'} Known: "
-                f"{', '.join([*demo.MODELS, *MODELS])}; or a hub id (org/name), a folder with a model_index.json, or a "
-                "pipeline object"
+                f"{', '.join([*demo.present(), *MODELS])}; or a hub id (org/name), a folder with a model_index.json, "
+                "or a pipeline object"
             )
         with of_hub(source):
             family = _adapter_of(source)
@@ -149,6 +151,28 @@ def _load(
     if device is not None or dtype is not None:
         raise TypeError("device= and dtype= are for models loaded by name; move the pipeline itself with .to(...)")
     return _wrap(model, name=None, settings=settings)
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device}, which torch does not know: write cpu, cuda, or cuda:1") from None
+    if asked.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device}, and torch finds no CUDA device on this machine: leave device= (--device) out to run "
+            "on the CPU, or check the driver and that torch is a CUDA build"
+        )
+    count = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= count:
+        raise ValueError(
+            f"device is {device}, and torch finds {count} CUDA device{'' if count == 1 else 's'}, counted from 0: the "
+            f"last is cuda:{count - 1}"
+        )
 
 
 def _demo(

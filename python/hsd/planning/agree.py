@@ -23,7 +23,7 @@ from ..work.objects import Objects
 from ..work.text import listed
 from ..work.urls import below, filesystem_of, is_local, is_url
 from .differences import plan_differences
-from .plan import PLAN_FILE, Plan
+from .plan import PLAN_COPY, PLAN_FILE, Plan
 from .plan_file import encoded
 from .reuse import same_arguments, with_columns
 
@@ -160,6 +160,7 @@ class _Disk:
         return any(regular(self._plan.parent / name) is not None for name in (RUN, IDENTITY))
 
     def replace(self, plan: Plan) -> None:
+        plan.save(files.cleared(self._plan.parent, PLAN_COPY))
         plan.save(self._plan)
 
     def put(self, plan: Plan) -> None:

@@ -293,6 +293,14 @@ def set_aside(path: Path) -> Path:
     raise OutputError(f"{path.parent} holds too many files {path.name}.damaged-*: remove them")
 
 
+def cleared(folder: Path, name: str) -> Path:
+    """The path of a file of a folder, after a folder that was in its place is set aside."""
+    path = folder / name
+    if path.is_dir() and not path.is_symlink():
+        set_aside(path)
+    return path
+
+
 def claim(path: Path, study: dict[str, Any]) -> tuple[str, Any] | None:
     """Record in the JSON file ``path`` what a folder depends on, unless something else is recorded already.
 
