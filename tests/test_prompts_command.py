@@ -49,7 +49,7 @@ def test_the_report(tmp_path):
         "seeds: 2 given",
         "settings: width (1)",
         "kept beside the images: id (3)",
-        "repeats of earlier prompts, which give other images by their own seeds: 1",
+        "repeats of earlier prompts, each for one more image with its own seed: 1",
         f"  'a red star': 2 times ({path}, line 2; {path}, line 4)",
         "1 longer than the model reads, which loses their end:",
         f"  {path}, line 5: 92 tokens, 32 are read; lost: {'a red star ' * 5 + 'a ...'!r}",
@@ -211,5 +211,5 @@ def test_repeats_with_one_seed_are_told(tmp_path):
     path = tmp_path / "same.csv"
     path.write_text("prompt,seed\na red star,1\na red star,1\na red star,2\na blue star,1\n")
     assert numbers(str(path))["same_seeds"] == 1
-    said = "1 of them have the seed of an earlier one too: without sharing they give its image again"
+    said = "1 of them has the seed of an earlier one too: without sharing they give its image again"
     assert said in run("prompts", str(path)).stdout

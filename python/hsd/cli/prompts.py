@@ -91,11 +91,12 @@ def report(file: PromptFile, found: dict[str, Any]) -> list[str]:
     repeats = found["repeats"]
     if repeats:
         more = sum(len(one["indices"]) - 1 for one in repeats)
-        out.append(f"repeats of earlier prompts, which give other images by their own seeds: {more:,}")
+        out.append(f"repeats of earlier prompts, each for one more image with its own seed: {more:,}")
         out += [_repeat(one, file) for one in repeats[:_NAMED]]
         out += [f"  and {len(repeats) - _NAMED:,} more"] if len(repeats) > _NAMED else []
     if same := found["same_seeds"]:
-        out.append(f"{same:,} of them have the seed of an earlier one too: without sharing they give its image again")
+        has = "has" if same == 1 else "have"
+        out.append(f"{same:,} of them {has} the seed of an earlier one too: without sharing they give its image again")
     if "cut" in found:
         cuts = found["cut"]
         out.append(f"{len(cuts):,} longer than the model reads" + (", which loses their end:" if cuts else ""))

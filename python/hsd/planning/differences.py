@@ -23,8 +23,10 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
     """
     if before.fingerprint == now.fingerprint:
         return []
-    found = _texts(before, now) + _seeds(before, now) + _prompt_settings(before, now)
-    found += _requests(before, now)
+    found = _requests(before, now)
+    added = before.n_prompts < now.n_prompts and set(before.prompts) <= set(now.prompts)
+    if not (found and added):  # prompts may be added: the arguments alone are in the way
+        found = _texts(before, now) + _seeds(before, now) + _prompt_settings(before, now) + found
     if before.n_steps != now.n_steps and not any(text.startswith("steps") for text in found):
         found.append(
             f"evaluations of the denoiser: {before.n_steps} before, {now.n_steps} now (by the scheduler, or strength)"

@@ -59,7 +59,7 @@ class PromptFile:
         if images_per_prompt > 1:
             raise ValueError(
                 f"images_per_prompt is {images_per_prompt}, but the file gives seeds: repeat lines instead, each with "
-                "its own seed"
+                "its own seed, or take the seeds for a column (--column given_seed=seed), so that --seed gives them all"
             )
         return [seed + i if own is None else own for i, own in enumerate(self.seeds)]
 

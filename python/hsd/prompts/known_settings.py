@@ -7,6 +7,7 @@ any model is loaded. ``tests/test_setting_types.py`` compares the two.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -151,7 +152,7 @@ def no_setting(key: str, advice: str) -> str:
     name = "with that name, or with one"
     if not advice.endswith("?"):  # it proposes no name
         advice, name = f"{advice}.", "with a name"
-    way_out = f"Write --column NAME={key} {name} of your own to keep it beside the images"
+    way_out = f"Write --column {shlex.quote(f'NAME={key}')} {name} of your own to keep it beside the images"
     return f"{key!r}, which is no setting: {advice} {way_out}"
 
 
