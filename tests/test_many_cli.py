@@ -191,6 +191,12 @@ def test_options_that_do_not_go_together(prompts, tmp_path, options, why, monkey
     assert not (tmp_path / "images").exists()
 
 
+@pytest.mark.parametrize("option", [["--shard", "4/3"], ["--tar", "memory://tar"]])
+def test_what_needs_no_torch_is_checked_before_it_is_loaded(prompts, tmp_path, option, monkeypatch):
+    monkeypatch.setattr("hsd.cli.generate.quiet", lambda: pytest.fail("what follows imports torch"))
+    assert isinstance(generate(prompts, tmp_path / "images", *option).exception, ValueError)
+
+
 @pytest.mark.parametrize("option", [["--tau", "1"], ["--steps", "9"], ["--template", "a {b|c}"], ["prompts.txt"]])
 def test_a_saved_plan_has_decided_these(tmp_path, option):
     hsd.compile(["a cat", "a dog"], 1.0).save(tmp_path / "p.safetensors")
