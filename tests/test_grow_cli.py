@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -66,6 +67,25 @@ def test_a_folder_grows(run, tmp_path):
     assert plan.extensions == (6, 9, 10)
     assert plan.variations == {10: 0, 11: 2, 12: 3}
     assert len(list((tmp_path / "images").glob("*.png"))) == 13
+
+
+def test_a_cell_that_was_edited_stays_edited(run, tmp_path):
+    def titles():
+        lines = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
+        return [json.loads(line)["title"] for line in lines]
+
+    (tmp_path / "sheet.csv").write_text("prompt,title\na red star,Star\na blue ring,Ring\n")
+    assert run("sheet.csv --out images --steps 4")[0] == 0
+    (tmp_path / "sheet.csv").write_text("prompt,title\na red star,Red\na blue ring,Ring\n")
+    code, told = run("sheet.csv --out images --steps 4")
+    assert (code, "damaged" in told, titles()) == (0, False, ["Red", "Ring"])
+    (tmp_path / "added.csv").write_text("prompt,title\na green cross,Cross\n")
+    code, told = run("added.csv --extend images")
+    assert (code, "damaged" in told, titles()) == (0, False, ["Red", "Ring", "Cross"])
+    (tmp_path / "added.csv").write_text("prompt,title\na green cross,Green\n")
+    assert run("added.csv --extend images")[0] == 0  # of a plan that has grown, whose copy is written too
+    code, told = run("--more 1 --only 0 --out images")
+    assert (code, "damaged" in told, titles()) == (0, False, ["Red", "Ring", "Green", "Red"])
 
 
 def test_preview_then_the_rest_of_a_cluster(run, tmp_path):

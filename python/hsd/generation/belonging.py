@@ -152,18 +152,25 @@ class Belonging:
         return str(self.identity["plan"])
 
     def _stored_fingerprint(self, name: str = PLAN_FILE) -> str | None:
+        stored = self._stored(name)
+        return None if stored is None else stored.fingerprint
+
+    def _stored(self, name: str) -> Plan | None:
         if files.regular(self.folder / name) is None:
             return None
         try:
-            return Plan.load(self.folder / name).fingerprint
+            return Plan.load(self.folder / name)
         except (Error, OSError):
             return None
 
     def _check_plan_file(self, begun: bool) -> None:
         """The plan is known to be the folder's: a file that is damaged or missing is written again, the copy too."""
-        if self._stored_fingerprint() != self.identity["plan"]:
+        stored, columns = self._stored(PLAN_FILE), self._plan.columns
+        if stored is None or stored.fingerprint != self.identity["plan"]:
             if begun or os.path.lexists(self.folder / PLAN_FILE):  # else the first run has come no further
                 self.repaired.append(f"{PLAN_FILE} was damaged or missing, and is written again")
+            self._save_plan()
+        elif columns and stored.columns != columns:  # edited in the list, and nothing else of it
             self._save_plan()
         elif self._plan.extensions and self._stored_fingerprint(PLAN_COPY) != self.identity["plan"]:
             self._plan.whole().save(files.cleared(self.folder, PLAN_COPY))

@@ -135,6 +135,8 @@ class Lines:
         wrong = [key for key, value in expected.items() if key not in entry or not same(entry[key], value)]
         if not wrong:
             return Checked(entry)
+        if set(wrong) <= set(self._beside):  # edited in the list, which is no damage
+            return Checked({**entry, **expected})
         return Checked({**entry, **expected}, f"{self.name(index)}: {', '.join(wrong)} of its line corrected")
 
     def _check_unsigned(self, entry: Entry, index: int) -> Checked:

@@ -119,8 +119,8 @@ class StoreBelonging:
 
     def _put_plan(self) -> None:
         """Write the plan, unless it is there. The identity, which came first, says which one it has to be."""
-        stored = self._stored_plan()
-        if stored is not None and stored.fingerprint == self.identity["plan"]:
+        stored, columns = self._stored_plan(), self._plan.columns
+        if stored is not None and stored.fingerprint == self.identity["plan"] and columns in ({}, stored.columns):
             return
         self._write_plan()
 
