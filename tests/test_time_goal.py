@@ -288,6 +288,12 @@ def test_the_command_line(model, prompts, tmp_path):
     made = invoke("generate", prompts, "--out", out, *hours).output
     assert f"{numbers['node_steps']:,} instead of {N * STEPS}" in made
     assert "12 existed already" in invoke("generate", prompts, "--out", out, *hours).output  # the speed is another now
+    next(out.glob("*.png")).unlink()
+    known = speeds.recall(hsd.load("demo"))
+    left = json.loads(invoke("plan", prompts, "--model", "demo", "--out", out, "--json", *hours).stdout)
+    for end in (0, 1):
+        denoising = known.sizes[16].ends()[end] * left["missing_node_steps"]
+        assert left["missing_seconds"][end] == pytest.approx(denoising + known.image.ends()[end])
     refused = RUN.invoke(cli.app, ["plan", str(prompts), "--model", "stand-in", "--gpu-hours", "1"])
     assert "needs a model" in str(refused.exception)
 

@@ -14,6 +14,8 @@ from ..names import IMAGE_FILE
 from ..planning.differences import plan_differences
 from ..planning.plan import Plan
 from ..planning.reuse import has_images, plan_in
+from ..planning.span import Span
+from ..planning.summary import Summary
 from ..work.paths import user_path
 from ..work.reading import read_array
 from ..work.stages import Stages
@@ -126,6 +128,9 @@ def plan(
         names = ("order", "max_slots", "compile", "channels_last", "cuda_graphs")
         own = {name: getattr(wanted, name) for name in names}
         summary = cost(result, adapter, None if size == "auto" else size, **own)
+        if "missing" in numbers and (span := _seconds_of(numbers, summary)) is not None:
+            rows.append(("time of these", f"{span}, once the model is loaded"))
+            numbers["missing_seconds"] = span.ends()
     if wanted.workers is not None:
         found = on_workers(result, wanted.workers)
         rows.append((f"on {wanted.workers:,} workers", _told(found)))
@@ -162,6 +167,16 @@ def _in_folder(plan: Plan, out: str | None) -> tuple[list[tuple[str, str]], dict
     node_steps = plan.prune(missing).node_steps if len(missing) else 0
     left = f"{len(missing):,} of {len(plan):,} images, {node_steps:,} node-steps; the others are in {out}"
     return [("to be made", left)], {"missing": len(missing), "missing_node_steps": node_steps}
+
+
+def _seconds_of(missing: dict[str, Any], whole: Summary) -> Span | None:
+    """The time of what is to be made, from that of the whole plan; None if that is not known."""
+    if whole.seconds is None:
+        return None
+    span = whole.seconds * (missing["missing_node_steps"] / whole.node_steps)
+    if whole.other_seconds is None:
+        return span
+    return span + whole.other_seconds * (missing["missing"] / whole.kept)
 
 
 def on_workers(plan: Plan, workers: int) -> dict[str, Any]:
