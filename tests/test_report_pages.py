@@ -64,6 +64,7 @@ def test_five_thousand_images_open_as_fast_as_few(browser, many):
         page.locator("#grid .tile").first.wait_for()
         assert tiles(page).count() == 500
         assert status(page) == "5,000 images"
+        assert tiles(page).nth(2).locator(".number").inner_text() == "2 · seed 102"  # images of one prompt differ by it
         scripts = page.evaluate("Array.from(document.scripts).map((one) => one.src.split('/').pop())")
         assert "images-0.js" in scripts
         assert "images-1.js" not in scripts

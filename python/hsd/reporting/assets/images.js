@@ -85,11 +85,12 @@ hsd.images = (function () {
 
   /** A tile that opens an image. */
   function tile(image, eager) {
+    const number = String(image.key) + (image.seed === null ? "" : " · seed " + image.seed); // images of one prompt differ
     return hsd.make("a", {
       class: "tile", href: hsd.address({ image: String(image.key) }), "data-key": String(image.key),
       title: image.title.length > 300 ? image.title.slice(0, 300) + "…" : image.title,
     }, picture(image, eager), hsd.make("span", { class: "caption", "aria-hidden": "true", dir: "auto" },
-      image.title.slice(0, 200)));
+      image.title.slice(0, 200)), hsd.make("span", { class: "number", "aria-hidden": "true" }, number));
   }
 
   /** Set how tiles look: all images of one shape are shown whole, others in squares. */
