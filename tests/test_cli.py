@@ -208,7 +208,7 @@ def test_a_file_with_seeds_and_settings(tmp_path):
     assert re.search(r"settings +2 different ones", first.output)
     entries = {e["index"]: e for e in map(json.loads, (out / "metadata.jsonl").read_text().splitlines())}
     assert [entries[i]["seed"] for i in range(3)] == [40, 40, 2]
-    assert [entries[i]["guidance_scale"] for i in range(3)] == [None, 1.0, None]
+    assert [entries[i]["guidance_scale"] for i in range(3)] == [2.0, 1.0, 2.0]  # the model's own, but for one
     assert json.loads((out / "run.json").read_text())["identity"]["model"]["settings"]["prior_steps"] == 2
     again = RUN.invoke(cli.app, command)
     assert "0 images in" in again.output

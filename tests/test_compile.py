@@ -102,7 +102,7 @@ def test_a_budget_where_nothing_can_be_shared_does_not_stop_a_script(prompts, wh
 
 @pytest.mark.parametrize("progress", [False, True])
 def test_a_notice_points_at_the_call(progress):
-    """Also through the frame of the decorator that shows stages."""
+    """Also through the frames of its decorators."""
     with pytest.warns(hsd.Notice, match="has no effect") as said:
         hsd.compile(["a"], budget=0.1, embeddings=np.ones((1, 3)), progress=progress)
     assert [notice.filename for notice in said] == [__file__]

@@ -331,7 +331,7 @@ def compile(
         # in separate trees.
         failed = {} if conditioning is None else conditioning.failed
         if failed:
-            warn_of_failed(failed, texts, stacklevel=4)
+            warn_of_failed(failed, texts, stacklevel=5)
         replica = replicas(labels, variant, alone=sorted(failed))
         tree = replica_tree(vectors, rows, replica, linkage, limits, clustering, kind)
 

@@ -92,7 +92,7 @@ def tau_for_budget(tree: Tree, shape: NDArray[np.float64], budget: float) -> flo
         n = tree.n_leaves
         none = f"no two of the {n:,} images may share a step (repeats, other settings)"
         what = "there is one image" if n == 1 else none
-        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=4)
+        warnings.warn(f"a budget of {budget} has no effect: {what}", Notice, stacklevel=5)
         return 0.0
     # Checked here and not only in Rust, to name the budget that was asked for.
     least = tree.node_steps(np.where(shape > 0, np.finfo(np.float64).max, 0.0))

@@ -73,7 +73,7 @@ def checked_metric(metric: str, asked: Metric, adapter: Adapter, width: int) -> 
     warnings.warn(
         f"the calibration of {calibration.model} {what}: {used}. Run `hsd calibrate` for this model",
         Notice,
-        stacklevel=4,
+        stacklevel=5,
     )
     return metric if asked == "calibrated" else "cosine"
 

@@ -67,7 +67,7 @@ def tau_for_time(
 
     if (without := seconds(standard)) <= limit:
         said = f"{goal} need no sharing: without it the run takes about {_times(without, len(standard))}; tau is 0"
-        warnings.warn(said, Notice, stacklevel=4)
+        warnings.warn(said, Notice, stacklevel=5)
         return 0.0
     least = without if most is None else seconds(plan_at(most))
     if most is None or least > limit:
@@ -99,7 +99,7 @@ def speed_of(adapter: Adapter, plan: Plan, conditioning: Conditioning | None = N
             f"the speed of {adapter.name} on this machine was not known: measured in "
             f"{duration(time.perf_counter() - started)}. hsd bench and long runs measure it better"
         )
-        warnings.warn(said, Notice, stacklevel=5)
+        warnings.warn(said, Notice, stacklevel=6)
     node_step = known.at(_LANES) or known.at(None)
     assert node_step is not None
     assert known.image is not None
