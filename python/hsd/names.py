@@ -105,9 +105,14 @@ def steps_of(steps: int | None, num_inference_steps: int | None) -> int:
     return check_count("num_inference_steps", num_inference_steps)
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, Python's or NumPy's; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: int) -> int:
     """``value`` if it is an integer of at least 1, or an error that names it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not is_integer(value):
         raise TypeError(f"{name} has to be an integer, not {value!r}")
     if value < 1:
         raise ValueError(f"{name} is {value}: it has to be at least 1")

@@ -7,10 +7,11 @@ import what needs torch when they run: ``hsd plan`` starts without it, and ``hsd
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -65,28 +66,25 @@ _COMMANDS = {
 }
 
 
-class _Commands(MutableMapping[str, Any]):
-    """The commands by name. A command's module is imported when the command is asked for."""
+@functools.cache
+def _command(name: str) -> Any:
+    """A command, from its module, which is imported for it."""
+    from .console import stoppable
 
-    def __init__(self) -> None:
-        self._built: dict[str, Any] = {}
+    one = typer.Typer(add_completion=False)
+    _, resumable = _COMMANDS[name]
+    function = getattr(import_module(f".{name}", __name__), name)
+    one.command(name, cls=_Command)(stoppable(function, resumable=resumable))
+    return typer.main.get_command(one)
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._built:
-            _, resumable = _COMMANDS[name]
-            from .console import stoppable
-
-            one = typer.Typer(add_completion=False)
-            function = getattr(import_module(f".{name}", __name__), name)
-            one.command(name, cls=_Command)(stoppable(function, resumable=resumable))
-            self._built[name] = typer.main.get_command(one)
-        return self._built[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._built[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._built[name]
+        if name not in _COMMANDS:
+            raise KeyError(name)
+        return _command(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_COMMANDS)
@@ -100,7 +98,7 @@ class _Group(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = _Commands()
+        self.commands = _Commands()  # type: ignore[assignment]  # none is added to it
         self._listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:

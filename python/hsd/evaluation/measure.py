@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..names import ScorerName, check_count, check_name
+from ..names import ScorerName, check_count, check_name, is_integer
 from ..work.arguments import explains
 from ..work.counting import counted
 from ..work.progress import ProgressOption, check_progress
@@ -92,7 +92,7 @@ def evaluate(
     check_count("batch_size", batch_size)
     if check_count("samples", samples) < 2:
         raise ValueError(f"samples is {samples}: diversity needs at least 2 images")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise ValueError(f"seed is {seed!r}: an integer of at least 0")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance is {tolerance}: a finite number of at least 0")

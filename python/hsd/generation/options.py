@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..names import BatchSize, Order
+from ..names import BatchSize, Order, is_integer
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,7 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, (bool, np.bool_)):
                 raise TypeError(f"{name} is {value!r}: it has to be True or False")
-        if self.batch_size != "auto" and not _is_integer(self.batch_size):
+        if self.batch_size != "auto" and not is_integer(self.batch_size):
             raise TypeError(f"batch_size is {self.batch_size!r}: it has to be an integer or 'auto'")
-        if self.max_slots is not None and not _is_integer(self.max_slots):
+        if self.max_slots is not None and not is_integer(self.max_slots):
             raise TypeError(f"max_slots is {self.max_slots!r}: it has to be an integer or None")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

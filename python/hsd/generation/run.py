@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import Notice
 from ..models import Adapter, load
 from ..models.identity import image_identity
-from ..names import BatchSize, ImageFormat, Linkage, Metric, Noise, Order
+from ..names import BatchSize, ImageFormat, Linkage, Metric, Noise, Order, is_integer
 from ..planning.encoders import Encoder
 from ..planning.plan import Plan
 from ..planning.rows import alone_from
@@ -220,7 +220,7 @@ def trunk_bytes(keep_trunks: bool | int) -> int:
     """
     if isinstance(keep_trunks, (bool, np.bool_)):
         return TRUNK_BYTES if keep_trunks else 0
-    if not isinstance(keep_trunks, (int, np.integer)):
+    if not is_integer(keep_trunks):
         raise TypeError(f"keep_trunks has to be True, False or a number of bytes, not {keep_trunks!r}")
     if keep_trunks < 0:
         raise ValueError(f"keep_trunks is {keep_trunks}: it has to be a number of bytes >= 0")
